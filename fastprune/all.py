@@ -1,0 +1,9 @@
+"Everything that fastprune offers: `from fastprune.all import *`"
+from .schedules import *
+from .weights import *
+from .criteria import *
+from .masks import *
+from .callback import *
+from .learner import *
+from .data import *
+from .models import *

@@ -1,0 +1,365 @@
+"What SparsifyCallback promises, step by step"
+import contextlib, copy, io, warnings
+from functools import partial
+import pytest, torch
+import numpy as np, pandas as pd
+from fastai.basics import (SGD, Adam, Callback, CancelFitException, CancelStepException, Lamb, OptimWrapper, Recorder, RMSProp, load_learner, params, ranger)
+from fastai.callback.all import CSVLogger, GradientAccumulation, ProgressCallback, SaveModelCallback, ShortEpochCallback
+from fastprune.all import *
+
+
+def zeros_and_masks_agree(learn):
+    return Masks.from_zeros({n: p for n, p in prunable_weights(learn.model).items() if n in learn.masks}) == learn.masks
+
+
+class Check(Callback):
+    "After each step pruned weights are exactly 0.0, and the state_dict has the keys it had"
+    order, steps = 90, 0
+    def before_fit(self): self.keys = list(self.learn.model.state_dict())
+    def after_step(self):
+        self.steps += 1
+        ps = dict(self.learn.model.named_parameters())
+        for n, m in (self.learn.masks or {}).items(): assert (ps[n][~m] == 0).all(), n
+        assert list(self.learn.model.state_dict()) == self.keys
+
+
+opts = dict(sgd=SGD, momentum=partial(SGD, mom=0.9), adam=Adam, decay=partial(Adam, wd=0.1, decouple_wd=False), rmsprop=partial(RMSProp, mom=0.9),
+            lamb=Lamb, lookahead=ranger, torch_sgd=partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=0.9, nesterov=True)),
+            torch_adamw=partial(OptimWrapper, opt=torch.optim.AdamW))
+
+
+@pytest.mark.parametrize('opt', opts)
+@pytest.mark.parametrize('scope', ['local', 'global'])
+def test_zeros_after_every_step(learner, fit, opt, scope):
+    learn, check = learner(opt_func=opts[opt], wd=0.01), Check()
+    fit(learn, 1, 1e-3, cbs=[SparsifyCallback(0.8, scope=scope, interval=3), check])
+    fit(learn, 1, 1e-3, cbs=check)
+    assert check.steps == 46
+    n = sum(m.numel() for m in learn.masks.values())
+    if scope == 'global': assert learn.masks.n_kept == n-round(0.8*n)
+    else: assert all(int((~m).sum()) == round(0.8*m.numel()) for m in learn.masks.values())
+    assert zeros_and_masks_agree(learn)
+
+
+def test_optimizer_state_is_left_alone(learner, fit):
+    "With masks all True from start to end the run is plain training, to the bit; and pruning does not touch momentum"
+    plain, same = fit(learner(), 2), fit(learner(), 2, cbs=SparsifyCallback(0.))
+    for a, b in zip(plain.model.state_dict().values(), same.model.state_dict().values()): assert torch.equal(a, b)
+    class Peek(Callback):
+        order = 54
+        def after_step(self): self.state = copy.deepcopy(self.opt.state_dict())
+    class Compare(Peek):
+        order = 91
+        def after_step(self):
+            for a, b in zip(self.peek.state['state'], self.opt.state_dict()['state']):
+                for k in a: assert torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k]
+    fit(learner(), 1, cbs=[SparsifyCallback(0.9, interval=1), Peek(), Compare()])
+
+
+def test_masks_stand_still_with_the_schedule(learner, fit):
+    seen = []
+    class Watch(Callback):
+        order = 80
+        def after_step(self): seen.append(self.learn.masks)
+    fit(learner(), 2, cbs=[SparsifyCallback(0.9, schedule=iterative, interval=1), Watch()])
+    changes = [t for t in range(1, len(seen)) if seen[t] is not seen[t-1]]
+    assert changes == [9, 18, 27, 36]                   # 46 iterations, steps where ceil(5*(t+1)/46) goes up
+    assert len(seen) == 46 and len({id(m) for m in seen}) == 5
+
+
+@pytest.mark.parametrize('interval', [1, 7, 10, 1000])
+@pytest.mark.parametrize('schedule', [*SCHEDULES.values(), cyclical(cubic, 3), window(linear, 0.2, 0.71)], ids=schedule_name)
+def test_the_end_is_exact(learner, fit, schedule, interval):
+    cb = SparsifyCallback(0.77, schedule=schedule, interval=interval)
+    learn = fit(learner(), 1, cbs=cb)
+    assert all(int((~m).sum()) == round(0.77*m.numel()) for m in learn.masks.values())
+    assert cb.asked[-1] == pytest.approx(0.77, abs=1e-12) and len(cb.asked) == 23
+
+
+def test_cycles_recover(learner, fit):
+    "At the restart half of the sparsity is given back, in the very next iteration, and each cycle ends at the target"
+    cb = SparsifyCallback(0.9, schedule=cyclical(cubic, 2), interval=5)
+    fit(learner(), 2, cbs=cb)
+    assert cb.reached[22] == pytest.approx(0.9, abs=2e-3) and cb.reached[45] == cb.reached[22]
+    assert cb.reached[23] == pytest.approx(cb.asked[23], abs=2e-3) and cb.asked[23] < 0.52
+
+
+def test_accumulated_gradients(learner, fit):
+    "Steps come every 3 batches, never on a multiple of the interval, and not on the last batch; masks follow all the same"
+    cb, check = SparsifyCallback(0.9, schedule=linear, interval=4), Check()
+    learn = fit(learner(), 2, cbs=[cb, check, GradientAccumulation(n_acc=192)])
+    assert check.steps == len(cb.iters) == 14
+    assert all(abs(r-a) < 0.9*8/46 for r, a in zip(cb.reached, cb.asked))
+    assert all(int((~m).sum()) == round(0.9*m.numel()) for m in learn.masks.values()) and zeros_and_masks_agree(learn)
+
+
+def test_skipped_steps_change_nothing(learner, fit):
+    class Skip(Callback):
+        order, run_valid = 20, False
+        def before_step(self):
+            self.before = {k: v.clone() for k, v in self.learn.model.named_parameters()}, self.learn.masks
+            if self.iter % 2: raise CancelStepException()
+    class Same(Callback):
+        order = 95
+        def after_step(self):
+            if self.iter % 2:
+                assert self.learn.masks is self.skip.before[1]
+                for k, v in self.learn.model.named_parameters(): assert torch.equal(v, self.skip.before[0][k])
+    cb = SparsifyCallback(0.9, schedule=linear, interval=1)
+    learn = fit(learner(), 1, cbs=[cb, Skip(), Same()])
+    assert cb.iters == list(range(0, 23, 2)) and zeros_and_masks_agree(learn)
+
+
+class Boom(Callback):
+    def __init__(self, event, order, exc, at=12): self.event, self.order, self.exc, self.at = event, order, exc, at
+    def __call__(self, name):
+        if name == self.event and self.training and self.iter == self.at: raise self.exc('boom')
+
+
+@pytest.mark.parametrize('exc', [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize('event,order', [('after_step', -100), ('after_step', 60), ('after_step', 99), ('before_step', 0), ('after_batch', 99), ('after_pred', 0)])
+def test_interrupted(learner, fit, event, order, exc):
+    learn = learner()
+    with pytest.raises(exc): fit(learn, 1, cbs=[SparsifyCallback(0.9, schedule=linear, interval=1), Boom(event, order, exc)])
+    assert learn.masks.sparsity > 0.3 and zeros_and_masks_agree(learn)
+    assert [m.name for m in learn.metrics] == ['accuracy'] and not hasattr(learn, 'sparsify')
+    before = learn.masks
+    fit(learn, 1)
+    assert learn.masks == before and zeros_and_masks_agree(learn)
+
+
+@pytest.mark.parametrize('at', ['step', 'criterion', 'compute'])
+def test_interrupted_inside(learner, fit, at, monkeypatch):
+    "In the optimizer's step, in the criterion, and in the computation of masks"
+    learn, calls = learner(), []
+    def raise_at_12(f):
+        def g(*args, **kwargs):
+            calls.append(1)
+            res = f(*args, **kwargs)
+            if len(calls) == 12: raise KeyboardInterrupt
+            return res
+        return g
+    learn.create_opt()
+    if at == 'step': learn.opt.step = raise_at_12(learn.opt.step)
+    if at == 'compute': monkeypatch.setattr('fastprune.callback.compute_masks', raise_at_12(compute_masks))
+    crit = raise_at_12(magnitude) if at == 'criterion' else magnitude
+    with pytest.raises(KeyboardInterrupt): fit(learn, 1, cbs=SparsifyCallback(0.9, schedule=linear, interval=1, criterion=crit))
+    assert learn.masks.sparsity > 0.3 and zeros_and_masks_agree(learn)
+
+
+def test_early_stopping_leaves_the_present_sparsity(learner, fit):
+    class Stop(Callback):
+        def after_epoch(self):
+            if self.epoch == 1: raise CancelFitException
+    cb = SparsifyCallback(0.9, schedule=linear)
+    learn = fit(learner(), 4, cbs=[cb, Stop()])
+    assert 0.4 < learn.masks.sparsity < 0.46 and zeros_and_masks_agree(learn)
+
+
+def test_short_epochs_still_end_exactly(learner, fit):
+    learn = fit(learner(), 2, cbs=[SparsifyCallback(0.9), ShortEpochCallback(pct=0.3)])
+    assert all(int((~m).sum()) == round(0.9*m.numel()) for m in learn.masks.values()) and zeros_and_masks_agree(learn)
+
+
+def test_starting_at_a_later_epoch(learner, fit):
+    "The schedule goes by the epoch, as fastai's own do"
+    cb = SparsifyCallback(0.9, schedule=linear)
+    learn = learner()
+    learn.remove_cb(Recorder)                       # fastai's Recorder fails on skipped epochs
+    learn.remove_cb(ProgressCallback)
+    learn.fit(4, 1e-2, cbs=cb, start_epoch=2)
+    assert cb.iters[0] == 46 and 0.44 < cb.reached[0] < 0.47 and cb.reached[-1] == pytest.approx(0.9, abs=1e-3)
+
+
+@pytest.mark.parametrize('groups', [1, 2])
+def test_fine_tune_prunes_once(learner, fit, groups):
+    "Over the unfrozen phase, on a Learner with one parameter group too"
+    split = {} if groups == 1 else dict(splitter=lambda m: [params(m[:2]), params(m[2:])])
+    learn, log = learner(**split), []
+    class EachStep(Callback):
+        order = 80
+        def after_step(self): log.append(self.learn.masks.sparsity if self.learn.masks else 0.)
+    cb = SparsifyCallback(0.9)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        fit(learn, 2, how='fine_tune', cbs=[cb, EachStep()])
+    assert log[:23] == [0]*23 and 0 < log[24] < 0.1 and log[-1] == pytest.approx(0.9, abs=1e-3) and len(log) == 69
+    assert len(cb.iters) == 46
+
+
+def test_frozen_fit_says_so(learner, fit):
+    learn = learner(splitter=lambda m: [params(m[:2]), params(m[2:])])
+    learn.freeze()
+    with pytest.warns(UserWarning, match='The Learner is frozen, so SparsifyCallback prunes nothing'): fit(learn, 1, cbs=SparsifyCallback(0.9))
+    assert learn.masks is None and learn.recorder.values[-1][-1] == 0
+    learn.unfreeze()
+    fit(learn, 1, cbs=SparsifyCallback(0.9))
+    assert learn.masks.sparsity == pytest.approx(0.9, abs=1e-3)
+
+
+def test_frozen_parameters_are_left_alone(learner, fit):
+    learn = learner()
+    learn.model[0].requires_grad_(False)
+    fit(learn, 1, cbs=SparsifyCallback(0.9))
+    assert '0.0.weight' not in learn.masks and learn.masks.sparsity == pytest.approx(0.9, abs=1e-3)
+
+
+def test_lr_find_and_friends_leave_the_model_alone(learner, fit):
+    learn = fit(learner(), 1, cbs=SparsifyCallback(0.5))
+    learn.add_cb(SparsifyCallback(0.9))
+    state, masks = copy.deepcopy(learn.model.state_dict()), learn.masks
+    with learn.no_bar(), learn.no_logging():
+        learn.lr_find(show_plot=False, num_it=15)
+        learn.get_preds()
+        learn.validate()
+        learn.get_preds(ds_idx=0)
+    assert learn.masks == masks and not any(m.name == 'sparsity' for m in learn.metrics)
+    for k, v in learn.model.state_dict().items(): assert torch.equal(v, state[k])
+
+
+def test_silent(learner, capsys):
+    learn = learner()
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
+        warnings.simplefilter('error')
+        learn.fit_one_cycle(1, 1e-2, cbs=SparsifyCallback(0.9))
+        learn.fit(1)
+        learn.prune(0.95)
+        learn.remove_masks()
+    assert capsys.readouterr().out == ''
+
+
+def test_the_column(learner, tmp_path):
+    learn = learner()
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-2, cbs=[SparsifyCallback(0.9, schedule=linear, interval=1), CSVLogger()])
+    csv = pd.read_csv(tmp_path/'history.csv')
+    assert list(csv.columns) == ['epoch', 'train_loss', 'valid_loss', 'accuracy', 'sparsity', 'time']
+    assert csv.sparsity.tolist() == pytest.approx([0.45, 0.9], abs=0.02)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out): learn.fit(1, 1e-2, cbs=SparsifyCallback(0.95))
+    assert 'sparsity' in out.getvalue()
+    assert learn.validate() and 'sparsity' not in [m.name for m in learn.metrics]
+    learn.recorder.add_time = False
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, cbs=SparsifyCallback(0.95))
+        assert list(learn.recorder.metric_names) == ['epoch', 'train_loss', 'valid_loss', 'accuracy', 'sparsity']
+        learn.fit(1, cbs=[SparsifyCallback(0.95), SaveModelCallback('sparsity', np.greater, at_end=True)])
+
+
+def test_second_callback_goes_on(learner, fit):
+    learn = fit(learner(), 1, cbs=SparsifyCallback(0.6))
+    first, again = learn.masks, SparsifyCallback(0.6, interval=1)
+    fit(learn, 1, cbs=again)
+    assert learn.masks == first                                       # the same target: nothing to change
+    more = SparsifyCallback(0.9, schedule=linear, interval=1)
+    fit(learn, 1, cbs=more)
+    assert more.reached[0] == pytest.approx(0.6 + 0.3/23, abs=2e-3) and more.reached == sorted(more.reached)
+    less = SparsifyCallback(0.3, schedule=linear, interval=1)
+    fit(learn, 1, cbs=less)
+    assert less.reached == sorted(less.reached, reverse=True) and all(int((~m).sum()) == round(0.3*m.numel()) for m in learn.masks.values())
+
+
+def test_zeros_of_a_loaded_model_count_and_are_kept(learner, fit, tmp_path):
+    a = fit(learner(), 1, cbs=SparsifyCallback(0.6))
+    b = learner()
+    b.model.load_state_dict(a.model.state_dict())
+    torch.nn.init.zeros_(b.model[-1].weight)                          # a fresh head of zeros is not a pruned one
+    cb = SparsifyCallback(0.8, schedule=linear, interval=1)
+    class First(Callback):
+        def before_batch(self):
+            if self.training and self.iter == 0: self.present = self.learn.masks
+    first = First()
+    fit(b, 1, cbs=[cb, first])
+    assert first.present['1.0.weight'].equal(a.masks['1.0.weight'])
+    assert first.present['5.weight'].all() and (b.model[-1].weight != 0).sum() == 32
+
+
+def test_initial(learner, fit):
+    cb = SparsifyCallback(0.9, schedule=linear, initial=0.5, interval=1)
+    fit(learner(), 1, cbs=cb)
+    assert cb.reached[0] == pytest.approx(0.5+0.4/23, abs=2e-3)
+    cb = SparsifyCallback({'*': 0.9, '5': 0.2}, schedule=linear, initial={'5': 0.1}, interval=1)
+    learn = fit(learner(), 1, cbs=cb)
+    assert int((~learn.masks['5.weight']).sum()) == 32
+
+
+def test_two_parts_one_after_the_other(learner, fit):
+    learn = fit(learner(), 1, cbs=SparsifyCallback(0.9, include='1'))
+    one = learn.masks['1.0.weight']
+    fit(learn, 1, cbs=SparsifyCallback(0.5, include='2'))
+    assert torch.equal(learn.masks['1.0.weight'], one) and set(learn.masks) == {'1.0.weight', '2.0.weight'} and zeros_and_masks_agree(learn)
+    with pytest.raises(ValueError, match='two SparsifyCallbacks in one fit'):
+        fit(learn, 1, cbs=[SparsifyCallback(0.5, include='1'), SparsifyCallback(0.5, include='2')])
+
+
+@pytest.mark.parametrize('criterion', CRITERIA.values())
+def test_criteria(learner, fit, criterion):
+    rng = []
+    class Rng(Callback):
+        def before_batch(self): rng.append(torch.get_rng_state())
+    fit(learner(), 1, cbs=Rng())
+    plain = rng.copy()
+    rng.clear()
+    learn = fit(learner(), 1, cbs=[SparsifyCallback(0.8, criterion=criterion, interval=1), Rng()])
+    assert zeros_and_masks_agree(learn) and all(int((~m).sum()) == round(0.8*m.numel()) for m in learn.masks.values())
+    assert all(torch.equal(a, b) for a, b in zip(plain, rng))        # the same random numbers as plain training
+
+
+def test_random_scores_give_nested_masks(learner, fit):
+    seen = []
+    class Watch(Callback):
+        order = 80
+        def after_step(self): seen.append(self.learn.masks)
+    fit(learner(), 1, cbs=[SparsifyCallback(0.8, criterion=random_score, schedule=linear, interval=1), Watch()])
+    assert all((b[n] <= a[n]).all() for a, b in zip(seen, seen[1:]) for n in a)
+
+
+def test_nan_weights_are_reported_and_agree(learner, fit):
+    class Diverge(Callback):
+        order = 0
+        def after_step(self):
+            if self.iter == 12: self.learn.model[1][0].weight.data[0, 0, 0, 0] = torch.nan
+    learn = learner()
+    with pytest.raises(ValueError, match=r"scores\['1.0.weight'\] has NaN"):
+        fit(learn, 1, cbs=[SparsifyCallback(0.9, schedule=linear, interval=1), Diverge()])
+    ps = dict(learn.model.named_parameters())
+    assert all((ps[n][~m] == 0).all() for n, m in learn.masks.items())
+
+
+def test_pickled_during_a_fit(learner, fit, tmp_path):
+    class Export(Callback):
+        def after_batch(self):
+            if self.training and self.iter == 12:
+                self.copy = copy.deepcopy(self.learn.model)
+                torch.save(self.learn.model.state_dict(), tmp_path/'mid.pth')
+                self.learn.save('mid_learn')
+    e = Export()
+    learn = fit(learner(), 1, cbs=[SparsifyCallback(0.9, schedule=linear), e])
+    assert list(torch.load(tmp_path/'mid.pth')) == list(digits_convnet().state_dict()) == list(e.copy.state_dict())
+    learn.load('mid_learn')
+    with pytest.warns(UserWarning, match='were not zero'): fit(learn, 1)
+    assert zeros_and_masks_agree(learn)
+
+
+def test_a_callback_that_stays(learner, fit):
+    "Added to the Learner it is exported with it, and prunes every fit to its target"
+    learn = learner(cbs=SparsifyCallback(0.5, schedule=cyclical(window(ocp, 0, 0.8), 2)))
+    fit(learn, 1)
+    learn.export('all.pkl')
+    with warnings.catch_warnings(action='ignore'): again = load_learner(learn.path/'all.pkl')
+    assert again.masks == learn.masks
+    again.dls = learn.dls
+    again.sparsify.sparsity = 0.8
+    fit(again, 1)
+    assert again.masks.sparsity == pytest.approx(0.8, abs=1e-3) and zeros_and_masks_agree(again)
+
+
+def test_setting_masks(learner, fit):
+    learn = learner()
+    masks = compute_masks(magnitude(prunable_weights(learn.model)), 0.7)
+    learn.masks = masks
+    assert zeros_and_masks_agree(learn)
+    fit(fit(learn, 1), 1)
+    assert learn.masks == masks and zeros_and_masks_agree(learn) and len(learn._grab_cbs(KeepMasks)) == 1
+    learn.masks = None
+    assert learn.masks is None and not learn._grab_cbs(KeepMasks)
+    learn.remove_masks()                                             # nothing to remove is no error

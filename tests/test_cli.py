@@ -1,0 +1,118 @@
+"The fastprune command, as a process"
+import subprocess, sys
+from pathlib import Path
+from sysconfig import get_path
+import pandas as pd, pytest, torch
+from fastprune.all import digits_convnet
+from fastprune.cli import main, make_model
+
+blocked = '''
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('torchvision', 'timm', 'spacy'): raise ImportError(f'{name} is blocked')
+sys.meta_path.insert(0, Block())
+sys.argv[0] = 'fastprune'
+from fastprune.cli import main
+main()
+'''
+
+
+def command(*args, code=None, cwd=None):
+    cmd = [sys.executable, '-c', code] if code else [Path(get_path('scripts'))/'fastprune']
+    return subprocess.run([*map(str, cmd), *map(str, args)], capture_output=True, text=True, cwd=cwd)
+
+
+def test_default_job_without_torchvision(tmp_path):
+    r = command(code=blocked, cwd=tmp_path)
+    assert r.returncode == 0, r.stderr
+    out = tmp_path/'fastprune_out'
+    assert sorted(p.name for p in out.iterdir()) == ['layers.png', 'model.pth', 'report.csv', 'training.png']
+    table = r.stdout.strip().splitlines()[-5:]
+    assert table[0].split() == ['run', 'sparsity', 'accuracy', 'weights', 'left', 'seconds']
+    dense, pruned = table[1].split(), table[2].split()
+    assert float(dense[2]) > 0.95 and float(pruned[3]) > 0.93 and pruned[2] == '0.9000'
+    state = torch.load(out/'model.pth', weights_only=True)
+    digits_convnet().load_state_dict(state)
+    report = pd.read_csv(out/'report.csv', index_col='name')
+    assert list(report.columns) == ['shape', 'weights', 'nonzero', 'sparsity'] and report.index[-1] == 'total'
+    for n, row in report.iloc[:-1].iterrows(): assert int(state[n].count_nonzero()) == row.nonzero == row.weights-round(0.9*row.weights)
+    for name in ('layers.png', 'training.png'): assert (out/name).read_bytes()[:4] == b'\x89PNG'
+
+
+def test_folder_and_architecture(tmp_path):
+    import numpy as np
+    from PIL import Image
+    for split in ('train', 'valid'):
+        for k, c in enumerate('ab'):
+            (tmp_path/'data'/split/c).mkdir(parents=True)
+            for i in range(8): Image.fromarray(np.full((20, 20, 3), 100*k+i, 'uint8')).save(tmp_path/'data'/split/c/f'{i}.png')
+    r = command('--data', tmp_path/'data', '--arch', 'squeezenet1_1', '--size', 32, '--bs', 8, '--epochs', 1, '--sparsity', 0.5, '--scope', 'global',
+                '--schedule', 'agp', '--criterion', 'taylor', '--out', tmp_path/'out')
+    assert r.returncode == 0, r.stderr
+    make_model('squeezenet1_1', 2, 32).load_state_dict(torch.load(tmp_path/'out'/'model.pth'))
+    total = pd.read_csv(tmp_path/'out'/'report.csv', index_col='name').loc['total']
+    assert total.nonzero == total.weights-round(0.5*total.weights)
+
+
+@pytest.mark.parametrize('flags', [['--granularity', 'filter', '--sparsity', '0.5'], ['--schedule', 'one_shot', '--start', '0.5', '--exclude', '5,0.0.weight'],
+                                   ['--schedule', 'iterative', '--granularity', 'row']], ids=' '.join)
+def test_flags(tmp_path, flags):
+    r = command('--epochs', 2, '--out', tmp_path, *flags)
+    assert r.returncode == 0, r.stderr
+    report = pd.read_csv(tmp_path/'report.csv', index_col='name')
+    if 'filter' in flags:
+        assert "granularity 'filter' does not fit: 5.weight" in r.stdout
+        w = torch.load(tmp_path/'model.pth')['2.0.weight']
+        assert int(w.flatten(1).any(1).sum()) == 64 and report.sparsity['5.weight'] == 0
+    if '--exclude' in flags: assert report.sparsity[['0.0.weight', '5.weight']].tolist() == [0, 0] and report.nonzero['1.0.weight'] == 1843
+
+
+@pytest.mark.parametrize('flags,message', [
+    ('--sparsity 90', 'sparsity=90.0 is not in [0,1), the fraction of zeros: did you mean 0.9?'),
+    ('--schedule foo', "schedule='foo' is unknown: use one of one_shot, iterative"),
+    ('--scope foo', "scope='foo' is unknown: use one of local, global"),
+    ('--granularity foo', "granularity='foo' is unknown: use one of weight, row"),
+    ('--criterion foo', "criterion='foo' is unknown: use one of magnitude"),
+    ('--arch resnet19', "arch='resnet19' is unknown to torchvision"),
+    ('--data nowhere', "data: there is no folder 'nowhere'"),
+    ('--exclude head', "exclude: 'head' matches no weight"),
+    ('--epochs 0', 'epochs=0: needs a number above 0'),
+    ('--start 1', 'start=1.0, end=1.0: a window needs 0 <= start < end <= 1'),
+    ('--pretrained', 'pretrained needs a network'),
+])
+def test_wrong_flags(tmp_path, monkeypatch, capsys, flags, message):
+    "End at once, with one line and nothing written"
+    monkeypatch.setattr(sys, 'argv', ['fastprune', *flags.split()])
+    monkeypatch.chdir(tmp_path)
+    args = {k.lstrip('-'): v for k, v in [(flags.split()+['True'])[:2]]}
+    args = {k: {'sparsity': float, 'start': float, 'epochs': int}.get(k, str)(v) for k, v in args.items()}
+    with pytest.raises(SystemExit) as e: main(**args)
+    assert str(e.value).startswith('fastprune: ') and message in str(e.value)
+    assert not list(tmp_path.iterdir()) and 'epoch' not in capsys.readouterr().out
+
+
+def test_wrong_flags_of_the_process(tmp_path):
+    r = command('--sparsity', 90, cwd=tmp_path)
+    assert r.returncode == 1 and 'fastprune: sparsity=90.0' in r.stderr and 'Traceback' not in r.stderr
+
+
+def test_pretrained_weights_are_loaded(tmp_path, monkeypatch):
+    "The download is replaced by weights made here; the head is new, the body starts from them"
+    import torchvision
+    made = torchvision.models.resnet18(weights=None)
+    asked = []
+    def fake(url, *args, **kwargs):
+        asked.append(url)
+        return made.state_dict()
+    monkeypatch.setattr('torchvision.models._api.load_state_dict_from_url', fake)
+    main(arch='resnet18', pretrained=True, epochs=1, size=32, sparsity=0.6, out=str(tmp_path))
+    assert asked and 'resnet18' in asked[0]
+    report = pd.read_csv(tmp_path/'report.csv', index_col='name')
+    assert report.sparsity['total'] == pytest.approx(0.6, abs=1e-4)
+
+
+@pytest.mark.parametrize('arch', ['vit_b_32', 'googlenet', 'mobilenet_v3_small'])
+def test_any_name_makes_a_network(arch):
+    model = make_model(arch, 5, 64).eval()
+    assert model(torch.rand(2, 3, 64, 64)).shape == (2, 5)

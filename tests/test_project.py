@@ -1,0 +1,59 @@
+"Modules and README come from the notebooks; importing is light; every notebook runs"
+import ast, json, shutil, subprocess, sys
+from pathlib import Path
+import pytest
+
+root = Path(__file__).parent.parent
+notebooks = sorted(p for p in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+
+
+def run(*cmd, cwd=root): return subprocess.run([str(c) for c in cmd], capture_output=True, text=True, cwd=cwd)
+
+
+def tree(path): return ast.dump(ast.parse(path.read_text(encoding='utf-8')))
+
+
+def test_modules_are_exported_from_the_notebooks(tmp_path):
+    for name in ('nbs', 'fastprune'): shutil.copytree(root/name, tmp_path/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    shutil.copy(root/'pyproject.toml', tmp_path)
+    made = [p for p in (tmp_path/'fastprune').glob('*.py') if p.name not in ('__init__.py', 'all.py')]
+    for p in made: p.unlink()
+    r = run(sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()', cwd=tmp_path)
+    assert r.returncode == 0, r.stderr
+    for p in (tmp_path/'fastprune').glob('*.py'):
+        assert tree(p) == tree(root/'fastprune'/p.name), f'{p.name} differs from its notebook: run nbdev-export'
+    assert {p.name for p in made} <= {p.name for p in (tmp_path/'fastprune').glob('*.py')}, 'a module has no notebook'
+
+
+def test_readme_is_made_from_its_notebook(tmp_path):
+    r = run(sys.executable, '-m', 'jupyter', 'nbconvert', '--to', 'markdown', 'nbs/index.ipynb', '--output-dir', tmp_path, '--output', 'README')
+    assert r.returncode == 0, r.stderr
+    assert (tmp_path/'README.md').read_text() == (root/'README.md').read_text()
+    pictures = sorted(p.name for p in (tmp_path/'README_files').iterdir())
+    assert pictures == sorted(p.name for p in (root/'README_files').iterdir())
+    for name in pictures: assert (tmp_path/'README_files'/name).read_bytes() == (root/'README_files'/name).read_bytes()
+
+
+def test_import_is_light():
+    code = "import sys, fastprune; assert not {'torch', 'fastai', 'numpy', 'pandas', 'matplotlib'} & set(sys.modules); assert fastprune.__version__"
+    r = run(sys.executable, '-c', code)
+    assert r.returncode == 0, r.stderr
+    code = "import sys; from fastprune.all import *; assert not {'torchvision', 'timm', 'spacy'} & set(sys.modules); SparsifyCallback, ocp, digits_dls"
+    r = run(sys.executable, '-c', code)
+    assert r.returncode == 0, r.stderr
+
+
+@pytest.mark.parametrize('nb', notebooks, ids=lambda p: p.stem)
+def test_notebook_is_committed_clean(nb):
+    cells = json.loads(nb.read_text(encoding='utf-8'))['cells']
+    assert all(c['metadata'] == {} for c in cells)
+    outputs = [o for c in cells if c['cell_type'] == 'code' for o in c['outputs']]
+    if nb.stem == 'index' or nb.parent.name == 'tutorials': assert outputs, 'committed without outputs'
+    assert not [o for o in outputs if o['output_type'] == 'error' or o.get('name') == 'stderr']
+    assert nb.stat().st_size < 300_000
+
+
+@pytest.mark.parametrize('nb', notebooks, ids=lambda p: p.stem)
+def test_notebook_runs(nb):
+    r = run(sys.executable, '-c', 'import sys; from nbdev.test import nbdev_test; nbdev_test(path=sys.argv[1], n_workers=0)', nb)
+    assert r.returncode == 0 and 'Success' in r.stdout, r.stderr[-4000:]
