@@ -345,7 +345,7 @@ def test_a_callback_that_stays(learner, fit):
     learn = learner(cbs=SparsifyCallback(0.5, schedule=cyclical(window(ocp, 0, 0.8), 2)))
     fit(learn, 1)
     learn.export('all.pkl')
-    with warnings.catch_warnings(action='ignore'): again = load_learner(learn.path/'all.pkl')
+    with pytest.warns(UserWarning, match='insecure pickle'): again = load_learner(learn.path/'all.pkl')
     assert again.masks == learn.masks
     again.dls = learn.dls
     again.sparsify.sparsity = 0.8

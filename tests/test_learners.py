@@ -1,5 +1,4 @@
 "Trained, pruned, trained on, exported: the Learners that fastai users have"
-import warnings
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from fastai.basics import accuracy, load_learner, set_seed
@@ -43,7 +42,7 @@ def test_whole_life(learner, fit, kind, tmp_path):
     assert exact(learn) and list(learn.model.state_dict()) == keys and type(learn.model) is cls
     preds = learn.get_preds()[0]
     learn.export('export.pkl')
-    with warnings.catch_warnings(action='ignore'): loaded = load_learner(tmp_path/'export.pkl')
+    with pytest.warns(UserWarning, match='insecure pickle'): loaded = load_learner(tmp_path/'export.pkl')
     loaded.dls = learn.dls
     assert exact(loaded) and torch.allclose(loaded.get_preds()[0], preds, atol=1e-5)
     fit(loaded, 1)
