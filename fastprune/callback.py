@@ -18,7 +18,7 @@ from .weights import check_sparsity,expand_sparsity,prunable_weights,unwrap
 from .criteria import CRITERIA,magnitude
 from .masks import GRANULARITIES,Masks,check_scope,check_scores,compute_masks,group_dims
 
-# %% ../nbs/05_callback.ipynb #0417150d
+# %% ../nbs/05_callback.ipynb #588438b9
 class KeepMasks(Callback):
     "Sets pruned weights to zero after each optimizer step. Setting `learn.masks` adds it, `Learner.remove_masks` takes it away"
     order,run_valid = 70,False         # after SparsifyCallback, and after SaveModelCallback has loaded its best model
@@ -44,12 +44,14 @@ class KeepMasks(Callback):
                             " To train them, call `learn.remove_masks()` first", stacklevel=2)
         self.project()
 
-    def before_fit(self):
-        self.hold(self._masks)
-        self._restore()
+    def before_fit(self): self._pruned = None
+    def before_train(self):            # not in before_fit, which `learn.validate` calls too
+        if self._pruned is None:
+            self.hold(self._masks)
+            self._restore()
     def after_step(self): self.project()
     def after_fit(self):
-        self._restore()
+        if self._pruned is not None: self._restore()
         self._pruned = None
 
 # %% ../nbs/05_callback.ipynb #fc5cf320
@@ -90,7 +92,7 @@ def is_frozen(learn:Learner)->bool:
     "Has `learn.freeze()` or `learn.freeze_to(n)` been called, and not `learn.unfreeze()`?"
     return getattr(learn.opt, 'frozen_to', 0)!=0 or getattr(learn.opt, 'frozen_idx', 0)>0
 
-# %% ../nbs/05_callback.ipynb #9887f4ce
+# %% ../nbs/05_callback.ipynb #ed5f2bcd
 def _check_call(criterion, granularity, interval):
     if not callable(criterion): raise ValueError(f"criterion={criterion!r} is not a function from weights to scores. There are {', '.join(CRITERIA)}, or write your own")
     if granularity not in GRANULARITIES: raise ValueError(f"granularity={granularity!r} is unknown: use one of {', '.join(GRANULARITIES)}")
@@ -113,7 +115,7 @@ def _present(learn, weights):
 class SparsifyCallback(Callback):
     "Prunes a Learner's model while it trains, to exactly `sparsity`"
     order,run_valid = 55,False                       # between Recorder and what shows or logs its table; training steps only
-    _active,_skipped,_weights = False,False,None
+    _active,_planned,_skipped,_weights = False,False,False,None
 
     def __init__(self,
                  sparsity:float|dict, # Fraction of zeros at the end, in [0,1); or by name, pattern or module: {'*':0.9, 'head':0.5}, the last match counts
@@ -150,16 +152,16 @@ class SparsifyCallback(Callback):
         return weights,end
 
     def before_fit(self):
-        self._active = not (hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'))
-        self._skipped,self._column = False,self._active and 'recorder' in self.learn.__dict__
-        if self._column: self._add_column()
-        if not self._active: return
-        if is_frozen(self.learn): self._stand_aside()
-        else: self._plan_fit()
+        self._active,self._planned,self._skipped = False,False,False
+        self._aside = hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds')
+        if not self._aside and 'recorder' in self.learn.__dict__: self._add_column()
 
-    def _stand_aside(self):
-        self._active = False
-        if not any(f.f_code.co_name=='fine_tune' for f,_ in walk_stack(None)):
+    def before_train(self):
+        "Plan before the first batch of a fit; not in before_fit, which `learn.validate` calls too"
+        if self._aside or self._planned: return
+        self._active,self._planned = not is_frozen(self.learn),True
+        if self._active: self._plan_fit()
+        elif not any(f.f_code.co_name=='fine_tune' for f,_ in walk_stack(None)):
             warnings.warn("The Learner is frozen, so SparsifyCallback prunes nothing in this fit: call `learn.unfreeze()` first, or use `learn.fine_tune`", stacklevel=2)
 
     def _plan_fit(self):
@@ -239,7 +241,7 @@ class SparsifyCallback(Callback):
         self.recorder.metric_names = names[:at] + ['sparsity'] + names[at:]
 
     def after_validate(self):
-        if self._column: self.recorder.log.append(self._reached if self._active else self.learn.masks.sparsity if self.learn.masks else 0.)
+        if self._planned and 'recorder' in self.learn.__dict__: self.recorder.log.append(self._reached if self._active else self.learn.masks.sparsity if self.learn.masks else 0.)
 
 # %% ../nbs/05_callback.ipynb #8f0d1084
 @patch
