@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_model', 'main']
 
-# %% ../nbs/12_cli.ipynb #ea8a7e6a
+# %% ../nbs/12_cli.ipynb #2b298d43
 import difflib,sys,time
 from pathlib import Path
 import pandas as pd, torch
@@ -13,15 +13,15 @@ from fastcore.script import call_parse,store_true
 from fastai.basics import CrossEntropyLossFlat,Learner,accuracy,set_seed
 from fastai.callback import progress,schedule as _      # progress bars, fit_one_cycle
 from .schedules import SCHEDULES,window
-from .weights import prunable_weights,unwrap
+from .weights import check_sparsity,prunable_weights,transposed_groups,unwrap
 from .criteria import CRITERIA
-from .masks import GRANULARITIES,group_dims
+from .masks import check_granularity,unit_dims
 from .callback import SparsifyCallback
 from .learner import plot_layers
 from .data import digits_dls,folder_dls
 from .models import digits_convnet
 
-# %% ../nbs/12_cli.ipynb #1c67e0a4
+# %% ../nbs/12_cli.ipynb #c254dc66
 def make_model(arch:str, # A name that torchvision or timm knows
                n_out:int, # Classes
                size:int, # Pixels a side of the images
@@ -35,23 +35,29 @@ def make_model(arch:str, # A name that torchvision or timm knows
         return models.get_model(arch, weights=None, num_classes=n_out, **more)
     try: import timm
     except ImportError: timm = None
-    if timm and timm.is_model(arch): return timm.create_model(arch, num_classes=n_out)
+    if timm and timm.is_model(arch):
+        try: return timm.create_model(arch, num_classes=n_out, img_size=size)
+        except TypeError: return timm.create_model(arch, num_classes=n_out)         # one that takes any size
     close = difflib.get_close_matches(arch, [*known, *(timm.list_models() if timm else [])], n=4)
     raise ValueError(f"arch={arch!r} is unknown to torchvision{' and timm' if timm else ' (and timm is not installed)'}."
                      + (f" Did you mean {', '.join(close)}?" if close else f" There are {', '.join(known[:6])}, ..."))
 
-# %% ../nbs/12_cli.ipynb #3e05c43f
-def _learner(data, arch, bs, size, seed, pretrained):
+# %% ../nbs/12_cli.ipynb #bc196d1c
+def _learner(data, arch, bs, size, valid_pct, seed, pretrained):
     "A Learner on `data`, the same for the same seed"
     set_seed(seed, reproducible=True)
     if not size: size = (224 if arch else 64) if data else (32 if arch else 8)
-    dls = folder_dls(data, bs=bs, size=size, seed=seed) if data else digits_dls(bs=bs, size=size, channels=3 if arch else 1, seed=seed)
+    dls = (folder_dls(data, bs=bs, size=size, valid_pct=valid_pct, seed=seed) if data else
+           digits_dls(bs=bs, size=size, valid_pct=valid_pct, channels=3 if arch else 1, seed=seed))
     kwargs = dict(loss_func=CrossEntropyLossFlat(), metrics=accuracy)
     if pretrained:
         from fastai.vision.all import vision_learner
         from torchvision import models
         return vision_learner(dls, getattr(models, arch, arch), **kwargs)
-    return Learner(dls, make_model(arch, dls.c, size) if arch else digits_convnet(c_in=3 if data else 1, n_out=dls.c), **kwargs)
+    model = make_model(arch, dls.c, size) if arch else digits_convnet(c_in=3 if data else 1, n_out=dls.c)
+    try: model.eval()(dls.valid.one_batch()[0].to(next(model.parameters()).device))
+    except (RuntimeError, AssertionError) as e: raise ValueError(f"arch={arch!r} can't take images of size={size}: {e}") from e
+    return Learner(dls, model, **kwargs)
 
 def _choice(what, name, choices):
     if name not in choices: raise ValueError(f"{what}={name!r} is unknown: use one of {', '.join(choices)}")
@@ -62,10 +68,12 @@ def _callback(model, sparsity, schedule, start, scope, granularity, criterion, e
     best = {'one_shot':0.4, 'iterative':0.2, 'cubic':0.2, 'agp':0.2}          # Hubens et al. 2021, section 4
     sched = _choice('schedule', schedule, SCHEDULES)
     start = best.get(schedule, 0.) if start is None else start
-    exclude = exclude.split(',') if exclude else []
+    exclude = [o.strip() for o in exclude.split(',')] if exclude else []
+    check_granularity(granularity, check_sparsity(sparsity))
+    transposed = transposed_groups(model)
     def unfit(n, p):
-        try: return group_dims(n, p.shape, _choice('granularity', granularity, GRANULARITIES)) is None
-        except ValueError: return granularity in GRANULARITIES
+        try: unit_dims(n, p.shape, granularity, transposed.get(n, 0))
+        except ValueError: return True
     left = [n for n,p in prunable_weights(model, exclude=exclude).items() if unfit(n, p)]
     cb = SparsifyCallback(sparsity, schedule=window(sched, start) if start else sched, criterion=_choice('criterion', criterion, CRITERIA),
                           scope=scope, granularity=granularity, exclude=exclude+left)
@@ -90,13 +98,16 @@ def _plot_training(cb, accs):
     axs[1].grid(alpha=0.3)
     return fig
 
-# %% ../nbs/12_cli.ipynb #2a280941
-def _run(data, arch, sparsity, schedule, start, scope, granularity, criterion, exclude, epochs, lr, bs, size, seed, pretrained, out):
+# %% ../nbs/12_cli.ipynb #457a4eb7
+def _run(data, arch, sparsity, schedule, start, scope, granularity, criterion, exclude, epochs, lr, bs, size, valid_pct, seed, pretrained, out):
     for what,v in dict(epochs=epochs, lr=lr, bs=bs, size=1 if size is None else size).items():
         if not v>0: raise ValueError(f"{what}={v!r}: needs a number above 0")
+    if seed<0: raise ValueError(f"seed={seed!r}: needs a number of at least 0")
+    if not 0<valid_pct<1: raise ValueError(f"valid_pct={valid_pct!r}: needs a fraction in (0,1)")
+    if Path(out).exists() and not Path(out).is_dir(): raise ValueError(f"out={out!r} is a file: needs a folder")
     if pretrained and not arch: raise ValueError("pretrained needs a network: give its name with --arch")
     if pretrained: make_model(arch, 2, size or 224)
-    make = lambda: _learner(data, arch, bs, size, seed, pretrained)
+    make = lambda: _learner(data, arch, bs, size, valid_pct, seed, pretrained)
     runs,learn = {'dense':make()},make()
     cb,left = _callback(learn.model, sparsity, schedule, start, scope, granularity, criterion, exclude)
     out = Path(out)
@@ -122,14 +133,15 @@ def main(
     sparsity:float=0.9, # Fraction of zeros at the end, in [0,1)
     schedule:str='ocp', # one_shot, iterative, linear, cosine, cubic, agp or ocp
     start:float=None, # Position in training, in [0,1), at which pruning starts; if not given, what is best in the OCP paper: one_shot 0.4, iterative and agp 0.2, others 0
-    scope:str='local', # local: each layer reaches the sparsity; global: all of them together do
-    granularity:str='weight', # What is pruned together: weight, row, column, kernel or filter
+    scope:str='local', # local: each layer reaches the sparsity; global, erk or balanced: all of them together do
+    granularity:str='weight', # What is pruned together: weight, row, column, kernel, filter, or 2:4 and other n:m
     criterion:str='magnitude', # What says which weights go: magnitude, taylor or random_score
     exclude:str=None, # Layers to leave dense: names or glob patterns, separated by commas
     epochs:int=12, # Epochs for each of the two runs
     lr:float=1e-2, # Largest learning rate of the one-cycle schedule
     bs:int=64, # Batch size
     size:int=None, # Pixels a side of the images; 8 for digits (32 with --arch), 64 for folders (224 with --arch)
+    valid_pct:float=0.2, # Fraction of the images to validate on, where there is no folder of them
     seed:int=42, # Seed of split, weights and batches
     pretrained:store_true=False, # Start from pretrained weights (they are downloaded), and fine-tune
     out:str='fastprune_out', # Folder to write model.pth, report.csv, training.png and layers.png to
@@ -137,6 +149,6 @@ def main(
     "Train a network dense and pruned with the same budget, print a table, and write the pruned network, a report and pictures"
     import matplotlib
     if matplotlib.get_backend().lower()!='agg' and not hasattr(sys, 'ps1'): matplotlib.use('agg')
-    try: table = _run(data, arch, sparsity, schedule, start, scope, granularity, criterion, exclude, epochs, lr, bs, size, seed, pretrained, out)
+    try: table = _run(data, arch, sparsity, schedule, start, scope, granularity, criterion, exclude, epochs, lr, bs, size, valid_pct, seed, pretrained, out)
     except ValueError as e: sys.exit(f'fastprune: {e}')
     print(f"\n{table.to_string(index=False)}\n\nmodel.pth, report.csv, training.png and layers.png are in {out}")

@@ -45,7 +45,7 @@ def digits_dls(bs:int=64, # Batch size
     return DataLoaders(TfmdDL(data(train), bs=bs, shuffle=True, num_workers=0, device=device),
                        TfmdDL(data(valid), bs=2*bs, num_workers=0, device=device), device=device)
 
-# %% ../nbs/10_data.ipynb #aedff883
+# %% ../nbs/10_data.ipynb #6d20f090
 def folder_dls(path, # Folder of images: class/image, or train/class/image and valid/class/image
                bs:int=64, # Batch size
                size:int=224, # Images are cropped and scaled to this many pixels a side
@@ -58,7 +58,9 @@ def folder_dls(path, # Folder of images: class/image, or train/class/image and v
     if not path.is_dir(): raise ValueError(f"data: there is no folder {str(path)!r}")
     from fastai.vision.all import ImageDataLoaders,Resize,image_extensions
     if not get_files(path, extensions=image_extensions): raise ValueError(f"data: there are no images below {str(path)!r}")
+    def classes(folder): return [p for p in folder.iterdir() if p.is_dir()]
     folder = lambda *names: next((n for n in names if (path/n).is_dir()), None)
     train,valid = folder('train','training'),folder('valid','val','validation','test')
+    if len(classes(path/train if train and valid else path))<2: raise ValueError(f"data: {str(path)!r} needs a folder for each of at least two classes")
     split = dict(train=train, valid=valid) if train and valid else dict(valid_pct=valid_pct, seed=seed)
     return ImageDataLoaders.from_folder(path, bs=bs, item_tfms=Resize(size), **({} if num_workers is None else {'num_workers':num_workers}), **split)

@@ -5,31 +5,31 @@
 # %% auto #0
 __all__ = ['plot_layers']
 
-# %% ../nbs/06_learner.ipynb #540f6cd9
-import pandas as pd, torch
+# %% ../nbs/06_learner.ipynb #50b05a82
+import pandas as pd
 from fastai.basics import Learner,patch
-from .weights import expand_sparsity,prunable_weights,unwrap
+from .weights import expand_sparsity,prunable_weights,transposed_groups,unwrap
 from .criteria import magnitude
-from .masks import check_scores,compute_masks
-from .callback import SparsifyCallback
+from .masks import compute_masks
+from .callback import SparsifyCallback,_nothing,_score,set_masks
 
-# %% ../nbs/06_learner.ipynb #3c865dec
+# %% ../nbs/06_learner.ipynb #08f23dd3
 @patch
 def prune(self:Learner,
           sparsity:float|dict, # Fraction of zeros in [0,1); or by name, pattern or module: {'*':0.9, 'head':0.5}, the last match counts
           criterion=magnitude, # Function from {name: weight} to {name: score}, larger = keep
-          scope:str='local', # 'local': each tensor reaches `sparsity`; 'global': all of them together do
-          granularity:str='weight', # What is pruned together: 'weight', 'row', 'column', 'kernel' or 'filter'
+          scope:str='local', # 'local': each tensor reaches `sparsity`; 'global', 'erk', 'balanced': all of them together do
+          granularity:str='weight', # What is pruned together: 'weight', 'row', 'column', 'kernel', 'filter', or '2:4' and other n:m
           include=None, # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
           exclude=None, # The same, to leave alone
          ):
     "Prune to exactly `sparsity`: sets `learn.masks`. Raises `ValueError` for arguments that don't fit the model"
     SparsifyCallback(sparsity, criterion=criterion, scope=scope, granularity=granularity)       # the same checks
     weights = prunable_weights(self.model, include, exclude)
-    if not weights: raise ValueError("nothing to prune: the model has no weights that can be pruned")
+    if not weights: raise ValueError(f"nothing to prune: {_nothing(self.model)}")
     weights = {n:weights[n] for n in expand_sparsity(sparsity, weights)}
-    with torch.no_grad(): scores = check_scores(criterion(weights), weights)
-    self.masks = {**(self.masks or {}), **compute_masks(scores, sparsity, scope, granularity)}
+    masks = compute_masks(_score(criterion, weights), sparsity, scope, granularity, transposed=transposed_groups(self.model))
+    set_masks(self, {**(self.masks or {}), **masks}, (criterion, scope, granularity))
 
 # %% ../nbs/06_learner.ipynb #cfe8de76
 @patch

@@ -7,7 +7,7 @@ from fastai.basics import CrossEntropyLossFlat, Learner, accuracy, set_seed
 from hypothesis import settings
 from fastprune.all import digits_convnet, digits_dls
 
-settings.register_profile('fastprune', deadline=None, max_examples=100, derandomize=True)
+settings.register_profile('fastprune', deadline=None, max_examples=40, derandomize=True)
 settings.load_profile('fastprune')
 
 

@@ -3,7 +3,7 @@ import contextlib, copy, io, warnings
 from functools import partial
 import pytest, torch
 import numpy as np, pandas as pd
-from fastai.basics import (SGD, Adam, Callback, CancelFitException, CancelStepException, Lamb, OptimWrapper, Recorder, RMSProp, load_learner, params, ranger)
+from fastai.basics import (SGD, Adam, Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, Lamb, OptimWrapper, Recorder, RMSProp, load_learner, params, ranger)
 from fastai.callback.all import CSVLogger, GradientAccumulation, ProgressCallback, SaveModelCallback, ShortEpochCallback
 from fastprune.all import *
 
@@ -88,7 +88,7 @@ def test_accumulated_gradients(learner, fit):
     "Steps come every 3 batches, never on a multiple of the interval, and not on the last batch; masks follow all the same"
     cb, check = SparsifyCallback(0.9, schedule=linear, interval=4), Check()
     learn = fit(learner(), 2, cbs=[cb, check, GradientAccumulation(n_acc=192)])
-    assert check.steps == len(cb.iters) == 14
+    assert check.steps == 14 and cb.iters[-1] == 45 and len(cb.iters) == 15       # the last entry is the end, without a step
     assert all(abs(r-a) < 0.9*8/46 for r, a in zip(cb.reached, cb.asked))
     assert all(int((~m).sum()) == round(0.9*m.numel()) for m in learn.masks.values()) and zeros_and_masks_agree(learn)
 
@@ -363,3 +363,140 @@ def test_setting_masks(learner, fit):
     learn.masks = None
     assert learn.masks is None and not learn._grab_cbs(KeepMasks)
     learn.remove_masks()                                             # nothing to remove is no error
+
+
+class Nest(Callback):
+    "Calls `f(learn)` from within a fit"
+    order, run_valid = 80, False
+    def __init__(self, event, f): self.event, self.f = event, f
+    def __call__(self, name):
+        if name == self.event and not getattr(self, 'inside', False) and (name != 'after_batch' or self.training and self.iter == 11):
+            self.inside = True
+            try: self.f(self.learn)
+            finally: self.inside = False
+
+
+@pytest.mark.parametrize('f', [lambda l: l.validate(), lambda l: l.get_preds()], ids=['validate', 'get_preds'])
+@pytest.mark.parametrize('event', ['after_train', 'after_epoch'])
+def test_validating_from_within_a_fit(learner, fit, event, f):
+    "Changes nothing: neither the plan, nor the masks, nor their being kept"
+    plain, cb, check = SparsifyCallback(0.9, schedule=linear), SparsifyCallback(0.9, schedule=linear), Check()
+    fit(learner(), 3, cbs=plain)
+    learn = fit(learner(), 3, cbs=[cb, Nest(event, f), check])
+    assert cb.iters == plain.iters and cb.reached == plain.reached and check.steps == 69 and zeros_and_masks_agree(learn)
+    fit(learn, 2, cbs=[Nest(event, f), check])
+    assert zeros_and_masks_agree(learn) and learn.masks.sparsity == pytest.approx(0.9, abs=1e-3)
+
+
+def test_interval_is_kept(learner, fit):
+    calls = []
+    def counted(weights):
+        calls.append(1)
+        return {n: p.detach()**2 for n, p in weights.items()}
+    cb = SparsifyCallback(0.9, schedule=linear, interval=10, criterion=counted)
+    fit(learner(), 2, cbs=cb)
+    assert [t for t in range(1, 46) if cb.reached[t] != cb.reached[t-1]] == [10, 20, 30, 40, 45]
+    assert len(calls) == 1 + 6                                       # one to try it, before training
+
+
+@pytest.mark.parametrize('recover', [True, False])
+def test_recover(learner, fit, recover):
+    "Cycles bring weights back, unless masks are to be nested"
+    nested = []
+    class Watch(Callback):
+        order, last = 80, None
+        def after_step(self):
+            if self.last: nested.append(all((m <= self.last[n]).all() for n, m in self.learn.masks.items()))
+            self.last = self.learn.masks
+    learn = fit(learner(), 2, cbs=[SparsifyCallback(0.9, schedule=cyclical(cubic, 2), recover=recover, interval=3), Watch()])
+    assert all(nested) != recover and learn.masks.sparsity == pytest.approx(0.9, abs=1e-3)
+
+
+class CutShort(Callback):
+    "No steps in the last part of the last epoch"
+    order, run_valid = 20, False
+    def __init__(self, exc): self.exc = exc
+    def before_batch(self):
+        if self.epoch == 1 and self.iter > 15: raise self.exc
+
+
+@pytest.mark.parametrize('exc', [CancelBatchException, CancelEpochException])
+@pytest.mark.parametrize('start,end', [(0., 0.9), (0.9, 0.3)])
+@pytest.mark.parametrize('criterion', [magnitude, taylor])
+@pytest.mark.parametrize('opt', [Adam, partial(OptimWrapper, opt=torch.optim.AdamW)], ids=['fastai', 'torch'])
+def test_the_end_is_exact_without_a_last_step(learner, fit, exc, start, end, criterion, opt):
+    "Also where sparsity falls, and where gradients are gone by then"
+    learn = learner(opt_func=opt)
+    if exc is CancelEpochException:
+        learn.remove_cb(Recorder)                                    # fastai's own fails where an epoch is cancelled
+        learn.remove_cb(ProgressCallback)
+    if start: learn.prune(start)
+    cb = SparsifyCallback(end, schedule=linear, criterion=criterion)
+    learn.fit(2, 1e-2, cbs=[cb, CutShort(exc)]) if exc is CancelEpochException else fit(learn, 2, cbs=[cb, CutShort(exc)])
+    assert all(int((~m).sum()) == round(end*m.numel()) for m in learn.masks.values()) and cb.reached[-1] == pytest.approx(end, abs=1e-3)
+    assert zeros_and_masks_agree(learn) or end < start
+    positions = torch.cat([m.flatten().nonzero()[:, 0]/m.numel() for m in learn.masks.values()])
+    assert 0.4 < positions.mean() < 0.6                              # by score, not by position
+
+
+def test_masks_of_another_kind_change_at_the_same_sparsity(learner, fit):
+    learn = fit(learner(), 1, cbs=SparsifyCallback(0.5))
+    fit(learn, 1, cbs=SparsifyCallback(0.5, granularity='filter', exclude='5'))
+    assert [int(m.flatten(1).any(1).sum()) for n, m in learn.masks.items() if n != '5.weight'] == [4, 8, 8]
+    kept = learn.masks
+    fit(learn, 1, cbs=SparsifyCallback(0.5, granularity='filter', exclude='5', interval=1))
+    assert learn.masks == kept                                       # but of the same kind do not
+    fit(learn, 1, cbs=SparsifyCallback(0.5, scope='global'))
+    n = sum(m.numel() for m in learn.masks.values())
+    assert learn.masks.n_kept == n-round(0.5*n) and len({round(m.float().mean().item(), 3) for m in learn.masks.values()}) > 2
+
+
+def test_groups_inside_of_single_weights(learner, fit):
+    learn = fit(learner(), 1, cbs=SparsifyCallback(0.5))
+    before = learn.masks
+    fit(learn, 1, cbs=SparsifyCallback(0.75, granularity='filter', exclude='5', recover=False))
+    assert all((m <= before[n]).all() for n, m in learn.masks.items())
+
+
+@pytest.mark.parametrize('scope', ['erk', 'balanced'])
+def test_other_scopes(learner, fit, scope):
+    cb = SparsifyCallback(0.8, scope=scope, schedule=linear, interval=5)
+    learn = fit(learner(), 2, cbs=cb)
+    sizes = {n: m.shape for n, m in learn.masks.items()}
+    assert {n: int((~m).sum()) for n, m in learn.masks.items()} == layer_counts(sizes, 0.8, scope)
+    assert all(abs(r-a) < 0.1 for r, a in zip(cb.reached, cb.asked)) and zeros_and_masks_agree(learn)
+
+
+def test_two_of_four(learner, fit):
+    learn = fit(learner(), 1, cbs=SparsifyCallback(0.5, granularity='2:4', exclude='0'))
+    for n, m in learn.masks.items():
+        blocks = m.movedim(1, -1).reshape(-1, 4)
+        assert (blocks.sum(1) == 2).all(), n
+    with pytest.raises(ValueError, match="'2:4' does not fit '0.0.weight' of shape .* whose 1 inputs are no multiple of 4"):
+        fit(learner(), 1, cbs=SparsifyCallback(0.5, granularity='2:4'))
+
+
+def test_save_model_callback_warns_first(learner, fit, tmp_path):
+    with pytest.warns(UserWarning) as w: fit(learner(), 2, cbs=[SparsifyCallback(0.9), SaveModelCallback()])
+    assert 'loads the best epoch at the end' in str(w[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        fit(learner(), 1, cbs=[SparsifyCallback(0.9), SaveModelCallback(at_end=True)])
+
+
+def test_dense_weights_loaded_before_a_second_callback(learner, fit):
+    learn = learner()
+    dense = copy.deepcopy(learn.model.state_dict())
+    fit(learn, 1, cbs=SparsifyCallback(0.6))
+    learn.model.load_state_dict(dense)
+    with pytest.warns(UserWarning, match='were not zero, as after loading'): fit(learn, 1, cbs=SparsifyCallback(0.9))
+    assert zeros_and_masks_agree(learn)
+
+
+def test_a_model_with_attributes_of_these_names(learner, fit):
+    class Odd(torch.nn.Sequential):
+        lr_finder = gather_preds = keep_masks = masks = sparsify = None
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        learn = fit(learner(Odd(*digits_convnet(widths=(8, 16, 16)))), 1, cbs=SparsifyCallback(0.9))
+    assert learn.masks.sparsity == pytest.approx(0.9, abs=1e-3) and zeros_and_masks_agree(learn)

@@ -57,7 +57,7 @@ def test_folder_and_architecture(tmp_path):
     assert total.nonzero == total.weights-round(0.5*total.weights)
 
 
-@pytest.mark.parametrize('flags', [['--granularity', 'filter', '--sparsity', '0.5'], ['--schedule', 'one_shot', '--start', '0.5', '--exclude', '5,0.0.weight'],
+@pytest.mark.parametrize('flags', [['--granularity', 'filter', '--sparsity', '0.5'], ['--schedule', 'one_shot', '--start', '0.5', '--exclude', '5, 0.0.weight'],
                                    ['--schedule', 'iterative', '--granularity', 'row']], ids=' '.join)
 def test_flags(tmp_path, flags):
     r = command('--epochs', 2, '--out', tmp_path, *flags)
@@ -82,6 +82,10 @@ def test_flags(tmp_path, flags):
     (dict(epochs=0), 'epochs=0: needs a number above 0'),
     (dict(start=1.), 'start=1.0, end=1.0: a window needs 0 <= start < end <= 1'),
     (dict(pretrained=True), 'pretrained needs a network'),
+    (dict(seed=-1), 'seed=-1: needs a number of at least 0'),
+    (dict(valid_pct=0.), 'valid_pct=0.0: needs a fraction in (0,1)'),
+    (dict(out=__file__), 'is a file: needs a folder'),
+    (dict(arch='inception_v3', size=32), "arch='inception_v3' can't take images of size=32"),
 ])
 def test_wrong_flags(tmp_path, monkeypatch, capsys, args, message):
     "End at once, with one line and nothing written"
@@ -111,7 +115,8 @@ def test_pretrained_weights_are_loaded(tmp_path, monkeypatch):
     assert report.sparsity['total'] == pytest.approx(0.6, abs=1e-4)
 
 
-@pytest.mark.parametrize('arch', ['vit_b_32', 'googlenet', 'mobilenet_v3_small'])
+@pytest.mark.parametrize('arch', ['vit_b_32', 'googlenet', 'mobilenet_v3_small', 'vit_tiny_patch16_224', 'resnet10t'])
 def test_any_name_makes_a_network(arch):
+    if arch in ('vit_tiny_patch16_224', 'resnet10t'): pytest.importorskip('timm', reason='these networks are timm\'s')
     model = make_model(arch, 5, 64).eval()
     assert model(torch.rand(2, 3, 64, 64)).shape == (2, 5)
