@@ -65,6 +65,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'fastprune.callback._try_criterion': ('callback.html#_try_criterion', 'fastprune/callback.py'),
                                     'fastprune.callback.in_fit': ('callback.html#in_fit', 'fastprune/callback.py'),
                                     'fastprune.callback.is_frozen': ('callback.html#is_frozen', 'fastprune/callback.py'),
+                                    'fastprune.callback.ranked': ('callback.html#ranked', 'fastprune/callback.py'),
                                     'fastprune.callback.set_masks': ('callback.html#set_masks', 'fastprune/callback.py')},
             'fastprune.cli': { 'fastprune.cli._callback': ('cli.html#_callback', 'fastprune/cli.py'),
                                'fastprune.cli._choice': ('cli.html#_choice', 'fastprune/cli.py'),
@@ -162,6 +163,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fastprune.weights.check_sparsity': ('weights.html#check_sparsity', 'fastprune/weights.py'),
                                    'fastprune.weights.expand_sparsity': ('weights.html#expand_sparsity', 'fastprune/weights.py'),
                                    'fastprune.weights.match': ('weights.html#match', 'fastprune/weights.py'),
+                                   'fastprune.weights.normed_rows': ('weights.html#normed_rows', 'fastprune/weights.py'),
                                    'fastprune.weights.prunable_weights': ('weights.html#prunable_weights', 'fastprune/weights.py'),
                                    'fastprune.weights.transposed_groups': ('weights.html#transposed_groups', 'fastprune/weights.py'),
                                    'fastprune.weights.unwrap': ('weights.html#unwrap', 'fastprune/weights.py')}}}

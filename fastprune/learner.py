@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['plot_layers']
 
-# %% ../nbs/06_learner.ipynb #50b05a82
+# %% ../nbs/06_learner.ipynb #ce6aa606
 import pandas as pd
 from fastai.basics import Learner,patch
 from .weights import expand_sparsity,prunable_weights,transposed_groups,unwrap
 from .criteria import magnitude
 from .masks import compute_masks
-from .callback import SparsifyCallback,_nothing,_score,set_masks
+from .callback import SparsifyCallback,_nothing,ranked,set_masks
 
-# %% ../nbs/06_learner.ipynb #08f23dd3
+# %% ../nbs/06_learner.ipynb #bb356a17
 @patch
 def prune(self:Learner,
           sparsity:float|dict, # Fraction of zeros in [0,1); or by name, pattern or module: {'*':0.9, 'head':0.5}, the last match counts
@@ -28,7 +28,8 @@ def prune(self:Learner,
     weights = prunable_weights(self.model, include, exclude)
     if not weights: raise ValueError(f"nothing to prune: {_nothing(self.model)}")
     weights = {n:weights[n] for n in expand_sparsity(sparsity, weights)}
-    masks = compute_masks(_score(criterion, weights), sparsity, scope, granularity, transposed=transposed_groups(self.model))
+    scores,absolute = ranked(criterion, weights, self.model)
+    masks = compute_masks(scores, sparsity, scope, granularity, absolute=absolute, transposed=transposed_groups(self.model))
     set_masks(self, {**(self.masks or {}), **masks}, (criterion, scope, granularity))
 
 # %% ../nbs/06_learner.ipynb #cfe8de76

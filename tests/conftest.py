@@ -17,7 +17,7 @@ def learner(tmp_path):
     def make(model=None, bs=64, **kwargs):
         set_seed(42, reproducible=True)
         kwargs = dict(loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=tmp_path) | kwargs
-        return Learner(digits_dls(bs=bs), model or digits_convnet(widths=(8, 16, 16)), **kwargs)
+        return Learner(digits_dls(bs=bs), digits_convnet(widths=(8, 16, 16)) if model is None else model, **kwargs)
     return make
 
 

@@ -1,0 +1,54 @@
+"""`fit_one_cycle` with One-Cycle Pruning to 90% over plain training: ResNet-18, 32x32 images, fastprune and fasterai in one process, in turn.
+`python benchmarks/overhead.py [--rounds 5] [--batches 40] [--bs 64]`"""
+import warnings
+warnings.filterwarnings('ignore')
+import torch
+from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, TfmdDL, set_seed
+from fastcore.script import call_parse
+from torch import nn
+from torchvision.models import resnet18
+from fastprune.all import SparsifyCallback
+from fastprune.data import TensorData
+from common import interleaved, quiet, spread, write
+
+
+def fasterai(scope):
+    from fasterai.core.criteria import large_final
+    from fasterai.core.schedule import one_cycle
+    from fasterai.sparse.sparsify_callback import SparsifyCallback
+    return SparsifyCallback(0.9, 'weight', scope, large_final, one_cycle, layer_type=(nn.Conv2d, nn.Linear))
+
+
+def learner(batches, bs):
+    set_seed(0)
+    data = lambda n: TensorData(torch.rand(n, 3, 32, 32), torch.randint(10, (n,)), list(range(10)))
+    dls = DataLoaders(TfmdDL(data(batches*bs), bs=bs, shuffle=True, num_workers=0), TfmdDL(data(bs), bs=bs, num_workers=0))
+    return Learner(dls, resnet18(num_classes=10), loss_func=CrossEntropyLossFlat())
+
+
+def side(make, batches, bs):
+    learn = learner(batches, bs)
+    def run():
+        learn.remove_masks()
+        with quiet(), learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3, cbs=make())
+    return run
+
+
+@call_parse
+def main(rounds:int=5, # Runs that count, of each side
+         batches:int=40, # Batches in a run
+         bs:int=64, # Batch size
+        ):
+    "Write overhead.csv"
+    sides = {'plain training': lambda: None}
+    for scope in ('local', 'global'):
+        for interval in (10, 1): sides[f'fastprune, {scope}, interval {interval}'] = lambda s=scope, i=interval: SparsifyCallback(0.9, scope=s, interval=i, initial=0.)
+        sides[f'fasterai, {scope}'] = lambda s=scope: fasterai(s)
+    times = interleaved({n: side(f, batches, bs) for n, f in sides.items()}, rounds)
+    plain, rows = spread(times['plain training'])[0], []
+    for n, ts in times.items():
+        med, lo, hi = spread(ts)
+        rows.append(dict(side=n, ms_per_batch=round(1000*med/batches, 1), min=round(1000*lo/batches, 1), max=round(1000*hi/batches, 1),
+                         ratio=round(spread([a/b for a, b in zip(ts, times['plain training'])])[0], 3), runs=rounds, batches=batches, bs=bs))
+        print(rows[-1], flush=True)
+    write('overhead', rows)
