@@ -20,11 +20,12 @@ from .weights import check_sparsities,expand_sparsity,normed_rows,prunable_weigh
 from .criteria import CRITERIA,has_gradients,magnitude
 from .masks import Masks,check_bool,check_granularity,check_nan,check_scope,check_scores,compute_masks,count_units,unit_dims
 
-# %% ../nbs/05_callback.ipynb #6ba51ad2
+# %% ../nbs/05_callback.ipynb #e6e0e37a
 class KeepMasks(Callback):
     "Sets pruned weights to zero after each optimizer step. Setting `learn.masks` adds it, `Learner.remove_masks` takes it away"
     order,run_valid = 70,False            # after SparsifyCallback, and after SaveModelCallback has loaded its best model
     _masks,_weights,_how = None,None,None # Masks; the weights while a fit runs; what made the masks: criterion, scope, granularity
+    _fresh = False                        # Have new masks just been applied, in this step?
 
     def hold(self,
              masks:Masks, # Masks of weights of the model
@@ -35,6 +36,7 @@ class KeepMasks(Callback):
         self._masks,self._how = Masks({n:m.to(weights[n].device) for n,m in masks.check(weights).items()}),how
         self._weights = {n:weights[n] for n in masks} if in_fit(self.learn) else None
         self._masks.apply_(weights)
+        self._fresh = True
 
     def project(self):
         "Set pruned weights to zero"
@@ -51,7 +53,9 @@ class KeepMasks(Callback):
             weights = dict(unwrap(self.learn.model).named_parameters())
             self._weights = {n:weights[n] for n in self._masks.check(weights)}
             self._restore("as after loading weights from before they were pruned: to train them, call `learn.remove_masks()` first")
-    def after_step(self): self.project()
+    def before_step(self): self._fresh = False
+    def after_step(self):
+        if not self._fresh: self.project()
     def after_fit(self):
         if not in_fit(self.learn) and self._weights is not None:
             self._restore("as after SaveModelCallback has loaded an epoch from before pruning had ended: use `SaveModelCallback(at_end=True)`, or validate again")

@@ -9,11 +9,11 @@ __all__ = ['PIECE', 'PIECE_ELSEWHERE', 'SMALL', 'SPREAD', 'NaNError', 'Pieces', 
 import math
 import numpy as np, torch
 
-# %% ../nbs/03b_selection.ipynb #4d7a77b4
+# %% ../nbs/03b_selection.ipynb #0f5ad5f6
 PIECE = {'cpu':2**18}            # numbers read at once: what stays in a CPU's cache,
 PIECE_ELSEWHERE = 2**22          # and on accelerators what keeps them busy
 SMALL = 2**14                    # so few numbers are searched directly
-SPREAD = 4.                      # half the width of the bracket, in standard deviations of the sample
+SPREAD = 3.                      # half the width of the bracket, in standard deviations of the sample
 
 class NaNError(ValueError):
     "There is NaN among the scores"
@@ -23,16 +23,17 @@ class Pieces:
     def __init__(self, tensors, absolute=False, keep=None, scratch=None):
         self.xs,self.absolute = [x.reshape(-1) for x in tensors],absolute
         self.keep = None if keep is None else [m.reshape(-1) for m in keep]
-        self.total = sum(x.numel() for x in self.xs)
+        self.sizes = [x.numel() for x in self.xs]
+        self.total = sum(self.sizes)
         self.n = self.total if keep is None else sum(int(m.count_nonzero()) for m in self.keep)
         self.dtype = torch.float64 if any(x.dtype==torch.float64 for x in self.xs) else torch.float32
         self.scratch = {} if scratch is None else scratch
 
     def buffer(self, name, like, dtype):
         "A buffer as long as `like`, on its device, the same one at each call"
-        key = name,like.device,dtype
-        if key not in self.scratch or len(self.scratch[key])<len(like): self.scratch[key] = torch.empty(len(like), dtype=dtype, device=like.device)
-        return self.scratch[key][:len(like)]
+        key,n = (name,like.device,dtype),like.numel()
+        if key not in self.scratch or self.scratch[key].numel()<n: self.scratch[key] = torch.empty(n, dtype=dtype, device=like.device)
+        return self.scratch[key][:n]
 
     def read(self, x):
         "Scores as they are compared: float32 or float64, absolute if asked for"
@@ -41,7 +42,8 @@ class Pieces:
 
     def spans(self, reverse=False):
         "(tensor, start, end) of each piece"
-        res = [(i,a,min(a+size, len(x))) for i,x in enumerate(self.xs) for size in [PIECE.get(x.device.type, PIECE_ELSEWHERE)] for a in range(0, len(x), size)]
+        size = [PIECE.get(x.device.type, PIECE_ELSEWHERE) for x in self.xs]
+        res = [(i,a,min(a+size[i], n)) for i,n in enumerate(self.sizes) for a in range(0, n, size[i])]
         return reversed(res) if reverse else res
 
     def __iter__(self):
@@ -54,39 +56,42 @@ class Pieces:
 
     def count(self, op, value):
         "How many are `op` than `value`"
+        if self.absolute and op is torch.lt and value<=0: return 0                  # as in a pruned tensor, where lo is 0
         return sum(int(self.compare(op, x, keep, value).count_nonzero()) for x,keep in self)
 
     def sample(self, m, generator):
         "About `m` of the scores, at random places, sorted"
         res = []
-        for i,x in enumerate(self.xs):
-            idx = torch.randint(len(x), (math.ceil(m*len(x)/self.total),), generator=generator).to(x.device) if len(x) else []
+        for i,(x,n) in enumerate(zip(self.xs, self.sizes)):
+            idx = torch.randint(max(1, n), (math.ceil(m*n/self.total),), generator=generator).to(x.device)
             s = x[idx].to(self.dtype)
-            res.append((s if self.keep is None else s[self.keep[i][idx]]).cpu())
-        res = torch.cat(res).numpy()
-        return np.sort(np.abs(res) if self.absolute else res)
+            res.append((s if self.keep is None else s[self.keep[i][idx]]).to(self.xs[0].device))
+        res = torch.cat(res)
+        if self.absolute: res = res.abs()
+        return torch.from_numpy(np.sort(res.numpy())) if res.device.type=='cpu' else res.sort().values
 
-# %% ../nbs/03b_selection.ipynb #62cf3f37
+# %% ../nbs/03b_selection.ipynb #7bc14188
 def _take(x, where):
-    "`x[where]` on the CPU; numpy's own is the fastest there"
-    return torch.from_numpy(x.numpy()[where.numpy()]) if x.device.type=='cpu' else x[where].cpu()
+    "`x[where]`; numpy's `compress` is the fastest on a CPU, by far"
+    return torch.from_numpy(np.compress(where.numpy(), x.numpy())) if x.device.type=='cpu' else x[where]
 
 def _kth_directly(p, k, _=None):
-    x = torch.cat([(x if keep is None else x[keep]).cpu().clone() for x,keep in p])
+    x = torch.cat([(x.clone() if keep is None else x[keep]).to(p.xs[0].device) for x,keep in p])
     if x.isnan().any(): raise NaNError
-    return x.kthvalue(k).values.item()
+    threshold = x.kthvalue(k).values.item()
+    return threshold,int((x>threshold).count_nonzero())
 
 def kth_lowest(p:Pieces, # Scores
                k:int, # From 1 to the number of those that count
                generator:torch.Generator|None=None, # For the samples; the same numbers at every call if None
-              )->float: # The value with k-1 others below or beside it
+              )->tuple[float,int]: # The value, and how many are above it
     "The k-th lowest score. Raises `NaNError`"
     if p.n<=SMALL: return _kth_directly(p, k)
     if generator is None: generator = torch.Generator().manual_seed(0)
     spread = SPREAD
     while True:
-        sample = p.sample(p.n**(2/3), generator)
-        m,q = len(sample),k/p.n
+        sample = p.sample(4*math.sqrt(p.n), generator)
+        m,q = sample.numel(),k/p.n
         width = spread*math.sqrt(m*q*(1-q)) + 1
         i,j = math.floor(m*q-width),math.ceil(m*q+width)
         lo,hi = float(sample[i]) if i>=0 else -math.inf, float(sample[j]) if j<m else math.inf
@@ -96,18 +101,19 @@ def kth_lowest(p:Pieces, # Scores
         for x,keep in p:
             above,below = p.compare(torch.gt, x, keep, lo),p.compare(torch.lt, x, keep, hi, 'below')
             n_above,n_below = n_above+int(above.count_nonzero()),n_below+int(below.count_nonzero())
-            between.append(_take(x, above.logical_and_(below)))
+            between.append(_take(x, above.logical_and_(below)).to(p.xs[0].device))
         between = torch.cat(between)
         n_lo = p.count(torch.eq, lo) if lo==hi else p.n-n_above - p.count(torch.lt, lo) if k<=p.n-n_above else None
         if n_above+n_below-len(between) + (n_lo if lo==hi else 0) != p.n: raise NaNError
         if p.n-n_above < k <= n_below:
             search = kth_lowest if len(between)<p.n//2 else _kth_directly
-            return search(Pieces([between]), k-(p.n-n_above), generator)
-        if n_lo is not None and p.n-n_above-n_lo < k <= p.n-n_above: return lo
-        if n_below < k <= p.count(torch.le, hi): return hi
+            threshold,n = search(Pieces([between]), k-(p.n-n_above), generator)
+            return threshold,n+p.n-n_below
+        if n_lo is not None and p.n-n_above-n_lo < k <= p.n-n_above: return lo,n_above
+        if n_below < k and k <= (n_hi := p.count(torch.le, hi)): return hi,p.n-n_hi
         spread *= 8                                  # the sample was unlucky
 
-# %% ../nbs/03b_selection.ipynb #06c55326
+# %% ../nbs/03b_selection.ipynb #a32b2b2b
 def lowest(tensors:list, # Float tensors of any shapes, on any devices; ranked together
            k:int, # How many to prune, from 0 to all
            absolute:bool=False, # Rank absolute values?
@@ -123,17 +129,27 @@ def lowest(tensors:list, # Float tensors of any shapes, on any devices; ranked t
         if any(bool(x.isnan().any()) for x,_ in p): raise NaNError
         for i,m in enumerate(flat): m.copy_(p.keep[i]) if k<=0 and p.keep else m.fill_(k<=0)
         return masks
-    threshold = kth_lowest(p, k)
-    spare = p.n-k
+    threshold,n_above = kth_lowest(p, k)
     for (i,a,b),(x,keep) in zip(p.spans(), p):
         above = torch.gt(x, threshold, out=flat[i][a:b])
         if keep is not None: above.logical_and_(keep)
-        spare -= int(above.count_nonzero())
+    spare = p.n-k-n_above
     for i,a,b in p.spans(reverse=True):
         if not spare: break
         equal = p.compare(torch.eq, p.read(p.xs[i][a:b]), p.keep and p.keep[i][a:b], threshold)
-        n = int(equal.count_nonzero())
-        if n>spare: equal[equal.nonzero()[:n-spare,0]] = False
+        spare -= _keep_last(equal, spare)
         flat[i][a:b].logical_or_(equal)
-        spare -= min(n, spare)
     return masks
+
+def _keep_last(mask, n):
+    "Leave the last `n` of what is True in `mask`, by halving, and return how many are left"
+    found = int(mask.count_nonzero())
+    if found<=n: return found
+    start,end,rest = 0,mask.numel(),n
+    while end-start>1:
+        mid = (start+end)//2
+        c = int(mask[mid:end].count_nonzero())
+        if c<=rest: end,rest = mid,rest-c
+        else: start = mid
+    mask[:end] = False
+    return n

@@ -1,0 +1,54 @@
+"Makes README.md in this folder from the CSV files: `python benchmarks/report.py`"
+import pandas as pd
+from common import here
+
+
+def table(df): return '\n'.join(['| '+' | '.join(map(str, df.columns))+' |', '|'+'---|'*len(df.columns), *('| '+' | '.join(map(str, r))+' |' for r in df.itertuples(index=False))])
+
+
+def updates():
+    df = pd.read_csv(here/'mask_update.csv')
+    wide = df.pivot_table(index=['network', 'scores', 'scope'], columns='side', values='ms', sort=False).reset_index()
+    wide['fasterai / fastprune'] = (wide.fasterai/wide.fastprune).round(2)
+    wide['target'] = [round({('resnet18', 'local'): 25/83, ('resnet18', 'global'): 30/158, ('resnet50', 'local'): 50/165, ('resnet50', 'global'): 65/432}[n, s]*f, 1)
+                      for n, s, f in zip(wide.network, wide.scope, dense(wide))]
+    wide['met'] = ['yes' if a <= b else f'no, {a/b:.2f}x' for a, b in zip(wide.fastprune, wide.target)]
+    return df, wide
+
+
+def dense(wide):
+    "fasterai's time on dense weights, which the targets are scaled by"
+    by = {(r.network, r.scope): r.fasterai for r in wide[wide.scores == 'dense'].itertuples()}
+    return [by[n, s] for n, s in zip(wide.network, wide.scope)]
+
+
+df, wide = updates()
+over, growth = pd.read_csv(here/'overhead.csv'), pd.read_csv(here/'mask_update_growth.csv')
+limit = {'interval 10': 1.05, 'interval 1': 1.30}
+over['target'] = [next((v for k, v in limit.items() if s.endswith(k)), '') for s in over.side]
+over['met'] = ['' if t == '' else 'yes' if r <= t else 'no' for r, t in zip(over.ratio, over.target)]
+text = f'''# Benchmarks
+
+Made by `python benchmarks/report.py` from the CSV files here, which `mask_update.py` and `overhead.py` write. They need `pip install '.[bench]'`.
+Both sides run in one process, in turn; figures are medians. Machine: {df.machine[0]}.
+
+## Training with One-Cycle Pruning to 90% over plain training
+
+ResNet-18, 32x32 images, batches of {over.bs[0]}, {over.batches[0]} batches a run, {over.runs[0]} runs of each side. `ratio` is the median of the ratios run by run.
+
+{table(over[['side', 'ms_per_batch', 'min', 'max', 'ratio', 'target', 'met']])}
+
+## One mask update, in milliseconds
+
+To 90%: scores, masks and zeros together, {df.runs[0]} runs. The targets are what was set on another machine, scaled by fasterai's time on dense weights in this run.
+
+{table(wide)}
+
+## Growth, global scope
+
+Time, and memory at the peak beyond the weights themselves (masks included), by the process's resident size. For less than 100M weights the peak drowns in memory that
+the process already has.
+
+{table(growth[['weights', 'scores', 'ms', 'ns_per_weight', 'bytes_per_weight']])}
+'''
+(here/'README.md').write_text(text)
