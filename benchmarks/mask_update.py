@@ -1,6 +1,6 @@
 """One mask update to 90%, scores, masks and zeros together: fastprune, fasterai and torch.nn.utils.prune in one process, in turn.
 And how time and memory grow for global scope, from 1M to 500M weights. `python benchmarks/mask_update.py [--rounds 7] [--largest 500]`"""
-import gc, math, warnings
+import gc, warnings
 warnings.filterwarnings('ignore')
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from torch.nn.utils import prune
 from torchvision import models
 from fastcore.script import call_parse
 from fastprune.all import compute_masks, prunable_weights
-from common import interleaved, quiet, seconds, spread, write
+from common import quiet, seconds, spread, write
 
 
 def fill(model, kind):

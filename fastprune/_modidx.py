@@ -7,6 +7,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'fastprune/callback.py'),
                                     'fastprune.callback.KeepMasks.after_step': ( 'callback.html#keepmasks.after_step',
                                                                                  'fastprune/callback.py'),
+                                    'fastprune.callback.KeepMasks.before_fit': ( 'callback.html#keepmasks.before_fit',
+                                                                                 'fastprune/callback.py'),
                                     'fastprune.callback.KeepMasks.before_step': ( 'callback.html#keepmasks.before_step',
                                                                                   'fastprune/callback.py'),
                                     'fastprune.callback.KeepMasks.before_train': ( 'callback.html#keepmasks.before_train',

@@ -20,7 +20,7 @@ from .weights import check_sparsities,expand_sparsity,normed_rows,prunable_weigh
 from .criteria import CRITERIA,has_gradients,magnitude
 from .masks import Masks,check_bool,check_granularity,check_nan,check_scope,check_scores,compute_masks,count_units,unit_dims
 
-# %% ../nbs/05_callback.ipynb #e6e0e37a
+# %% ../nbs/05_callback.ipynb #08f92681
 class KeepMasks(Callback):
     "Sets pruned weights to zero after each optimizer step. Setting `learn.masks` adds it, `Learner.remove_masks` takes it away"
     order,run_valid = 70,False            # after SparsifyCallback, and after SaveModelCallback has loaded its best model
@@ -44,10 +44,12 @@ class KeepMasks(Callback):
 
     def _restore(self, why):
         "As `project`, where pruned weights may have been loaded from elsewhere"
-        n = sum(int(self._weights[n].detach()[~m].count_nonzero()) for n,m in self._masks.items())
+        n = sum(int((self._weights[n]!=0).logical_and_(~m).count_nonzero()) for n,m in self._masks.items())
         if n: warnings.warn(f"{n} weights that `learn.masks` prunes were not zero, {why}. They are set to 0", stacklevel=2)
         self.project()
 
+    def before_fit(self):
+        if not in_fit(self.learn): self._weights = None
     def before_train(self):            # not in before_fit, which `learn.validate` calls too
         if self._weights is None:
             weights = dict(unwrap(self.learn.model).named_parameters())
@@ -109,7 +111,7 @@ def is_frozen(learn:Learner)->bool:
     "Has `learn.freeze()` or `learn.freeze_to(n)` been called, and not `learn.unfreeze()`?"
     return getattr(learn.opt, 'frozen_to', 0)!=0 or getattr(learn.opt, 'frozen_idx', 0)>0
 
-# %% ../nbs/05_callback.ipynb #11471f8d
+# %% ../nbs/05_callback.ipynb #bc70840f
 def _score(criterion, weights):
     "The scores of `weights`, checked"
     try:
@@ -132,6 +134,7 @@ def ranked(criterion, # Function from weights to scores
 
 def _try_criterion(criterion, weights):
     "Call `criterion` once, with gradients of 1 and nothing left behind, to see that its scores are sound"
+    if criterion is magnitude: return check_nan(weights)
     grads = {n:p.grad for n,p in weights.items()}
     try:
         for p in weights.values(): p.grad = torch.ones_like(p)

@@ -6,11 +6,10 @@
 __all__ = ['unwrap', 'match', 'prunable_weights', 'check_sparsity', 'check_sparsities', 'expand_sparsity', 'transposed_groups',
            'normed_rows']
 
-# %% ../nbs/02_weights.ipynb #017d8736
+# %% ../nbs/02_weights.ipynb #9c0f931b
 import difflib
 from fnmatch import fnmatchcase
 from numbers import Real
-import torch
 from torch import nn
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList

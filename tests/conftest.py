@@ -2,7 +2,7 @@ import os
 
 os.environ['MPLBACKEND'] = 'agg'
 
-import pytest, torch
+import pytest
 from fastai.basics import CrossEntropyLossFlat, Learner, accuracy, set_seed
 from hypothesis import settings
 from fastprune.all import digits_convnet, digits_dls

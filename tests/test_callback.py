@@ -128,6 +128,16 @@ def test_interrupted(learner, fit, event, order, exc):
     assert learn.masks == before and zeros_and_masks_agree(learn)
 
 
+def test_dense_weights_loaded_after_an_interruption(learner, fit):
+    "Are reported and set to zero before the first batch, as after any other fit"
+    learn = learner()
+    dense = copy.deepcopy(learn.model.state_dict())
+    with pytest.raises(KeyboardInterrupt): fit(learn, 1, cbs=[SparsifyCallback(0.9, interval=1), Boom('after_batch', 0, KeyboardInterrupt)])
+    learn.model.load_state_dict(dense)
+    with pytest.warns(UserWarning, match='were not zero, as after loading'): fit(learn, 1)
+    assert zeros_and_masks_agree(learn)
+
+
 @pytest.mark.parametrize('at', ['step', 'criterion', 'compute'])
 def test_interrupted_inside(learner, fit, at, monkeypatch):
     "In the optimizer's step, in the criterion, and in the computation of masks"

@@ -3,7 +3,7 @@ from functools import partial
 import numpy as np, pandas as pd, pytest, torch
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
-from fastai.basics import (Adam, Callback, CrossEntropyLossFlat, Learner, OptimWrapper, accuracy, load_learner, params, set_seed)
+from fastai.basics import Adam, Callback, OptimWrapper, accuracy, load_learner, params, set_seed
 from fastai.callback.all import (ChannelsLast, EarlyStoppingCallback, GradientAccumulation, GradientClip, MixUp, SaveModelCallback)
 from fastprune.all import *
 
