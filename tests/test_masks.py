@@ -40,15 +40,13 @@ def path(request, monkeypatch):
     if request.param == 'direct': return
     monkeypatch.setattr(selection, 'SMALL', 3)
     monkeypatch.setattr(selection, 'SPREAD', 0.2)
-    monkeypatch.setitem(selection.PIECE, 'cpu', 7 if request.param == 'pieces' else 2**18)
-    if request.param == 'bracket elsewhere':
-        monkeypatch.setattr(selection, '_take', lambda x, where: x[where])
-        monkeypatch.setattr(selection, 'PIECE', {})
+    if request.param == 'pieces': monkeypatch.setattr(selection, 'PIECE', 7)
+    if request.param == 'bracket elsewhere': monkeypatch.setattr(selection, '_on_cpu', lambda x: False)     # as on an accelerator
     if request.param == 'unlucky':                                  # samples that tell nothing, twice out of three times
         sample, calls = selection.Pieces.sample, []
-        def unlucky(self, m, generator):
+        def unlucky(self, m):
             calls.append(1)
-            res = sample(self, m, generator)
+            res = sample(self, m)
             return res if len(calls) % 3 == 0 or not len(res) else res[:1].repeat(len(res))
         monkeypatch.setattr(selection.Pieces, 'sample', unlucky)
 
@@ -251,7 +249,7 @@ def test_what_can_not_be_ranked():
 
 def test_large_tensors_of_every_kind(monkeypatch):
     "Above the size that is searched directly, in several pieces"
-    if selection.PIECE.get('cpu') == 7: monkeypatch.setitem(selection.PIECE, 'cpu', 70_000)
+    if selection.PIECE == 7: monkeypatch.setattr(selection, 'PIECE', 70_000)
     for kind in ('normal', 'equal', 'zeros', 'mostly zeros', 'few levels', 'negative', 'infinite'):
         x = make(kind, (600_000,), torch.float32, 0)
         for k in (1, 299_999, 540_000, 599_999):
