@@ -1,9 +1,12 @@
 "Everything that fastprune offers: `from fastprune.all import *`"
 from .schedules import *
+from .lr import *
 from .weights import *
 from .criteria import *
 from .masks import *
 from .callback import *
 from .learner import *
+from .rounds import *
+from .recipes import *
 from .data import *
 from .models import *

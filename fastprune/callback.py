@@ -20,12 +20,13 @@ from .weights import check_sparsities,expand_sparsity,normed_rows,prunable_weigh
 from .criteria import CRITERIA,has_gradients,magnitude
 from .masks import Masks,check_bool,check_granularity,check_nan,check_scope,check_scores,compute_masks,count_units,unit_dims
 
-# %% ../nbs/05_callback.ipynb #08f92681
+# %% ../nbs/05_callback.ipynb #0707a838
 class KeepMasks(Callback):
     "Sets pruned weights to zero after each optimizer step. Setting `learn.masks` adds it, `Learner.remove_masks` takes it away"
     order,run_valid = 70,False            # after SparsifyCallback, and after SaveModelCallback has loaded its best model
     _masks,_weights,_how = None,None,None # Masks; the weights while a fit runs; what made the masks: criterion, scope, granularity
     _fresh = False                        # Have new masks just been applied, in this step?
+    _change = None                        # How much `learn.prune` has changed, for ALLR, until weights are trained again
 
     def hold(self,
              masks:Masks, # Masks of weights of the model
@@ -60,6 +61,7 @@ class KeepMasks(Callback):
         if not self._fresh: self.project()
     def after_fit(self):
         if not in_fit(self.learn) and self._weights is not None:
+            self._change = None
             self._restore("as after SaveModelCallback has loaded an epoch from before pruning had ended: use `SaveModelCallback(at_end=True)`, or validate again")
             self._weights = None
 
@@ -89,7 +91,7 @@ def remove_masks(self:Learner):
     "Forget the masks: pruned weights stay zero until they are trained again"
     self.remove_cb(KeepMasks)
 
-# %% ../nbs/05_callback.ipynb #70eb2d90
+# %% ../nbs/05_callback.ipynb #47e2e3b0
 @patch
 def _do_fit(self:Learner):
     self._in_fit = True
@@ -97,6 +99,7 @@ def _do_fit(self:Learner):
     finally:
         self._in_fit = False
         if self.masks is not None: self.keep_masks.project()
+        if not hasattr(self, 'lr_finder') and (lrs := getattr(getattr(self, 'recorder', None), 'lrs', [])): self._fit_lrs = list(lrs)   # `validate` clears the Recorder
 
 def in_fit(learn:Learner)->bool:
     "Is a fit running? Not in a `validate` or `get_preds` by itself"
@@ -111,7 +114,7 @@ def is_frozen(learn:Learner)->bool:
     "Has `learn.freeze()` or `learn.freeze_to(n)` been called, and not `learn.unfreeze()`?"
     return getattr(learn.opt, 'frozen_to', 0)!=0 or getattr(learn.opt, 'frozen_idx', 0)>0
 
-# %% ../nbs/05_callback.ipynb #bc70840f
+# %% ../nbs/05_callback.ipynb #4bc2aac5
 def _score(criterion, weights):
     "The scores of `weights`, checked"
     try:
@@ -165,6 +168,8 @@ class SparsifyCallback(Callback):
                  recover:bool=True, # May pruned weights come back? If False, masks are nested
                  include=None, # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
                  exclude=None, # The same, to leave alone
+                 refresh:bool=False, # Recompute masks every `interval` iterations, also while sparsity stands still? With `one_shot` that is projected gradient descent
+                 track:bool=False, # Record `recovered` and `mask_distance`, and show them in the table? Takes two more bytes a weight
                 ):
         for what,s in (('sparsity',sparsity), ('initial',initial)):
             if s is not None or what=='sparsity': check_sparsities(s, what)
@@ -174,7 +179,8 @@ class SparsifyCallback(Callback):
         if not callable(criterion): raise ValueError(f"criterion={criterion!r} is not a function from weights to scores. There are {', '.join(CRITERIA)}, or write your own")
         if isinstance(interval, bool) or not isinstance(interval, Integral) or interval<1: raise ValueError(f"interval={interval!r}: needs a whole number of iterations, at least 1")
         store_attr()
-        self.iters,self.asked,self.reached,self.lrs = [],[],[],[]      # after each optimizer step of the last fit
+        self.iters,self.asked,self.reached,self.lrs = [],[],[],[]      # after each optimizer step of the last fit,
+        self.recovered,self.mask_distance = [],[]                      # and these if they are tracked
 
     def targets(self,
                 model:nn.Module, # The model to prune
@@ -210,12 +216,16 @@ class SparsifyCallback(Callback):
         if self.learn.cbs.filter(lambda cb: isinstance(cb, SaveModelCallback) and not (cb.at_end or cb.every_epoch)):
             warnings.warn("SaveModelCallback loads the best epoch at the end, and that may be one from before pruning had ended: use `SaveModelCallback(at_end=True)`", stacklevel=2)
         self._weights,end = self.targets(self.learn.model)
+        self._n = sum(p.numel() for p in self._weights.values())
         self._transposed,self._how = transposed_groups(self.learn.model),(self.criterion, self.scope, self.granularity)
         T = max(1, self.n_epoch*len(self.dls.train))
         self._progress = [progress_at(self.schedule, (t+1)/T) for t in range(T)]
         self._due,self._seen = update_steps(self._progress, self.interval),-1
+        if self.refresh: self._due = sorted({*self._due, *range(0, T, self.interval)})
         self._start_from(_present(self.learn, self._weights), end)
-        for o in (self.iters,self.asked,self.reached,self.lrs): o.clear()
+        self._present = _present(self.learn, self._weights) if self.track else None
+        self._ever,self._first,self._recovered,self._distance = self._present and Masks({n:~m for n,m in self._present.items()}),None,0,math.nan
+        for o in (self.iters,self.asked,self.reached,self.lrs,self.recovered,self.mask_distance): o.clear()
 
     def _start_from(self, present, end):
         begin = {n:1-int(m.count_nonzero())/m.numel() for n,m in present.items()}
@@ -235,7 +245,7 @@ class SparsifyCallback(Callback):
 
     def _count(self, sparsity):
         "How many weights or units that prunes: masks change when this does"
-        if self.scope!='local': return round(next(iter(sparsity.values()))*sum(p.numel() for p in self._weights.values()))
+        if self.scope!='local': return round(next(iter(sparsity.values()))*self._n)
         return {n:round(s*count_units(n, self._weights[n].shape, self.granularity, self._transposed.get(n, 0))) for n,s in sparsity.items()}
 
     def _now(self):
@@ -248,11 +258,11 @@ class SparsifyCallback(Callback):
     def _advance(self, t, criterion):
         "Bring the masks to where they should be after iteration `t`, and record it"
         sparsity,due = self._sparsity(t),bisect(self._due, t) > bisect(self._due, self._seen)
-        if due and self._count(sparsity)!=self._counts: self._update(sparsity, criterion)
+        if due and (self._count(sparsity)!=self._counts or self.refresh and self._reached>0): self._update(sparsity, criterion)
         self._seen = t
-        n = sum(p.numel() for p in self._weights.values())
+        if self.track: self._track(t)
         self.iters.append(t)
-        self.asked.append(sum(s*self._weights[k].numel() for k,s in sparsity.items())/n)
+        self.asked.append(sum(s*self._weights[n].numel() for n,s in sparsity.items())/self._n)
         self.reached.append(self._reached)
         self.lrs.append(self.opt.hypers[-1]['lr'])
 
@@ -262,6 +272,18 @@ class SparsifyCallback(Callback):
                               None if self.recover else _present(self.learn, self._weights), absolute, self._transposed)
         self._hold(masks, self._how)
         self._counts,self._reached = self._count(sparsity),masks.sparsity
+        if self.track: self._follow(masks)
+
+    def _track(self, t):
+        if self._first is None and self._progress[t]==1: self._first,self._distance = self._present,0.
+        self.recovered.append(self._recovered)
+        self.mask_distance.append(self._distance)
+
+    def _follow(self, masks):
+        "Count what has come back, of all that was ever pruned, and how far the masks are from the first at the final sparsity"
+        self._present,self._recovered = masks,sum(int(m.logical_and(self._ever[n]).count_nonzero()) for n,m in masks.items())
+        for n,m in masks.items(): self._ever[n].logical_or_(~m)
+        if self._first is not None: self._distance = masks.jaccard(self._first)
 
     def _finish(self):
         "The last step may have been skipped, by gradient accumulation, an overflow or a cancelled epoch: the end is exact all the same"
@@ -275,30 +297,33 @@ class SparsifyCallback(Callback):
     def after_train(self): self._finish()
     def after_cancel_epoch(self): self._finish()
     def after_fit(self):
-        if not in_fit(self.learn): self._active,self._weights,self._progress,self._due = False,None,None,None
+        if not in_fit(self.learn): self._active,self._weights,self._progress,self._due,self._ever,self._first,self._present = False,*[None]*6
 
     def _add_column(self):
         names = self.recorder.metric_names
         at = len(names)-1 if self.recorder.add_time else len(names)
-        self.recorder.metric_names = names[:at] + ['sparsity'] + names[at:]
+        self.recorder.metric_names = names[:at] + ['sparsity'] + ['recovered', 'mask_distance']*self.track + names[at:]
 
     def after_validate(self):
         if self._planned and 'recorder' in self.learn.__dict__:
             self.recorder.log.append(self._reached if self._active else self.learn.masks.sparsity if self.learn.masks else 0.)
+            if self.track: self.recorder.log += [self._recovered,self._distance] if self._active else [0,math.nan]
 
 # %% ../nbs/05_callback.ipynb #8ff015cd
 def _nothing(model): return 'include and exclude leave no weight' if prunable_weights(model) else 'the model has no weights that can be pruned'
 
-# %% ../nbs/05_callback.ipynb #8f0d1084
+# %% ../nbs/05_callback.ipynb #2b234f39
 @patch
 def plot(self:SparsifyCallback,
-         ax=None, # Matplotlib axes to draw on; new ones if None
+         ax=None, # Matplotlib axes to draw on; new ones if None, with a second picture below of what was tracked
         ): # Matplotlib axes
-    "Sparsity asked for and reached, and the learning rate, over the iterations of the last fit"
+    "Sparsity asked for and reached, and the learning rate, over the iterations of the last fit (with `track` as in Srinivas et al. 2022, figure 1)"
     if not self.iters: raise ValueError("there is nothing to plot: this SparsifyCallback has not pruned in a fit yet")
+    below = None
     if ax is None:
         import matplotlib.pyplot as plt
-        ax = plt.subplots(figsize=(5.5,3), layout='constrained')[1]
+        if self.recovered: ax,below = plt.subplots(2, figsize=(5.5,5), layout='constrained', sharex=True)[1]
+        else: ax = plt.subplots(figsize=(5.5,3), layout='constrained')[1]
     ax.plot(self.iters, [100*o for o in self.asked], label='asked', color='C0', lw=1)
     ax.step(self.iters, [100*o for o in self.reached], label='reached', color='C1', where='post')
     ax.set(xlabel='iteration', ylabel='sparsity (%)', ylim=(-3,103), title=schedule_name(self.schedule))
@@ -309,4 +334,17 @@ def plot(self:SparsifyCallback,
     handles = [*ax.get_lines(), *lr.get_lines()]
     ax.legend(handles, [o.get_label() for o in handles], loc='center right', fontsize='small')
     ax.grid(alpha=0.3)
+    if below is not None: self._plot_tracked(below)
     return ax
+
+@patch
+def _plot_tracked(self:SparsifyCallback, ax):
+    ax.step(self.iters, self.recovered, label='recovered', color='C2', where='post')
+    ax.set(xlabel='iteration', ylabel='weights')
+    ax.ticklabel_format(axis='y', scilimits=(-2,4))
+    dist = ax.twinx()
+    dist.step(self.iters, self.mask_distance, label='mask distance', color='C3', where='post')
+    dist.set(ylabel='Jaccard distance', ylim=(-0.03,1.03))
+    handles = [*ax.get_lines(), *dist.get_lines()]
+    ax.legend(handles, [o.get_label() for o in handles], loc='upper left', fontsize='small')
+    ax.grid(alpha=0.3)

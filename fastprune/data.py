@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from fastai.basics import DataLoaders,TfmdDL,get_files,store_attr
 
-# %% ../nbs/10_data.ipynb #d1ab06cd
+# %% ../nbs/10_data.ipynb #37000eb7
 @lru_cache
 def _digits():
     from sklearn.datasets import load_digits
@@ -32,8 +32,9 @@ def digits_dls(bs:int=64, # Batch size
                valid_pct:float=0.2, # Fraction of the images to validate on, in (0,1)
                size:int=8, # Images are scaled to this many pixels a side
                channels:int=1, # 1, or 3 for networks that take colour images
-               seed:int=42, # Seed of the split into training and validation, which has the same classes in both
+               seed:int=42, # Seed of the split, which has the same classes in each part
                device=None, # fastai's default device if None
+               test_pct:float=0., # Fraction of the images to test on, in [0,1): a third DataLoader, `dls[2]`
               )->DataLoaders: # Batches of images [bs,channels,size,size] in [0,1] and classes [bs]
     "scikit-learn's handwritten digits as `DataLoaders`"
     from sklearn.model_selection import train_test_split
@@ -41,9 +42,10 @@ def digits_dls(bs:int=64, # Batch size
     if size!=8: x = F.interpolate(x, size=(size,size), mode='bilinear')
     if channels!=1: x = x.expand(-1, channels, -1, -1)
     train,valid = train_test_split(range(len(y)), test_size=valid_pct, stratify=y, random_state=seed)
+    train,test = train_test_split(train, test_size=test_pct/(1-valid_pct), stratify=y[train], random_state=seed) if test_pct else (train,None)
     data = lambda idx: TensorData(x[idx], y[idx], [str(i) for i in range(10)])
-    return DataLoaders(TfmdDL(data(train), bs=bs, shuffle=True, num_workers=0, device=device),
-                       TfmdDL(data(valid), bs=2*bs, num_workers=0, device=device), device=device)
+    rest = [TfmdDL(data(o), bs=2*bs, num_workers=0, device=device) for o in (valid,test) if o is not None]
+    return DataLoaders(TfmdDL(data(train), bs=bs, shuffle=True, num_workers=0, device=device), *rest, device=device)
 
 # %% ../nbs/10_data.ipynb #6d20f090
 def folder_dls(path, # Folder of images: class/image, or train/class/image and valid/class/image
