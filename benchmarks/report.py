@@ -29,7 +29,7 @@ over['target'] = [next((v for k, v in limit.items() if s.endswith(k)), '') for s
 over['met'] = ['' if t == '' else 'yes' if r <= t else 'no' for r, t in zip(over.ratio, over.target)]
 text = f'''# Benchmarks
 
-Made by `python benchmarks/report.py` from the CSV files here, which `mask_update.py` and `overhead.py` write. They need `pip install '.[bench]'`.
+Made by `python benchmarks/report.py` from the CSV files here, which `mask_update.py`, `overhead.py` and `connectivity.py` write. They need `pip install '.[bench]'`.
 Both sides run in one process, in turn; figures are medians. Machine: {df.machine[0]}.
 
 ## Training with One-Cycle Pruning to 90% over plain training
@@ -50,5 +50,15 @@ Time, and memory at the peak beyond the weights themselves (masks included), by 
 the process already has.
 
 {table(growth[['weights', 'scores', 'ms', 'ns_per_weight', 'bytes_per_weight']])}
+'''
+paths = pd.read_csv(here/'connectivity.csv')
+paths['met'] = ['' if pd.isna(t) else 'yes' if r <= t else 'no' for r, t in zip(paths.ratio, paths.target)]
+text += f'''
+## Linear paths, rounds and tickets
+
+ResNet-18, 32x32 images, batches of 64, medians of {int(paths.runs[0])} runs; `ratio` is to the side below it. Bytes on disk: `min` is the file, `max` what it is compared with, a dense `state_dict` by `torch.save` and
+one bit a weight; the file of masks has a header beside the bits.
+
+{table(paths[['what', 'side', 'seconds', 'min', 'max', 'ratio', 'target', 'met']].astype(object).fillna(''))}
 '''
 (here/'README.md').write_text(text)

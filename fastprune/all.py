@@ -7,6 +7,8 @@ from .masks import *
 from .callback import *
 from .learner import *
 from .rounds import *
+from .lottery import *
+from .connectivity import *
 from .recipes import *
 from .data import *
 from .models import *

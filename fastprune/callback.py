@@ -20,7 +20,7 @@ from .weights import check_sparsities,expand_sparsity,normed_rows,prunable_weigh
 from .criteria import CRITERIA,has_gradients,magnitude
 from .masks import Masks,check_bool,check_granularity,check_nan,check_scope,check_scores,compute_masks,count_units,unit_dims
 
-# %% ../nbs/05_callback.ipynb #0707a838
+# %% ../nbs/05_callback.ipynb #512399e0
 class KeepMasks(Callback):
     "Sets pruned weights to zero after each optimizer step. Setting `learn.masks` adds it, `Learner.remove_masks` takes it away"
     order,run_valid = 70,False            # after SparsifyCallback, and after SaveModelCallback has loaded its best model
@@ -61,7 +61,7 @@ class KeepMasks(Callback):
         if not self._fresh: self.project()
     def after_fit(self):
         if not in_fit(self.learn) and self._weights is not None:
-            self._change = None
+            if not hasattr(self.learn, 'lr_finder'): self._change = None
             self._restore("as after SaveModelCallback has loaded an epoch from before pruning had ended: use `SaveModelCallback(at_end=True)`, or validate again")
             self._weights = None
 
@@ -91,15 +91,16 @@ def remove_masks(self:Learner):
     "Forget the masks: pruned weights stay zero until they are trained again"
     self.remove_cb(KeepMasks)
 
-# %% ../nbs/05_callback.ipynb #47e2e3b0
+# %% ../nbs/05_callback.ipynb #7f32df8a
 @patch
 def _do_fit(self:Learner):
     self._in_fit = True
-    try: self._orig__do_fit()
+    try:
+        self._orig__do_fit()
+        if not hasattr(self, 'lr_finder') and (lrs := getattr(getattr(self, 'recorder', None), 'lrs', [])): self._fit_lrs = list(lrs)   # `validate` clears the Recorder
     finally:
         self._in_fit = False
         if self.masks is not None: self.keep_masks.project()
-        if not hasattr(self, 'lr_finder') and (lrs := getattr(getattr(self, 'recorder', None), 'lrs', [])): self._fit_lrs = list(lrs)   # `validate` clears the Recorder
 
 def in_fit(learn:Learner)->bool:
     "Is a fit running? Not in a `validate` or `get_preds` by itself"
@@ -114,7 +115,7 @@ def is_frozen(learn:Learner)->bool:
     "Has `learn.freeze()` or `learn.freeze_to(n)` been called, and not `learn.unfreeze()`?"
     return getattr(learn.opt, 'frozen_to', 0)!=0 or getattr(learn.opt, 'frozen_idx', 0)>0
 
-# %% ../nbs/05_callback.ipynb #4bc2aac5
+# %% ../nbs/05_callback.ipynb #bdc13edb
 def _score(criterion, weights):
     "The scores of `weights`, checked"
     try:
@@ -223,7 +224,8 @@ class SparsifyCallback(Callback):
         self._due,self._seen = update_steps(self._progress, self.interval),-1
         if self.refresh: self._due = sorted({*self._due, *range(0, T, self.interval)})
         self._start_from(_present(self.learn, self._weights), end)
-        self._present = _present(self.learn, self._weights) if self.track else None
+        ends = [t for t,(a,b) in enumerate(zip(self._progress, self._progress[1:])) if b<a] + [t for t,p in enumerate(self._progress) if p==1]
+        self._cycle_end,self._present = ends[0] if ends else T,_present(self.learn, self._weights) if self.track else None
         self._ever,self._first,self._recovered,self._distance = self._present and Masks({n:~m for n,m in self._present.items()}),None,0,math.nan
         for o in (self.iters,self.asked,self.reached,self.lrs,self.recovered,self.mask_distance): o.clear()
 
@@ -275,12 +277,12 @@ class SparsifyCallback(Callback):
         if self.track: self._follow(masks)
 
     def _track(self, t):
-        if self._first is None and self._progress[t]==1: self._first,self._distance = self._present,0.
+        if self._first is None and t>=self._cycle_end: self._first,self._distance = self._present,0.
         self.recovered.append(self._recovered)
         self.mask_distance.append(self._distance)
 
     def _follow(self, masks):
-        "Count what has come back, of all that was ever pruned, and how far the masks are from the first at the final sparsity"
+        "Count what has come back, of all that was ever pruned, and how far the masks are from those at the end of the first cycle"
         self._present,self._recovered = masks,sum(int(m.logical_and(self._ever[n]).count_nonzero()) for n,m in masks.items())
         for n,m in masks.items(): self._ever[n].logical_or_(~m)
         if self._first is not None: self._distance = masks.jaccard(self._first)

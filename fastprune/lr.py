@@ -13,7 +13,7 @@ from numbers import Number
 import numpy as np, torch
 from .schedules import schedule_name
 
-# %% ../nbs/01_lr.ipynb #bc1a4377
+# %% ../nbs/01_lr.ipynb #ec245f7c
 def _rate(lr, what='lr'):
     "`lr` as a number, or as an array with one for each parameter group"
     if isinstance(lr, slice): raise ValueError(f"{what}={lr!r}: needs a number, or an array with one rate for each parameter group, as `np.array([1e-4,1e-3])`")
@@ -56,7 +56,7 @@ def lr_cyclical(lr, # Upper bound of the rate, or an array with one for each par
     "Up and down between two bounds (Smith 2017)"
     lr,(half,) = _rate(lr),_times(iters, half=half)
     if not half: raise ValueError("half=0: needs a time above 0")
-    if np.any(np.asarray(low)<0) or np.any(np.asarray(low)>lr): raise ValueError(f"low={low!r}: needs a rate from 0 to lr={lr!r}")
+    if not isinstance(low, (Number,np.ndarray)) or np.any(np.asarray(low)<0) or np.any(np.asarray(low)>lr): raise ValueError(f"low={low!r}: needs a rate from 0 to lr={lr!r}")
     return partial(_triangle, low, lr, half)
 
 def _warmup(lr, warmup, drops, factor, pos):
@@ -74,7 +74,7 @@ def lr_warmup(lr, # Largest rate, or an array with one for each parameter group
     if not isinstance(factor, Number) or factor<=0: raise ValueError(f"factor={factor!r}: needs a positive number to divide by")
     return partial(_warmup, _rate(lr), warmup, tuple(drops), factor)
 
-# %% ../nbs/01_lr.ipynb #36cdd314
+# %% ../nbs/01_lr.ipynb #aa1030f1
 def plot_lrs(*schedules, # Functions from position to rate, or lists with one for each round
              rounds:int=1, # Rounds to draw of those that are no list
              n:int=500, # Points a round
@@ -82,7 +82,9 @@ def plot_lrs(*schedules, # Functions from position to rate, or lists with one fo
              **named, # More of them, by label
             ): # Matplotlib axes
     "Draw learning rates over training, or over rounds of it"
-    named = {**{f'{i+1}' if isinstance(s, (list,tuple)) else schedule_name(s):s for i,s in enumerate(schedules)}, **named}
+    for i,s in enumerate(schedules):
+        name = f'{i+1}' if isinstance(s, (list,tuple)) else schedule_name(s)
+        named[f'{name}, {i+1}' if name in named else name] = s
     if not named: raise ValueError("plot_lrs needs a schedule to draw")
     if ax is None:
         import matplotlib.pyplot as plt
@@ -98,7 +100,7 @@ def plot_lrs(*schedules, # Functions from position to rate, or lists with one fo
     ax.grid(alpha=0.3)
     return ax
 
-# %% ../nbs/01_lr.ipynb #85a751c2
+# %% ../nbs/01_lr.ipynb #9dd2ec0c
 def s_cyc_max_lr(m:int, # Rounds of pruning that are completed, at least 0
                  eps:float, # Largest rate for the dense network, positive
                  delta:float, # How much larger it gets in the end, positive
@@ -114,7 +116,7 @@ def s_cyc_max_lr(m:int, # Rounds of pruning that are completed, at least 0
     if not q>=0: raise ValueError(f"q={q!r}: needs a number of rounds, at least 0")
     if m<=q: return float(eps)
     left = (1-p)**(m-q)                            # 1-γ in the paper
-    return delta/(1+(left/(1-left))**beta) + eps
+    return delta/(1+(left/(1-left))**beta) + eps if left<1 else float(eps)
 
 # %% ../nbs/01_lr.ipynb #be3a2014
 def lr_rounds(shape, # Function from the largest rate to a schedule, such as `lr_decay` or `partial(lr_warmup, drops=(0.5,))`
@@ -124,7 +126,7 @@ def lr_rounds(shape, # Function from the largest rate to a schedule, such as `lr
     "The learning-rate schedule of each round of iterative pruning"
     return [shape(max_lr(m) if callable(max_lr) else max_lr) for m in range(rounds)]
 
-# %% ../nbs/01_lr.ipynb #134ad9db
+# %% ../nbs/01_lr.ipynb #dbf3c843
 RETRAINING = ('ft', 'lrw', 'slr', 'clr', 'llr', 'allr')
 
 def _check_retraining(name):
@@ -146,8 +148,10 @@ def lr_retrain(name:str, # 'ft', 'lrw', 'slr', 'clr', 'llr' or 'allr'
               ): # Function from the position in retraining, in [0,1), to the rate
     """The rate while retraining (Zimmer et al. 2023). FT: the last one. LRW: the last ones again, for a `length` up to 1. SLR: all of them from the largest on, in the
     time there is. CLR: a cosine from the largest to the smallest. LLR: linear from the largest to 0. ALLR: LLR, the largest discounted by d"""
-    history = [float(o) for o in _rate(np.ravel(list(history)), 'history')] if len(history) else []
-    if not history: raise ValueError("history is empty: needs the rates of the original training")
+    if not isinstance(history, (list,tuple,np.ndarray)) or not all(isinstance(o, Number) or getattr(o, 'ndim', 1)==0 for o in history):
+        raise ValueError(f"history={history!r}: needs a list with one number for each epoch or iteration")
+    if not len(history): raise ValueError("history is empty: needs the rates of the original training")
+    history = [float(o) for o in _rate(history, 'history')]
     if not 0<length<math.inf: raise ValueError(f"length={length!r}: needs the length of retraining over that of the original training, above 0")
     if not 0<=discount<=1: raise ValueError(f"discount={discount!r}: needs a number in [0,1], from `allr_discount`")
     if not 0<=warmup<1: raise ValueError(f"warmup={warmup!r}: needs a fraction of retraining in [0,1)")

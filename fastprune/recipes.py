@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REWIND', 'group_rates', 'BudgetedCallback']
 
-# %% ../nbs/09_recipes.ipynb #86b9ad4e
+# %% ../nbs/09_recipes.ipynb #dc51cff3
 import inspect,math,warnings
 from functools import partial
 from numbers import Integral,Number
@@ -14,12 +14,13 @@ from fastai.basics import Learner,even_mults,patch,store_attr
 from fastai.callback.schedule import ParamScheduler
 from .schedules import cubic,cyclical,one_shot,schedule_name,window
 from .lr import _check_retraining,allr_discount,lr_retrain,lr_warmup,s_cyc_max_lr
+from .weights import transposed_groups
 from .criteria import magnitude
 from .callback import SparsifyCallback,is_frozen
 from .learner import GradientHistogram
-from .rounds import BestEpoch,RoundStore,Rounds,StateAt,load_into,load_state,run_rounds,save_state,seed_round,state_of
+from .rounds import BestEpoch,RoundStore,Rounds,StateAt,check_rounds,load_into,load_state,run_rounds,save_state,seed_round,smaller_is_better,state_of
 
-# %% ../nbs/09_recipes.ipynb #65572b6f
+# %% ../nbs/09_recipes.ipynb #ddfa1543
 def _whole(least=1, **named):
     for n,v in named.items():
         if isinstance(v, bool) or not isinstance(v, Integral) or v<least: raise ValueError(f"{n}={v!r}: needs a whole number of at least {least}")
@@ -32,7 +33,7 @@ def group_rates(learn:Learner,
     lr = learn.lr if lr is None else lr
     if learn.opt is None: learn.create_opt()
     n = len(learn.opt.hypers)
-    if isinstance(lr, slice): lr = even_mults(lr.start, lr.stop, n) if lr.start else [lr.stop/10]*(n-1)+[lr.stop]
+    if isinstance(lr, slice) and lr.stop: lr = even_mults(lr.start, lr.stop, n) if lr.start else [lr.stop/10]*(n-1)+[lr.stop]
     try: rates = np.asarray(lr, dtype=float).reshape(-1)
     except (TypeError, ValueError): rates = np.zeros(0)
     if len(rates) not in (1,n) or not (np.isfinite(rates).all() and (rates>0).all()):
@@ -41,6 +42,15 @@ def group_rates(learn:Learner,
 
 def _ready(learn):
     if is_frozen(learn): raise ValueError("the Learner is frozen, and a frozen one can't be pruned as a whole: call `learn.unfreeze()` first")
+
+def _shaped(shape, rate):
+    "The schedule of `shape` up to `rate`, tried out"
+    try:
+        res = shape(rate)
+        ok = all(np.isfinite(res(pos)).all() and np.all(np.asarray(res(pos))>=0) for pos in (0., 0.5))
+    except (TypeError, AttributeError): ok = False
+    if not ok: raise ValueError(f"shape={_name(shape)}: needs a function from the largest rate to a schedule, such as `lr_decay` or `partial(lr_warmup, drops=(0.5,))`")
+    return res
 
 def _repeat(f, n, pos):
     x = round(pos*n, 9)
@@ -60,25 +70,26 @@ def fit_cyclical(self:Learner,
                  wd=None, # Weight decay; the Learner's if None
                  cbs=None, # More callbacks
                  reset_opt:bool=False, # Start with a new optimizer?
-                 **kwargs, # For `SparsifyCallback`: criterion, scope, granularity, interval, track, ...
+                 **kwargs, # For `SparsifyCallback`: criterion, scope, granularity, interval, track, ...; `initial`, 0 if not given, is where sparsity starts
                 )->SparsifyCallback: # For its `.plot()` and what it recorded
     "Cyclical Pruning, whole: periodic sparsity and periodic rate in one fit (Srinivas et al. 2022, section 3 and table 5)"
     _whole(n_cycles=n_cycles, epochs_per_cycle=epochs_per_cycle)
     _whole(prune_cycles=n_cycles if prune_cycles is None else prune_cycles)
     if prune_cycles and prune_cycles>n_cycles: raise ValueError(f"prune_cycles={prune_cycles}: there are {n_cycles} cycles")
-    if not 0<ramp<=1: raise ValueError(f"ramp={ramp!r}: needs a fraction of a cycle in (0,1], the rest of which holds the sparsity")
+    if not isinstance(restart, Number) or not 0<=restart<=1: raise ValueError(f"restart={restart!r}: needs the progress at which later cycles start, in [0,1]")
+    if not isinstance(ramp, Number) or not 0<ramp<=1: raise ValueError(f"ramp={ramp!r}: needs a fraction of a cycle in (0,1], the rest of which holds the sparsity")
     _ready(self)
     cycle,n = window(schedule, 0.5) if schedule is one_shot else window(schedule, 0., ramp), prune_cycles or n_cycles
     schedule = cyclical(cycle, n, restart)
-    cb = SparsifyCallback(sparsity, schedule=schedule if n==n_cycles else window(schedule, 0., n/n_cycles), **kwargs)
+    cb = SparsifyCallback(sparsity, schedule=schedule if n==n_cycles else window(schedule, 0., n/n_cycles), **{'initial':0., **kwargs})
     cb.targets(self.model)
-    lr = partial(_repeat, shape(group_rates(self, lr_max, 'lr_max')), n_cycles)
+    lr = partial(_repeat, _shaped(shape, group_rates(self, lr_max, 'lr_max')), n_cycles)
     self.fit(n_cycles*epochs_per_cycle, cbs=[cb, ParamScheduler({'lr':lr}), *_list(cbs)], wd=wd, reset_opt=reset_opt)
     return cb
 
 def _list(cbs): return [] if cbs is None else list(cbs) if isinstance(cbs, (list,tuple)) or hasattr(cbs, 'map') else [cbs]
 
-# %% ../nbs/09_recipes.ipynb #257d262e
+# %% ../nbs/09_recipes.ipynb #c74d84c4
 def _history(learn, history, original_epochs):
     "Rates of the original training, their number of epochs, and how each parameter group's are scaled"
     if history is None:
@@ -86,8 +97,9 @@ def _history(learn, history, original_epochs):
         if last and last['lrs'] is lrs: return last['history'],last['epochs'],last['scale']
         if not lrs: raise ValueError("retrain needs the rates of the original training, and this Learner has none on record: give them as `history`, a list with one for each epoch")
         rates = np.array([h['lr'] for h in learn.opt.hypers])
-        return lrs, original_epochs or len(lrs)/len(learn.dls.train), rates/rates[-1] if rates.min()>0 else 1.
-    return list(history), original_epochs or len(history), 1.
+        return lrs, len(lrs)/len(learn.dls.train) if original_epochs is None else original_epochs, rates/rates[-1] if rates.min()>0 else 1.
+    lr_retrain('ft', history)                                                                      # raises what is wrong with it
+    return list(history), len(history) if original_epochs is None else original_epochs, 1.
 
 @patch
 def retrain(self:Learner,
@@ -106,7 +118,7 @@ def retrain(self:Learner,
     _ready(self)
     if self.masks is None: raise ValueError("nothing is pruned: call `learn.prune` first")
     history,original_epochs,scale = _history(self, history, original_epochs)
-    if not original_epochs>0: raise ValueError(f"original_epochs={original_epochs!r}: needs a number above 0")
+    if not isinstance(original_epochs, Number) or not original_epochs>0: raise ValueError(f"original_epochs={original_epochs!r}: needs a number above 0")
     length = epochs/original_epochs
     if schedule=='lrw' and length>1: raise ValueError(f"epochs={epochs}: 'lrw' replays the last epochs of the original training, which had {original_epochs:g}")
     if schedule=='allr' and discount is None:
@@ -116,7 +128,7 @@ def retrain(self:Learner,
     self.fit(epochs, cbs=[ParamScheduler({'lr':lr}), *_list(cbs)], wd=wd)
     self._retrained = dict(lrs=self._fit_lrs, history=history, epochs=original_epochs, scale=scale)
 
-# %% ../nbs/09_recipes.ipynb #4e5daab5
+# %% ../nbs/09_recipes.ipynb #2a3c30b9
 def _after(dense, cycles, pos):
     "Cycle of pruning and retraining, and the position in it"
     x = round((pos-dense)/(1-dense)*cycles, 9)
@@ -130,8 +142,8 @@ def _geometric(sparsity, dense, cycles, pos):
 class BudgetedCallback(SparsifyCallback):
     "Budgeted IMP in one fit: `SparsifyCallback` with the rates that go with it; `discounts` has the d of each cycle"
     def __init__(self, sparsity, dense, cycles, lr_max, **kwargs):
-        super().__init__(sparsity, schedule=partial(_geometric, sparsity, dense, cycles), **kwargs)
-        self.dense,self.cycles,self.lr_max,self.discounts = dense,cycles,lr_max,[]
+        super().__init__(sparsity, schedule=partial(_geometric, sparsity, dense, cycles), interval=1, **kwargs)
+        self.dense,self.cycles,self.lr_max,self.discounts,self.budget = dense,cycles,lr_max,[],(1-dense)/cycles/dense
 
     def before_fit(self):
         super().before_fit()
@@ -141,20 +153,20 @@ class BudgetedCallback(SparsifyCallback):
         if not self._active: return
         pos = (self.epoch+self.iter/self.n_iter)/self.n_epoch
         if round(pos-self.dense, 9)<0: lr = self.lr_max*(1-pos/self.dense)
-        else: lr = lr_retrain('allr', [1.], discount=self.discounts[-1], scale=self.lr_max)(_after(self.dense, self.cycles, pos)[1])
+        else: lr = lr_retrain('allr', [1.], discount=self.discounts[-1] if self.discounts else min(1., self.budget), scale=self.lr_max)(_after(self.dense, self.cycles, pos)[1])
         self.opt.set_hyper('lr', lr)
 
     def _update(self, sparsity, criterion):
         before = {n:p.detach().clone() for n,p in self._weights.items()}
         super()._update(sparsity, criterion)
         was,now = (sum(int(p.count_nonzero()) for p in ps.values()) for ps in (before, self._weights))
-        self.discounts.append(allr_discount(before, self._weights, (was-now)/was, budget=(1-self.dense)/self.cycles/self.dense))
+        self.discounts.append(allr_discount(before, self._weights, (was-now)/was, self.budget) if was>now else min(1., self.budget))
 
 @patch
 def fit_bimp(self:Learner,
              epochs:int, # Epochs in all: the budget
              sparsity:float, # Fraction of zeros at the end, in (0,1)
-             dense_epochs:float|None=None, # Epochs of dense training, less than `epochs`; half of them if None
+             dense_epochs:float|None=None, # Epochs of dense training, less than `epochs`; three quarters of them if None
              cycles:int=1, # Cycles of pruning and retraining in the rest, of equal length
              lr_max=None, # Rate at the start: a number, a slice or one for each parameter group; `learn.lr` if None
              scope:str='global', # As for `SparsifyCallback`
@@ -164,9 +176,9 @@ def fit_bimp(self:Learner,
             )->BudgetedCallback: # For its `.plot()`, and the `.discounts` of ALLR
     "Budgeted Iterative Magnitude Pruning, within exactly `epochs` (Zimmer et al. 2023)"
     _whole(epochs=epochs, cycles=cycles)
-    if isinstance(sparsity, dict) or not 0<sparsity: raise ValueError(f"sparsity={sparsity!r}: fit_bimp needs one number, in (0,1)")
-    dense_epochs = epochs/2 if dense_epochs is None else dense_epochs
-    if not 0<dense_epochs<epochs: raise ValueError(f"dense_epochs={dense_epochs!r}: needs more than 0 and less than the budget, epochs={epochs}")
+    if not isinstance(sparsity, Number) or not 0<sparsity: raise ValueError(f"sparsity={sparsity!r}: fit_bimp needs one number, in (0,1)")
+    dense_epochs = 0.75*epochs if dense_epochs is None else dense_epochs
+    if not isinstance(dense_epochs, Number) or not 0<dense_epochs<epochs: raise ValueError(f"dense_epochs={dense_epochs!r}: needs more than 0 and less than the budget, epochs={epochs}")
     n = epochs*len(self.dls.train)
     if n*(1-dense_epochs/epochs)<cycles: raise ValueError(f"cycles={cycles}: there are {n*(1-dense_epochs/epochs):g} iterations left after {dense_epochs:g} dense epochs")
     _ready(self)
@@ -175,12 +187,11 @@ def fit_bimp(self:Learner,
     self.fit(epochs, cbs=[cb, *_list(cbs)], wd=wd)
     return cb
 
-# %% ../nbs/09_recipes.ipynb #50214b85
+# %% ../nbs/09_recipes.ipynb #4750b699
 REWIND = ('lr', 'finetune', 'weights')
 
 def _name(f): return schedule_name(f) if callable(f) else f
 def _last_rate(lr, n, pos): return lr(1-1/n)
-def _smaller_is_better(monitor): return 'loss' in monitor or 'error' in monitor
 
 class _Iterative:
     "What `iterative_prune` and `s_cyc_oracle` share"
@@ -191,16 +202,26 @@ class _Iterative:
         self._check()
         cb = SparsifyCallback(1-(1-rate)**rounds, criterion=criterion, scope=scope, granularity=granularity, include=include, exclude=exclude)
         self.weights,_ = cb.targets(learn.model)
-        self._check_counts()
         rates = group_rates(learn, lr)
         self.top,self.groups = float(np.max(rates)),rates/np.max(rates)
         if isinstance(max_lr, partial) and max_lr.func is s_cyc_max_lr: self.max_lr = partial(max_lr, **{'p':rate, **max_lr.keywords})
-        for m in range(rounds+1): shape(self.rate_of(m)*self.groups)                               # raises what is wrong with them
-        if criterion is magnitude: self.n_batches = None
-        self.store = RoundStore(folder, dict(
-            {k:_name(getattr(self, k)) for k in ('rounds','epochs','rate','max_lr','shape','criterion','scope','granularity','rewind','rewind_to','n_batches',
-                                                 'monitor','early_stop','patience','histograms','train_first','seed','wd')},
-            lr=np.ravel(rates).tolist(), test_dl=test_dl is not None, weights={n:list(p.shape) for n,p in self.weights.items()}))
+        self.total = sum(p.numel() for p in self.weights.values())
+        self.store = RoundStore(folder, self._config(rates))
+        held = learn.masks or {}
+        self.kept = self.store.notes.setdefault('kept', {n:int(held[n].count_nonzero()) if n in held else p.numel() for n,p in self.weights.items()})
+        check_rounds(self.weights, self.sparsity, rounds, scope, granularity, transposed_groups(learn.model))
+
+    def _config(self, rates):
+        "What makes this experiment"
+        names = ('epochs','rate','shape','criterion','scope','granularity','rewind','rewind_to','n_batches','monitor','early_stop','patience','histograms','train_first','seed','wd')
+        every = [self.rate_of(m) for m in range(self.rounds+1)]
+        for m,lr in enumerate(every):
+            if not isinstance(lr, Number) or not 0<lr<math.inf: raise ValueError(f"max_lr={_name(self.max_lr)}: needs a positive rate, or a function of the round that gives one; it is {lr!r} for round {m}")
+            _shaped(self.shape, lr*self.groups)
+        shape = [np.max(self.shape(1.)(pos)) for pos in (0., 0.1, 0.25, 0.5, 0.75, 0.9)]
+        return dict({k:_name(getattr(self, k)) for k in names}, lr=np.ravel(rates).tolist(), rates=[float(o) for o in every], shape_of_1=[float(o) for o in shape], test_dl=self.test_dl is not None,
+                    steps=len(self.learn.dls.train), items=len(self.learn.dls.train_ds), opt=_name(self.learn.opt_func), metrics=[m.name for m in self.learn.metrics],
+                    weights={n:list(p.shape) for n,p in self.weights.items()})
 
     def _check(self):
         _whole(rounds=self.rounds, epochs=self.epochs, **({} if self.patience is None else {'patience':self.patience}))
@@ -209,21 +230,13 @@ class _Iterative:
         if self.rewind not in REWIND: raise ValueError(f"rewind={self.rewind!r} is unknown: use one of {', '.join(REWIND)}")
         if self.rewind_to and self.rewind!='weights': raise ValueError(f"rewind_to={self.rewind_to} goes with rewind='weights', and rewind is {self.rewind!r}")
         if self.rewind_to and not self.train_first: raise ValueError(f"rewind_to={self.rewind_to}: there is no first training to rewind into, since train_first is False")
+        if self.criterion is magnitude: self.n_batches = None
+        else: _whole(n_batches=self.n_batches)
         steps = self.epochs*len(self.learn.dls.train)
         if self.rewind_to>steps: raise ValueError(f"rewind_to={self.rewind_to}: a round has {steps} steps")
         names = ['train_loss', 'valid_loss', *[m.name for m in self.learn.metrics]]
         if self.monitor not in names: raise ValueError(f"monitor={self.monitor!r} is not measured: use one of {', '.join(names)}")
         _ready(self.learn)
-
-    def _check_counts(self):
-        held = self.learn.masks or {}
-        self.total = sum(p.numel() for p in self.weights.values())
-        self.kept = {n:int(held[n].count_nonzero()) if n in held else p.numel() for n,p in self.weights.items()}
-        for m in range(1, self.rounds+1):
-            sizes = {n:p.numel() for n,p in self.weights.items() if p.numel()} if self.scope=='local' else {None:self.total}
-            n = next((n for n,size in sizes.items() if round(self.sparsity(m, n)*size)>=size), 0)
-            if n!=0: raise ValueError(f"rounds={self.rounds}: round {m} would leave no weight" + (f" of the {sizes[n]} in {n!r}: use `exclude`, scope='global'," if n else ': use')
-                                      + " fewer rounds or a smaller rate")
 
     def sparsity(self, m, name=None):
         "After `m` rounds, of a tensor or of all together"
@@ -235,6 +248,7 @@ class _Iterative:
     def prune(self, m):
         "From the end of round `m-1` to the start of round `m`"
         s = {n:self.sparsity(m, n) for n in self.weights} if self.scope=='local' else self.sparsity(m)
+        seed_round(self.learn, self.seed+m)                              # for gradients that the criterion may need
         self.learn.prune(s, self.criterion, self.scope, self.granularity, include=list(self.weights), recover=False, n_batches=self.n_batches)
         masks = self.learn.masks
         for n in self.weights:
@@ -254,7 +268,8 @@ class _Iterative:
             learn.opt = None
             learn.fit(self.epochs, cbs=[ParamScheduler({'lr':lr}), *[cb for cb in (best,at) if cb], *self.cbs], wd=self.wd)
             values = dict(zip(learn.recorder.metric_names[1:], best.values if best else learn.recorder.values[-1]))
-            if at: self.start = at.state
+            if at: self.start = at.reached()
+            if self.rewind=='finetune' and m>0: max_lr = np.max(lr(0.))
         else: max_lr,values,self.start = math.nan,self._measure(learn.dls.valid),state_of(learn)
         kept = sum(int(learn.masks[n].count_nonzero()) if learn.masks and n in learn.masks else p.numel() for n,p in self.weights.items())
         row = dict(sparsity=1-kept/self.total, weights=kept, max_lr=float(max_lr), **{k:float(v) for k,v in values.items() if k not in ('sparsity','time')})
@@ -317,8 +332,9 @@ def iterative_prune(self:Learner,
     return _Iterative(self, rounds, epochs, rate, lr, max_lr, shape, criterion, scope, granularity, rewind, rewind_to, include, exclude, n_batches,
                       monitor, early_stop, patience, test_dl, histograms, train_first, seed, folder, wd, cbs).run()
 
-# %% ../nbs/09_recipes.ipynb #a7427896
+# %% ../nbs/09_recipes.ipynb #585bda71
 class _Oracle(_Iterative):
+    def _config(self, rates): return dict(super()._config(rates), lrs=self.lrs, feasible=self.feasible)
     def train(self, m):
         learn,start,masks = self.learn,state_of(self.learn),self.learn.masks
         tried = []
@@ -326,8 +342,9 @@ class _Oracle(_Iterative):
             load_into(learn, start)
             if masks is not None: learn.masks = masks
             row = self.fit(m, lr)
-            value = row[self.monitor]*(-1 if _smaller_is_better(self.monitor) else 1)
-            tried.append((lr, value))
+            value = row[self.monitor]*(-1 if smaller_is_better(self.monitor) else 1)
+            tried.append((lr, -math.inf if math.isnan(value) else value))
+            value = tried[-1][1]
             if value>=max(v for _,v in tried): best,state,first = row,state_of(learn),getattr(self, 'start', None)
         load_into(learn, state)
         if masks is not None: learn.masks = masks
@@ -343,13 +360,14 @@ def s_cyc_oracle(self:Learner,
                  feasible:float=0.005, # Rates that are worse by no more than this are feasible, too
                  **kwargs, # As for `iterative_prune`
                 )->Rounds: # The table of `iterative_prune`, with the best rate of each round as `max_lr`, and the range of feasible ones
-    "The best largest rate of each round, by search; a round goes on from the best of the one before (Liu et al. 2021, section 5.3)"
+    "The best largest rate of each round, by search, where a loss, error, mse or mae is better if smaller, and any other metric if larger; a round goes on from the best of the one before (Liu et al. 2021, section 5.3)"
     lrs = [float(o) for o in lrs]
     if not lrs or min(lrs)<=0: raise ValueError(f"lrs={lrs!r}: needs positive rates to try")
     if 'max_lr' in kwargs or 'lr' in kwargs: raise ValueError("the oracle searches for the rate: give the rates to try as `lrs`, and no lr or max_lr")
     defaults = {k:v.default for k,v in inspect.signature(Learner.iterative_prune).parameters.items() if v.default is not inspect.Parameter.empty}
     if unknown := kwargs.keys()-defaults.keys(): raise TypeError(f"s_cyc_oracle has no argument {sorted(unknown)[0]!r}")
     monitor = monitor or (self.metrics[0].name if self.metrics else 'valid_loss')
-    search = _Oracle(self, rounds, epochs, **{**defaults, 'lr':max(lrs), 'max_lr':max(lrs), **kwargs, 'monitor':monitor})
-    search.lrs,search.feasible = lrs,feasible
+    class Search(_Oracle): pass
+    Search.lrs,Search.feasible = lrs,feasible
+    search = Search(self, rounds, epochs, **{**defaults, 'lr':max(lrs), 'max_lr':max(lrs), **kwargs, 'monitor':monitor})
     return search.run()

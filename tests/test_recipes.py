@@ -69,7 +69,7 @@ def test_tracking_counts_what_came_back(learner, fit):
         ever = {n: ~k for n, k in m.items()} if ever is None else ever
         assert recovered == sum(int((k & ever[n]).sum()) for n, k in m.items())
         for n, k in m.items(): ever[n] |= ~k
-    first = next(i for i, a in enumerate(cb.asked) if a == pytest.approx(0.9))
+    first = next(i for i, (a, b) in enumerate(zip(cb.asked, cb.asked[1:])) if b < a)
     assert cb.mask_distance[-1] == pytest.approx(Masks(keep.masks[-1]).jaccard(Masks(keep.masks[first])))
 
 
@@ -94,7 +94,7 @@ def test_bimp_uses_the_budget_to_the_step(learner, epochs, dense, cycles):
     assert count.n == n == len(cb.lrs)
     assert len(cb.discounts) == cycles and all(0 < d <= 1 for d in cb.discounts)
     jumps = np.flatnonzero(np.diff(cb.reached) > 0)+1
-    at = [(dense or epochs/2)/epochs*n + (1-(dense or epochs/2)/epochs)*n*c/cycles for c in range(cycles)]
+    at = [(dense or 0.75*epochs)/epochs*n + (1-(dense or 0.75*epochs)/epochs)*n*c/cycles for c in range(cycles)]
     assert jumps.tolist() == [int(np.ceil(round(a, 6)))-1 for a in at]
     kept = [1-cb.reached[j] for j in jumps]
     assert np.allclose(kept, [0.05**((c+1)/cycles) for c in range(cycles)], atol=1e-3)
@@ -126,7 +126,7 @@ def test_allr_needs_to_know_what_changed(learner):
     learn.prune(0.9)
     pruned = sum(int((learn.model.get_parameter(n) == 0).sum()) for n in before) - sum(int((p == 0).sum()) for p in before.values())
     want = allr_discount(before, dict(learn.model.named_parameters()) and {n: learn.model.get_parameter(n) for n in before}, pruned/sum(int((p != 0).sum()) for p in before.values()))
-    assert learn.keep_masks._change == pytest.approx(want)
+    assert learn.keep_masks._change == pytest.approx(want, rel=1e-4)
     quietly(learn, learn.retrain, 1)
     with pytest.raises(ValueError, match='right before, or give `discount`'): learn.retrain(1)
     quietly(learn, learn.retrain, 1, discount=0.3)
@@ -321,10 +321,137 @@ def test_recipes_check_before_training(learner):
     for f, args, kw, msg in (
             (learn.fit_cyclical, (2, 2, 0.9), dict(lr_max=-1), 'lr_max=-1'), (learn.fit_cyclical, (2, 2, 0.9), dict(shape=partial(lr_warmup, drops=(1.5,))), r'drops\[0\]=1.5'),
             (learn.fit_cyclical, (2, 0, 0.9), {}, 'epochs_per_cycle=0'), (learn.fit_cyclical, (2, 2, 0.9), dict(exclude='nothing'), 'nothing'),
-            (learn.fit_bimp, (4, {'*': 0.9}), {}, 'needs one number'), (learn.fit_bimp, (4, 0.9), dict(cycles=1000), 'cycles=1000'), (learn.fit_bimp, (4, 0.9), dict(dense_epochs=4), 'less than the budget'),
+            (learn.fit_bimp, (4, {'*': 0.9}), {}, 'needs one number'), (learn.fit_bimp, (4, 0.9), dict(cycles=1000), 'cycles=1000'), (learn.fit_bimp, (4, 0.9), dict(dense_epochs=4), 'less than the budget'), (learn.fit_bimp, (4, None), {}, 'sparsity=None'), (learn.fit_bimp, (4, 0.9), dict(dense_epochs='2'), "dense_epochs='2'"),
             (learn.iterative_prune, (0, 2), {}, 'rounds=0'), (learn.iterative_prune, (2, 2), dict(rate=1.), 'rate=1.0'), (learn.iterative_prune, (2, 2), dict(rewind='all'), "rewind='all'"),
             (learn.iterative_prune, (2, 2), dict(max_lr=partial(s_cyc_max_lr, eps=1, delta=0)), 'delta=0'), (learn.iterative_prune, (80, 1), {}, 'would leave no weight'),
-            (learn.iterative_prune, (2, 2), dict(shape=partial(lr_cyclical, low=5.)), 'low=5.0'), (learn.iterative_prune, (2, 2), dict(patience=0), 'patience=0'),
+            (learn.iterative_prune, (2, 2), dict(shape=partial(lr_cyclical, low=5.)), 'low=5.0'), (learn.iterative_prune, (2, 2), dict(shape='decay'), 'shape=decay'),
+            (learn.iterative_prune, (2, 2), dict(max_lr='s_cyc'), 'max_lr=s_cyc'), (learn.iterative_prune, (2, 2), dict(max_lr=lambda m: [0.1]), 'for round 0'),
+            (learn.iterative_prune, (2, 2), dict(criterion=taylor, n_batches=0), 'n_batches=0'), (learn.iterative_prune, (9, 1), dict(rate=0.5, granularity='filter', scope='local', exclude='5'), 'round 4 would leave no weight of the 72'),
+            (learn.iterative_prune, (12, 1), dict(rate=0.5, scope='erk'), 'would leave no weight of the'), (learn.fit_cyclical, (2, 2, 0.9), dict(shape=lr_decay(.1)), 'shape='),
+            (learn.fit_cyclical, (2, 2, 0.9), dict(lr_max=slice(None)), 'lr_max=slice'), (learn.fit_cyclical, (2, 2, 0.9), dict(ramp='a'), "ramp='a'"), (learn.fit_cyclical, (2, 2, 0.9), dict(restart='lr'), "restart='lr'"), (learn.iterative_prune, (2, 2), dict(patience=0), 'patience=0'),
             (learn.s_cyc_oracle, (2, 2, []), {}, 'lrs='), (learn.s_cyc_oracle, (2, 2, [0.1]), dict(rewnd='lr'), "no argument 'rewnd'")):
         with pytest.raises((ValueError, TypeError), match=msg): f(*args, **kw)
     assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items()) and learn.masks is None
+
+
+# what a review found
+
+def test_the_same_learner_goes_on_too(tmp_path):
+    "Masks that it has from the rounds before are no start from a sparse network"
+    for oracle in (False, True):
+        learn, folder = mlp_learner(), tmp_path/str(oracle)
+        run = (lambda rounds: quietly(learn, learn.s_cyc_oracle, rounds, 1, [0.1], rate=0.2, folder=folder)) if oracle else (lambda rounds: quietly(learn, learn.iterative_prune, rounds, 1, lr=0.1, folder=folder))
+        run(2)
+        assert np.allclose(run(4).sparsity, [1-0.8**m for m in range(5)], atol=1e-3)
+    sparse = mlp_learner()
+    sparse.prune(0.5, scope='global')
+    quietly(sparse, sparse.iterative_prune, 1, 1, lr=0.1, folder=tmp_path/'sparse')
+    fresh = mlp_learner()
+    assert np.allclose(quietly(fresh, fresh.iterative_prune, 2, 1, lr=0.1, folder=tmp_path/'sparse').sparsity, [0.5, 0.6, 0.68], atol=1e-3)
+
+
+def test_scores_from_gradients_go_on_to_the_same_table(tmp_path):
+    class Crash(Callback):
+        def before_train(self):
+            if len(self.learn.rounds) == 2: raise RuntimeError('no power')
+    kw = dict(rate=0.4, lr=0.1, criterion=taylor, n_batches=2)
+    learn = mlp_learner()
+    want = quietly(learn, learn.iterative_prune, 3, 1, **kw)
+    learn = mlp_learner()
+    with pytest.raises(RuntimeError): quietly(learn, learn.iterative_prune, 3, 1, folder=tmp_path, cbs=Crash(), **kw)
+    torch.rand(7)
+    learn = mlp_learner()
+    assert np.array_equal(quietly(learn, learn.iterative_prune, 3, 1, folder=tmp_path, **kw).values, want.values)
+
+
+def test_folders_know_their_experiment(tmp_path):
+    learn = mlp_learner()
+    run = lambda **kw: quietly(learn, learn.iterative_prune, 1, 1, **{**dict(lr=0.1, folder=tmp_path), **kw})
+    run()
+    for kw, what in ((dict(max_lr=lambda m: 0.2), 'rates'), (dict(shape=lr_decay), 'shape'), (dict(test_dl=learn.dls[2]), 'test_dl')):
+        with pytest.raises(ValueError, match=f'another experiment: {what} was'): run(**kw)
+    with pytest.raises(ValueError, match='another experiment'): quietly(learn, learn.s_cyc_oracle, 1, 1, [0.1], folder=tmp_path)
+    learn.metrics = []
+    with pytest.raises(ValueError, match='metrics was'): run()
+
+
+def test_an_interrupted_retraining_is_not_the_original(learner):
+    learn = learner()
+    quietly(learn, learn.fit_one_cycle, 3, 0.01)
+    original = list(learn.recorder.lrs)
+    learn.prune(0.8, scope='global')
+    class Stop(Callback):
+        def before_batch(self):
+            if self.training and self.train_iter == 3: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): quietly(learn, learn.retrain, 2, cbs=Stop())
+    learn.remove_cb(Stop)
+    quietly(learn, learn.retrain, 2, 'slr')
+    assert learn._retrained['history'] == original
+
+
+def test_change_is_remembered_until_training(learner):
+    learn = learner()
+    learn.prune(0.8)
+    change = learn.keep_masks._change
+    learn.prune(0.8)
+    assert learn.keep_masks._change == change > 0
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=5, show_plot=False)
+    assert learn.keep_masks._change == change
+    quietly(learn, learn.fit, 1)
+    assert learn.keep_masks._change is None
+
+
+def test_smaller_is_better_for_mse():
+    from fastai.basics import rmse
+    def make():
+        torch.manual_seed(0)
+        x = torch.randn(256, 5)
+        from fastai.basics import DataLoader, DataLoaders, MSELossFlat
+        dl = lambda: DataLoader(list(zip(x, x@torch.ones(5, 1))), bs=32, num_workers=0)
+        return Learner(DataLoaders(dl(), dl()), nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 1)), loss_func=MSELossFlat(), metrics=rmse)
+    learn = make()
+    assert (quietly(learn, learn.s_cyc_oracle, 1, 1, [1e-5, 1e-1], rate=0.3).max_lr == 0.1).all()
+    learn = make()
+    assert (quietly(learn, learn.s_cyc_oracle, 1, 1, [1e30, 1e-1], rate=0.3, monitor='valid_loss').max_lr == 0.1).all()
+    with pytest.raises(ValueError, match='is not measured'): learn.iterative_prune(1, 1, monitor='mae')
+
+
+def test_bimp_without_a_step_to_prune_at(learner):
+    from fastai.callback.training import GradientAccumulation
+    learn = learner()
+    learn.prune(0.8, scope='global')
+    cb = quietly(learn, learn.fit_bimp, 2, 0.8)
+    assert cb.reached[-1] == learn.masks.sparsity
+    learn = learner()
+    quietly(learn, learn.fit_bimp, 4, 0.8, cycles=3, cbs=GradientAccumulation(384))
+    assert learn.masks.sparsity == pytest.approx(0.8, abs=1e-3)
+    learn = learner()
+    n = len(learn.dls.train)
+    cb = quietly(learn, learn.fit_bimp, 2, 0.8, cycles=n//2)
+    assert len(cb.discounts) == n//2
+
+
+def test_rewinding_past_an_early_stop_says_so():
+    learn = mlp_learner()
+    with pytest.raises(ValueError, match='the first training was stopped after'):
+        quietly(learn, learn.iterative_prune, 1, 8, lr=5., rewind='weights', rewind_to=8*len(learn.dls.train), patience=1, monitor='accuracy')
+
+
+def test_cycles_begin_anew_on_a_sparse_learner(learner):
+    learn = learner()
+    quietly(learn, learn.fit_cyclical, 1, 2, 0.9, interval=2)
+    cb = quietly(learn, learn.fit_cyclical, 2, 2, 0.9, interval=2, track=True)
+    n = 2*len(learn.dls.train)
+    assert cb.reached[0] < 0.2 and 0.4 < cb.reached[n] < 0.5 and cb.reached[-1] == cb.reached[n-1] == learn.masks.sparsity
+
+
+def test_torch_dataloaders_have_gradients_too():
+    from fastai.basics import DataLoaders
+    learn = mlp_learner()
+    data = [(learn.dls.train_ds.x[i], learn.dls.train_ds.y[i]) for i in range(200)]
+    dl = lambda: torch.utils.data.DataLoader(data, batch_size=50)
+    learn = Learner(DataLoaders(dl(), dl()), learn.model, loss_func=nn.CrossEntropyLoss(), metrics=accuracy)
+    assert learn.gradient_histogram(n_batches=2).gradients.std() > 0
+    learn.prune(0.5, criterion=taylor, n_batches=2)
+    table = quietly(learn, learn.iterative_prune, 2, 1, rate=0.5, lr=0.1, criterion=taylor, n_batches=1, train_first=False)
+    assert len(table) == 3 and np.isfinite(learn.linear_path(learn, learn, n=2, train=True).train.losses).all()
