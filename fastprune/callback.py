@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KeepMasks', 'set_masks', 'in_fit', 'is_frozen', 'ranked', 'SparsifyCallback']
 
-# %% ../nbs/05_callback.ipynb #8857fc42
+# %% ../nbs/05_callback.ipynb #cd3ee727
 import math,warnings
 from bisect import bisect
 from numbers import Integral
@@ -17,7 +17,7 @@ from fastai.callback import schedule as _          # fit_one_cycle, fine_tune, l
 from fastai.callback.tracker import SaveModelCallback
 from .schedules import check_schedule,ocp,progress_at,schedule_name,update_steps
 from .weights import check_sparsities,expand_sparsity,normed_rows,prunable_weights,transposed_groups,unwrap
-from .criteria import CRITERIA,has_gradients,magnitude
+from .criteria import CRITERIA,asks_for,has_gradients,magnitude
 from .masks import Masks,check_bool,check_granularity,check_nan,check_scope,check_scores,compute_masks,count_units,unit_dims
 
 # %% ../nbs/05_callback.ipynb #512399e0
@@ -115,20 +115,25 @@ def is_frozen(learn:Learner)->bool:
     "Has `learn.freeze()` or `learn.freeze_to(n)` been called, and not `learn.unfreeze()`?"
     return getattr(learn.opt, 'frozen_to', 0)!=0 or getattr(learn.opt, 'frozen_idx', 0)>0
 
-# %% ../nbs/05_callback.ipynb #bdc13edb
-def _score(criterion, weights):
-    "The scores of `weights`, checked"
+# %% ../nbs/05_callback.ipynb #e15ddd7a
+def _score(criterion, weights, given):
+    "The scores of `weights`, checked; `given` has what a criterion may ask for"
+    asked = asks_for(criterion)
+    for k in asked-{'n_batches'}:
+        if given.get(k) is None: raise ValueError(f"criterion {schedule_name(criterion)} asks for `{k}`" + (": give it the weights as they were at first, `initial=...`" if k=='initial'
+                                                  else ", the weights at the last update, which there are in `SparsifyCallback` alone" if k=='previous' else ", and there is no Learner"))
     try:
-        with torch.no_grad(): return check_scores(criterion(weights), weights)
+        with torch.no_grad(): return check_scores(criterion(weights, **{k:given.get(k) for k in asked}), weights)
     except ValueError as e: raise ValueError(f"criterion {schedule_name(criterion)}: {e}") from e
 
 def ranked(criterion, # Function from weights to scores
            weights:dict, # Name -> parameter
            model:nn.Module, # The model that they are of
+           **given, # What the criterion may ask for: learn, n_batches, initial, previous
           )->tuple: # Scores for `compute_masks`, and its `absolute`
     "What to rank weights by: for magnitude the weights themselves, which needs no copy. Rows under weight_norm keep their largest"
     absolute = criterion is magnitude
-    scores = {n:p.detach() for n,p in weights.items()} if absolute else _score(criterion, weights)
+    scores = {n:p.detach() for n,p in weights.items()} if absolute else _score(criterion, weights, given)
     for n,dim in normed_rows(model).items():
         if n not in scores: continue
         s = scores[n].abs() if absolute else scores[n]
@@ -136,14 +141,15 @@ def ranked(criterion, # Function from weights to scores
         scores = {**scores, n:torch.where(s==top, math.inf, s)}
     return scores,absolute
 
-def _try_criterion(criterion, weights):
+def _try_criterion(criterion, weights, learn):
     "Call `criterion` once, with gradients of 1 and nothing left behind, to see that its scores are sound"
     if criterion is magnitude: return check_nan(weights)
+    given = dict(learn=learn, initial=weights, previous=weights)
     grads = {n:p.grad for n,p in weights.items()}
     try:
         for p in weights.values(): p.grad = torch.ones_like(p)
         with torch.random.fork_rng(devices=list({p.device.index for p in weights.values() if p.is_cuda})):
-            try: check_nan(_score(criterion, weights))
+            try: check_nan(_score(criterion, weights, given))
             except TypeError as e: raise ValueError(f"criterion {schedule_name(criterion)} can't be called with a dict of weights: {e}") from e
     finally:
         for n,p in weights.items(): p.grad = grads[n]
@@ -180,11 +186,13 @@ class SparsifyCallback(Callback):
         if not callable(criterion): raise ValueError(f"criterion={criterion!r} is not a function from weights to scores. There are {', '.join(CRITERIA)}, or write your own")
         if isinstance(interval, bool) or not isinstance(interval, Integral) or interval<1: raise ValueError(f"interval={interval!r}: needs a whole number of iterations, at least 1")
         store_attr()
+        self.scope = check_scope(scope)
         self.iters,self.asked,self.reached,self.lrs = [],[],[],[]      # after each optimizer step of the last fit,
         self.recovered,self.mask_distance = [],[]                      # and these if they are tracked
 
     def targets(self,
                 model:nn.Module, # The model to prune
+                learn:Learner|None=None, # For a criterion that asks for it; the callback's own in a fit
                )->tuple: # Name -> parameter, and name -> sparsity at the end
         "What would be pruned of `model`, and how far. Raises `ValueError` for whatever does not fit it"
         can = prunable_weights(model, self.include, self.exclude)
@@ -193,7 +201,7 @@ class SparsifyCallback(Callback):
         end = expand_sparsity(self.sparsity, weights)
         weights,transposed = {n:weights[n] for n in end},transposed_groups(model)
         for n,p in weights.items(): unit_dims(n, p.shape, self.granularity, transposed.get(n, 0))
-        _try_criterion(self.criterion, weights)
+        _try_criterion(self.criterion, weights, learn or self.__dict__.get('learn'))
         return weights,end
 
     def before_fit(self):
@@ -224,10 +232,15 @@ class SparsifyCallback(Callback):
         self._due,self._seen = update_steps(self._progress, self.interval),-1
         if self.refresh: self._due = sorted({*self._due, *range(0, T, self.interval)})
         self._start_from(_present(self.learn, self._weights), end)
+        self._first_weights,self._last_weights = (self._copies(k) for k in ('initial','previous'))
         ends = [t for t,(a,b) in enumerate(zip(self._progress, self._progress[1:])) if b<a] + [t for t,p in enumerate(self._progress) if p==1]
         self._cycle_end,self._present = ends[0] if ends else T,_present(self.learn, self._weights) if self.track else None
         self._ever,self._first,self._recovered,self._distance = self._present and Masks({n:~m for n,m in self._present.items()}),None,0,math.nan
         for o in (self.iters,self.asked,self.reached,self.lrs,self.recovered,self.mask_distance): o.clear()
+
+    def _copies(self, what):
+        "The weights as they are, if the criterion will ask for them"
+        return {n:p.detach().clone() for n,p in self._weights.items()} if what in asks_for(self.criterion) else None
 
     def _start_from(self, present, end):
         begin = {n:1-int(m.count_nonzero())/m.numel() for n,m in present.items()}
@@ -269,11 +282,11 @@ class SparsifyCallback(Callback):
         self.lrs.append(self.opt.hypers[-1]['lr'])
 
     def _update(self, sparsity, criterion):
-        scores,absolute = ranked(criterion, self._weights, self.learn.model)
+        scores,absolute = ranked(criterion, self._weights, self.learn.model, learn=self.learn, initial=self._first_weights, previous=self._last_weights)
         masks = compute_masks(scores, sparsity if self.scope=='local' else next(iter(sparsity.values())), self.scope, self.granularity,
                               None if self.recover else _present(self.learn, self._weights), absolute, self._transposed)
         self._hold(masks, self._how)
-        self._counts,self._reached = self._count(sparsity),masks.sparsity
+        self._counts,self._reached,self._last_weights = self._count(sparsity),masks.sparsity,self._copies('previous')
         if self.track: self._follow(masks)
 
     def _track(self, t):
@@ -299,7 +312,9 @@ class SparsifyCallback(Callback):
     def after_train(self): self._finish()
     def after_cancel_epoch(self): self._finish()
     def after_fit(self):
-        if not in_fit(self.learn): self._active,self._weights,self._progress,self._due,self._ever,self._first,self._present = False,*[None]*6
+        if in_fit(self.learn): return
+        self._active = False
+        self._weights = self._progress = self._due = self._ever = self._first = self._present = self._first_weights = self._last_weights = None
 
     def _add_column(self):
         names = self.recorder.metric_names

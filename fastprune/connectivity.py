@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['Barrier', 'LinearPath', 'Stability', 'Plane']
 
-# %% ../nbs/08_connectivity.ipynb #87dc99e0
-import contextlib,itertools
+# %% ../nbs/08_connectivity.ipynb #0415c244
+import contextlib,inspect,itertools
+from numbers import Integral,Number
 from copy import deepcopy
 import numpy as np, pandas as pd, torch
 from torch import nn
-from fastai.basics import Learner,find_bs,patch,store_attr,to_device
+from fastai.basics import Learner,Recorder,find_bs,patch,store_attr,to_device
+from fastai.callback.progress import ProgressCallback
 from .weights import unwrap
-from .learner import device_of,forward,inputs_and_targets,undisturbed
-from .lottery import Ticket,count_steps
-from .rounds import StateAt,load_into,seed_round,smaller_is_better,state_of
+from .passes import check_n_batches,device_of,forward,inputs_and_targets,undisturbed
+from .lottery import Ticket,_check_ticket,count_steps
+from .rounds import StateAt,borrowed,seed_round,smaller_is_better,state_of
 
 # %% ../nbs/08_connectivity.ipynb #8c05ad9c
 class Barrier(float):
@@ -72,12 +74,12 @@ class LinearPath:
             ax.grid(alpha=0.3)
         return axs
 
-# %% ../nbs/08_connectivity.ipynb #62556c72
+# %% ../nbs/08_connectivity.ipynb #9e279357
 def _state(x, what):
     "A `state_dict` from a model, a Learner, a Ticket or a dict"
     if isinstance(x, Learner): x = x.model
     if isinstance(x, nn.Module): return unwrap(x).state_dict()
-    if isinstance(x, Ticket): return x.state if x.end is None else x.end
+    if isinstance(x, Ticket): return x.end or {n:t*x.masks[n].to(t.device) if n in x.masks else t for n,t in x.state.items()}
     if isinstance(x, dict): return x
     raise ValueError(f"{what}={type(x).__name__}: needs a model, a Learner, a state_dict, or a Ticket (its end, if it has one)")
 
@@ -90,17 +92,23 @@ def _check_states(mine, **states):
             if n not in mine: raise ValueError(f"{what} is of another model: there is no {n!r} in the Learner's")
 
 @contextlib.contextmanager
-def _borrowed(learn):
-    "The Learner's model, to put other weights into"
-    names = ('pred','xb','yb','dl')
+def _evaluating(learn):
+    "The Learner's model in the middle of a validation, to put other weights into; everything is as before when it ends"
+    names = ('pred','xb','yb','dl','loss','loss_grad','iter','n_iter','epoch','n_epoch','final_record')
     had,mine = {k:learn.__dict__[k] for k in names if k in learn.__dict__},state_of(learn)
-    with undisturbed(learn):
-        try: yield unwrap(learn.model).state_dict()
+    records = [cb for cb in learn.cbs if isinstance(cb, (Recorder,ProgressCallback))]
+    with undisturbed(learn), learn.removed_cbs(records):
+        try:
+            with learn.validation_context(): yield unwrap(learn.model).state_dict()
         finally:
             with torch.no_grad():
                 for n,t in unwrap(learn.model).state_dict().items(): t.copy_(mine[n])
             for k in names: learn.__dict__.pop(k, None)
             learn.__dict__.update(had)
+
+def _on(state, learn):
+    "Copies of a state with the model's types, where it is"
+    return {n:state[n].detach().to(t.device, t.dtype, copy=True) for n,t in unwrap(learn.model).state_dict().items()}
 
 def _mix(target, states, coefs):
     "`target` = the weighted sum of `states`, in place; counters, which are whole numbers, are the first's"
@@ -130,13 +138,17 @@ class _Tally:
     def __init__(self, metrics):
         self.loss,self.n,self.metrics = 0.,0,deepcopy(metrics)
         for m in self.metrics: m.reset()
-    def add(self, learn, b):
-        learn.xb,learn.yb = inputs_and_targets(learn, b)
-        learn.pred = forward(learn, learn.xb)
+    def add(self, learn, i, b):
+        learn.one_batch(i, b)
         bs = find_bs(learn.yb)
-        self.loss,self.n = self.loss+learn.loss_func(learn.pred, *learn.yb).detach().double().mean()*bs,self.n+bs
+        self.loss,self.n = self.loss+learn.loss.detach().double().mean()*bs,self.n+bs
         for m in self.metrics: m.accumulate(learn)
-    def values(self): return float(self.loss)/self.n, {m.name:float(m.value) for m in self.metrics}
+    def values(self):
+        res = {}
+        for m in self.metrics:
+            if np.ndim(m.value): raise ValueError(f"metrics: {m.name!r} is no single number, and can't be followed along a path: leave it out by `metrics=...`")
+            res[m.name if m.name not in res else f'{m.name}_{len(res)+1}'] = float(m.value)
+        return float(self.loss)/self.n, res
 
 def _evaluate(learn, dl, points, put, metrics, memory):
     "Loss and metrics at each of `points`; `put(point)` sets the weights"
@@ -145,12 +157,12 @@ def _evaluate(learn, dl, points, put, metrics, memory):
         for point,tally in zip(points, tallies):
             put(point)
             if hasattr(learn.model, 'reset'): learn.model.reset()
-            for b in chunk: tally.add(learn, b)
+            for i,b in enumerate(chunk): tally.add(learn, i, b)
     if not tallies[0].n: raise ValueError("the DataLoader has no batches to evaluate on")
     values = [t.values() for t in tallies]
     return np.array([l for l,_ in values]), {k:np.array([m[k] for _,m in values]) for k in values[0][1]}
 
-# %% ../nbs/08_connectivity.ipynb #432337fa
+# %% ../nbs/08_connectivity.ipynb #56f88be6
 def _bn_layers(model): return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
 
 def _recalibrated(learn, points, put, n_batches, memory):
@@ -187,6 +199,13 @@ def _putter(learn, target, states, points, bn, n_batches, memory):
             for b,t in zip((m.running_mean, m.running_var, m.num_batches_tracked), ts): b.copy_(t)
     return both
 
+def _check_path(n, **kwargs):
+    "Arguments of `linear_path`, before anything is trained"
+    if isinstance(n, bool) or not isinstance(n, Number) or n!=int(n) or n<2: raise ValueError(f"n={n!r}: a path needs a whole number of points, at least 2")
+    inspect.signature(Learner.linear_path).bind(None, None, None, n, **kwargs)
+    _check_bn(kwargs.get('bn', 'interpolate'))
+    check_n_batches(kwargs.get('n_batches'))
+
 def _check_bn(bn):
     if bn not in ('interpolate','recalibrate'): raise ValueError(f"bn={bn!r} is unknown: use 'interpolate' or 'recalibrate'")
 
@@ -204,16 +223,14 @@ def linear_path(self:Learner,
                 memory:int=2**30, # Bytes of batches to hold at once
                )->LinearPath: # With `.alphas`, `.losses`, `.metrics`, `.barrier`, `.instability`, `.plot()`
     "Loss and metrics on the straight line between two states (Frankle et al. 2020). The Learner is as before when it ends, or is stopped"
-    if isinstance(n, bool) or n!=int(n) or n<2: raise ValueError(f"n={n!r}: a path needs at least 2 points")
-    _check_bn(bn)
+    _check_path(n, bn=bn, n_batches=n_batches)
     a,b = _state(a, 'a'),_state(b, 'b')
     _check_states(unwrap(self.model).state_dict(), a=a, b=b)
-    dev = next(unwrap(self.model).parameters()).device
-    states = [{k:t.detach().to(dev, copy=True) for k,t in s.items()} for s in (a,b)]
+    states = [_on(s, self) for s in (a,b)]
     alphas = np.linspace(0, 1, int(n))
     points = [(1-float(x), float(x)) for x in alphas]
     metrics = self.metrics if metrics is None else _as_metrics(metrics)
-    with _borrowed(self) as target:
+    with _evaluating(self) as target:
         self.model.eval()
         put = _putter(self, target, states, points, bn, n_batches, memory)
         on = lambda dl: LinearPath(alphas, *_evaluate(self, dl, points, put, metrics, memory))
@@ -225,35 +242,31 @@ def _as_metrics(metrics):
     from fastai.learner import mk_metric
     return [mk_metric(m) for m in (metrics if isinstance(metrics, (list,tuple)) else [metrics])]
 
-# %% ../nbs/08_connectivity.ipynb #bc7dcb9b
+# %% ../nbs/08_connectivity.ipynb #07a64253
 def _copies(learn, start, fit, seeds):
-    "States after training from `start` with each of `seeds`; the Learner is as before"
-    state,masks = state_of(learn),learn.masks
-    def begin(masks_too):
-        if isinstance(start, Ticket): learn.load_ticket(start)
-        else:
-            load_into(learn, state if start is None else _state(start, 'start'))
-            if masks_too and masks is not None: learn.masks = masks
-    try:
-        begin(True)
-        count_steps(learn, fit)
+    "States after training from `start` with each of `seeds`"
+    if start is None: start = Ticket(state_of(learn), learn.masks or {})
+    elif not isinstance(start, Ticket): start = Ticket(_state(start, 'start'), {})
+    start = start._with(state={n:t.clone() for n,t in start.state.items()})                 # it may be the model's own
+    count_steps(learn, fit)
+    with borrowed(learn):
         res = []
         for seed in seeds:
-            begin(start is None)
-            learn.opt = None
+            learn.load_ticket(start)
             seed_round(learn, seed)
             fit(learn, [])
             res.append(state_of(learn))
-        return res
-    finally:
-        load_into(learn, state)
-        if masks is not None: learn.masks = masks
-        learn.opt = None
+    return res
 
 def _check_pair(seeds):
     seeds = tuple(seeds)
     if len(seeds)!=2: raise ValueError(f"seeds={seeds!r}: needs two, one for each copy")
     return seeds
+
+def _pairs(seeds):
+    "A list of pairs of seeds, from one or several"
+    seeds = tuple(seeds)
+    return [_check_pair(s) for s in ([seeds] if all(isinstance(s, Number) for s in seeds) else seeds)]
 
 @patch
 def instability(self:Learner,
@@ -263,9 +276,8 @@ def instability(self:Learner,
                 n:int=11, # Points of the path
                 **kwargs, # As for `linear_path`: dl, metrics, bn, train, ...
                )->LinearPath: # The path between the two copies
-    "Trains two copies that differ in SGD noise alone, and gives the path between them (Frankle et al. 2020). The Learner is as before when it ends"
-    if n<2: raise ValueError(f"n={n!r}: a path needs at least 2 points")
-    if 'bn' in kwargs: _check_bn(kwargs['bn'])
+    "Trains two copies that differ in SGD noise alone, and gives the path between them (Frankle et al. 2020). The Learner's weights and masks are as before when it ends"
+    _check_path(n, **kwargs)
     if start is not None and not isinstance(start, Ticket): _check_states(unwrap(self.model).state_dict(), start=_state(start, 'start'))
     return self.linear_path(*_copies(self, start, fit, _check_pair(seeds)), n=n, **kwargs)
 
@@ -281,6 +293,7 @@ class Stability(pd.DataFrame):
             ): # Matplotlib axes
         "Mean and standard deviation over pairs of seeds"
         x = next(k for k in ('round','step') if k in self.columns)
+        if metric not in self.columns: raise ValueError(f"metric={metric!r} is no column of this table: use instability, error, error_barrier or loss_barrier")
         if ax is None:
             import matplotlib.pyplot as plt
             ax = plt.subplots(figsize=(5,3), layout='constrained')[1]
@@ -288,7 +301,7 @@ class Stability(pd.DataFrame):
         for name,rows in df.groupby('name', sort=False) if 'name' in df else [('', df)]:
             by = rows.groupby(x)[metric]
             ax.errorbar(by.mean().index, by.mean(), by.std().fillna(0), marker='o', ms=4, capsize=2, label=name)
-        ax.set(xlabel={'round':'round of pruning', 'step':'rewound to step'}[x], ylabel=metric.replace('_',' '))
+        ax.set(xticks=sorted(df[x].unique()), xlabel={'round':'round of pruning', 'step':'rewound to step'}[x], ylabel=metric.replace('_',' '))
         if 'name' in df: ax.legend(fontsize='small')
         ax.grid(alpha=0.3)
         return ax
@@ -304,8 +317,9 @@ def instability_by_round(self:Learner,
                          **kwargs, # As for `linear_path`
                         )->Stability: # Columns name, round, sparsity, instability, error of the copies, and barriers; with `.plot()`
     "How stable tickets are, round by round (Hubens et al. 2021, figure 3)"
-    pairs = [_check_pair(s) for s in seeds]
-    named = tickets if isinstance(tickets, dict) else {'':tickets}
+    pairs,_ = _pairs(seeds),_check_path(n, **kwargs)
+    named = {k:[ts] if isinstance(ts, Ticket) else list(ts) for k,ts in (tickets if isinstance(tickets, dict) else {'':tickets}).items()}
+    for t in [t for ts in named.values() for t in ts]: _check_ticket(self, t)
     rows = [dict(**({'name':name} if isinstance(tickets, dict) else {}), round=t.story.get('round', i), sparsity=t.sparsity, seeds=str(s), **_row(self.instability(t, fit, s, n, **kwargs)))
             for name,ts in named.items() for i,t in enumerate(ts) for s in pairs]
     if not rows: raise ValueError("tickets: there are none")
@@ -320,29 +334,21 @@ def instability_by_rewind(self:Learner,
                           seed:int=0, # Of the first training
                           **kwargs, # As for `linear_path`
                          )->Stability: # Columns step, instability, error of the copies, and barriers; with `.plot()`
-    "How far into training a network becomes stable (Frankle et al. 2020, figure 3). The Learner is as before when it ends"
-    steps,pairs = [int(o) for o in steps],[_check_pair(s) for s in seeds]
-    if not steps or min(steps)<0: raise ValueError(f"steps={steps!r}: needs whole numbers of at least 0")
-    state,masks = state_of(self),self.masks
+    "How far into training a network becomes stable (Frankle et al. 2020, figure 3). The Learner's weights and masks are as before when it ends"
+    steps,pairs,_ = list(steps),_pairs(seeds),_check_path(n, **kwargs)
+    if not steps or not all(isinstance(o, Integral) and o>=0 for o in steps): raise ValueError(f"steps={steps!r}: needs whole numbers of at least 0")
     total = count_steps(self, fit)
     if max(steps)>total: raise ValueError(f"steps={steps!r}: training has {total} steps")
-    kept = {k:StateAt(k) for k in steps}
-    try:
+    kept,masks = {k:StateAt(k) for k in steps},self.masks or {}
+    with borrowed(self):
         self.opt = None
         seed_round(self, seed)
         fit(self, list(kept.values()))
-        for cb in kept.values():
-            load_into(self, cb.reached())
-            if masks is not None: self.masks = masks
-            cb.state = state_of(self)
-    finally:
-        load_into(self, state)
-        if masks is not None: self.masks = masks
-        self.opt = None
-    at = lambda k: kept[k].state if masks is None else Ticket(kept[k].state, masks)
+    for cb in kept.values(): cb.reached()
+    at = lambda k: Ticket(kept[k].state, masks)
     return Stability([dict(step=k, seeds=str(s), **_row(self.instability(at(k), fit, s, n, **kwargs))) for k in steps for s in pairs])
 
-# %% ../nbs/08_connectivity.ipynb #2140a33b
+# %% ../nbs/08_connectivity.ipynb #11229f06
 class Plane:
     "Losses [n,n] on the plane through three states; `xs` and `ys` are distances in weights from the first, `points` the states' own places"
     def __init__(self, xs:np.ndarray, ys:np.ndarray, losses:np.ndarray, points:np.ndarray): store_attr()
@@ -380,13 +386,13 @@ def plane(self:Learner,
           n_batches:int|None=None, # Training batches to recalibrate on; an epoch if None
           memory:int=2**30, # Bytes of batches to hold at once
          )->Plane: # With `.losses`, `.plot()`
-    "The loss on the plane through three states (Garipov et al. 2018). The Learner is as before when it ends"
+    "The loss on the plane through three states (Garipov et al. 2018). The Learner's weights and masks are as before when it ends"
     if n!=int(n) or n<2: raise ValueError(f"n={n!r}: a plane needs at least 2 points along each axis")
     _check_bn(bn)
     named = dict(a=_state(a, 'a'), b=_state(b, 'b'), c=_state(c, 'c'))
     _check_states(unwrap(self.model).state_dict(), **named)
-    dev,names = next(unwrap(self.model).parameters()).device,[k for k,_ in unwrap(self.model).named_parameters()]
-    states = [{k:t.detach().to(dev, copy=True) for k,t in s.items()} for s in named.values()]
+    names = [k for k,_ in unwrap(self.model).named_parameters()]
+    states = [_on(s, self) for s in named.values()]
     u,v = (torch.cat([(s[k]-states[0][k]).flatten().double() for k in names]) for s in states[1:])
     x,along = float(u.norm()),float(u@v)/max(float(u.norm()), 1e-12)
     y = float((v-u*(along/max(x, 1e-12))).norm())
@@ -398,7 +404,7 @@ def plane(self:Learner,
         b = (px-c*along)/x
         return (1-b-c, b, c)
     points = [coefs(px, py) for py in ys for px in xs]
-    with _borrowed(self) as target:
+    with _evaluating(self) as target:
         self.model.eval()
         put = _putter(self, target, states, points, bn, n_batches, memory)
         losses,_ = _evaluate(self, self.dls.valid if dl is None else dl, points, put, [], memory)

@@ -5,30 +5,29 @@
 # %% auto #0
 __all__ = ['REWINDS', 'KINDS', 'Ticket', 'Tickets', 'count_steps', 'Comparison']
 
-# %% ../nbs/07_lottery.ipynb #e7c6dd56
+# %% ../nbs/07_lottery.ipynb #014950f2
 import inspect,json,re,warnings,zlib
 from numbers import Integral,Number
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from safetensors import SafetensorError,safe_open
 from fastai.basics import Callback,CancelFitException,Learner,patch,store_attr
 from .schedules import check_schedule,one_shot,schedule_name
 from .weights import transposed_groups,unwrap
 from .criteria import magnitude
-from .masks import Masks
+from .masks import Masks,check_scope
 from .callback import SparsifyCallback,is_frozen
-from .learner import check_n_batches
-from .rounds import RoundStore,StateAt,bar_over,check_rounds,load_into,load_state,save_state,seed_round,state_of
+from .passes import check_n_batches
+from .rounds import RoundStore,StateAt,bar_over,borrowed,check_rounds,load_into,load_state,load_tensors,save_state,seed_round,state_of
 
-# %% ../nbs/07_lottery.ipynb #9a13fa39
+# %% ../nbs/07_lottery.ipynb #a07b8758
 def _generator(what, seed):
     "Not torch's own numbers for `seed`: the network that a ticket is from may have been made with them, and fresh weights would be the old ones"
     return torch.Generator().manual_seed(zlib.crc32(f'{what} {seed}'.encode()))
 
 class Ticket:
-    "A state to train from, with masks, and how it was found"
+    "A state to train from, with masks, and how it was found. The state has pruned weights, too, unless they had been pruned by then"
     def __init__(self,
-                 state:dict, # The model's `state_dict` to start from; weights that are pruned are there, too
+                 state:dict, # The model's `state_dict` to start from
                  masks:dict, # Name -> bool tensor, True where a weight is kept
                  metrics:dict|None=None, # Name -> what training the ticket once more gave
                  initial:dict|None=None, # Name -> (mean, standard deviation, 'normal', 'uniform' or 'constant') of the network's first weights, for `reinit`
@@ -61,10 +60,19 @@ class Ticket:
     def shuffle(self,
                 seed:int=0, # Another seed gives other places
                )->'Ticket':
-        "The same weights, and as many of each tensor kept, in random places"
-        gen = _generator('shuffle', seed)
-        masks = {n:m.flatten().cpu()[torch.randperm(m.numel(), generator=gen)].view(m.shape) for n,m in self.masks.items()}
-        return self._with(masks=masks, kind='shuffle', kind_seed=seed)
+        "The same weights, and as many of each tensor kept, in random places. Where a state has no weights but those that are kept, as after learning-rate rewinding, they move with the mask"
+        gen,masks,state = _generator('shuffle', seed),{},dict(self.state)
+        for n,m in self.masks.items():
+            order,w = torch.randperm(m.numel(), generator=gen),state[n]
+            masks[n] = m.flatten().cpu()[order].view(m.shape)
+            if not m.all() and not w.cpu()[~m.cpu()].any(): state[n] = w.flatten()[order.to(w.device)].view(w.shape)
+        return self._with(masks=masks, state=state, kind='shuffle', kind_seed=seed)
+
+    def dense(self)->'Ticket':
+        "The network before it was pruned: nothing masked, and fresh weights where the state has none any more"
+        fresh = self.reinit(0).state if self.initial else self.state
+        state = {n:torch.where(self.masks[n].to(t.device) | (t!=0), t, fresh[n]) if n in self.masks else t for n,t in self.state.items()}
+        return self._with(state=state, masks={n:torch.ones_like(m) for n,m in self.masks.items()}, kind='dense')
 
     def save(self,
              path, # File to write, in safetensors format
@@ -79,9 +87,7 @@ class Ticket:
              path, # File that `save` wrote
             )->'Ticket': # On the CPU; it goes to a model's device when loaded
         "Read from `path`. Raises `ValueError` for a file that is damaged, or not one of a ticket"
-        try:
-            with safe_open(path, 'pt') as f: meta,tensors = f.metadata() or {},{n:f.get_tensor(n) for n in f.keys()}
-        except (SafetensorError, OSError) as e: raise ValueError(f"{path} can't be read, or is damaged: {e}") from e
+        tensors,meta = load_tensors(path)
         if meta.get('format')!='fastprune ticket': raise ValueError(f"{path} is not a ticket: it was not written by Ticket.save")
         try:
             story,metrics,initial = (json.loads(meta[k]) for k in ('story','metrics','initial'))
@@ -98,25 +104,33 @@ def _distribution(t):
     if std<1e-12*max(1., abs(mean)): return mean,0.,'constant'
     return mean,std,'uniform' if ((x-mean)/std).pow(4).mean()<2.4 else 'normal'              # 1.8 if uniform, 3 if normal
 
-# %% ../nbs/07_lottery.ipynb #4ff4a779
+# %% ../nbs/07_lottery.ipynb #99b68bdd
 @patch
 def load_ticket(self:Learner,
                 ticket:Ticket, # From `find_tickets`, or `Ticket.load`
                ):
     "Start from a ticket: its state and masks, with a new optimizer. Every later fit keeps the masks. Raises `ValueError` with the first tensor that differs"
+    _check_ticket(self, ticket)
+    if is_frozen(self): raise ValueError("the Learner is frozen: call `learn.unfreeze()` first")
+    load_into(self, ticket.state)
+    self.masks,self.opt = ticket.masks,None
+
+def _check_ticket(learn, ticket):
     if not isinstance(ticket, Ticket): raise ValueError(f"ticket={type(ticket).__name__}: needs a Ticket, from `find_tickets` or `Ticket.load`")
-    mine = unwrap(self.model).state_dict()
+    mine = unwrap(learn.model).state_dict()
     for n,t in mine.items():
         if n not in ticket.state: raise ValueError(f"the ticket is for another model: it has no {n!r}")
         if ticket.state[n].shape!=t.shape: raise ValueError(f"the ticket is for another model: {n!r} has shape {tuple(t.shape)} here, and {tuple(ticket.state[n].shape)} in the ticket")
     for n in ticket.state:
         if n not in mine: raise ValueError(f"the ticket is for another model: there is no {n!r} here")
-    ticket.masks.check(dict(unwrap(self.model).named_parameters()))
-    load_into(self, ticket.state)
-    self.masks,self.opt = ticket.masks,None
+    ticket.masks.check(dict(unwrap(learn.model).named_parameters()))
 
-# %% ../nbs/07_lottery.ipynb #64632903
-def _metrics(learn): return {k:float(v) for k,v in zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]) if k not in ('sparsity','recovered','mask_distance','time')}
+# %% ../nbs/07_lottery.ipynb #8fcbd44d
+def _metrics(learn):
+    "The last epoch's losses and metrics, those that are single numbers"
+    if not learn.recorder.values: raise ValueError("the training was stopped before its first epoch ended, so there are no metrics")
+    named = zip(learn.recorder.metric_names[1:], learn.recorder.values[-1])
+    return {k:float(v) for k,v in named if k not in ('sparsity','recovered','mask_distance','time') and v is not None and np.ndim(v)==0}
 def _default_metric(names): return next((n for n in names if 'loss' not in n), 'valid_loss')
 
 class Tickets(list):
@@ -158,7 +172,7 @@ class Tickets(list):
         ax.legend(fontsize='small')
         return ax
 
-# %% ../nbs/07_lottery.ipynb #adbe4ac5
+# %% ../nbs/07_lottery.ipynb #dfa841dd
 REWINDS = ('weights', 'lr', 'finetune')
 
 class _Probe(Callback):
@@ -179,14 +193,19 @@ def count_steps(learn:Learner,
                 *args, # More arguments for `fit`
                )->int:
     "How many optimizer steps `fit` takes, without training. Raises `ValueError` if it would train nothing, or does not hand on `cbs`"
+    if not callable(fit): raise ValueError(f"fit={fit!r} is not a function: needs one such as `lambda learn, cbs: learn.fit_one_cycle(5, cbs=cbs)`")
+    try: inspect.signature(fit).bind(learn, [], *args)
+    except TypeError as e: raise ValueError(f"fit={schedule_name(fit)} can't be called with a Learner and callbacks{', and a rate' if args else ''}: {e}") from e
     class Probe(_Probe): pass
-    state,masks = state_of(learn),learn.masks
-    with learn.no_bar(), learn.no_logging(): fit(learn, [Probe()], *args)
-    if not Probe.steps:
-        load_into(learn, state)
-        if masks is not None: learn.masks = masks
-        raise ValueError(f"fit={schedule_name(fit)} trains nothing, or does not hand on `cbs`: needs a function such as `lambda learn, cbs: learn.fit_one_cycle(5, cbs=cbs)`")
-    learn.opt = None
+    records = {k:getattr(learn.recorder, k) for k in ('lrs','iters','losses','values') if hasattr(learn.recorder, k)} if hasattr(learn, 'recorder') else {}
+    own = [cb for cb in learn.cbs if not type(cb).__module__.startswith(('fastai.callback.core', 'fastai.learner', 'fastai.callback.progress', 'fastprune')) or hasattr(cb, 'file')]
+    try:
+        learn.load = learn.save = lambda *a, **k: learn                        # a SaveModelCallback has nothing to do here
+        with borrowed(learn), learn.removed_cbs(own), learn.no_bar(), learn.no_logging(): fit(learn, [Probe()], *args)
+    finally:
+        del learn.__dict__['load'], learn.__dict__['save']
+        for k,v in records.items(): setattr(learn.recorder, k, v)
+    if not Probe.steps: raise ValueError(f"fit={schedule_name(fit)} trains nothing, or does not hand on `cbs`: needs a function such as `lambda learn, cbs: learn.fit_one_cycle(5, cbs=cbs)`")
     return Probe.steps
 
 def _rewind_step(rewind_to, steps, epoch):
@@ -211,10 +230,12 @@ class _Search:
         if rewind not in REWINDS: raise ValueError(f"rewind={rewind!r} is unknown: use one of {', '.join(REWINDS)}")
         if measure not in ('last','all','none'): raise ValueError(f"measure={measure!r} is unknown: use one of last, all, none")
         if rewind!='weights' and rewind_to!=0: raise ValueError(f"rewind_to={rewind_to!r} goes with rewind='weights', and rewind is {rewind!r}")
+        if isinstance(seed, bool) or not isinstance(seed, Integral): raise ValueError(f"seed={seed!r}: needs a whole number")
         if is_frozen(learn): raise ValueError("the Learner is frozen: call `learn.unfreeze()` first")
         check_schedule(schedule)
-        self.weights,_ = self._callback(1).targets(learn.model)
-        check_rounds(self.weights, lambda m,n: self.sparsity(m), rounds, scope, granularity, transposed_groups(learn.model))
+        self.scope = check_scope(scope)
+        self.weights,_ = self._callback(1).targets(learn.model, learn)
+        check_rounds(self.weights, lambda m,n: self.sparsity(m), rounds, self.scope, granularity, transposed_groups(learn.model))
         check_n_batches(n_batches)
         if max_lr is not None: self._check_rates()
         if criterion is magnitude: self.n_batches = None
@@ -222,7 +243,7 @@ class _Search:
         self.steps = count_steps(learn, fit, *self._rate(0))
         self.k = _rewind_step(rewind_to, self.steps, len(learn.dls.train))
         self.config = dict(prune_rate=prune_rate, rewind=rewind, rewind_to=rewind_to, scope=scope, schedule=schedule_name(schedule), criterion=schedule_name(criterion), granularity=granularity,
-                           n_batches=self.n_batches, seed=seed, rates=[self.max_lr(m) for m in range(rounds+1)] if max_lr else None, measure=measure, ends=ends, steps=self.steps, items=len(learn.dls.train_ds),
+                           n_batches=self.n_batches, seed=seed, rates=[self.max_lr(m) for m in range(rounds+1)] if max_lr else None, measure=measure, ends=ends, steps=self.steps, items=len(learn.dls.train_ds), opt=schedule_name(learn.opt_func), loss=str(learn.loss_func), progress=[float(schedule(o)) for o in (0.1, 0.25, 0.5, 0.75, 0.9)],
                            metrics=[m.name for m in learn.metrics], weights={n:list(p.shape) for n,p in self.weights.items()})
 
     def _check_rates(self):
@@ -233,7 +254,7 @@ class _Search:
             if not isinstance(lr := self.max_lr(m), Number) or not lr>0: raise ValueError(f"max_lr({m})={lr!r}: needs a positive rate")
 
     def _callback(self, m):
-        return SparsifyCallback(self.sparsity(m), schedule=self.schedule, criterion=self.criterion, scope=self.scope, granularity=self.granularity, recover=False,
+        return SparsifyCallback(self.sparsity(m), schedule=self.schedule, criterion=self.criterion, scope=self.scope, granularity=self.granularity, recover=False, initial=self.sparsity(m-1),
                                 include=self.include, exclude=self.exclude)
 
     def sparsity(self, m): return 1-(1-self.prune_rate)**m
@@ -301,8 +322,7 @@ class _Search:
             tickets.append(self.first())
             self.keep(0, tickets[0])
         for m in bar_over(learn, range(len(tickets), self.rounds+1)):
-            if m==1: load_into(learn, tickets[0].state)
-            else: learn.load_ticket(tickets[m-1])
+            learn.load_ticket(tickets[m-1])
             tickets.append(self.round(m, tickets[m-1]))
             self.keep(m, tickets[m])
         for m,t in enumerate(tickets):
@@ -336,7 +356,7 @@ def find_tickets(self:Learner,
     has those that are found, if a round fails. Raises `ValueError` before any training for arguments that don't fit, and for a folder of another experiment"""
     return _Search(self, rounds, fit, prune_rate, rewind, rewind_to, scope, schedule, criterion, granularity, include, exclude, max_lr, n_batches, seed, measure, ends, folder).run()
 
-# %% ../nbs/07_lottery.ipynb #3da9c9e7
+# %% ../nbs/07_lottery.ipynb #db889881
 KINDS = ('ticket', 'reinit', 'shuffle', 'dense')
 
 class Comparison(pd.DataFrame):
@@ -348,14 +368,18 @@ class Comparison(pd.DataFrame):
                 metric:str|None=None, # Column; the first metric that is not a loss if None
                )->pd.DataFrame: # A row for each round and kind, with columns mean, std, and count
         "Mean and spread over seeds"
-        return pd.DataFrame(self).groupby(['round','kind'], sort=False)[metric or _default_metric(self.columns[4:])].agg(['mean','std','count'])
+        return pd.DataFrame(self).groupby(['round','kind'], sort=False)[self._metric(metric)].agg(['mean','std','count'])
+
+    def _metric(self, metric):
+        if metric is not None and metric not in self.columns[4:]: raise ValueError(f"metric={metric!r} was not measured: use one of {', '.join(self.columns[4:])}")
+        return metric or _default_metric(self.columns[4:])
 
     def plot(self,
              metric:str|None=None, # Column to draw; the first metric that is not a loss if None
              ax=None, # Matplotlib axes to draw on; new ones if None
             ): # Matplotlib axes
         "Mean and standard deviation over seeds, against the weights left"
-        metric = metric or _default_metric(self.columns[4:])
+        metric = self._metric(metric)
         if ax is None:
             import matplotlib.pyplot as plt
             ax = plt.subplots(figsize=(5,3), layout='constrained')[1]
@@ -380,15 +404,18 @@ def compare_tickets(self:Learner,
                     seeds=(0,1,2), # For the fresh weights, the shuffled places, and the noise of training
                     kinds:tuple=KINDS, # Of 'ticket', 'reinit', 'shuffle', 'dense'
                    )->Comparison: # Columns round, kind, sparsity, seed, and metrics; with `.summary()` and `.plot()`
-    "Trains tickets and their controls under the same budget: fresh weights, shuffled masks (Frankle and Carbin 2019), and the dense network. The Learner is as before when it ends"
-    tickets,seeds = [tickets] if isinstance(tickets, Ticket) else list(tickets),list(seeds)
+    "Trains tickets and their controls under the same budget: fresh weights, shuffled masks (Frankle and Carbin 2019), and the dense network. The Learner's weights and masks are as before when it ends"
+    tickets,seeds = [tickets] if isinstance(tickets, Ticket) else list(tickets),[seeds] if isinstance(seeds, int) else list(seeds)
     if not tickets or not seeds: raise ValueError(f"needs at least a ticket and a seed, got {len(tickets)} and {len(seeds)}")
     for k in kinds:
         if k not in KINDS: raise ValueError(f"kinds={kinds!r}: {k!r} is unknown, use any of {', '.join(KINDS)}")
-    state,masks,rows = state_of(self),self.masks,[]
+    for t in tickets:
+        _check_ticket(self, t)
+        if 'reinit' in kinds: t.reinit(0)                                        # raises, if it can't be
     count_steps(self, fit)
-    make = {'ticket':lambda t,s: t, 'reinit':Ticket.reinit, 'shuffle':Ticket.shuffle, 'dense':lambda t,s: t._with(masks={n:torch.ones_like(m) for n,m in t.masks.items()})}
-    try:
+    tickets,rows = [t._with(state={n:x.clone() for n,x in t.state.items()}) for t in tickets],[]
+    make = {'ticket':lambda t,s: t, 'reinit':Ticket.reinit, 'shuffle':Ticket.shuffle, 'dense':lambda t,s: t.dense()}
+    with borrowed(self):
         for i,t in enumerate(tickets):
             for kind in kinds:
                 if kind=='dense' and i: continue
@@ -398,8 +425,4 @@ def compare_tickets(self:Learner,
                     seed_round(self, seed)
                     fit(self, [])
                     rows.append(dict(round=t.story.get('round', i), kind=kind, sparsity=0. if kind=='dense' else t.sparsity, seed=seed, **_metrics(self)))
-    finally:
-        load_into(self, state)
-        if masks is not None: self.masks = masks
-        self.opt = None
     return Comparison(rows)

@@ -20,7 +20,7 @@ from .callback import SparsifyCallback,is_frozen
 from .learner import GradientHistogram
 from .rounds import BestEpoch,RoundStore,Rounds,StateAt,check_rounds,load_into,load_state,run_rounds,save_state,seed_round,smaller_is_better,state_of
 
-# %% ../nbs/09_recipes.ipynb #ddfa1543
+# %% ../nbs/09_recipes.ipynb #32cb294b
 def _whole(least=1, **named):
     for n,v in named.items():
         if isinstance(v, bool) or not isinstance(v, Integral) or v<least: raise ValueError(f"{n}={v!r}: needs a whole number of at least {least}")
@@ -82,7 +82,7 @@ def fit_cyclical(self:Learner,
     cycle,n = window(schedule, 0.5) if schedule is one_shot else window(schedule, 0., ramp), prune_cycles or n_cycles
     schedule = cyclical(cycle, n, restart)
     cb = SparsifyCallback(sparsity, schedule=schedule if n==n_cycles else window(schedule, 0., n/n_cycles), **{'initial':0., **kwargs})
-    cb.targets(self.model)
+    cb.targets(self.model, self)
     lr = partial(_repeat, _shaped(shape, group_rates(self, lr_max, 'lr_max')), n_cycles)
     self.fit(n_cycles*epochs_per_cycle, cbs=[cb, ParamScheduler({'lr':lr}), *_list(cbs)], wd=wd, reset_opt=reset_opt)
     return cb
@@ -128,7 +128,7 @@ def retrain(self:Learner,
     self.fit(epochs, cbs=[ParamScheduler({'lr':lr}), *_list(cbs)], wd=wd)
     self._retrained = dict(lrs=self._fit_lrs, history=history, epochs=original_epochs, scale=scale)
 
-# %% ../nbs/09_recipes.ipynb #2a3c30b9
+# %% ../nbs/09_recipes.ipynb #fb9a2ab4
 def _after(dense, cycles, pos):
     "Cycle of pruning and retraining, and the position in it"
     x = round((pos-dense)/(1-dense)*cycles, 9)
@@ -183,11 +183,11 @@ def fit_bimp(self:Learner,
     if n*(1-dense_epochs/epochs)<cycles: raise ValueError(f"cycles={cycles}: there are {n*(1-dense_epochs/epochs):g} iterations left after {dense_epochs:g} dense epochs")
     _ready(self)
     cb = BudgetedCallback(sparsity, dense_epochs/epochs, cycles, group_rates(self, lr_max, 'lr_max'), scope=scope, **kwargs)
-    cb.targets(self.model)
+    cb.targets(self.model, self)
     self.fit(epochs, cbs=[cb, *_list(cbs)], wd=wd)
     return cb
 
-# %% ../nbs/09_recipes.ipynb #4750b699
+# %% ../nbs/09_recipes.ipynb #9a1d269d
 REWIND = ('lr', 'finetune', 'weights')
 
 def _name(f): return schedule_name(f) if callable(f) else f
@@ -201,7 +201,8 @@ class _Iterative:
         self.cbs,self.early_stop,self.hists = _list(cbs),early_stop or patience is not None,[]
         self._check()
         cb = SparsifyCallback(1-(1-rate)**rounds, criterion=criterion, scope=scope, granularity=granularity, include=include, exclude=exclude)
-        self.weights,_ = cb.targets(learn.model)
+        self.scope = cb.scope
+        self.weights,_ = cb.targets(learn.model, learn)
         rates = group_rates(learn, lr)
         self.top,self.groups = float(np.max(rates)),rates/np.max(rates)
         if isinstance(max_lr, partial) and max_lr.func is s_cyc_max_lr: self.max_lr = partial(max_lr, **{'p':rate, **max_lr.keywords})
@@ -209,7 +210,7 @@ class _Iterative:
         self.store = RoundStore(folder, self._config(rates))
         held = learn.masks or {}
         self.kept = self.store.notes.setdefault('kept', {n:int(held[n].count_nonzero()) if n in held else p.numel() for n,p in self.weights.items()})
-        check_rounds(self.weights, self.sparsity, rounds, scope, granularity, transposed_groups(learn.model))
+        check_rounds(self.weights, self.sparsity, rounds, self.scope, granularity, transposed_groups(learn.model))
 
     def _config(self, rates):
         "What makes this experiment"

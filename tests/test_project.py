@@ -53,7 +53,10 @@ def test_notebook_is_committed_clean(nb):
     assert nb.stat().st_size < 300_000
 
 
-@pytest.mark.parametrize('nb', notebooks, ids=lambda p: p.stem)
+slow = {'04_cyclical_pruning', '05_s_cyc', '08_stability'}           # nearly a minute each: by hand, with `pytest -m slow`
+
+
+@pytest.mark.parametrize('nb', [pytest.param(nb, id=nb.stem, marks=[pytest.mark.slow]*(nb.stem in slow)) for nb in notebooks])
 def test_notebook_runs(nb):
     r = run(sys.executable, '-c', 'import sys; from nbdev.test import nbdev_test; nbdev_test(path=sys.argv[1], n_workers=0)', nb)
     assert r.returncode == 0 and 'Success' in r.stdout, r.stderr[-4000:]
