@@ -2,6 +2,7 @@
 from .schedules import *
 from .lr import *
 from .weights import *
+from .passes import *
 from .criteria import *
 from .masks import *
 from .callback import *
@@ -10,5 +11,7 @@ from .rounds import *
 from .lottery import *
 from .connectivity import *
 from .recipes import *
+from .analysis import *
+from .sweep import *
 from .data import *
 from .models import *

@@ -144,7 +144,7 @@ def grasp(weights:dict, # Name -> parameter of any shape
             return [torch.zeros_like(p) if o is None else o for o,p in zip(h, ps)]
         return {n:p.detach()*o for (n,p),o in zip(weights.items(), sums(product))}
 
-# %% ../nbs/03_criteria.ipynb #7d437b5e
+# %% ../nbs/03_criteria.ipynb #9b17dde5
 _not_linear = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.Tanh, nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention, nn.modules.instancenorm._InstanceNorm)
 
 def synflow(weights:dict, # Name -> parameter of any shape
@@ -155,7 +155,9 @@ def synflow(weights:dict, # Name -> parameter of any shape
     for n,m in model.named_modules():
         if isinstance(m, _not_linear): raise ValueError(f"synflow can't take {n!r} ({type(m).__name__}): a flow of positive numbers means nothing behind it. Use another criterion, such as `snip`")
     with undisturbed(learn), torch.enable_grad():
-        xb,_ = inputs_and_targets(learn, next(iter(learn.dls.train)))
+        b = next(iter(learn.dls.train), None)
+        if b is None: raise ValueError("synflow needs the shape of inputs, and the training DataLoader has no batches")
+        xb,_ = inputs_and_targets(learn, b)
         for x in xb:
             if not torch.is_tensor(x) or not x.is_floating_point(): raise ValueError(f"synflow needs inputs of floats, and the batches have {getattr(x, 'dtype', type(x).__name__)}: use another criterion, such as `snip`")
         dev = device_of(learn)

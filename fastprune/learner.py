@@ -17,7 +17,7 @@ from .criteria import asks_for,magnitude,synflow
 from .masks import Masks,check_scope,compute_masks,count_units,lamp
 from .callback import SparsifyCallback,_nothing,ranked,set_masks
 
-# %% ../nbs/06_learner.ipynb #feca188a
+# %% ../nbs/06_learner.ipynb #75cefa27
 def _square(weights): return sum(float(torch.linalg.vector_norm(p.detach()))**2 for p in weights.values())
 
 def _protected(scores, absolute, keep, granularity, min_density, transposed):
@@ -71,7 +71,7 @@ def prune(self:Learner,
     weight. Raises `ValueError` for arguments that don't fit the model"""
     SparsifyCallback(sparsity, criterion=criterion, scope=scope, granularity=granularity)       # the same checks
     check_n_batches(n_batches)
-    scope,iterations = check_scope(scope),100 if criterion is synflow and iterations is None else iterations or 1
+    scope,iterations = check_scope(scope),iterations if iterations is not None else 100 if criterion is synflow else 1
     if isinstance(iterations, bool) or not isinstance(iterations, Integral) or iterations<1: raise ValueError(f"iterations={iterations!r}: needs a whole number of at least 1")
     if not isinstance(min_density, Number) or not 0<=min_density<1: raise ValueError(f"min_density={min_density!r}: needs the fraction of each tensor that stays, in [0,1)")
     weights = prunable_weights(self.model, include, exclude)

@@ -172,7 +172,7 @@ class Tickets(list):
         ax.legend(fontsize='small')
         return ax
 
-# %% ../nbs/07_lottery.ipynb #dfa841dd
+# %% ../nbs/07_lottery.ipynb #bd304cf2
 REWINDS = ('weights', 'lr', 'finetune')
 
 class _Probe(Callback):
@@ -290,7 +290,7 @@ class _Search:
         start = at.reached() if at else last.state if self.rewind=='weights' else state_of(learn)
         res = self.ticket(m, start, learn.masks)
         for n,k in res.masks.items():
-            if k.numel() and not k.any(): warnings.warn(f"round {m} leaves no weight in {n!r}: `exclude` it, or use scope='local', a smaller rate or fewer rounds", stacklevel=5)
+            if not self.classic and k.numel() and not k.any(): warnings.warn(f"round {m} leaves no weight in {n!r}: `exclude` it, or use scope='local', a smaller rate or fewer rounds", stacklevel=5)
         return res
 
     def measured(self, m, ticket, metrics):

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['REWIND', 'group_rates', 'BudgetedCallback']
 
-# %% ../nbs/09_recipes.ipynb #dc51cff3
-import inspect,math,warnings
+# %% ../nbs/09_recipes.ipynb #611f49dc
+import inspect,math
 from functools import partial
 from numbers import Integral,Number
 import numpy as np, torch
-from fastai.basics import Learner,even_mults,patch,store_attr
+from fastai.basics import Callback,Learner,even_mults,patch,store_attr
 from fastai.callback.schedule import ParamScheduler
 from .schedules import cubic,cyclical,one_shot,schedule_name,window
 from .lr import _check_retraining,allr_discount,lr_retrain,lr_warmup,s_cyc_max_lr
 from .weights import transposed_groups
-from .criteria import magnitude
+from .criteria import magnitude,random_score
 from .callback import SparsifyCallback,is_frozen
 from .learner import GradientHistogram
 from .rounds import BestEpoch,RoundStore,Rounds,StateAt,check_rounds,load_into,load_state,run_rounds,save_state,seed_round,smaller_is_better,state_of
@@ -88,6 +88,67 @@ def fit_cyclical(self:Learner,
     return cb
 
 def _list(cbs): return [] if cbs is None else list(cbs) if isinstance(cbs, (list,tuple)) or hasattr(cbs, 'map') else [cbs]
+
+# %% ../nbs/09_recipes.ipynb #81875ea1
+class _CycleEnds(Callback):
+    "The state at the end of each cycle"
+    order,run_valid = 80,False
+    def __init__(self, every): self.every,self.steps,self.states = every,0,[]
+    def after_batch(self):
+        self.steps += 1
+        if self.steps%self.every==0: self.states.append(state_of(self.learn))
+
+def _cycles(learn, n_cycles, epochs_per_cycle, lr, shape, ends):
+    "Callbacks for repeating a cycle of rates"
+    _whole(n_cycles=n_cycles, epochs_per_cycle=epochs_per_cycle)
+    _ready(learn)
+    sched = partial(_repeat, _shaped(shape, group_rates(learn, lr)), n_cycles)
+    return ParamScheduler({'lr':sched}), _CycleEnds(epochs_per_cycle*len(learn.dls.train)) if ends else None
+
+@patch
+def fit_cyclic(self:Learner,
+               n_cycles:int, # Number of cycles
+               epochs_per_cycle:int, # Epochs in each
+               lr=None, # Largest rate: a number, a slice or one for each parameter group; `learn.lr` if None
+               shape=partial(lr_warmup, warmup=0.1, drops=(0.5,0.75)), # Function from the largest rate to a cycle's schedule
+               wd=None, # Weight decay; the Learner's if None
+               cbs=None, # More callbacks
+               reset_opt:bool=False, # Start with a new optimizer?
+               ends:bool=False, # Return the states at the ends of cycles?
+              )->list|None: # `state_dict`s, one for each cycle, if `ends`
+    "Cyclic training of whatever is masked now: the rate starts again in each cycle, masks stay, weights go on (Gadhikar et al. 2024)"
+    sched,kept = _cycles(self, n_cycles, epochs_per_cycle, lr, shape, ends)
+    self.fit(n_cycles*epochs_per_cycle, cbs=[sched, *([kept] if kept else []), *_list(cbs)], wd=wd, reset_opt=reset_opt)
+    return kept and kept.states
+
+@patch
+def fit_sculpt(self:Learner,
+               sparsity:float, # Fraction of zeros at the end, in (0,1)
+               start_sparsity:float, # Fraction of zeros at the start, in [0,`sparsity`]
+               n_cycles:int, # Cycles before the pruning step; one more comes after it
+               epochs_per_cycle:int, # Epochs in each
+               criterion=random_score, # What the first mask is chosen by
+               start_scope:str='erk', # How the first mask is shared out between layers
+               scope:str='global', # How the pruning step to the target is
+               lr=None, # Largest rate: a number, a slice or one for each parameter group; `learn.lr` if None
+               shape=partial(lr_warmup, warmup=0.1, drops=(0.5,0.75)), # Function from the largest rate to a cycle's schedule
+               n_batches:int|None=None, # For the criterion, as for `learn.prune`
+               wd=None, # Weight decay; the Learner's if None
+               cbs=None, # More callbacks
+               include=None, # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
+               exclude=None, # The same, to leave alone
+              )->SparsifyCallback: # For its `.plot()`
+    "SCULPT: cyclic training of a sparse mask, one magnitude-pruning step to the target, one more cycle; all in one fit (Gadhikar et al. 2024)"
+    for n,v in dict(sparsity=sparsity, start_sparsity=start_sparsity).items():
+        if isinstance(v, bool) or not isinstance(v, Number) or not 0<=v<1: raise ValueError(f"{n}={v!r}: needs a fraction of zeros in [0,1)")
+    if start_sparsity>sparsity: raise ValueError(f"start_sparsity={start_sparsity:g} is above the target, sparsity={sparsity:g}: it has to be lower, or the same")
+    _whole(n_cycles=n_cycles)
+    sched,_ = _cycles(self, n_cycles+1, epochs_per_cycle, lr, shape, False)
+    cb = SparsifyCallback(sparsity, schedule=window(one_shot, n_cycles/(n_cycles+1)), scope=scope, recover=False, include=include, exclude=exclude)
+    cb.targets(self.model, self)
+    self.prune(start_sparsity, criterion, start_scope, include=include, exclude=exclude, n_batches=n_batches)
+    self.fit((n_cycles+1)*epochs_per_cycle, cbs=[cb, sched, *_list(cbs)], wd=wd)
+    return cb
 
 # %% ../nbs/09_recipes.ipynb #c74d84c4
 def _history(learn, history, original_epochs):
@@ -187,7 +248,7 @@ def fit_bimp(self:Learner,
     self.fit(epochs, cbs=[cb, *_list(cbs)], wd=wd)
     return cb
 
-# %% ../nbs/09_recipes.ipynb #9a1d269d
+# %% ../nbs/09_recipes.ipynb #03806ebe
 REWIND = ('lr', 'finetune', 'weights')
 
 def _name(f): return schedule_name(f) if callable(f) else f
@@ -252,8 +313,6 @@ class _Iterative:
         seed_round(self.learn, self.seed+m)                              # for gradients that the criterion may need
         self.learn.prune(s, self.criterion, self.scope, self.granularity, include=list(self.weights), recover=False, n_batches=self.n_batches)
         masks = self.learn.masks
-        for n in self.weights:
-            if not masks[n].any(): warnings.warn(f"round {m} leaves no weight in {n!r}: `exclude` it, or use scope='local', a smaller rate or fewer rounds", stacklevel=4)
         if self.rewind=='weights':
             load_into(self.learn, self.start)
             self.learn.masks = masks

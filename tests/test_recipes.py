@@ -263,7 +263,7 @@ def test_a_crash_loses_its_round_alone():
 def test_an_emptied_layer_is_named():
     learn = mlp_learner()
     def last_first(weights): return {n: p.detach().abs() + (10 if n == '1.weight' else 0) for n, p in weights.items()}
-    with pytest.warns(UserWarning, match=r"round 1 leaves no weight in '3.weight'"):
+    with pytest.warns(UserWarning, match=r"layer collapse: no weight is left in '3.weight'"):
         quietly(learn, learn.iterative_prune, 1, 1, rate=0.5, lr=0.1, criterion=last_first)
 
 

@@ -1,0 +1,149 @@
+import json, subprocess, sys
+from functools import partial
+from pathlib import Path
+import numpy as np, pytest, torch
+from fastai.basics import CrossEntropyLossFlat, Learner, SGD, accuracy
+from torch import nn
+from fastprune.all import (CyclePaths, Masks, SignFlips, compute_masks, digits_convnet, digits_dls, mask_overlap, paper_methods, prunable_weights, random_score, state_of, sweep)
+from test_recipes import quietly
+
+
+def make(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    return Learner(digits_dls(bs=256), model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, opt_func=partial(SGD, mom=0.9))
+
+
+def test_sign_flips_by_hand():
+    learn = make()
+    a = state_of(learn)
+    learn.model[1].weight.data[:2] *= -1
+    learn.model[3].weight.data[0, 0] = 0
+    df = learn.sign_flips(a)
+    assert df.loc['1.weight', 'flips'] == 128 and df.loc['3.weight'].tolist() == [159, 0, 0] and df.loc['total', 'flips'] == 128
+    with pytest.raises(ValueError, match='another model'): learn.sign_flips({'x': torch.ones(2)})
+
+
+def test_sign_flips_along_training(fit):
+    learn, flips = make(), SignFlips(3)
+    start = state_of(learn)
+    fit(learn, 2, lr=0.1, cbs=flips)
+    assert flips.iters == [3, 6, 9, 12] and sum(flips.flips) >= learn.sign_flips(start).loc['total', 'flips'] > 0
+    with pytest.raises(ValueError, match='interval=0'): SignFlips(0)
+
+
+def test_overlap_is_one_minus_the_jaccard_distance():
+    w = prunable_weights(make().model)
+    masks = {i: compute_masks(random_score(w, seed=i), 0.5) for i in range(3)}
+    table = mask_overlap(masks)
+    assert all(table.loc[i, j] == pytest.approx(1-masks[i].jaccard(masks[j])) for i in range(3) for j in range(3)) and table.loc[1, 1] == 1
+    assert np.array_equal(mask_overlap(list(masks.values())).values, table.values)
+    with pytest.raises(ValueError, match='none to compare'): mask_overlap([])
+
+
+def test_hessian_leaves_the_learner_alone_and_pruned_weights_out():
+    learn = make()
+    learn.prune(0.9)
+    state, rng = state_of(learn), torch.get_rng_state()
+    sparse = learn.hessian_spectrum(2)
+    assert all(torch.equal(t, state[n]) for n, t in learn.model.state_dict().items()) and torch.equal(rng, torch.get_rng_state())
+    learn.remove_masks()
+    assert learn.hessian_spectrum(1)[0] >= sparse[0]-1e-3 and sparse[0] >= sparse[1]          # eigenvalues of a part lie between those of the whole
+    for kw, msg in ((dict(k=0), 'k=0'), (dict(k=10**6), 'k=1000000'), (dict(n_batches=0), 'n_batches=0'), (dict(include='x'), 'include')):
+        with pytest.raises(ValueError, match=msg): learn.hessian_spectrum(**kw)
+
+
+def test_sensitivity_is_that_of_validate():
+    learn = make()
+    quietly(learn, learn.fit, 3, 0.1)
+    before = state_of(learn)
+    table = learn.sensitivity((0.5, 0.9))
+    assert all(torch.equal(t, before[n]) for n, t in learn.model.state_dict().items()) and learn.masks is None
+    for n in ('1.weight', '3.weight'):
+        other = make()
+        other.model.load_state_dict(before)
+        other.prune(0.9, include=n)
+        with other.no_bar(), other.no_logging(): assert other.validate()[1] == pytest.approx(table.loc[n, 0.9])
+    with learn.no_bar(), learn.no_logging(): assert (table[0.] == learn.validate()[1]).all()
+    for args, kw, msg in ((((90,)), {}, r'sparsities=\[90\]'), (((),), {}, 'none to try'), (((0.5,),), dict(metric='acc'), "metric='acc'")):
+        with pytest.raises(ValueError, match=msg): learn.sensitivity(*(args if isinstance(args[0] if args else 0, tuple) else (args,)), **kw)
+
+
+def test_histogram_and_cycle_paths():
+    learn = make()
+    learn.prune(0.75)
+    hist = learn.weight_histogram()
+    assert hist.df.kept.tolist() == [256, 40] and all((v != 0).all() for v in hist.values.values())
+    ends = quietly(learn, learn.fit_cyclic, 3, 1, lr=0.1, ends=True)
+    paths = learn.cycle_paths(ends, n=3)
+    assert isinstance(paths, CyclePaths) and len(paths) == 2 and list(paths.df.index) == ['1 to 2', '2 to 3']
+    with learn.no_bar(), learn.no_logging(): assert paths[-1].losses[-1] == pytest.approx(learn.validate()[0], rel=1e-5)
+    with pytest.raises(ValueError, match='at least 2 cycles'): learn.cycle_paths(ends[:1])
+
+
+# sweep
+
+def good(learn, sparsity, seed): quietly(learn, learn.fit, 1, 0.1), learn.prune(sparsity, scope='global')
+def ocp_like(learn, sparsity, seed): paper_methods(4, 0.1, ['ocp'])['ocp'](learn, sparsity, seed)
+
+
+def same(a, b): return a.drop(columns='seconds').equals(b.drop(columns='seconds'))
+
+
+def test_workers_give_the_same_table(tmp_path):
+    methods = {'good': good, 'ocp': ocp_like}
+    want = sweep(make, methods, (0.5, 0.9), seeds=(0, 1), bar=False)
+    assert len(want) == 8 and np.allclose(want.reached, want.sparsity, atol=1e-3) and want.accuracy.between(0, 1).all()
+    assert same(sweep(make, methods, (0.5, 0.9), seeds=(0, 1), folder=tmp_path, n_workers=2), want)
+    files = sorted(tmp_path.glob('*.json'))
+    assert len(files) == 8
+    files[0].unlink()
+    times = {f: f.stat().st_mtime_ns for f in files[1:]}
+    assert same(sweep(make, methods, (0.5, 0.9), seeds=(0, 1), folder=tmp_path, bar=False), want)
+    assert times == {f: f.stat().st_mtime_ns for f in files[1:]} and files[0].exists()
+    files[0].write_text('{')
+    with pytest.raises(ValueError, match='is damaged'): sweep(make, methods, (0.5, 0.9), seeds=(0, 1), folder=tmp_path)
+    assert list(want.summary('accuracy').columns.get_level_values(0).unique()) == ['good', 'ocp']
+
+
+def test_ray_gives_the_same_table(tmp_path):
+    pytest.importorskip('ray', reason="Ray is an extra: pip install 'fastprune[ray]'")
+    from ray import cloudpickle
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    cloudpickle.register_pickle_by_value(sys.modules['test_recipes'])
+    want = sweep(make, {'good': good}, (0.5, 0.9), seeds=(0,), bar=False)
+    assert same(sweep(make, {'good': good}, (0.5, 0.9), seeds=(0,), ray='local'), want)
+
+
+def test_a_killed_sweep_goes_on(tmp_path):
+    code = '''
+import os, sys; sys.path.insert(0, {here!r})
+from test_analysis import *
+def killing(learn, sparsity, seed):
+    if seed == 2 and sys.argv[2] == 'kill': os._exit(9)
+    good(learn, sparsity, seed)
+sweep(make, {{'good': killing}}, (0.5,), seeds=(0, 1, 2), folder=sys.argv[1], bar=False).to_csv(sys.argv[1]+'/table.csv')
+'''.format(here=str(Path(__file__).parent))
+    run = lambda how: subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(tmp_path), how], capture_output=True, text=True)
+    assert run('kill').returncode == 9 and len(list(tmp_path.glob('good*.json'))) == 2
+    again = run('go on')
+    assert again.returncode == 0, again.stderr
+    import pandas as pd
+    want = sweep(make, {'good': good}, (0.5,), seeds=(0, 1, 2), bar=False)
+    assert np.allclose(pd.read_csv(tmp_path/'table.csv', index_col=0).accuracy, want.accuracy)
+
+
+@pytest.mark.parametrize('name', list(paper_methods(4, 0.1)))
+def test_methods_of_the_papers_reach_their_sparsity(name):
+    learn = make()
+    with learn.no_bar(), learn.no_logging(): paper_methods(4, 0.1)[name](learn, 0.8, 0)
+    total = sum(m.numel() for m in learn.masks.values())
+    assert abs(learn.masks.n_kept-0.2*total) <= 1
+
+
+def test_bad_arguments_of_a_sweep():
+    for args, kw, msg in (((None, {'a': good}, [0.5]), {}, 'make=None'), ((make, {}, [0.5]), {}, 'methods'), ((make, {'a': good}, [50]), {}, r'sparsities=\[50\]'), ((make, {'a': good}, []), {}, 'at least a sparsity'),
+                          ((make, {'a': good}, [0.5]), dict(n_workers=-1), 'n_workers=-1'), ((make, {'a': good}, [0.5]), dict(n_workers=1, ray='local'), 'choose one')):
+        with pytest.raises(ValueError, match=msg): sweep(*args, **kw)
+    with pytest.raises(RuntimeError, match="method 'a' at sparsity 0.5 with seed 0 failed: ValueError: make"): sweep(lambda seed: 3, {'a': good}, [0.5], bar=False)
+    with pytest.raises(ValueError, match='epochs=2'): paper_methods(2, 0.1)
