@@ -68,7 +68,7 @@ class SignFlips(Callback):
         ax.grid(alpha=0.3)
         return ax
 
-# %% ../nbs/09b_analysis.ipynb #1a3ce012
+# %% ../nbs/09b_analysis.ipynb #b647848b
 class Overlap(pd.DataFrame):
     "Jaccard similarity of masks, a row and a column each: 1 if both keep the same weights, 0 if they share none"
     @property
@@ -86,13 +86,22 @@ class Overlap(pd.DataFrame):
         ax.figure.colorbar(drawn, ax=ax, label='Jaccard similarity')
         return ax
 
+def _by_name(masks): return masks if isinstance(masks, dict) and not isinstance(masks, Masks) else dict(enumerate(masks if isinstance(masks, (list,tuple)) else [masks]))
+
 def mask_overlap(masks, # Masks by name, or a list of them, of the same weights; tickets will do
                 )->Overlap: # With `.plot()`
     "|A and B| / |A or B| of the kept weights, for each pair"
-    named = masks if isinstance(masks, dict) and not isinstance(masks, Masks) else dict(enumerate(masks if isinstance(masks, (list,tuple)) else [masks]))
-    named = {k:Masks(getattr(m, 'masks', m)) for k,m in named.items()}
+    named = {k:Masks(getattr(m, 'masks', m)) for k,m in _by_name(masks).items()}
     if not named: raise ValueError("masks: there are none to compare")
     return Overlap([[1-a.jaccard(b) for b in named.values()] for a in named.values()], index=list(named), columns=list(named))
+
+@patch
+def mask_overlap(self:Learner,
+             masks, # As for the function: to compare with what is pruned now
+            )->Overlap: # The same, with a last row and column 'now' for `learn.masks`
+    "`mask_overlap` of `masks` and the Learner's own"
+    if self.masks is None: raise ValueError("nothing is pruned now: call `learn.prune` first, or use the function `mask_overlap` to compare masks without the Learner's")
+    return mask_overlap({**_by_name(masks), 'now':self.masks})
 
 # %% ../nbs/09b_analysis.ipynb #b98a9628
 @patch

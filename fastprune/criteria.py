@@ -86,7 +86,11 @@ def updating_movmag(weights:dict, previous:dict)->dict: # As for `updating_magni
     "Magnitude times movement since the last update"
     return _each(lambda w,w0: w.abs()*(w-w0).abs(), weights, previous)
 
-# %% ../nbs/03_criteria.ipynb #c2fc2603
+# %% ../nbs/03_criteria.ipynb #cb69b65f
+def _needs_grad(name, weights):
+    for n,p in weights.items():
+        if not p.requires_grad: raise ValueError(f"{name} needs gradients, and {n!r} is frozen (requires_grad=False): unfreeze it, or leave it out by `exclude`")
+
 def has_gradients(weights:dict, # Name -> parameter
                  )->bool:
     "Is there a gradient other than 0?"
@@ -96,13 +100,10 @@ def taylor(weights:dict, # Name -> parameter of any shape, with its gradient
           )->dict: # Name -> score, same shapes
     "|weight * gradient|, the change in loss if it went, to first order (Molchanov et al. 2017; the 'gradient' of the S-Cyc paper)"
     for n,p in weights.items():
+        if p.grad is None: _needs_grad('taylor', {n:p})
         if p.grad is None: raise ValueError(f"taylor needs gradients, and {n!r} has none: call `loss.backward()` first, use `learn.prune(n_batches=...)`, or leave it out")
     if not has_gradients(weights): raise ValueError("taylor needs gradients, and all are 0, as after `zero_grad`: call `loss.backward()` first, or use `learn.prune(n_batches=...)`")
     return {n:(p.detach()*p.grad).abs() for n,p in weights.items()}
-
-def _needs_grad(name, weights):
-    for n,p in weights.items():
-        if not p.requires_grad: raise ValueError(f"{name} needs gradients, and {n!r} is frozen (requires_grad=False): unfreeze it, or leave it out by `exclude`")
 
 def _has_grad(name, weights, grads):
     for (n,_),g in zip(weights.items(), grads):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from .weights import expand_sparsity
 from .selection import PIECE,NaNError,lowest
 
-# %% ../nbs/04_masks.ipynb #32d4e270
+# %% ../nbs/04_masks.ipynb #fce81bfd
 _int = {2:torch.int16, 4:torch.int32, 8:torch.int64}
 
 def _zero(w, mask):
@@ -32,6 +32,10 @@ class Masks(dict):
         "Same names and same tensors"
         return isinstance(other, dict) and self.keys()==other.keys() and all(torch.equal(m, other[n].to(m.device)) for n,m in self.items())
     def __ne__(self, other): return not self==other
+
+    def __repr__(self):
+        line = lambda n,kept,size: f"{n}: {kept:,} of {size:,} weights kept, {100*(1-kept/size if size else 0):.4g}% pruned"
+        return '\n'.join([line('Masks', self.n_kept, sum(m.numel() for m in self.values())), *[line(f"  {n} {'x'.join(map(str, m.shape))}", int(m.count_nonzero()), m.numel()) for n,m in self.items()]])
 
     @property
     def density(self)->float: # Fraction of weights that are kept

@@ -39,6 +39,10 @@ def test_overlap_is_one_minus_the_jaccard_distance():
     assert all(table.loc[i, j] == pytest.approx(1-masks[i].jaccard(masks[j])) for i in range(3) for j in range(3)) and table.loc[1, 1] == 1
     assert np.array_equal(mask_overlap(list(masks.values())).values, table.values)
     with pytest.raises(ValueError, match='none to compare'): mask_overlap([])
+    learn = make()
+    with pytest.raises(ValueError, match='nothing is pruned'): learn.mask_overlap(masks)
+    learn.masks = next(iter(masks.values()))
+    assert learn.mask_overlap(masks)['now'].tolist() == [*table.iloc[0], 1]
 
 
 def test_hessian_leaves_the_learner_alone_and_pruned_weights_out():

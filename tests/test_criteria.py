@@ -163,7 +163,7 @@ def test_bad_input_leaves_the_model_alone():
     huge = make(nn.Sequential(nn.Flatten(), *[nn.Linear(64, 64) for _ in range(3)], nn.Linear(64, 10)))
     for p in huge.model.parameters(): p.data.fill_(1e38)
     for m in list(huge.model)[1:]: m.double(); m.weight.data.fill_(1e200)
-    for l, kw, msg in ((frozen, dict(criterion=snip), "'1.weight' is frozen"), (frozen, dict(criterion=grasp), "'1.weight' is frozen"), (unused, dict(criterion=snip), "does not depend on 'extra.weight'"),
+    for l, kw, msg in ((frozen, dict(criterion=snip), "'1.weight' is frozen"), (frozen, dict(criterion=grasp), "'1.weight' is frozen"), (frozen, dict(criterion=taylor, n_batches=1), "'1.weight' is frozen"), (unused, dict(criterion=snip), "does not depend on 'extra.weight'"),
                        (soft, dict(criterion=synflow), r"can't take '2' \(Softmax\)"), (huge, dict(criterion=synflow), 'infinite'), (learn, dict(criterion=movement), 'initial=...'),
                        (learn, dict(criterion=updating_movement), 'last update'), (learn, dict(iterations=0), 'iterations=0'), (learn, dict(min_density=2), 'min_density=2')):
         with pytest.raises(ValueError, match=msg): l.prune(0.5, **kw)

@@ -257,3 +257,8 @@ def test_large_tensors_of_every_kind(monkeypatch):
             want = torch.ones(600_000, dtype=torch.bool)
             want[x.argsort(stable=True)[:k]] = False
             assert torch.equal(torch.cat(mask), want), (kind, k)
+
+
+def test_masks_print_as_a_summary():
+    m = Masks(a=torch.arange(12).view(3, 4) < 3, b=torch.ones(0, dtype=torch.bool))
+    assert repr(m) == 'Masks: 3 of 12 weights kept, 75% pruned\n  a 3x4: 3 of 12 weights kept, 75% pruned\n  b 0: 0 of 0 weights kept, 0% pruned'
