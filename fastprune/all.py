@@ -10,6 +10,7 @@ from .learner import *
 from .rounds import *
 from .lottery import *
 from .connectivity import *
+from .baselines import *
 from .recipes import *
 from .analysis import *
 from .sweep import *

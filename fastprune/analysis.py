@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['SignFlips', 'Overlap', 'mask_overlap', 'WeightHistogram', 'Sensitivity', 'CyclePaths']
 
-# %% ../nbs/09b_analysis.ipynb #1f58bdfc
+# %% ../nbs/09b_analysis.ipynb #50f6184a
 import itertools
 from numbers import Integral,Number
 import numpy as np, pandas as pd, torch
+from torch.nn.attention import SDPBackend,sdpa_kernel
 from fastai.basics import Callback,Learner,patch,store_attr,to_device
-from .passes import check_n_batches,device_of,forward,inputs_and_targets,undisturbed
-from .weights import prunable_weights,transposed_groups,unwrap
+from .passes import check_n_batches,device_of,inputs_and_targets,loss_of,undisturbed
+from .weights import check_sparsity,prunable_weights,transposed_groups,unwrap
 from .criteria import magnitude
-from .masks import Masks,compute_masks
-from .callback import ranked
+from .masks import Masks,check_bool,compute_masks
+from .callback import in_fit,ranked
 from .rounds import seed_round
 from .connectivity import _check_path,_check_states,_evaluate,_evaluating,_state
 
@@ -24,8 +25,8 @@ def _axes(ax, **kwargs):
     import matplotlib.pyplot as plt
     return plt.subplots(layout='constrained', **kwargs)[1]
 
-# %% ../nbs/09b_analysis.ipynb #35010e51
-def _flips(a, b): return int((a*b<0).count_nonzero())
+# %% ../nbs/09b_analysis.ipynb #eb886880
+def _flips(a, b): return int((((a>0) & (b<0)) | ((a<0) & (b>0))).count_nonzero())
 
 @patch
 def sign_flips(self:Learner,
@@ -35,7 +36,8 @@ def sign_flips(self:Learner,
     "Weights with opposite signs in two states (Gadhikar et al. 2024, figure 3a)"
     a,b = _state(a, 'a'),_state(self if b is None else b, 'b')
     _check_states(unwrap(self.model).state_dict(), a=a, b=b)
-    rows = [(n, int(((a[n]!=0) & (b[n]!=0)).count_nonzero()), _flips(a[n].to(b[n].device), b[n])) for n in prunable_weights(self.model)]
+    a = {n:a[n].to(b[n].device) for n in prunable_weights(self.model)}
+    rows = [(n, int(((w!=0) & (b[n]!=0)).count_nonzero()), _flips(w, b[n])) for n,w in a.items()]
     df = pd.DataFrame(rows, columns=['name','weights','flips']).set_index('name')
     df.loc['total'] = df.sum()
     df['fraction'] = df.flips/df.weights.clip(lower=1)
@@ -48,8 +50,10 @@ class SignFlips(Callback):
         if isinstance(interval, bool) or not isinstance(interval, Integral) or interval<1: raise ValueError(f"interval={interval!r}: needs a whole number of iterations, at least 1")
         self.interval,self.iters,self.flips = interval,[],[]
     def _snapshot(self): return {n:p.detach().clone() for n,p in prunable_weights(self.learn.model).items()}
+    def before_fit(self):
+        if not in_fit(self.learn): self._last = None
     def before_train(self):
-        if self.epoch==0: self.iters,self.flips,self._last,self._t = [],[],self._snapshot(),0
+        if self._last is None: self.iters,self.flips,self._last,self._t = [],[],self._snapshot(),0
     def after_batch(self):
         self._t += 1
         if self._t%self.interval: return
@@ -57,7 +61,8 @@ class SignFlips(Callback):
         self.iters.append(self._t)
         self.flips.append(sum(_flips(self._last[n], w) for n,w in now.items()))
         self._last = now
-    def after_fit(self): self._last = None
+    def after_fit(self):
+        if not in_fit(self.learn): self._last = None
     def plot(self,
              ax=None, # Matplotlib axes to draw on; new ones if None
             ): # Matplotlib axes
@@ -68,7 +73,7 @@ class SignFlips(Callback):
         ax.grid(alpha=0.3)
         return ax
 
-# %% ../nbs/09b_analysis.ipynb #b647848b
+# %% ../nbs/09b_analysis.ipynb #aa47becd
 class Overlap(pd.DataFrame):
     "Jaccard similarity of masks, a row and a column each: 1 if both keep the same weights, 0 if they share none"
     @property
@@ -91,7 +96,11 @@ def _by_name(masks): return masks if isinstance(masks, dict) and not isinstance(
 def mask_overlap(masks, # Masks by name, or a list of them, of the same weights; tickets will do
                 )->Overlap: # With `.plot()`
     "|A and B| / |A or B| of the kept weights, for each pair"
-    named = {k:Masks(getattr(m, 'masks', m)) for k,m in _by_name(masks).items()}
+    named = {}
+    for k,m in _by_name(masks).items():
+        m = getattr(m, 'masks', m)
+        if not isinstance(m, dict): raise ValueError(f"masks[{k!r}]={type(m).__name__}: needs masks, as `learn.masks`, by name or in a list")
+        named[k] = Masks(check_bool(m, f'masks[{k!r}]'))
     if not named: raise ValueError("masks: there are none to compare")
     return Overlap([[1-a.jaccard(b) for b in named.values()] for a in named.values()], index=list(named), columns=list(named))
 
@@ -101,9 +110,10 @@ def mask_overlap(self:Learner,
             )->Overlap: # The same, with a last row and column 'now' for `learn.masks`
     "`mask_overlap` of `masks` and the Learner's own"
     if self.masks is None: raise ValueError("nothing is pruned now: call `learn.prune` first, or use the function `mask_overlap` to compare masks without the Learner's")
-    return mask_overlap({**_by_name(masks), 'now':self.masks})
+    if 'now' in (named := _by_name(masks)): raise ValueError("masks: 'now' is the name of `learn.masks`, use another")
+    return mask_overlap({**named, 'now':self.masks})
 
-# %% ../nbs/09b_analysis.ipynb #b98a9628
+# %% ../nbs/09b_analysis.ipynb #f5b47e3a
 @patch
 def hessian_spectrum(self:Learner,
                      k:int=1, # Number of eigenvalues
@@ -122,10 +132,12 @@ def hessian_spectrum(self:Learner,
     kept = {n:masks[n].flatten() if n in masks else None for n in params}
     sizes = [p.numel() if kept[n] is None else int(kept[n].count_nonzero()) for n,p in params.items()]
     N = sum(sizes)
+    if N<2: raise ValueError(f"there are {N} weights that are not pruned, and the search needs 2 at least")
     if isinstance(k, bool) or not isinstance(k, Integral) or not 1<=k<N: raise ValueError(f"k={k!r}: needs a whole number from 1 to {N-1}")
     pick = lambda n,t: t.flatten() if kept[n] is None else t.flatten()[kept[n]]
     ps,dev = list(params.values()),device_of(self)
-    with undisturbed(self), torch.enable_grad():
+    if isinstance(tol, bool) or not isinstance(tol, Number) or not 0<=tol<1: raise ValueError(f"tol={tol!r}: needs a relative accuracy in [0,1)")
+    with undisturbed(self), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):                    # other attention has no second derivative
         seed_round(self, seed)
         self.model.to(dev).eval()
         batches = [inputs_and_targets(self, to_device(b, dev)) for b in itertools.islice(self.dls.train, n_batches)]
@@ -138,19 +150,22 @@ def hessian_spectrum(self:Learner,
                 if kept[n] is None: full.copy_(x)
                 else: full[kept[n]] = x.to(p.device, p.dtype)
                 parts.append(full.view_as(p))
-            res = 0.
+            res = np.zeros(N)
+            if hasattr(self.model, 'reset'): self.model.reset()
             for xb,yb in batches:
-                loss = self.loss_func(forward(self, xb), *yb)*len(yb[0])/n_items
+                loss = loss_of(self, xb, yb)*len(yb[0])/n_items
                 g = torch.autograd.grad(loss, ps, create_graph=True, allow_unused=True)
                 dot = sum((a*b).sum() for a,b in zip(g, parts) if a is not None)
+                if not torch.is_tensor(dot) or not dot.requires_grad: continue                   # linear
                 h = torch.autograd.grad(dot, ps, allow_unused=True)
                 res = res + torch.cat([pick(n, torch.zeros_like(p) if o is None else o).double().cpu() for (n,p),o in zip(params.items(), h)]).numpy()
             return res
-        op = LinearOperator((N,N), matvec=lambda v: product(v.ravel()), dtype=np.float64)
-        values = eigsh(op, k=k, which='LA', tol=tol, v0=np.random.default_rng(seed).normal(size=N), return_eigenvectors=False)
+        op,first = LinearOperator((N,N), matvec=lambda v: product(v.ravel()), dtype=np.float64),np.random.default_rng(seed).normal(size=N)
+        if not product(first).any(): return np.zeros(k)
+        values = eigsh(op, k=k, which='LA', tol=tol, v0=first, return_eigenvectors=False)
     return np.sort(values)[::-1]
 
-# %% ../nbs/09b_analysis.ipynb #bcdb4785
+# %% ../nbs/09b_analysis.ipynb #0eef516b
 class WeightHistogram:
     "Kept weights of each tensor, by name"
     def __init__(self, values:dict): store_attr()
@@ -181,9 +196,10 @@ def weight_histogram(self:Learner,
                     )->WeightHistogram: # With `.df` and `.plot()`
     "How the weights that are kept are distributed, tensor by tensor"
     masks = self.masks or {}
+    if not prunable_weights(self.model, include, exclude): raise ValueError("include and exclude leave no weight")
     return WeightHistogram({n:(p[masks[n]] if n in masks else p).detach().flatten().float().cpu().numpy() for n,p in prunable_weights(self.model, include, exclude).items()})
 
-# %% ../nbs/09b_analysis.ipynb #f1ef9f18
+# %% ../nbs/09b_analysis.ipynb #d5864025
 class Sensitivity(pd.DataFrame):
     "A metric for each tensor that alone is pruned, a row each, and a column for each sparsity; column 0 is the network as it is"
     _metadata = ['metric']
@@ -212,17 +228,19 @@ def sensitivity(self:Learner,
                 exclude=None, # The same, to leave out
                 memory:int=2**30, # Bytes of batches to hold at once
                )->Sensitivity: # With `.plot()`
-    "The metric when each tensor alone is pruned. Batches are loaded once; the Learner is as before when it ends"
-    sparsities = list(sparsities)
-    for s in sparsities:
-        if not isinstance(s, Number) or not 0<=s<1: raise ValueError(f"sparsities={sparsities!r}: needs numbers in [0,1)")
-    if not sparsities: raise ValueError("sparsities: there are none to try")
+    "The metric when each tensor alone is pruned, inside of what `learn.masks` keeps. Batches are loaded once; the Learner is as before when it ends"
+    if isinstance(sparsities, (Number,str)) or not len(list(sparsities)): raise ValueError(f"sparsities={sparsities!r}: needs a list of sparsities to try")
+    sparsities = [s for s in dict.fromkeys(check_sparsity(s, 'sparsities') for s in sparsities) if s]
+    if not callable(criterion): raise ValueError(f"criterion={criterion!r} is not a function from weights to scores")
     names = [m.name for m in self.metrics]
     metric = metric or (names[0] if names else 'loss')
     if metric not in ['loss', *names]: raise ValueError(f"metric={metric!r} is not measured: use one of {', '.join(['loss', *names])}")
     weights = prunable_weights(self.model, include, exclude)
+    if not weights: raise ValueError("include and exclude leave no weight")
     scores,absolute = ranked(criterion, weights, self.model, learn=self)
-    masks = {s:compute_masks(scores, s, 'local', granularity, None, absolute, transposed_groups(self.model)) for s in sparsities}
+    held = self.masks or {}
+    keep = {n:held.get(n, torch.ones_like(p, dtype=torch.bool)) for n,p in weights.items()}
+    masks = {s:compute_masks(scores, s, 'local', granularity, keep, absolute, transposed_groups(self.model)) for s in sparsities}
     saved = {n:p.detach().clone() for n,p in weights.items()}
     points,changed = [(None,0.), *[(n,s) for n in weights for s in sparsities]],[]
     def put(point):
@@ -240,7 +258,7 @@ def sensitivity(self:Learner,
     res.metric = metric
     return res
 
-# %% ../nbs/09b_analysis.ipynb #7338e832
+# %% ../nbs/09b_analysis.ipynb #a74a6a75
 class CyclePaths(list):
     "Linear paths between the ends of consecutive cycles"
     @property
@@ -259,7 +277,7 @@ def cycle_paths(self:Learner,
                 **kwargs, # As for `linear_path`: dl, metrics, bn, train, ...
                )->CyclePaths: # A list of LinearPaths, with `.df` and `.plot()`
     "The linear path between the ends of each two consecutive cycles (Gadhikar et al. 2024, figure 3b, c)"
-    ends = list(ends)
+    if not isinstance(ends, (list,tuple)): raise ValueError(f"ends={type(ends).__name__}: needs a list of states, as `learn.fit_cyclic(..., ends=True)` returns")
     if len(ends)<2: raise ValueError(f"ends: needs the states of at least 2 cycles, got {len(ends)}")
     _check_path(n, **kwargs)
     return CyclePaths([self.linear_path(a, b, n=n, **kwargs) for a,b in zip(ends, ends[1:])])

@@ -91,7 +91,7 @@ def remove_masks(self:Learner):
     "Forget the masks: pruned weights stay zero until they are trained again"
     self.remove_cb(KeepMasks)
 
-# %% ../nbs/05_callback.ipynb #7f32df8a
+# %% ../nbs/05_callback.ipynb #e0c48d0a
 @patch
 def _do_fit(self:Learner):
     self._in_fit = True
@@ -100,6 +100,7 @@ def _do_fit(self:Learner):
         if not hasattr(self, 'lr_finder') and (lrs := getattr(getattr(self, 'recorder', None), 'lrs', [])): self._fit_lrs = list(lrs)   # `validate` clears the Recorder
     finally:
         self._in_fit = False
+        for cb in self.cbs.filter(lambda cb: isinstance(cb, SparsifyCallback)): cb._forget()
         if self.masks is not None: self.keep_masks.project()
 
 def in_fit(learn:Learner)->bool:
@@ -115,7 +116,7 @@ def is_frozen(learn:Learner)->bool:
     "Has `learn.freeze()` or `learn.freeze_to(n)` been called, and not `learn.unfreeze()`?"
     return getattr(learn.opt, 'frozen_to', 0)!=0 or getattr(learn.opt, 'frozen_idx', 0)>0
 
-# %% ../nbs/05_callback.ipynb #e15ddd7a
+# %% ../nbs/05_callback.ipynb #9becdcec
 def _score(criterion, weights, given):
     "The scores of `weights`, checked; `given` has what a criterion may ask for"
     asked = asks_for(criterion)
@@ -272,14 +273,19 @@ class SparsifyCallback(Callback):
 
     def _advance(self, t, criterion):
         "Bring the masks to where they should be after iteration `t`, and record it"
-        sparsity,due = self._sparsity(t),bisect(self._due, t) > bisect(self._due, self._seen)
-        if due and (self._count(sparsity)!=self._counts or self.refresh and self._reached>0): self._update(sparsity, criterion)
+        sparsity = self._sparsity(t)
+        self._renew(t, sparsity, criterion)
         self._seen = t
         if self.track: self._track(t)
         self.iters.append(t)
         self.asked.append(sum(s*self._weights[n].numel() for n,s in sparsity.items())/self._n)
         self.reached.append(self._reached)
         self.lrs.append(self.opt.hypers[-1]['lr'])
+
+    def _renew(self, t, sparsity, criterion):
+        "New masks, if they are due after iteration `t`"
+        due = bisect(self._due, t) > bisect(self._due, self._seen)
+        if due and (self._count(sparsity)!=self._counts or self.refresh and self._reached>0): self._update(sparsity, criterion)
 
     def _update(self, sparsity, criterion):
         scores,absolute = ranked(criterion, self._weights, self.learn.model, learn=self.learn, initial=self._first_weights, previous=self._last_weights)
@@ -311,8 +317,8 @@ class SparsifyCallback(Callback):
         self._skipped = False
     def after_train(self): self._finish()
     def after_cancel_epoch(self): self._finish()
-    def after_fit(self):
-        if in_fit(self.learn): return
+    def _forget(self):
+        "However a fit ends, what it needed is gone"
         self._active = False
         self._weights = self._progress = self._due = self._ever = self._first = self._present = self._first_weights = self._last_weights = None
 

@@ -74,7 +74,7 @@ class LinearPath:
             ax.grid(alpha=0.3)
         return axs
 
-# %% ../nbs/08_connectivity.ipynb #9e279357
+# %% ../nbs/08_connectivity.ipynb #f03b6fbe
 def _state(x, what):
     "A `state_dict` from a model, a Learner, a Ticket or a dict"
     if isinstance(x, Learner): x = x.model
@@ -94,11 +94,12 @@ def _check_states(mine, **states):
 @contextlib.contextmanager
 def _evaluating(learn):
     "The Learner's model in the middle of a validation, to put other weights into; everything is as before when it ends"
-    names = ('pred','xb','yb','dl','loss','loss_grad','iter','n_iter','epoch','n_epoch','final_record')
+    names = ('pred','xb','yb','dl','loss','loss_grad','iter','n_iter','epoch','n_epoch','final_record','training')
     had,mine = {k:learn.__dict__[k] for k in names if k in learn.__dict__},state_of(learn)
     records = [cb for cb in learn.cbs if isinstance(cb, (Recorder,ProgressCallback))]
     with undisturbed(learn), learn.removed_cbs(records):
         try:
+            learn.training = False
             with learn.validation_context(): yield unwrap(learn.model).state_dict()
         finally:
             with torch.no_grad():

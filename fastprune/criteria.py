@@ -8,14 +8,16 @@ __all__ = ['CRITERIA', 'magnitude', 'squared_magnitude', 'small_magnitude', 'ran
            'updating_magnitude_increase', 'updating_movement', 'updating_movmag', 'has_gradients', 'taylor', 'snip',
            'grasp', 'synflow', 'wanda', 'asks_for']
 
-# %% ../nbs/03_criteria.ipynb #b769d5f5
+# %% ../nbs/03_criteria.ipynb #731704eb
 import inspect,itertools,zlib
 from functools import partial
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend,sdpa_kernel
+from torch.nn.utils.parametrize import is_parametrized
 from fastai.basics import Learner,to_device
-from .passes import device_of,forward,gradients,inputs_and_targets,undisturbed
+from .passes import check_n_batches,device_of,forward,gradients,inputs_and_targets,loss_of,undisturbed
 from .weights import unwrap
 
 # %% ../nbs/03_criteria.ipynb #0ab354ab
@@ -86,7 +88,7 @@ def updating_movmag(weights:dict, previous:dict)->dict: # As for `updating_magni
     "Magnitude times movement since the last update"
     return _each(lambda w,w0: w.abs()*(w-w0).abs(), weights, previous)
 
-# %% ../nbs/03_criteria.ipynb #cb69b65f
+# %% ../nbs/03_criteria.ipynb #12d67d3a
 def _needs_grad(name, weights):
     for n,p in weights.items():
         if not p.requires_grad: raise ValueError(f"{name} needs gradients, and {n!r} is frozen (requires_grad=False): unfreeze it, or leave it out by `exclude`")
@@ -118,8 +120,9 @@ def snip(weights:dict, # Name -> parameter of any shape
     _needs_grad('snip', weights)
     with undisturbed(learn), torch.enable_grad():
         for p in learn.model.parameters(): p.grad = None
-        for _ in gradients(learn, n_batches or 1): pass
+        for _ in gradients(learn, 1 if n_batches is None else n_batches): pass
         grads = _has_grad('snip', weights, [p.grad for p in weights.values()])
+        if not any(g.any() for g in grads.values()): raise ValueError("snip: all gradients are 0, so no weight is better than another")
         return {n:(p.detach()*grads[n]).abs() for n,p in weights.items()}
 
 def grasp(weights:dict, # Name -> parameter of any shape
@@ -129,31 +132,36 @@ def grasp(weights:dict, # Name -> parameter of any shape
     "weight * (Hessian @ gradient): keeps what holds up the flow of gradients, before training (Wang et al. 2020, with the sign turned so that larger is kept)"
     _needs_grad('grasp', weights)
     ps,dev = list(weights.values()),device_of(learn)
-    with undisturbed(learn), torch.enable_grad():
+    check_n_batches(n_batches)
+    with undisturbed(learn), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):                  # other attention has no second derivative
         learn.model.to(dev).train()
         batches = [inputs_and_targets(learn, to_device(b, dev)) for b in itertools.islice(learn.dls.train, n_batches or 1)]
         if not batches: raise ValueError("grasp: the training DataLoader has no batches")
         def sums(f):
             "Sum over batches of a list of tensors; Dropout drops the same each time"
+            if hasattr(learn.model, 'reset'): learn.model.reset()
             with torch.random.fork_rng(devices=list({p.device for p in ps if p.is_cuda})):
-                res = [f(learn.loss_func(forward(learn, xb), *yb)) for xb,yb in batches]
+                res = [f(loss_of(learn, xb, yb)) for xb,yb in batches]
             return [sum(o) for o in zip(*res)]
         total = sums(lambda loss: list(_has_grad('grasp', weights, torch.autograd.grad(loss, ps, allow_unused=True)).values()))
         def product(loss):
             g = torch.autograd.grad(loss, ps, create_graph=True)
-            h = torch.autograd.grad(sum((a*b).sum() for a,b in zip(g, total)), ps, allow_unused=True)
+            dot = sum((a*b).sum() for a,b in zip(g, total))
+            h = torch.autograd.grad(dot, ps, allow_unused=True) if dot.requires_grad else [None]*len(ps)
             return [torch.zeros_like(p) if o is None else o for o,p in zip(h, ps)]
         return {n:p.detach()*o for (n,p),o in zip(weights.items(), sums(product))}
 
-# %% ../nbs/03_criteria.ipynb #9b17dde5
-_not_linear = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.Tanh, nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention, nn.modules.instancenorm._InstanceNorm)
+# %% ../nbs/03_criteria.ipynb #2038dbbc
+_not_linear = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Tanh, nn.LocalResponseNorm, nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention, nn.modules.instancenorm._InstanceNorm)
 
 def synflow(weights:dict, # Name -> parameter of any shape
             learn:Learner, # For its model, and the shape of its inputs
            )->dict: # Name -> score in float64, same shapes
-    "|weight| * gradient of the summed output with respect to it, for inputs of ones and absolute weights (Tanaka et al. 2020)"
+    """|weight| * gradient of the summed output with respect to it, for inputs of ones and absolute weights (Tanaka et al. 2020). BatchNorm scales by the absolute of its weight, and by 1 where that is 0. Raises `ValueError` for models that do more to positive
+    numbers than to weigh and to sum them up, where that shows; activations such as ReLU6, SiLU and GELU are taken as what they are for small numbers"""
     model = unwrap(learn.model)
     for n,m in model.named_modules():
+        if is_parametrized(m) or hasattr(m, 'weight_g'): raise ValueError(f"synflow can't take {n!r}, whose weight is computed from others, as by weight_norm: use another criterion, such as `snip`")
         if isinstance(m, _not_linear): raise ValueError(f"synflow can't take {n!r} ({type(m).__name__}): a flow of positive numbers means nothing behind it. Use another criterion, such as `snip`")
     with undisturbed(learn), torch.enable_grad():
         b = next(iter(learn.dls.train), None)
@@ -163,27 +171,41 @@ def synflow(weights:dict, # Name -> parameter of any shape
             if not torch.is_tensor(x) or not x.is_floating_point(): raise ValueError(f"synflow needs inputs of floats, and the batches have {getattr(x, 'dtype', type(x).__name__)}: use another criterion, such as `snip`")
         dev = device_of(learn)
         model.to(dev).eval()
-        flow = {n:p.detach().double().abs() if n in weights or p.ndim>1 else torch.zeros_like(p, dtype=torch.float64) for n,p in model.named_parameters()}
+        flow = {n:torch.zeros_like(p, dtype=torch.float64) if n not in weights and n.rpartition('.')[2].startswith('bias') else p.detach().double().abs() for n,p in model.named_parameters()}
         for n,m in model.named_modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm):
-                if m.weight is not None: flow[f'{n}.weight'.lstrip('.')] = m.weight.detach().double().abs()
+                if m.weight is not None: flow[f'{n}.weight'.lstrip('.')] = torch.where(m.weight.detach()==0, 1., m.weight.detach().double().abs())
         for n in weights: flow[n].requires_grad_()
         ready = {n:torch.ones_like(b, dtype=torch.float64) if n.endswith('running_var') else torch.zeros_like(b, dtype=torch.float64) if n.endswith('running_mean')
                  else b.double() if b.is_floating_point() else b for n,b in model.named_buffers()}
-        try: out = functional_call(model, {**flow, **ready}, tuple(torch.ones_like(x[:1], dtype=torch.float64).as_subclass(torch.Tensor).to(dev) for x in xb))
-        except RuntimeError as e: raise ValueError(f"synflow can't send float64 ones through the model: {e}") from e
-        out = out[0] if isinstance(out, tuple) else out
-        grads = _has_grad('synflow', weights, torch.autograd.grad(out.sum(), [flow[n] for n in weights], allow_unused=True))
-    for n,g in grads.items():
-        if not (g*flow[n]).isfinite().all(): raise ValueError(f"synflow: the score of {n!r} is infinite, even in float64: the network is too deep or its weights are too large; scale them down, or use another criterion")
-    return {n:(g*flow[n]).detach() for n,g in grads.items()}
+        small = 2.**-400                                              # so that nothing that is bounded, as ReLU6, gets there; scores are in proportion
+        ones = tuple(torch.full_like(x[:1], small, dtype=torch.float64).as_subclass(torch.Tensor).to(dev) for x in xb)
+        run = lambda x: functional_call(model, {**flow, **ready}, x)
+        try: out = run(ones)
+        except (RuntimeError, TypeError, AttributeError, IndexError) as e: raise ValueError(f"synflow can't send float64 numbers through the model: {e}") from e
+        out = out[0] if isinstance(out, (tuple,list)) else out
+        if not torch.is_tensor(out): raise ValueError(f"synflow needs a tensor as the model's output, or a tuple that starts with one, and got {type(out).__name__}")
+        if not out.requires_grad: raise ValueError("synflow: the model's output does not depend on the weights")
+        with torch.no_grad(): twice = run(tuple(2*x for x in ones))
+        if not torch.allclose((twice[0] if isinstance(twice, (tuple,list)) else twice)/small, 2*out/small, rtol=1e-6, equal_nan=True):
+            raise ValueError("synflow: what comes out of the model is not in proportion to what goes in, as behind a softmax, a sigmoid or a normalisation. Use another criterion, such as `snip`")
+        grads = torch.autograd.grad(out.sum(), [flow[n] for n in weights], allow_unused=True)
+    for n,g in zip(weights, grads):
+        if g is None: raise ValueError(f"synflow: the model's output does not depend on {n!r}: leave it out by `exclude`")
+    scores = {n:(g*flow[n]).detach()/small for n,g in zip(weights, grads)}
+    for n,s in scores.items():
+        if not s.isfinite().all(): raise ValueError(f"synflow: the score of {n!r} is infinite, even in float64: the network is too deep or its weights are too large; scale them down, or use another criterion")
+        if (s<0).any() or not s.any() and 2*int(weights[n].count_nonzero())>s.numel():
+            raise ValueError(f"synflow: {'the flow turns negative behind' if (s<0).any() else 'nothing flows through'} {n!r}: the model does more than to weigh positive numbers and sum them up, as a softmax, a difference or a normalisation does. Use another criterion, such as `snip`")
+    return scores
 
-# %% ../nbs/03_criteria.ipynb #27e134c8
+# %% ../nbs/03_criteria.ipynb #bff23c04
 def wanda(weights:dict, # Name -> weight of a linear layer or a convolution
           learn:Learner, # For its batches
           n_batches:int|None=None, # Training batches to look at; 1 if None
          )->dict: # Name -> score, same shapes
     "|weight| * norm of its input feature or channel, over batches (Sun et al. 2024, eq. 1)"
+    check_n_batches(n_batches)
     model = unwrap(learn.model)
     owners = {n:model.get_submodule(n.rpartition('.')[0]) for n in weights}
     for n,m in owners.items():
@@ -191,20 +213,22 @@ def wanda(weights:dict, # Name -> weight of a linear layer or a convolution
             raise ValueError(f"wanda scores linear layers and convolutions, and {n!r} is of {type(m).__name__}: leave it out by `exclude`")
     squares,hooks = {},[]
     def watch(name):
-        def hook(m, inputs):
-            x = inputs[0].detach().double()
+        def hook(m, inputs, kwargs):
+            x = (inputs[0] if inputs else next(iter(kwargs.values()))).detach().double()
             dims = [d for d in range(x.ndim) if d!=(x.ndim-1 if isinstance(m, nn.Linear) else 1)]
             squares[name] = squares.get(name, 0) + x.square().sum(dims)
         return hook
     try:
         with undisturbed(learn), torch.no_grad():
-            for n,m in owners.items(): hooks.append(m.register_forward_pre_hook(watch(n)))
+            for n,m in owners.items(): hooks.append(m.register_forward_pre_hook(watch(n), with_kwargs=True))
             learn.model.to(device_of(learn)).eval()
-            for b in itertools.islice(learn.dls.train, n_batches or 1):
+            seen = 0
+            for seen,b in enumerate(itertools.islice(learn.dls.train, n_batches or 1), 1):
                 xb,_ = inputs_and_targets(learn, to_device(b, device_of(learn)))
                 forward(learn, xb)
     finally:
         for h in hooks: h.remove()
+    if not seen: raise ValueError("wanda: the training DataLoader has no batches")
     res = {}
     for n,p in weights.items():
         if n not in squares: raise ValueError(f"wanda: no input reaches {n!r}: leave it out by `exclude`")

@@ -17,16 +17,33 @@ from .criteria import asks_for,magnitude,synflow
 from .masks import Masks,check_scope,compute_masks,count_units,lamp
 from .callback import SparsifyCallback,_nothing,ranked,set_masks
 
-# %% ../nbs/06_learner.ipynb #75cefa27
+# %% ../nbs/06_learner.ipynb #5d53343f
 def _square(weights): return sum(float(torch.linalg.vector_norm(p.detach()))**2 for p in weights.values())
 
 def _protected(scores, absolute, keep, granularity, min_density, transposed):
     "Scores of which the best `min_density` of each tensor, and at least one unit, are infinite"
     sizes = {n:count_units(n, s.shape, granularity, transposed.get(n, 0)) for n,s in scores.items()}
-    best = compute_masks(scores, {n:min(1-min_density, (k-1)/k) for n,k in sizes.items() if k}, 'local', granularity, keep, absolute, transposed)
+    best = compute_masks(scores, {n:1-max(1, math.ceil(min_density*k))/k for n,k in sizes.items() if k}, 'local', granularity, keep, absolute, transposed)
     return {n:torch.where(best[n], math.inf, s.abs() if absolute else s) for n,s in scores.items()}
 
-def _in_steps(learn, weights, sparsity, criterion, given, keep, iterations, kind):
+@contextlib.contextmanager
+def _summed(learn, n_batches):
+    "Gradients summed over batches, for a criterion that takes what is there; gone afterwards"
+    with undisturbed(learn):
+        for p in learn.model.parameters(): p.grad = None
+        for _ in gradients(learn, n_batches): pass
+        yield
+
+def _as_weights(initial, weights):
+    "Weights as they were at first, from a `state_dict` or a model"
+    initial = initial.state_dict() if isinstance(initial, nn.Module) else initial
+    if not isinstance(initial, dict): raise ValueError(f"initial={type(initial).__name__}: needs the weights as they were at first, by name, such as a `state_dict`")
+    for n,p in weights.items():
+        if not isinstance(initial.get(n), torch.Tensor) or initial[n].shape!=p.shape:
+            raise ValueError(f"initial[{n!r}]: needs a tensor of shape {tuple(p.shape)}, got {tuple(initial[n].shape) if isinstance(initial.get(n), torch.Tensor) else type(initial.get(n)).__name__ if n in initial else 'none'}")
+    return {n:initial[n].to(p.device) for n,p in weights.items()}
+
+def _in_steps(learn, weights, sparsity, criterion, given, keep, iterations, kind, n_batches):
     "Masks at `sparsity`, after scoring `iterations` times what the step before has left; weights are as before"
     scope,granularity,min_density,transposed = kind
     saved = {n:p.detach().clone() for n,p in weights.items()} if iterations>1 else None
@@ -34,12 +51,14 @@ def _in_steps(learn, weights, sparsity, criterion, given, keep, iterations, kind
         for i in range(1, iterations+1):
             part = lambda s: 1-(1-s)**(i/iterations)
             target = sparsity if i==iterations else {k:part(v) for k,v in sparsity.items()} if isinstance(sparsity, dict) else part(sparsity)
-            scores,absolute = ranked(criterion, weights, learn.model, **given)
+            with _summed(learn, n_batches) if n_batches else contextlib.nullcontext(): scores,absolute = ranked(criterion, weights, learn.model, **given)
             if scope=='lamp': scores,absolute = lamp({n:s.abs() for n,s in scores.items()} if absolute else scores),False
-            if min_density: scores,absolute = _protected(scores, absolute, keep, granularity, min_density, transposed),False
+            if min_density and ':' not in granularity: scores,absolute = _protected(scores, absolute, keep, granularity, min_density, transposed),False
             masks = compute_masks(scores, target, 'global' if scope=='lamp' else scope, granularity, keep, absolute, transposed)
-            if min_density and (lost := next((n for n,m in masks.items() if int(m.count_nonzero())<int(min_density*m.numel())), None)):
-                raise ValueError(f"min_density={min_density:g} leaves too much for sparsity={sparsity!r}: {lost!r} can't keep its share")
+            short = [(n,int(m.count_nonzero()),math.ceil(min_density*m.numel())) for n,m in masks.items()] if min_density else []
+            if short := next((o for o in short if o[1]<o[2]), None):
+                raise ValueError(f"min_density={min_density:g}: {short[0]!r} would keep {short[1]} weights, and {short[2]} should stay. sparsity={sparsity!r} leaves no room for that"
+                                 + ("" if scope in ('global','lamp') else f", or scope={scope!r} does not, which gives each tensor a share of its own") + ("" if keep is None else "; nor may what is pruned come back, with `recover=False`"))
             if i<iterations:
                 keep = masks
                 masks.apply_({n:p.data for n,p in weights.items()})
@@ -71,7 +90,7 @@ def prune(self:Learner,
     weight. Raises `ValueError` for arguments that don't fit the model"""
     SparsifyCallback(sparsity, criterion=criterion, scope=scope, granularity=granularity)       # the same checks
     check_n_batches(n_batches)
-    scope,iterations = check_scope(scope),iterations if iterations is not None else 100 if criterion is synflow else 1
+    scope,iterations = check_scope(scope),iterations if iterations is not None else 100 if getattr(criterion, 'func', criterion) is synflow else 1
     if isinstance(iterations, bool) or not isinstance(iterations, Integral) or iterations<1: raise ValueError(f"iterations={iterations!r}: needs a whole number of at least 1")
     if not isinstance(min_density, Number) or not 0<=min_density<1: raise ValueError(f"min_density={min_density!r}: needs the fraction of each tensor that stays, in [0,1)")
     weights = prunable_weights(self.model, include, exclude)
@@ -80,13 +99,9 @@ def prune(self:Learner,
     held = {n:m for n,m in (self.masks or {}).items() if n in weights}
     keep = None if recover else Masks({n:held.get(n, torch.ones_like(p, dtype=torch.bool)) for n,p in weights.items()})
     kind = (scope, granularity, min_density, transposed_groups(self.model))
-    given = dict(learn=self, n_batches=n_batches, initial=initial and {n:initial[n] for n in weights})
-    sums = n_batches and not asks_for(criterion)                                                # gradients for a criterion that takes what is there
-    with undisturbed(self) if sums else contextlib.nullcontext():
-        if sums:
-            for p in self.model.parameters(): p.grad = None
-            for _ in gradients(self, n_batches): pass
-        masks = _in_steps(self, weights, sparsity, criterion, given, keep, iterations, kind)
+    given = dict(learn=self, n_batches=n_batches, initial=None if initial is None else _as_weights(initial, weights))
+    sums = n_batches if not asks_for(criterion) and criterion is not magnitude else None         # gradients for a criterion that takes what is there
+    masks = _in_steps(self, weights, sparsity, criterion, given, keep, iterations, kind, sums)
     _warn_of_empty(masks)
     before,n = _square(weights),sum(int(held[k].count_nonzero()) if k in held else p.numel() for k,p in weights.items())
     set_masks(self, {**(self.masks or {}), **masks}, (criterion, scope, granularity))

@@ -159,16 +159,16 @@ def count_units(name:str, shape, granularity:str, transposed:int=0)->int: # As f
     shape = _conv_shape(shape, transposed)
     return math.prod(shape)//max(1, nm[1]-nm[0] if nm else math.prod(shape[d] for d in dims))
 
-# %% ../nbs/04_masks.ipynb #de82f0d2
+# %% ../nbs/04_masks.ipynb #270c8744
 class _Units:
     "A tensor as units: their scores, how many weights pruning one takes, and a mask of units as one of weights"
-    def __init__(self, name, scores, granularity, absolute, transposed):
+    def __init__(self, name, scores, granularity, absolute, transposed, keep=None):
         x = scores.detach()
         self.n_weights = x.numel()
         self.nm,self.groups = check_granularity(granularity),transposed if granularity!='weight' else 0
         if self.groups: x = self._as_conv(x)
         self.shape,self.dims = x.shape,unit_dims(name, x.shape, granularity)       # [out, in, ...]
-        if self.nm: self._blocks(x.abs() if absolute else x)
+        if self.nm: self._blocks(x.abs() if absolute else x, keep)
         elif self.dims:
             dtype,self.size = torch.promote_types(x.dtype, torch.float32),max(1, math.prod(x.shape[d] for d in self.dims))
             self.scores = torch.linalg.vector_norm(x, 1, self.dims, dtype=dtype)/self.size if absolute else x.mean(self.dims, dtype=dtype)
@@ -178,10 +178,14 @@ class _Units:
         "[in, out/groups, ...] of a transposed convolution as [out, in/groups, ...]"
         return x.reshape(self.groups, -1, *x.shape[1:]).transpose(1,2).flatten(0,1)
 
-    def _blocks(self, x):
+    def _blocks(self, x, keep):
         n,m = self.nm
         x = x.movedim(1,-1).reshape(-1,m)
-        self.size,order = m-n,x.argsort(stable=True)
+        if keep is not None:                                             # what is pruned already goes first, and counts nothing
+            gone = ~(self._as_conv(keep) if self.groups else keep).to(x.device).movedim(1,-1).reshape(-1,m)
+            order,x = torch.where(gone, -math.inf, x.to(torch.promote_types(x.dtype, torch.float32))).argsort(stable=True),torch.where(gone, 0, x)
+        else: order = x.argsort(stable=True)
+        self.size = m-n
         self.kept_inside = torch.ones_like(x, dtype=torch.bool).scatter_(1, order[:,:m-n], False)
         self.scores = torch.where(self.kept_inside, 0, x).sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
 
@@ -202,7 +206,7 @@ class _Units:
         if self.groups: kept = kept.reshape(self.groups, -1, *kept.shape[1:]).transpose(1,2).flatten(0,1)
         return kept.contiguous()
 
-# %% ../nbs/04_masks.ipynb #4d09de8d
+# %% ../nbs/04_masks.ipynb #5e737574
 SCOPES = ('local', 'global', 'erk', 'balanced', 'lamp', 'uniform')
 
 def check_scope(scope:str, # Anything
@@ -220,6 +224,7 @@ def lamp(scores:dict, # Name -> float tensor of at least 0, larger = keep; such 
     "Layer-adaptive scores: the square of each over the sum of the squares of its tensor that are not smaller (Lee et al. 2021, eq. 5)"
     def one(n, s):
         x = s.detach().flatten().double().square()
+        if (top := x==math.inf).any(): x = torch.where(top, 2*x[~top].sum()+1, x)       # what has to stay, as in rows under weight_norm
         if (s<0).any(): raise ValueError(f"scores[{n!r}] has negative scores, and LAMP has no meaning for them: use another scope, or a criterion such as `magnitude`")
         order = x.argsort(stable=True)
         ranked = x[order]
@@ -283,7 +288,7 @@ def _check_keep(keep, scores):
         if n not in check_bool(keep, 'keep') or keep[n].shape!=s.shape:
             raise ValueError(f"keep[{n!r}]: needs a mask of shape {tuple(s.shape)}, got {tuple(keep[n].shape) if n in keep else 'none'}")
 
-# %% ../nbs/04_masks.ipynb #d3cc2011
+# %% ../nbs/04_masks.ipynb #9b827bb7
 def compute_masks(scores:dict, # Name -> float tensor, larger = keep
                   sparsity:float|dict, # Fraction of zeros in [0,1); for local scope also by name or pattern, tensors without one stay whole
                   scope:str='local', # 'local' = 'uniform' (each tensor reaches `sparsity`), or all together do: 'global', 'erk', 'balanced', 'lamp'
@@ -300,7 +305,7 @@ def compute_masks(scores:dict, # Name -> float tensor, larger = keep
     if scope=='lamp': scores,scope,absolute = lamp({n:s.abs() for n,s in scores.items()} if absolute else scores),'global',False
     target = expand_sparsity(sparsity, check_scores(scores))
     if keep is not None: _check_keep(keep, scores)
-    units = {n:_Units(n, s, granularity, absolute, (transposed or {}).get(n, 0)) for n,s in scores.items()}
+    units = {n:_Units(n, s, granularity, absolute, (transposed or {}).get(n, 0), keep and keep[n]) for n,s in scores.items()}
     inside = {n:None if keep is None else u.keep(keep[n]) for n,u in units.items()}
     absolute = absolute and granularity=='weight'                # the scores of other units are means of absolute values already
     try:

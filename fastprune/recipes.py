@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REWIND', 'group_rates', 'BudgetedCallback']
 
-# %% ../nbs/09_recipes.ipynb #611f49dc
+# %% ../nbs/09_recipes.ipynb #862df7c7
 import inspect,math
 from functools import partial
 from numbers import Integral,Number
@@ -14,9 +14,9 @@ from fastai.basics import Callback,Learner,even_mults,patch,store_attr
 from fastai.callback.schedule import ParamScheduler
 from .schedules import cubic,cyclical,one_shot,schedule_name,window
 from .lr import _check_retraining,allr_discount,lr_retrain,lr_warmup,s_cyc_max_lr
-from .weights import transposed_groups
+from .weights import check_sparsity,transposed_groups
 from .criteria import magnitude,random_score
-from .callback import SparsifyCallback,is_frozen
+from .callback import SparsifyCallback,_present,is_frozen
 from .learner import GradientHistogram
 from .rounds import BestEpoch,RoundStore,Rounds,StateAt,check_rounds,load_into,load_state,run_rounds,save_state,seed_round,smaller_is_better,state_of
 
@@ -89,21 +89,20 @@ def fit_cyclical(self:Learner,
 
 def _list(cbs): return [] if cbs is None else list(cbs) if isinstance(cbs, (list,tuple)) or hasattr(cbs, 'map') else [cbs]
 
-# %% ../nbs/09_recipes.ipynb #81875ea1
+# %% ../nbs/09_recipes.ipynb #5d466f24
 class _CycleEnds(Callback):
     "The state at the end of each cycle"
-    order,run_valid = 80,False
-    def __init__(self, every): self.every,self.steps,self.states = every,0,[]
-    def after_batch(self):
-        self.steps += 1
-        if self.steps%self.every==0: self.states.append(state_of(self.learn))
+    order = 80
+    def __init__(self, epochs): self.epochs,self.states = epochs,[]
+    def after_train(self):
+        if (self.epoch+1)%self.epochs==0: self.states.append(state_of(self.learn))
 
 def _cycles(learn, n_cycles, epochs_per_cycle, lr, shape, ends):
     "Callbacks for repeating a cycle of rates"
     _whole(n_cycles=n_cycles, epochs_per_cycle=epochs_per_cycle)
-    _ready(learn)
+    if not len(learn.dls.train): raise ValueError("the training DataLoader has no batches")
     sched = partial(_repeat, _shaped(shape, group_rates(learn, lr)), n_cycles)
-    return ParamScheduler({'lr':sched}), _CycleEnds(epochs_per_cycle*len(learn.dls.train)) if ends else None
+    return ParamScheduler({'lr':sched}), _CycleEnds(epochs_per_cycle) if ends else None
 
 @patch
 def fit_cyclic(self:Learner,
@@ -123,7 +122,7 @@ def fit_cyclic(self:Learner,
 
 @patch
 def fit_sculpt(self:Learner,
-               sparsity:float, # Fraction of zeros at the end, in (0,1)
+               sparsity:float, # Fraction of zeros at the end, in [0,1)
                start_sparsity:float, # Fraction of zeros at the start, in [0,`sparsity`]
                n_cycles:int, # Cycles before the pruning step; one more comes after it
                epochs_per_cycle:int, # Epochs in each
@@ -139,14 +138,18 @@ def fit_sculpt(self:Learner,
                exclude=None, # The same, to leave alone
               )->SparsifyCallback: # For its `.plot()`
     "SCULPT: cyclic training of a sparse mask, one magnitude-pruning step to the target, one more cycle; all in one fit (Gadhikar et al. 2024)"
-    for n,v in dict(sparsity=sparsity, start_sparsity=start_sparsity).items():
-        if isinstance(v, bool) or not isinstance(v, Number) or not 0<=v<1: raise ValueError(f"{n}={v!r}: needs a fraction of zeros in [0,1)")
+    check_sparsity(sparsity)
+    check_sparsity(start_sparsity, 'start_sparsity')
     if start_sparsity>sparsity: raise ValueError(f"start_sparsity={start_sparsity:g} is above the target, sparsity={sparsity:g}: it has to be lower, or the same")
     _whole(n_cycles=n_cycles)
+    _ready(self)
     sched,_ = _cycles(self, n_cycles+1, epochs_per_cycle, lr, shape, False)
     cb = SparsifyCallback(sparsity, schedule=window(one_shot, n_cycles/(n_cycles+1)), scope=scope, recover=False, include=include, exclude=exclude)
-    cb.targets(self.model, self)
-    self.prune(start_sparsity, criterion, start_scope, include=include, exclude=exclude, n_batches=n_batches)
+    weights,_ = cb.targets(self.model, self)
+    if other := next((o for o in [*self.cbs, *_list(cbs)] if isinstance(o, SparsifyCallback)), None): raise ValueError(f"cbs: fit_sculpt has a SparsifyCallback of its own, so take out {other}")
+    if (present := _present(self, weights).sparsity)>start_sparsity+1/sum(p.numel() for p in weights.values()):
+        raise ValueError(f"start_sparsity={start_sparsity:g}: the Learner is {100*present:.4g}% sparse already, and SCULPT starts from weights that are not: make a new one")
+    self.prune(start_sparsity, criterion, start_scope, include=list(weights), recover=False, n_batches=n_batches)
     self.fit((n_cycles+1)*epochs_per_cycle, cbs=[cb, sched, *_list(cbs)], wd=wd)
     return cb
 

@@ -5,26 +5,28 @@
 # %% auto #0
 __all__ = ['paper_methods', 'Sweep', 'sweep']
 
-# %% ../nbs/09c_sweep.ipynb #adde97d1
-import json,time
+# %% ../nbs/09c_sweep.ipynb #70c12605
+import inspect,json,re,time,zlib
 from functools import partial
+from numbers import Integral,Number
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from fastai.basics import Learner,progress_bar,set_seed
 from fastai.callback import schedule as _          # fit_one_cycle
 from .schedules import agp,iterative,ocp,one_shot,schedule_name,window
-from .weights import prunable_weights
+from .weights import check_sparsity,prunable_weights
 from .criteria import random_score,snip,synflow
 from .masks import Masks
 from .callback import SparsifyCallback
 from .rounds import _atomically,seed_round
 from . import recipes as _
 
-# %% ../nbs/09c_sweep.ipynb #ddc1fb6e
+# %% ../nbs/09c_sweep.ipynb #2f742091
 def _during(schedule, epochs, lr, learn, sparsity, seed): learn.fit_one_cycle(epochs, lr, cbs=SparsifyCallback(sparsity, schedule=schedule, scope='global'))
 def _before(criterion, scope, epochs, lr, learn, sparsity, seed):
     learn.prune(sparsity, criterion=criterion, scope=scope)
     learn.fit_one_cycle(epochs, lr)
+def _random(epochs, lr, learn, sparsity, seed): _before(partial(random_score, seed=seed), 'erk', epochs, lr, learn, sparsity, seed)
 def _cyclical(cycles, epochs, lr, learn, sparsity, seed): learn.fit_cyclical(cycles, epochs//cycles, sparsity, lr_max=lr, scope='global')
 def _rounds(rewind, rounds, epochs, lr, learn, sparsity, seed):
     learn.iterative_prune(rounds, epochs//(rounds+1), rate=1-(1-sparsity)**(1/rounds), lr=lr, rewind=rewind, rewind_to=len(learn.dls.train)//2 if rewind=='weights' else 0, seed=1000*seed)
@@ -37,22 +39,24 @@ def _sculpt(cycles, epochs, lr, learn, sparsity, seed):
     learn.fit_sculpt(sparsity, max(0., 1-2*(1-sparsity)), cycles-1, epochs//cycles, lr=lr, criterion=partial(random_score, seed=seed))
 def _bimp(epochs, lr, learn, sparsity, seed): learn.fit_bimp(epochs, sparsity, lr_max=lr)
 
-def paper_methods(epochs:int, # Epochs in all, of each method; a multiple of 4 suits them all
+def paper_methods(epochs:int, # Epochs in all, of each method; a multiple of 4, or cycles and rounds leave out what is beyond it
                   lr:float, # Largest rate
                   names=None, # Names of those to have, or all if None
                  )->dict: # Name -> function (learn, sparsity, seed)
     """The papers' methods under one budget. 'one_shot', 'iterative', 'agp', 'ocp': schedules with one-cycle training. 'cyclical': Cyclical Pruning, 4 cycles. 'imp', 'wr', 'lrr': 3 rounds with weights rewound to the first, rewound to
     half an epoch, or with the rate alone. 'snip', 'synflow', 'random_erk': masks before training. 'cyclic_random': such a random mask, 4 cycles. 'sculpt': from twice the density, 3+1 cycles. 'bimp': Budgeted IMP"""
-    if isinstance(epochs, bool) or epochs!=int(epochs) or epochs<4: raise ValueError(f"epochs={epochs!r}: needs a whole number of at least 4, one for each cycle or round")
+    if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs<4: raise ValueError(f"epochs={epochs!r}: needs a whole number of at least 4, one for each cycle or round")
+    if isinstance(lr, bool) or not isinstance(lr, Number) or not lr>0: raise ValueError(f"lr={lr!r}: needs the largest rate, a number above 0")
+    if isinstance(names, str): names = [names]
     every = dict(one_shot=partial(_during, window(one_shot, 0.4), epochs, lr), iterative=partial(_during, window(iterative, 0.2), epochs, lr), agp=partial(_during, window(agp, 0.2), epochs, lr), ocp=partial(_during, ocp, epochs, lr),
                  cyclical=partial(_cyclical, 4, epochs, lr), imp=partial(_imp, 3, epochs, lr), wr=partial(_rounds, 'weights', 3, epochs, lr), lrr=partial(_rounds, 'lr', 3, epochs, lr),
-                 snip=partial(_before, snip, 'global', epochs, lr), synflow=partial(_before, synflow, 'global', epochs, lr), random_erk=partial(_before, random_score, 'erk', epochs, lr),
+                 snip=partial(_before, snip, 'global', epochs, lr), synflow=partial(_before, synflow, 'global', epochs, lr), random_erk=partial(_random, epochs, lr),
                  cyclic_random=partial(_cyclic, 4, epochs, lr), sculpt=partial(_sculpt, 4, epochs, lr), bimp=partial(_bimp, epochs, lr))
     for n in names or ():
         if n not in every: raise ValueError(f"names: there is no method {n!r}, use any of {', '.join(every)}")
     return {n:every[n] for n in names or every}
 
-# %% ../nbs/09c_sweep.ipynb #0d027cef
+# %% ../nbs/09c_sweep.ipynb #45bf57f0
 class Sweep(pd.DataFrame):
     "A DataFrame with a row for each run, that can draw itself"
     @property
@@ -87,9 +91,17 @@ class Sweep(pd.DataFrame):
         ax.grid(alpha=0.3)
         return ax
 
-def _run_one(make, name, method, sparsity, seed, n_threads, path):
+def _story(f):
+    "What a function does, in words that are the same in another process: to tell whether a finished run is of the same experiment"
+    if isinstance(f, partial): return [_story(f.func), [_story(o) for o in f.args], {k:_story(v) for k,v in f.keywords.items()}]
+    if inspect.isroutine(f):
+        try: return f'{f.__qualname__} {zlib.crc32(inspect.getsource(f).encode()):08x}'
+        except (OSError, TypeError): return f.__qualname__
+    return re.sub(' at 0x[0-9a-f]+', '', repr(f))
+
+def _run_one(make, name, method, sparsity, seed, n_threads, path, story):
     "One run, in whatever process; its row, which is also written to `path`"
-    threads = torch.get_num_threads()
+    threads,state = torch.get_num_threads(),torch.get_rng_state()
     torch.set_num_threads(n_threads)
     try:
         set_seed(seed)
@@ -103,8 +115,23 @@ def _run_one(make, name, method, sparsity, seed, n_threads, path):
         masks = learn.masks or Masks.from_zeros(prunable_weights(learn.model))
         row = dict(method=name, sparsity=sparsity, seed=seed, reached=masks.sparsity, **{k:float(v) for k,v in zip(['valid_loss', *[m.name for m in learn.metrics]], values)}, seconds=round(seconds, 3))
     except Exception as e: raise RuntimeError(f"the run of method {name!r} at sparsity {sparsity:g} with seed {seed} failed: {type(e).__name__}: {e}") from e
-    finally: torch.set_num_threads(threads)
-    if path: _atomically(lambda p: p.write_text(json.dumps(row)), path)
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_rng_state(state)
+    if path: _atomically(lambda p: p.write_text(json.dumps(dict(run=story, row=row))), path)
+    return row
+
+def _finished(path, story):
+    "The row of a run that is on disk"
+    try:
+        kept = json.loads(path.read_text())
+        run,row = kept['run'],kept['row']
+        ok = isinstance(row, dict) and all(k in row for k in ('method','sparsity','seed','reached','seconds'))
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError): ok = False
+    if not ok: raise ValueError(f"{path} is damaged: remove it to run it again")
+    if run!=story:
+        what = ', '.join(k for k in story if run.get(k)!=story[k])
+        raise ValueError(f"{path} is a run of another experiment: {what} differs. Use another folder for this one, or remove the file")
     return row
 
 def _with_ray(jobs, address):
@@ -126,25 +153,29 @@ def sweep(make, # Function (seed) that returns a new Learner
           n_threads:int=1, # Threads of each run: the same for all ways of running, so that tables are the same
           bar:bool=True, # Show a progress bar, where runs are here?
          )->Sweep: # A DataFrame with a row a run: method, sparsity, seed, sparsity reached, loss and metrics, seconds; with `.summary()` and `.plot()`
-    "Accuracy against sparsity for many methods and seeds. A run that fails is named; those that are finished stay in the folder"
+    """Accuracy against sparsity for many methods and seeds. A run that fails is named; those that are finished stay in the folder, with what `make` and the method were: their source, and what is bound by `partial`, but not what
+    they use beyond that. Raises `ValueError` for arguments that don't fit and for finished runs of another experiment, before any run"""
     if not callable(make): raise ValueError(f"make={make!r} is not a function: needs one from a seed to a new Learner")
     if not isinstance(methods, dict) or not methods or not all(map(callable, methods.values())): raise ValueError("methods: needs a dict from names to functions (learn, sparsity, seed), as `paper_methods` gives")
-    sparsities,seeds = list(sparsities),list(seeds)
-    for s in sparsities:
-        if isinstance(s, bool) or not isinstance(s, (int,float)) or not 0<=s<1: raise ValueError(f"sparsities={sparsities!r}: needs numbers in [0,1)")
+    for n in methods:
+        if not isinstance(n, str) or not re.fullmatch(r'[^/\\\x00-\x1f]{1,100}', n): raise ValueError(f"methods: {n!r} can't be the name of a method: it becomes a file's, so no slashes, and at most 100 characters")
+    for what,o in dict(sparsities=sparsities, seeds=seeds).items():
+        if isinstance(o, (str,dict)) or not hasattr(o, '__iter__'): raise ValueError(f"{what}={o!r}: needs a list")
+    sparsities,seeds = list(dict.fromkeys(check_sparsity(s.item() if hasattr(s, 'item') else s, 'sparsities') for s in sparsities)),list(dict.fromkeys(s.item() if hasattr(s, 'item') else s for s in seeds))
+    if not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds): raise ValueError(f"seeds={seeds!r}: needs whole numbers")
     if not sparsities or not seeds: raise ValueError(f"needs at least a sparsity and a seed, got {sparsities!r} and {seeds!r}")
-    if isinstance(n_workers, bool) or n_workers!=int(n_workers) or n_workers<0: raise ValueError(f"n_workers={n_workers!r}: needs a number of processes, 0 to run here")
+    if isinstance(n_threads, bool) or not isinstance(n_threads, Integral) or n_threads<1: raise ValueError(f"n_threads={n_threads!r}: needs a number of threads, at least 1")
+    if isinstance(n_workers, bool) or not isinstance(n_workers, Integral) or n_workers<0: raise ValueError(f"n_workers={n_workers!r}: needs a number of processes, 0 to run here")
     if n_workers and ray: raise ValueError(f"n_workers={n_workers} and ray={ray!r}: choose one of them")
+    if folder and Path(folder).exists() and not Path(folder).is_dir(): raise ValueError(f"folder={str(folder)!r} is a file: needs a folder for finished runs")
     if folder: Path(folder).mkdir(parents=True, exist_ok=True)
     rows,jobs = {},[]
     for name,method in methods.items():
         for s in sparsities:
             for seed in seeds:
-                path = Path(folder)/f'{name}_{s:g}_{seed}.json' if folder else None
-                if path and path.exists():
-                    try: rows[name,s,seed] = json.loads(path.read_text())
-                    except ValueError as e: raise ValueError(f"{path} is damaged: {e}. Remove it to run it again") from e
-                else: jobs.append((make, name, method, s, seed, n_threads, path))
+                path,story = Path(folder)/f'{name}_{s!r}_{seed}.json' if folder else None,dict(make=_story(make), method=_story(method), n_threads=n_threads)
+                if path and path.exists(): rows[name,s,seed] = _finished(path, json.loads(json.dumps(story)))
+                else: jobs.append((make, name, method, s, seed, n_threads, path, story))
     if ray: done = _with_ray(jobs, ray)
     elif n_workers:
         from joblib import Parallel,delayed

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from fastai.basics import CrossEntropyLossFlat, Learner, SGD, accuracy
 from torch import nn
-from fastprune.all import (CyclePaths, Masks, SignFlips, compute_masks, digits_convnet, digits_dls, mask_overlap, paper_methods, prunable_weights, random_score, state_of, sweep)
+from fastprune.all import (CyclePaths, Masks, SignFlips, compute_masks, digits_convnet, digits_dls, grasp, mask_overlap, paper_methods, prunable_weights, random_score, state_of, sweep)
 from test_recipes import quietly
 
 
@@ -69,7 +69,7 @@ def test_sensitivity_is_that_of_validate():
         other.prune(0.9, include=n)
         with other.no_bar(), other.no_logging(): assert other.validate()[1] == pytest.approx(table.loc[n, 0.9])
     with learn.no_bar(), learn.no_logging(): assert (table[0.] == learn.validate()[1]).all()
-    for args, kw, msg in ((((90,)), {}, r'sparsities=\[90\]'), (((),), {}, 'none to try'), (((0.5,),), dict(metric='acc'), "metric='acc'")):
+    for args, kw, msg in ((((90,)), {}, 'did you mean 0.9'), (((),), {}, 'list of sparsities'), (((0.5,),), dict(metric='acc'), "metric='acc'")):
         with pytest.raises(ValueError, match=msg): learn.sensitivity(*(args if isinstance(args[0] if args else 0, tuple) else (args,)), **kw)
 
 
@@ -146,8 +146,71 @@ def test_methods_of_the_papers_reach_their_sparsity(name):
 
 
 def test_bad_arguments_of_a_sweep():
-    for args, kw, msg in (((None, {'a': good}, [0.5]), {}, 'make=None'), ((make, {}, [0.5]), {}, 'methods'), ((make, {'a': good}, [50]), {}, r'sparsities=\[50\]'), ((make, {'a': good}, []), {}, 'at least a sparsity'),
+    for args, kw, msg in (((None, {'a': good}, [0.5]), {}, 'make=None'), ((make, {}, [0.5]), {}, 'methods'), ((make, {'a': good}, [50]), {}, 'did you mean 0.5'), ((make, {'a': good}, []), {}, 'at least a sparsity'),
                           ((make, {'a': good}, [0.5]), dict(n_workers=-1), 'n_workers=-1'), ((make, {'a': good}, [0.5]), dict(n_workers=1, ray='local'), 'choose one')):
         with pytest.raises(ValueError, match=msg): sweep(*args, **kw)
     with pytest.raises(RuntimeError, match="method 'a' at sparsity 0.5 with seed 0 failed: ValueError: make"): sweep(lambda seed: 3, {'a': good}, [0.5], bar=False)
     with pytest.raises(ValueError, match='epochs=2'): paper_methods(2, 0.1)
+
+
+def other(learn, sparsity, seed): learn.fit(2, 0.1)
+
+
+def test_a_sweep_keeps_experiments_apart(tmp_path):
+    table = sweep(make, {'m': good}, [0.5], [0], folder=tmp_path, bar=False)
+    assert sweep(make, {'m': good}, [0.5], [0], folder=tmp_path, bar=False).equals(table)
+    with pytest.raises(ValueError, match='method differs'): sweep(make, {'m': other}, [0.5], [0], folder=tmp_path)
+    with pytest.raises(ValueError, match='make differs'): sweep(partial(make), {'m': good}, [0.5], [0], folder=tmp_path)
+    assert len(sweep(make, {'m': good}, [0.999, 0.9990001, np.float32(0.5)], np.arange(1), folder=tmp_path, bar=False)) == 3
+    for p in tmp_path.iterdir(): p.write_text('{}')
+    with pytest.raises(ValueError, match='damaged'): sweep(make, {'m': good}, [0.5], [0], folder=tmp_path)
+    (tmp_path/'file').write_text('')
+    for kw, msg in ((dict(methods={'a/b': good}), "'a/b'"), (dict(seeds=3), 'seeds=3'), (dict(seeds=['x']), "seeds="), (dict(sparsities=0.5), 'sparsities=0.5'), (dict(n_workers=None), 'n_workers=None'),
+                    (dict(n_threads=0), 'n_threads=0'), (dict(folder=tmp_path/'file'), 'is a file')):
+        with pytest.raises(ValueError, match=msg): sweep(**{**dict(make=make, methods={'m': good}, sparsities=[0.5]), **kw})
+    for args, msg in (((None, .1), 'epochs=None'), ((4, 'x'), "lr='x'"), ((4, .1, ['best']), "'best'")):
+        with pytest.raises(ValueError, match=msg): paper_methods(*args)
+    assert list(paper_methods(4, .1, 'imp')) == ['imp']
+
+
+def test_random_masks_differ_from_seed_to_seed():
+    masks = []
+    for seed in range(2):
+        learn = make()
+        quietly(learn, lambda: paper_methods(4, 0.1)['random_erk'](learn, 0.5, seed))
+        masks.append(learn.masks)
+    assert masks[0].jaccard(masks[1]) > 0.5
+
+
+def test_sign_flips_of_tiny_weights_and_in_other_fits(fit):
+    learn = make()
+    learn.model.half()
+    a = state_of(learn)
+    for p in learn.model.parameters(): p.data.fill_(1e-4)
+    a = {n: torch.full_like(t, -1e-4) for n, t in a.items()}
+    assert learn.sign_flips(a).loc['total', 'flips'] == 64 * 16 + 160
+    learn, flips = make(), SignFlips(3)
+    fit(learn, 3, lr=0.1, cbs=flips, start_epoch=1)
+    assert flips.iters == [3, 6, 9, 12]
+
+
+def test_sensitivity_stays_inside_of_masks():
+    learn = make()
+    learn.prune(0.8)
+    table = learn.sensitivity((0.8,), criterion=random_score)
+    assert (table[0.8] == table[0.]).all() and learn.masks.sparsity == pytest.approx(0.8, abs=1e-3)
+
+
+def test_hessian_of_attention_and_of_a_linear_loss():
+    torch.manual_seed(0)
+    learn = make()
+    learn.model = nn.Sequential(nn.Flatten(1, 2), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Flatten(), nn.Linear(64, 10))
+    assert learn.hessian_spectrum(1)[0] > 0
+    learn.prune(0.5, criterion=grasp)
+    assert learn.masks.sparsity == pytest.approx(0.5, abs=1e-2)
+    linear = make()
+    linear.model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    linear.loss_func = lambda out, y: out.mean()
+    assert linear.hessian_spectrum(2).tolist() == [0, 0]
+    for p in linear.model.parameters(): p.requires_grad_(False)
+    with pytest.raises(ValueError, match='no trainable parameter'): linear.hessian_spectrum(1)

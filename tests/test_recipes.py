@@ -455,3 +455,27 @@ def test_torch_dataloaders_have_gradients_too():
     learn.prune(0.5, criterion=taylor, n_batches=2)
     table = quietly(learn, learn.iterative_prune, 2, 1, rate=0.5, lr=0.1, criterion=taylor, n_batches=1, train_first=False)
     assert len(table) == 3 and np.isfinite(learn.linear_path(learn, learn, n=2, train=True).train.losses).all()
+
+
+def test_sculpt_says_no_before_it_prunes(learner):
+    learn = learner()
+    for kw, msg in ((dict(cbs=SparsifyCallback(0.5)), 'of its own'), (dict(sparsity=90), 'did you mean 0.9')):
+        with pytest.raises(ValueError, match=msg): learn.fit_sculpt(**{**dict(sparsity=0.9, start_sparsity=0.8, n_cycles=1, epochs_per_cycle=1), **kw})
+        assert learn.masks is None
+    learn.prune(0.85)
+    with pytest.raises(ValueError, match='sparse already'): learn.fit_sculpt(0.9, 0.8, 1, 1)
+
+
+def test_sculpt_leaves_frozen_weights_alone(learner):
+    learn = learner()
+    learn.model[1][0].weight.requires_grad_(False)
+    before = learn.model[1][0].weight.detach().clone()
+    with learn.no_bar(), learn.no_logging(): learn.fit_sculpt(0.8, 0.6, 1, 1)
+    assert torch.equal(before, learn.model[1][0].weight) and learn.masks.sparsity == pytest.approx(0.8, abs=1e-3)
+
+
+def test_ends_of_cycles_of_short_epochs(learner):
+    from fastai.callback.all import ShortEpochCallback
+    learn = learner()
+    with learn.no_bar(), learn.no_logging(): ends = learn.fit_cyclic(3, 1, lr=0.01, ends=True, cbs=ShortEpochCallback(0.3, short_valid=False))
+    assert len(ends) == 3
