@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['SignFlips', 'Overlap', 'mask_overlap', 'WeightHistogram', 'Sensitivity', 'CyclePaths']
 
-# %% ../nbs/09b_analysis.ipynb #50f6184a
-import itertools
+# %% ../nbs/09b_analysis.ipynb #78de1656
+import contextlib,itertools,warnings
 from numbers import Integral,Number
 import numpy as np, pandas as pd, torch
 from torch.nn.attention import SDPBackend,sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from fastai.basics import Callback,Learner,patch,store_attr,to_device
-from .passes import check_n_batches,device_of,inputs_and_targets,loss_of,undisturbed
+from .passes import check_n_batches,device_of,forward,inputs_and_targets,loss_of,undisturbed
 from .weights import check_sparsity,prunable_weights,transposed_groups,unwrap
 from .criteria import magnitude
 from .masks import Masks,check_bool,compute_masks
@@ -257,6 +259,49 @@ def sensitivity(self:Learner,
     res = Sensitivity([[values[None,0.], *[values[n,s] for s in sparsities]] for n in weights], index=list(weights), columns=[0., *sparsities])
     res.metric = metric
     return res
+
+# %% ../nbs/09b_analysis.ipynb #9beb88f8
+class _Flops(TorchDispatchMode):
+    "Adds up the FLOPs of operations by the weight that they are with"
+    def __init__(self, owners):
+        super().__init__()
+        self.owners,self.flops = owners,{}
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            name = next((self.owners[p] for o in args if isinstance(o, torch.Tensor) and (p := o.untyped_storage().data_ptr()) in self.owners), 'other')
+            self.flops[name] = self.flops.get(name, 0)+count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+@contextlib.contextmanager
+def _no_mkldnn():
+    "Recurrent layers by the operations that they are made of"
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')                                                           # of TF32 on Intel GPUs, for which nobody asked
+        with torch.backends.mkldnn.flags(enabled=False): yield
+
+@patch
+def flops(self:Learner,
+          include=None, # Name, glob pattern or module whose zeros count, or a list of them; all that can be pruned, if None
+          exclude=None, # The same, to leave out
+         )->pd.DataFrame: # A row a weight, 'other' (what is with no such weight) and 'total': columns dense, nonzero (FLOPs for one item), speedup (their ratio)
+    "FLOPs of a forward pass for one item of the training set, and of those that are with a weight other than 0"
+    weights = prunable_weights(self.model, include, exclude)
+    b = next(iter(self.dls.train), None)
+    if b is None: raise ValueError("the training DataLoader has no batches")
+    with undisturbed(self), torch.no_grad(), _no_mkldnn():
+        self.model.to(device_of(self)).eval()
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        xb,_ = inputs_and_targets(self, to_device(b, device_of(self)))
+        try:
+            with _Flops({p.untyped_storage().data_ptr():n for n,p in weights.items()}) as counted: forward(self, tuple(x[:1] if isinstance(x, torch.Tensor) else x for x in xb))
+        finally: torch.backends.mha.set_fastpath_enabled(fast)
+    rows = {n:(k, round(k*int(weights[n].count_nonzero())/weights[n].numel()) if n in weights else k) for n,k in counted.flops.items()}
+    df = pd.DataFrame([rows.get(n, (0,0)) for n in [*weights,'other']], index=pd.Index([*weights,'other'], name='name'), columns=['dense','nonzero'])
+    df.loc['total'] = df.sum()
+    df['speedup'] = df.dense/df.nonzero.where(df.nonzero>0)
+    return df
 
 # %% ../nbs/09b_analysis.ipynb #a74a6a75
 class CyclePaths(list):

@@ -56,7 +56,7 @@ def paper_methods(epochs:int, # Epochs in all, of each method; a multiple of 4, 
         if n not in every: raise ValueError(f"names: there is no method {n!r}, use any of {', '.join(every)}")
     return {n:every[n] for n in names or every}
 
-# %% ../nbs/09c_sweep.ipynb #45bf57f0
+# %% ../nbs/09c_sweep.ipynb #f7d775c0
 class Sweep(pd.DataFrame):
     "A DataFrame with a row for each run, that can draw itself"
     @property
@@ -99,7 +99,7 @@ def _story(f):
         except (OSError, TypeError): return f.__qualname__
     return re.sub(' at 0x[0-9a-f]+', '', repr(f))
 
-def _run_one(make, name, method, sparsity, seed, n_threads, path, story):
+def _run_one(make, name, method, sparsity, seed, n_threads, path, story, measure):
     "One run, in whatever process; its row, which is also written to `path`"
     threads,state = torch.get_num_threads(),torch.get_rng_state()
     torch.set_num_threads(n_threads)
@@ -113,7 +113,7 @@ def _run_one(make, name, method, sparsity, seed, n_threads, path, story):
             method(learn, sparsity, seed)
             seconds,values = time.perf_counter()-start,learn.validate()
         masks = learn.masks or Masks.from_zeros(prunable_weights(learn.model))
-        row = dict(method=name, sparsity=sparsity, seed=seed, reached=masks.sparsity, **{k:float(v) for k,v in zip(['valid_loss', *[m.name for m in learn.metrics]], values)}, seconds=round(seconds, 3))
+        row = dict(method=name, sparsity=sparsity, seed=seed, reached=masks.sparsity, **{k:float(v) for k,v in zip(['valid_loss', *[m.name for m in learn.metrics]], values)}, seconds=round(seconds, 3), **(measure(learn) if measure else {}))
     except Exception as e: raise RuntimeError(f"the run of method {name!r} at sparsity {sparsity:g} with seed {seed} failed: {type(e).__name__}: {e}") from e
     finally:
         torch.set_num_threads(threads)
@@ -151,6 +151,7 @@ def sweep(make, # Function (seed) that returns a new Learner
           n_workers:int=0, # Processes on this machine; 0 to run here
           ray:str|None=None, # Address of a Ray cluster, 'auto', or 'local' for one that is started here; needs fastprune[ray]
           n_threads:int=1, # Threads of each run: the same for all ways of running, so that tables are the same
+          measure=None, # Function from a trained Learner to a dict of more columns
           bar:bool=True, # Show a progress bar, where runs are here?
          )->Sweep: # A DataFrame with a row a run: method, sparsity, seed, sparsity reached, loss and metrics, seconds; with `.summary()` and `.plot()`
     """Accuracy against sparsity for many methods and seeds. A run that fails is named; those that are finished stay in the folder, with what `make` and the method were: their source, and what is bound by `partial`, but not what
@@ -173,9 +174,9 @@ def sweep(make, # Function (seed) that returns a new Learner
     for name,method in methods.items():
         for s in sparsities:
             for seed in seeds:
-                path,story = Path(folder)/f'{name}_{s!r}_{seed}.json' if folder else None,dict(make=_story(make), method=_story(method), n_threads=n_threads)
+                path,story = Path(folder)/f'{name}_{s!r}_{seed}.json' if folder else None,dict(make=_story(make), method=_story(method), measure=_story(measure), n_threads=n_threads)
                 if path and path.exists(): rows[name,s,seed] = _finished(path, json.loads(json.dumps(story)))
-                else: jobs.append((make, name, method, s, seed, n_threads, path, story))
+                else: jobs.append((make, name, method, s, seed, n_threads, path, story, measure))
     if ray: done = _with_ray(jobs, ray)
     elif n_workers:
         from joblib import Parallel,delayed

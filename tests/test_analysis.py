@@ -214,3 +214,35 @@ def test_hessian_of_attention_and_of_a_linear_loss():
     assert linear.hessian_spectrum(2).tolist() == [0, 0]
     for p in linear.model.parameters(): p.requires_grad_(False)
     with pytest.raises(ValueError, match='no trainable parameter'): linear.hessian_spectrum(1)
+
+
+def test_flops_by_hand(learner):
+    learn = learner(digits_convnet(widths=(4, 8)))
+    learn.prune(0.5, exclude='0.*')
+    df = learn.flops()
+    assert df.dense.to_dict() == {'0.0.weight': 2 * 64 * 9 * 4, '1.0.weight': 2 * 16 * 9 * 4 * 8, '4.weight': 2 * 80, 'other': 0, 'total': 4608 + 9216 + 160}
+    assert df.nonzero.to_dict() == {'0.0.weight': 4608, '1.0.weight': 4608, '4.weight': 80, 'other': 0, 'total': 9296}
+    assert df.speedup['total'] == pytest.approx(13984 / 9296) and learn.masks.sparsity == 0.5
+    assert learn.flops(include='4*').nonzero['total'] == 13984 - 80
+
+
+@pytest.mark.parametrize('model,weights', [(nn.LSTM(8, 4, batch_first=True), 2 * 8 * 16 * (8 + 4)), (nn.TransformerEncoderLayer(8, 2, 16, dropout=0., batch_first=True), 2 * 8 * (24 * 8 + 64 + 128 + 128))], ids=['LSTM', 'attention'])
+def test_flops_of_recurrent_and_attention_weights(learner, model, weights):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = model, nn.LazyLinear(10)
+        def forward(self, x):
+            out = self.body(x.flatten(1, 2))
+            return self.head((out[0] if isinstance(out, tuple) else out).flatten(1))
+    learn = learner(Net())
+    with torch.no_grad(): learn.model(torch.ones(1, 1, 8, 8))
+    df = learn.flops()
+    assert df.dense[[n for n in df.index if n.startswith('body')]].sum() == weights
+    learn.prune(0.5)
+    assert learn.flops().nonzero[[n for n in df.index if n.startswith('body')]].sum() == weights / 2
+
+
+def test_a_sweep_measures_what_is_asked(tmp_path):
+    table = sweep(make, {'m': good}, [0.5], [0], folder=tmp_path, bar=False, measure=lambda learn: dict(speedup=float(learn.flops().speedup['total'])))
+    assert table.speedup[0] == pytest.approx(2, rel=1e-2)
