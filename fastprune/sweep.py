@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['paper_methods', 'Sweep', 'sweep']
 
-# %% ../nbs/09c_sweep.ipynb #70c12605
+# %% ../nbs/09c_sweep.ipynb #0bd472ee
 import inspect,json,re,time,zlib
 from functools import partial
 from numbers import Integral,Number
@@ -19,7 +19,7 @@ from .criteria import random_score,snip,synflow
 from .masks import Masks
 from .callback import SparsifyCallback
 from .rounds import _atomically,seed_round
-from . import recipes as _
+from . import analysis as _, baselines as _, lottery as _, recipes as _          # what methods use in other processes
 
 # %% ../nbs/09c_sweep.ipynb #2f742091
 def _during(schedule, epochs, lr, learn, sparsity, seed): learn.fit_one_cycle(epochs, lr, cbs=SparsifyCallback(sparsity, schedule=schedule, scope='global'))
