@@ -8,6 +8,7 @@ from .masks import *
 from .callback import *
 from .learner import *
 from .rounds import *
+from .resume import *
 from .lottery import *
 from .connectivity import *
 from .baselines import *

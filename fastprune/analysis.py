@@ -260,7 +260,7 @@ def sensitivity(self:Learner,
     res.metric = metric
     return res
 
-# %% ../nbs/09b_analysis.ipynb #9beb88f8
+# %% ../nbs/09b_analysis.ipynb #729d163e
 class _Flops(TorchDispatchMode):
     "Adds up the FLOPs of operations by the weight that they are with"
     def __init__(self, owners):
@@ -287,9 +287,9 @@ def flops(self:Learner,
          )->pd.DataFrame: # A row a weight, 'other' (what is with no such weight) and 'total': columns dense, nonzero (FLOPs for one item), speedup (their ratio)
     "FLOPs of a forward pass for one item of the training set, and of those that are with a weight other than 0"
     weights = prunable_weights(self.model, include, exclude)
-    b = next(iter(self.dls.train), None)
-    if b is None: raise ValueError("the training DataLoader has no batches")
     with undisturbed(self), torch.no_grad(), _no_mkldnn():
+        b = next(iter(self.dls.train), None)
+        if b is None: raise ValueError("the training DataLoader has no batches")
         self.model.to(device_of(self)).eval()
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)

@@ -6,17 +6,18 @@
 __all__ = ['BASELINES', 'GMP', 'DPF', 'DNW', 'STR', 'DST', 'search_strength', 'GSM', 'LC', 'GradualL2', 'present_sparsity',
            'RigL', 'SET', 'SNFS', 'shared_out']
 
-# %% ../nbs/08b_baselines.ipynb #05b3d780
-import math,warnings
-from numbers import Number
+# %% ../nbs/08b_baselines.ipynb #fc93a9ef
+import math,warnings,zlib
+from numbers import Integral,Number
 import pandas as pd, torch
 from torch import nn
-from fastai.basics import CancelStepException
+from fastai.basics import CancelStepException,CancelValidException
 from fastai.optimizer import OptimWrapper,l2_reg
 from .schedules import check_schedule,cubic,linear,one_shot,progress_at
+from .weights import normed_rows
 from .criteria import magnitude,random_score
 from .masks import Masks,compute_masks
-from .callback import SparsifyCallback,_present
+from .callback import SparsifyCallback,_present,hold_rows
 from .connectivity import _evaluate,_evaluating
 
 # %% ../nbs/08b_baselines.ipynb #2a659efe
@@ -30,10 +31,11 @@ class GMP(SparsifyCallback):
                  **kwargs, # More for `SparsifyCallback`: criterion, granularity, include, exclude, track
                 ): super().__init__(sparsity, schedule=schedule, interval=interval, scope=scope, **{'recover':False, **kwargs})
 
-# %% ../nbs/08b_baselines.ipynb #3e8267d9
+# %% ../nbs/08b_baselines.ipynb #bef67eba
 class _Behind(SparsifyCallback):
     "Dense weights behind the model's: the optimizer's steps are made on them"
     dense,_swapped = None,False
+    _lasting = (*SparsifyCallback._lasting, 'dense')
     def _plan_fit(self):
         super()._plan_fit()
         self.dense,self._swapped = {n:p.detach().clone() for n,p in self._weights.items()},False
@@ -91,15 +93,16 @@ class DNW(DPF):
                  **kwargs, # More for `SparsifyCallback`: criterion, granularity, include, exclude, track
                 ): super().__init__(sparsity, **{'schedule':one_shot, 'interval':1, **kwargs}, scope=scope)
 
-# %% ../nbs/08b_baselines.ipynb #18a9f377
+# %% ../nbs/08b_baselines.ipynb #7c38f8b0
 def _at_end(pos): return float(pos>=1)
 
 def _evaluated(learn):
     "Loss and metrics on the validation set, in the middle of a fit"
     if len(learn.dls.loaders)<2 or not len(learn.dls.valid): return {}
-    with torch.no_grad(), _evaluating(learn):
+    with torch.no_grad(), _evaluating(learn, inner=True):
         learn.model.eval()
-        losses,metrics = _evaluate(learn, learn.dls.valid, [None], lambda _: None, learn.metrics, 2**28)
+        try: losses,metrics = _evaluate(learn, learn.dls.valid, [None], lambda _: None, learn.metrics, 2**28)
+        except CancelValidException: return {}                             # a callback does not want a whole validation
     return {'valid_loss':float(losses[0]), **{k:float(v[0]) for k,v in metrics.items()}}
 
 class _HardEnd:
@@ -113,20 +116,39 @@ class _HardEnd:
 class _Thresholds(_HardEnd, _Behind):
     "Thresholds that are learned: what the model shows is `shown` of the dense weights"
     def __init__(self, sparsity, scope, include, exclude, decay):
-        super().__init__(0. if sparsity is None else sparsity, schedule=_at_end, scope=scope, interval=1, include=include, exclude=exclude)
+        super().__init__(0. if sparsity is None else sparsity, schedule=_at_end, scope=scope, interval=1, include=include, exclude=exclude, recover=False)
         if decay is not None and (isinstance(decay, bool) or not isinstance(decay, Number) or decay<0): raise ValueError(f"decay={decay!r}: needs a weight decay of at least 0, or None for the optimizer's")
         self.target,self.decay,self.thresholds,self._lists = sparsity,decay,None,{}
 
     def _plan_fit(self):
         super()._plan_fit()
         if self.decay is not None and isinstance(self.opt, OptimWrapper): raise ValueError(f"decay={self.decay:g}: one of torch's optimizers decays thresholds as it does weights, so leave it out, or use fastai's, such as `opt_func=SGD`")
+        if normed := self._weights.keys() & normed_rows(self.learn.model).keys(): raise ValueError(f"{type(self).__name__} can't prune {sorted(normed)[0]!r}, since thresholds may empty a row, and weight_norm divides by its norm: leave it out by `exclude`")
         self.hard,self._counts = None,None
         self.thresholds = {n:nn.Parameter(self._first_threshold(n, p)) for n,p in self._weights.items()}
         for n,p in self._weights.items(): self._lists[n] = next(ps for ps in self.opt.param_lists if any(q is p for q in ps))
-        for n,t in self.thresholds.items():
-            self._lists[n].append(t)
-            if self.decay is not None: self.opt.state[t]['do_wd'] = False
+        for t in self.thresholds.values():
+            if not isinstance(self.opt, OptimWrapper): self.opt.state[t] = {} if self.decay is None else {'do_wd':False}
         self._show()
+
+    def _join(self):
+        "Into the optimizer, for its step"
+        for n,t in self.thresholds.items(): self._lists[n].append(t)
+    def _leave(self):
+        "Out of it: anyone who saves the optimizer finds it plain"
+        for n,t in (self.thresholds or {}).items():
+            i = next((i for i,q in enumerate(self._lists[n]) if q is t), None)
+            if i is not None: self._lists[n].pop(i)
+
+    def state_dict(self):
+        state = self.opt.opt.state if isinstance(self.opt, OptimWrapper) else self.opt.state
+        return {**super().state_dict(), **({'thresholds':{n:[t.detach(), dict(state[t])] for n,t in self.thresholds.items()}} if self.thresholds else {})}
+
+    def load_state_dict(self, state):
+        for n,(t,kept) in state.pop('thresholds', {}).items():
+            self.thresholds[n].data.copy_(t)
+            (self.opt.opt.state if isinstance(self.opt, OptimWrapper) else self.opt.state)[self.thresholds[n]] = kept
+        super().load_state_dict(state)
 
     def _gradients(self):
         for n,p in self._weights.items():
@@ -134,8 +156,10 @@ class _Thresholds(_HardEnd, _Behind):
             t = self.thresholds[n]
             t.grad = self._backward(p.grad, self.dense[n], t.detach())
             if self.decay: t.grad.add_(t.detach(), alpha=self.decay)
+        self._join()
 
     def _show(self):
+        self._leave()
         shown = {n:self._shown(n, self.dense[n], self.thresholds[n].data) for n in self.dense}
         for n,p in self._weights.items(): p.data.copy_(shown[n])
         masks = Masks({n:w!=0 for n,w in shown.items()})
@@ -146,18 +170,21 @@ class _Thresholds(_HardEnd, _Behind):
 
     def _renew(self, t, sparsity, criterion):
         self._show()
-        if self.target is None or self._progress[t]<1 or self._reached>=sum(s*self._weights[n].numel() for n,s in sparsity.items())/self._n: return
+        if self.target is None or self._progress[t]<1: return
+        zeros = {n:int((~self.learn.masks[n]).count_nonzero()) for n in self._weights}
+        if all(zeros[n]>=k for n,k in self._count(sparsity).items()) if self.scope=='local' else sum(zeros.values())>=self._count(sparsity): return
         self._hard_step(lambda: SparsifyCallback._update(self, sparsity, magnitude))
         for n,m in self.learn.masks.items():                     # they stay so, whatever thresholds say
             if n in self.dense: self.dense[n].mul_(m)
 
     def _forget(self):
+        if self._active and self.thresholds and not self._reached: warnings.warn(f"{type(self).__name__}: thresholds have pruned nothing, so they need more strength: see `search_strength`", stacklevel=2)
         super()._forget()
+        self._leave()
         state = self.opt.opt.state if isinstance(self.opt, OptimWrapper) else self.opt.state
-        for n,t in (self.thresholds or {}).items():
-            i = next((i for i,q in enumerate(self._lists[n]) if q is t), None)
-            if i is not None: self._lists[n].pop(i)
-            state.pop(t, None)
+        for t in (self.thresholds or {}).values(): state.pop(t, None)
+        if getattr(self.opt, 'slow_weights', None) is not None:                                        # Lookahead
+            self.opt.slow_weights = [slow[:len(ps)] for slow,ps in zip(self.opt.slow_weights, self.opt.param_lists)]
         self._lists,self.thresholds = {},None
 
 class STR(_Thresholds):
@@ -236,7 +263,7 @@ def search_strength(train, # Function from a strength to the sparsity that train
         else: high = mid
     return pd.DataFrame(sorted(tried, key=lambda o: abs(o[1]-sparsity)), columns=['strength','sparsity'])
 
-# %% ../nbs/08b_baselines.ipynb #3ef41d45
+# %% ../nbs/08b_baselines.ipynb #e8fb0c49
 class _DenseUntilEnd(_HardEnd, SparsifyCallback):
     def __init__(self, sparsity, scope, kwargs):
         super().__init__(sparsity, schedule=_at_end, scope=scope, **{'interval':1, **kwargs})
@@ -278,30 +305,35 @@ class LC(_DenseUntilEnd):
                 ):
         if isinstance(growth, bool) or not isinstance(growth, Number) or not 1<=growth<math.inf: raise ValueError(f"growth={growth!r}: needs the factor of the decay from epoch to epoch, at least 1")
         super().__init__(sparsity, scope, kwargs)
-        self.growth,self._undecayed = growth,[]
+        self.growth,self._correction = growth,{}
 
     def _plan_fit(self):
         super()._plan_fit()
-        if isinstance(self.opt, OptimWrapper): raise ValueError("LC decays weights in the optimizer's place, and can't with one of torch's: use fastai's, such as `opt_func=SGD`")
         if not any(h.get('wd') for h in self.opt.hypers): raise ValueError("LC needs weight decay, and the optimizer has none: `learn.fit(..., wd=1e-3)`")
-        self._undecayed = [(p, self.opt.state[p].get('do_wd', True)) for p in self._weights.values()]
-        for p,_ in self._undecayed: self.opt.state[p]['do_wd'] = False
+
+    def _coupled(self, i):
+        "Does the optimizer add decay to gradients?"
+        if not isinstance(self.opt, OptimWrapper): return l2_reg in self.opt.cbs
+        return not isinstance(self.opt.opt, torch.optim.AdamW) and not self.opt.opt.param_groups[i].get('decoupled_weight_decay')
 
     def before_step(self):
+        "The optimizer will decay all: the difference goes into gradients, or is made up for after the step"
+        self._correction = {}
         if not self._active: return
-        large,coupled = self._largest({n:p.detach() for n,p in self._weights.items()}, True),l2_reg in self.opt.cbs
-        hypers = {id(p):h for p,_,_,h in self.opt.all_params()}
+        large,more = self._largest({n:p.detach() for n,p in self._weights.items()}, True),self.growth**self.epoch-1
+        where = {id(p):i for i,ps in enumerate(self.opt.param_lists) for p in ps}
         for n,p in self._weights.items():
-            h = hypers[id(p)]
-            wd = h['wd']*self.growth**self.epoch
             if p.grad is None: continue
-            if coupled: p.grad.add_(p.detach()*~large[n], alpha=wd)
-            else: p.data.sub_(p.detach()*~large[n], alpha=h['lr']*wd)
+            h = self.opt.hypers[i := where[id(p)]]
+            extra = torch.where(large[n], -p.detach(), more*p.detach())
+            if self._coupled(i): p.grad.add_(extra, alpha=h['wd'])
+            else: self._correction[n] = extra.mul_(-h['lr']*h['wd'])
 
-    def _forget(self):
-        super()._forget()
-        for p,had in self._undecayed: self.opt.state[p]['do_wd'] = had
-        self._undecayed = []
+    def after_step(self):
+        if self._active and not self._skipped:
+            for n,o in self._correction.items(): self._weights[n].data.add_(o)
+        self._correction = {}
+        super().after_step()
 
 class GradualL2(_DenseUntilEnd):
     "A squared penalty on all prunable weights that grows along `growth`, and a hard step at the end: as fasterai's `RegularizeCallback` and a pruning after it"
@@ -323,14 +355,16 @@ class GradualL2(_DenseUntilEnd):
         for p in self._weights.values():
             if p.grad is not None: p.grad.add_(p.detach(), alpha=strength)
 
-# %% ../nbs/08b_baselines.ipynb #7d969b14
+# %% ../nbs/08b_baselines.ipynb #f47b0446
 class _AlwaysSparse(SparsifyCallback):
     "A mask of constant size whose weights move"
-    def __init__(self, sparsity, fraction, interval, end, scope, include, exclude):
+    _lasting = (*SparsifyCallback._lasting, 'changes')
+    def __init__(self, sparsity, fraction, interval, end, scope, seed, include, exclude):
         super().__init__(sparsity, schedule=one_shot, scope=scope, interval=1 if interval is None else interval, include=include, exclude=exclude)
         if isinstance(fraction, bool) or not isinstance(fraction, Number) or not 0<fraction<=1: raise ValueError(f"fraction={fraction!r}: needs the part of a tensor's weights that moves, in (0,1]")
         if isinstance(end, bool) or not isinstance(end, Number) or not 0<end<=1: raise ValueError(f"end={end!r}: needs the part of training in which weights move, in (0,1]")
-        self.fraction,self.end,self.every,self.changes = fraction,end,interval,[]
+        if isinstance(seed, bool) or not isinstance(seed, Integral): raise ValueError(f"seed={seed!r}: needs a whole number")
+        self.fraction,self.end,self.every,self.seed,self.changes = fraction,end,interval,seed,[]
 
     def _plan_fit(self):
         super()._plan_fit()
@@ -339,8 +373,12 @@ class _AlwaysSparse(SparsifyCallback):
         present,target = _present(self.learn, self._weights),self._end if self.scope=='local' else self.sparsity
         if not self._fits(present):
             if any(s>e+1/self._weights[n].numel() for (n,s),e in zip(present_sparsity(present, self.scope).items(), self._end.values())):
-                raise ValueError(f"sparsity={self.sparsity!r}: the model is sparser already, {100*present.sparsity:.4g}% in all: {type(self).__name__} needs as much or more")
-            self._hold(compute_masks(random_score(self._weights), target, self.scope, keep=present), (random_score, self.scope, self.granularity))
+                raise ValueError(f"sparsity={self.sparsity!r}: the model is sparser already, {100*present.sparsity:.4g}% in all, in some tensors if not there: {type(self).__name__} needs as much or more")
+            scores = hold_rows(random_score(self._weights, self.seed), self.learn.model)
+            masks = compute_masks(scores, target, self.scope, keep=present)
+            if masks.n_kept!=compute_masks(scores, target, self.scope).n_kept: raise ValueError(f"sparsity={self.sparsity!r}: what is pruned already leaves no room for that with scope={self.scope!r}: start from a new model, or with the masks that the scope gives")
+            self._hold(masks, (random_score, self.scope, self.granularity))
+        elif self.learn.masks is None or not self._weights.keys()<=self.learn.masks.keys(): self._hold(present, None)
         self._counts = self._count(self._end)
         self._reached = self.learn.masks.sparsity
 
@@ -373,11 +411,11 @@ class _AlwaysSparse(SparsifyCallback):
         masks = Masks({n:self.learn.masks[n] for n in self._weights})
         drops = self._drops(t)
         grows = self._growth(drops)
-        left = _smaller(masks, {n:p.detach().abs() for n,p in self._weights.items()}, drops)
-        scores = self._grow_by()
+        left = _smaller(masks, hold_rows({n:p.detach().abs() for n,p in self._weights.items()}, self.learn.model), drops)
+        scores = self._grow_by(t)
         new = {n:_top(torch.where(m, -math.inf, scores[n]), grows[n]) for n,m in left.items()}
         self._hold(Masks({n:m|new[n] for n,m in left.items()}), self._how)
-        self._clear(new)
+        self._clear({n:m & ~masks[n] for n,m in new.items()})
         self.changes.append(dict(iteration=t, dropped=drops, grown=grows))
 
     def _clear(self, new):
@@ -400,7 +438,7 @@ def _smaller(masks, scores, drops):
     return {n:_top(torch.where(m, scores[n], -math.inf), int(m.count_nonzero())-drops[n]) for n,m in masks.items()}
 
 class RigL(_AlwaysSparse):
-    """Rigging the lottery: every `interval` iterations, a part of each tensor's weights, the smallest, goes, and as many with the largest gradients come, with value 0; the part falls along a cosine. Such an iteration takes the place of the optimizer's step (Evci et al. 2020, algorithm 1).
+    """Rigging the lottery: every `interval` iterations, a part of each tensor's weights, the smallest, goes, and as many with the largest gradients come, with value 0 if they were not there just before; the part falls along a cosine. Such an iteration takes the place of the optimizer's step (Evci et al. 2020, algorithm 1).
     Starts from the present masks if they have the sparsity, else from random ones"""
     def __init__(self,
                  sparsity:float|dict, # Fraction of zeros, in [0,1), as for `SparsifyCallback`
@@ -408,10 +446,11 @@ class RigL(_AlwaysSparse):
                  interval:int=100, # Iterations between moves
                  end:float=0.75, # Part of training in which weights move
                  scope:str='erk', # How the sparsity is shared out between tensors: 'erk', 'local', 'balanced', 'global'
+                 seed:int=0, # Of the first mask, where that is drawn
                  include=None, # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
                  exclude=None, # The same, to leave alone
-                ): super().__init__(sparsity, fraction, interval, end, scope, include, exclude)
-    def _grow_by(self): return {n:torch.zeros_like(p) if p.grad is None else p.grad.abs() for n,p in self._weights.items()}
+                ): super().__init__(sparsity, fraction, interval, end, scope, seed, include, exclude)
+    def _grow_by(self, t): return {n:torch.zeros_like(p) if p.grad is None else p.grad.abs() for n,p in self._weights.items()}
     _instead = False                    # Has a move taken the place of this step?
     def _moved(self):
         self._instead = True
@@ -426,11 +465,12 @@ class SET(_AlwaysSparse):
                  interval:int|None=None, # Iterations between moves; an epoch if None
                  end:float=1., # Part of training in which weights move
                  scope:str='erk', # As for `RigL`
+                 seed:int=0, # Of the first mask, where that is drawn, and of what grows
                  include=None, # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
                  exclude=None, # The same, to leave alone
-                ): super().__init__(sparsity, fraction, interval, end, scope, include, exclude)
+                ): super().__init__(sparsity, fraction, interval, end, scope, seed, include, exclude)
     def _part(self, t): return self.fraction
-    def _grow_by(self): return random_score(self._weights)
+    def _grow_by(self, t): return random_score(self._weights, zlib.crc32(f'{self.seed} {t}'.encode()))
 
 class SNFS(_AlwaysSparse):
     """Sparse networks from scratch: at the end of each epoch, a part of each tensor's weights goes, the smallest, and as many in all come where the momentum is largest, in each tensor in proportion to the mean momentum of its weights
@@ -442,12 +482,14 @@ class SNFS(_AlwaysSparse):
                  end:float=1., # Part of training in which weights move
                  momentum:float=0.9, # Of the average of gradients, in [0,1)
                  scope:str='local', # How the sparsity is shared out between tensors at the start, as for `RigL`
+                 seed:int=0, # Of the first mask, where that is drawn
                  include=None, # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
                  exclude=None, # The same, to leave alone
                 ):
         if isinstance(momentum, bool) or not isinstance(momentum, Number) or not 0<=momentum<1: raise ValueError(f"momentum={momentum!r}: needs a number in [0,1)")
-        super().__init__(sparsity, fraction, interval, end, scope, include, exclude)
+        super().__init__(sparsity, fraction, interval, end, scope, seed, include, exclude)
         self.momentum = momentum
+    _lasting = (*_AlwaysSparse._lasting, '_mean')
 
     def _plan_fit(self):
         super()._plan_fit()
@@ -459,7 +501,7 @@ class SNFS(_AlwaysSparse):
         for n,p in self._weights.items():
             if p.grad is not None: self._mean[n].lerp_(p.grad, 1-self.momentum)
 
-    def _grow_by(self): return {n:m.abs() for n,m in self._mean.items()}
+    def _grow_by(self, t): return {n:m.abs() for n,m in self._mean.items()}
 
     def _growth(self, drops):
         masks,total = self.learn.masks,sum(drops.values())

@@ -74,7 +74,7 @@ class LinearPath:
             ax.grid(alpha=0.3)
         return axs
 
-# %% ../nbs/08_connectivity.ipynb #f03b6fbe
+# %% ../nbs/08_connectivity.ipynb #f67fe317
 def _state(x, what):
     "A `state_dict` from a model, a Learner, a Ticket or a dict"
     if isinstance(x, Learner): x = x.model
@@ -92,15 +92,15 @@ def _check_states(mine, **states):
             if n not in mine: raise ValueError(f"{what} is of another model: there is no {n!r} in the Learner's")
 
 @contextlib.contextmanager
-def _evaluating(learn):
-    "The Learner's model in the middle of a validation, to put other weights into; everything is as before when it ends"
+def _evaluating(learn, inner=False):
+    "The Learner's model in the middle of a validation, to put other weights into; everything is as before when it ends. `inner` if a fit is running: no callback hears of it"
     names = ('pred','xb','yb','dl','loss','loss_grad','iter','n_iter','epoch','n_epoch','final_record','training')
     had,mine = {k:learn.__dict__[k] for k in names if k in learn.__dict__},state_of(learn)
     records = [cb for cb in learn.cbs if isinstance(cb, (Recorder,ProgressCallback))]
     with undisturbed(learn), learn.removed_cbs(records):
         try:
             learn.training = False
-            with learn.validation_context(): yield unwrap(learn.model).state_dict()
+            with learn.validation_context(inner=inner): yield unwrap(learn.model).state_dict()
         finally:
             with torch.no_grad():
                 for n,t in unwrap(learn.model).state_dict().items(): t.copy_(mine[n])

@@ -192,7 +192,7 @@ def retrain(self:Learner,
     self.fit(epochs, cbs=[ParamScheduler({'lr':lr}), *_list(cbs)], wd=wd)
     self._retrained = dict(lrs=self._fit_lrs, history=history, epochs=original_epochs, scale=scale)
 
-# %% ../nbs/09_recipes.ipynb #fb9a2ab4
+# %% ../nbs/09_recipes.ipynb #a1784efa
 def _after(dense, cycles, pos):
     "Cycle of pruning and retraining, and the position in it"
     x = round((pos-dense)/(1-dense)*cycles, 9)
@@ -208,6 +208,8 @@ class BudgetedCallback(SparsifyCallback):
     def __init__(self, sparsity, dense, cycles, lr_max, **kwargs):
         super().__init__(sparsity, schedule=partial(_geometric, sparsity, dense, cycles), interval=1, **kwargs)
         self.dense,self.cycles,self.lr_max,self.discounts,self.budget = dense,cycles,lr_max,[],(1-dense)/cycles/dense
+
+    _lasting = (*SparsifyCallback._lasting, 'discounts')
 
     def before_fit(self):
         super().before_fit()

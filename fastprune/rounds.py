@@ -44,11 +44,16 @@ class Rounds(pd.DataFrame):
         if 'label' in kwargs: ax.legend(fontsize='small')
         return ax
 
-# %% ../nbs/06b_rounds.ipynb #e5131119
+# %% ../nbs/06b_rounds.ipynb #d158718a
 def _atomically(write, path):
     "`write` a file beside `path`, and move it there when it is whole"
-    write(tmp := path.with_name(path.name+'.part'))
-    os.replace(tmp, path)
+    tmp = path.with_name(path.name+'.part')
+    try:
+        write(tmp)
+        os.replace(tmp, path)
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
 
 def save_state(state:dict, # A `state_dict`
                path, # File to write
@@ -58,10 +63,10 @@ def save_state(state:dict, # A `state_dict`
     for n,t in state.items():
         if not isinstance(t, torch.Tensor): raise ValueError(f"the model's state {n!r} is a {type(t).__name__}: tensors alone can be saved")
     state = {n:t.detach().cpu().clone().contiguous() for n,t in state.items()}
-    _atomically(lambda p: save_file(state, p, {**(metadata or {}), 'checksum':_checksum(state)}), Path(path))
+    _atomically(lambda p: save_file(state, p, {**(metadata or {}), 'checksum':_checksum(state, metadata or {})}), Path(path))
 
-def _checksum(state):
-    res = 0
+def _checksum(state, meta):
+    res = zlib.crc32(json.dumps(sorted((k,v) for k,v in meta.items() if k!='checksum')).encode())
     for n in sorted(state): res = zlib.crc32(state[n].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(n.encode(), res))
     return str(res)
 
@@ -70,8 +75,8 @@ def load_tensors(path, # File that `save_state` wrote
     "Read tensors and metadata. Raises `ValueError` for a file that is damaged"
     try:
         with safe_open(path, 'pt') as f: meta,state = f.metadata() or {},{n:f.get_tensor(n) for n in f.keys()}
-    except (SafetensorError, OSError) as e: raise ValueError(f"{path} can't be read, or is damaged: {e}") from e
-    if 'checksum' in meta and meta['checksum']!=_checksum(state): raise ValueError(f"{path} is damaged: its contents are not what was written")
+    except (SafetensorError, OSError, UnicodeDecodeError) as e: raise ValueError(f"{path} can't be read, or is damaged: {e}") from e
+    if 'checksum' in meta and meta['checksum']!=_checksum(state, meta): raise ValueError(f"{path} is damaged: its contents are not what was written")
     return state,meta
 
 def load_state(path, # File that `save_state` wrote

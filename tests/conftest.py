@@ -1,6 +1,7 @@
 import os
 
 os.environ['MPLBACKEND'] = 'agg'
+os.environ['OMP_NUM_THREADS'] = '1'                  # the tests run on as many processes as there are cores
 
 import pytest
 from fastai.basics import CrossEntropyLossFlat, Learner, accuracy, set_seed

@@ -146,11 +146,11 @@ def slow_dst(learn, alpha, decay):
 
 def swap(mask, w, drop, score, grow):
     "Drop the smallest, grow the largest scores of what is then free, one by one"
-    mask = mask.clone()
+    old, mask = mask, mask.clone()
     for _ in range(drop): mask.view(-1)[min((i for i in range(mask.numel()) if mask.view(-1)[i]), key=lambda i: abs(float(w.view(-1)[i])))] = False
     free, new = [i for i in range(mask.numel()) if not mask.view(-1)[i]], torch.zeros_like(mask)
     for i in sorted(free, key=lambda i: -float(score.view(-1)[i]))[:grow]: new.view(-1)[i] = True
-    return mask | new, new
+    return mask | new, new & ~old
 
 
 def slow_sparse(learn, kind, interval, fraction, end):
@@ -200,7 +200,7 @@ def test_dst(): check(make(), DST(alpha=0.05, decay=0.1), slow_dst(make(), 0.05,
 
 @pytest.mark.parametrize('kind,cls,kw', [('rigl', RigL, {}), ('set', SET, {}), ('snfs', SNFS, {})])
 def test_moving_masks(kind, cls, kw, monkeypatch):
-    monkeypatch.setattr(baselines, 'random_score', lambda weights: {n: fixed_score(w) for n, w in weights.items()})
+    monkeypatch.setattr(baselines, 'random_score', lambda weights, seed=0: {n: fixed_score(w) for n, w in weights.items()})
     learns = [make(), make()]
     for l in learns: l.prune(0.6, criterion=partial(random_score, seed=3), scope='local')
     n = {m: int(v.sum()) for m, v in learns[0].masks.items()}
@@ -240,3 +240,16 @@ def test_search_strength():
     assert abs(df.sparsity[0] - 0.9) <= 0.01 and len(df) == len(calls) and df.strength[0] in calls
     for kw, msg in ((dict(sparsity=90, low=1, high=2), 'sparsity=90'), (dict(sparsity=.9, low=2, high=1), 'low=2'), (dict(sparsity=.9, low=1, high=2), 'is not between')):
         with pytest.raises(ValueError, match=msg): search_strength(train, **kw)
+
+
+def test_what_grows_at_random_differs_from_move_to_move():
+    seen = []
+    class Spy(SET):
+        def _grow_by(self, t):
+            seen.append(super()._grow_by(t)['0.weight'])
+            return super()._grow_by(t)
+    learn = make()
+    quietly(learn, lambda: learn.fit(EPOCHS, LR, cbs=Spy(0.6)))
+    other = make()
+    quietly(other, lambda: other.fit(1, LR, cbs=RigL(0.6, seed=1)))
+    assert len(seen) == 3 and not torch.equal(seen[0], seen[1]) and other.masks != learn.masks

@@ -1,9 +1,9 @@
 "What every sparsifying callback has to hold: a new method gets these checks by a line in `methods`"
-import copy, pickle
+import copy, pickle, warnings
 from functools import partial
 import pytest, torch
-from fastai.basics import Callback, CancelBatchException, CancelStepException, L, OptimWrapper, SGD, load_learner, params
-from fastai.callback.all import GradientAccumulation, GradientClip
+from fastai.basics import Callback, CancelBatchException, CancelStepException, L, OptimWrapper, SGD, load_learner, params, ranger
+from fastai.callback.all import EarlyStoppingCallback, GradientAccumulation, GradientClip, ReduceLROnPlateau, SaveModelCallback, ShortEpochCallback
 from torch import nn
 from fastprune.all import *
 from test_callback import Check, zeros_and_masks_agree
@@ -14,7 +14,6 @@ methods = {
     'GMP': partial(GMP, interval=5), 'DPF': DPF, 'DPF local': partial(DPF, scope='local', criterion=taylor), 'DNW': DNW, 'GSM': GSM, 'LC': LC, 'LC local': partial(LC, scope='local', growth=1.1),
     'GradualL2': GradualL2, 'STR': partial(STR, s_init=-7), 'DST': partial(DST, alpha=1e-3), 'RigL': partial(RigL, interval=5), 'SNFS': SNFS, 'SET': SET, 'SET global': partial(SET, interval=5, scope='global')}
 every = pytest.mark.parametrize('method', methods.values(), ids=methods)
-torchs = pytest.mark.parametrize('method', [m for n, m in methods.items() if not n.startswith('LC')], ids=[n for n in methods if not n.startswith('LC')])
 SGDM = partial(SGD, mom=0.9)
 
 
@@ -144,7 +143,7 @@ def test_copies_and_files(learner, fit, method, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(back.model.state_dict().values(), learn.model.state_dict().values()))
 
 
-@torchs
+@every
 def test_torch_optimizers(learner, fit, method):
     learn = fit(learner(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)), 1, 1e-3, cbs=method(0.8))
     assert is_exact(learn) and len(list(learn.opt.all_params())) == len(list(learn.model.parameters())) and len(learn.opt.opt.state) == len(list(learn.model.parameters()))
@@ -181,12 +180,68 @@ def test_bad_arguments(make, msg):
 
 def test_what_does_not_fit_the_learner(learner, fit):
     with pytest.raises(ValueError, match='LC needs weight decay'): fit(learner(opt_func=SGDM), 1, cbs=LC(0.8))
-    with pytest.raises(ValueError, match="torch's"): fit(learner(opt_func=partial(OptimWrapper, opt=torch.optim.SGD), wd=0.1), 1, cbs=LC(0.8))
     with pytest.raises(ValueError, match="torch's"): fit(learner(opt_func=partial(OptimWrapper, opt=torch.optim.SGD), wd=0.1), 1, cbs=STR(decay=0.1))
     with pytest.warns(UserWarning, match='weight decay'): fit(learner(opt_func=SGDM), 1, cbs=GSM(0.8))
     learn = learner(opt_func=SGDM)
     learn.prune(0.9)
     with pytest.raises(ValueError, match='sparser'): fit(learn, 1, cbs=RigL(0.8, scope='local'))
+
+
+@pytest.mark.parametrize('method', [GSM, LC, partial(STR, s_init=-7)], ids=['GSM', 'LC', 'STR'])
+@pytest.mark.parametrize('tracker', [EarlyStoppingCallback, SaveModelCallback, partial(SaveModelCallback, at_end=True), ReduceLROnPlateau], ids=['stop', 'save', 'at end', 'plateau'])
+def test_trackers_beside_a_hard_step(learner, fit, method, tracker):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        learn = fit(learner(opt_func=SGDM, wd=0.01), 2, 0.02, cbs=[method(0.8), tracker()])
+    assert is_exact(learn)
+
+
+@pytest.mark.parametrize('method', [partial(RigL, interval=3), SET, SNFS])
+def test_rows_under_weight_norm_stay(learner, fit, method):
+    model = nn.Sequential(nn.Flatten(), torch.nn.utils.parametrizations.weight_norm(nn.Linear(64, 20)), nn.ReLU(), nn.Linear(20, 10))
+    learn = fit(learner(model, opt_func=SGDM), 2, 0.02, cbs=method(0.95))
+    assert all(torch.isfinite(p).all() for p in learn.model.parameters()) and learn.masks.sparsity == pytest.approx(0.95, abs=1e-3)
+    with pytest.raises(ValueError, match='weight_norm'): fit(learn, 1, cbs=STR(0.95))
+
+
+def test_thresholds_reach_each_target_of_local_scope(learner, fit):
+    for target in ({'0*': 0.05, '1*': 0.9, '2*': 0.9, '5*': 0.3}, {'0*': 0.6, '1*': 0.1, '2*': 0.1, '5*': 0.3}):
+        learn = fit(learner(opt_func=SGDM), 1, 0.02, cbs=STR(target, scope='local', s_init=-3.5, decay=0.))
+        for n, m in learn.masks.items(): assert int((~m).sum()) >= round(target[n[0] + '*'] * m.numel())
+        assert zeros_and_masks_agree(learn)
+
+
+def test_where_masks_leave_no_room(learner, fit):
+    learn = learner(opt_func=SGDM)
+    learn.prune({'0*': 0.95}, scope='local')
+    with pytest.raises(ValueError, match='leaves no room'): fit(learn, 1, cbs=RigL(0.5))
+    for method in (RigL, SNFS, SET): assert fit(learner(opt_func=SGDM), 1, cbs=method(0.)).masks.sparsity == 0
+    with pytest.warns(UserWarning, match='need more strength'): fit(learner(opt_func=SGDM), 1, 0.02, cbs=STR())
+
+
+def test_one_after_the_other_with_lookahead(learner, fit):
+    learn = learner(opt_func=ranger)
+    fit(learn, 2, 0.01, cbs=STR(s_init=-4, decay=0.1))
+    assert all(len(s) == len(ps) for s, ps in zip(learn.opt.slow_weights, learn.opt.param_lists))
+    fit(learn, 1, 0.01, cbs=STR(s_init=-8, decay=0.1))
+    fit(learn, 1, 0.01, cbs=DPF(0.9))
+    assert learn.masks.sparsity == pytest.approx(0.9, abs=1e-3) and is_plain(learn)
+
+
+def test_lc_under_torch_optimizers(learner, fit):
+    "The largest weights are not decayed, by decoupled decay or by that in gradients"
+    for opt in (partial(torch.optim.SGD, lr=0.1), torch.optim.AdamW):
+        learn = learner(nn.Sequential(nn.Flatten(), nn.Linear(64, 10, bias=False)), opt_func=partial(OptimWrapper, opt=opt))
+        learn.loss_func = lambda out, y: (out * 0).sum()
+        w = learn.model[1].weight.detach().clone()
+        class Look(Callback):
+            order = 54
+            def after_step(self): self.w = self.model[1].weight.detach().clone()
+        learn.dls.train.n, look = 64, Look()
+        fit(learn, 1, 0.1, cbs=[LC(0.8), ShortEpochCallback(0.01), look], wd=0.5)
+        large = w.abs() >= w.abs().flatten().kthvalue(round(0.8 * 640) + 1).values
+        done = learn.masks['1.weight']
+        assert torch.equal(done, large) and torch.allclose(learn.model[1].weight[large], w[large], rtol=1e-6)
 
 
 def test_dpf_keeps_dense_weights_behind(learner, fit):
@@ -204,7 +259,9 @@ def test_thresholds_by_themselves(learner, fit, make):
     "Without a target the sparsity is what thresholds reach, there is no last step, and the optimizer has them while it runs"
     learn, cb, n = learner(opt_func=SGDM), make(), []
     class Look(Callback):
-        def after_batch(self): n.append(len(list(self.learn.opt.all_params())))
+        order = 99
+        def before_step(self): n.append(len(list(self.learn.opt.all_params())))
+        def after_step(self): assert is_plain(self.learn)                  # whoever saves the optimizer finds it so
     fit(learn, 2, 0.05, cbs=[cb, Look()])
     assert 0 < learn.masks.sparsity < 1 and cb.hard is None and is_plain(learn) and zeros_and_masks_agree(learn)
     assert n[0] == len(list(learn.model.parameters())) + 4
