@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KeepMasks', 'set_masks', 'in_fit', 'is_frozen', 'ranked', 'hold_rows', 'SparsifyCallback']
 
-# %% ../nbs/05_callback.ipynb #cd3ee727
+# %% ../nbs/05_callback.ipynb #4b46349c
 import math,warnings
 from bisect import bisect
 from numbers import Integral
@@ -16,6 +16,7 @@ from fastai.basics import Callback,Learner,patch,store_attr
 from fastai.callback import schedule as _          # fit_one_cycle, fine_tune, lr_find
 from fastai.callback.tracker import SaveModelCallback
 from .schedules import check_schedule,ocp,progress_at,schedule_name,update_steps
+from .passes import together
 from .weights import check_sparsities,expand_sparsity,normed_rows,prunable_weights,transposed_groups,unwrap
 from .criteria import CRITERIA,asks_for,has_gradients,magnitude
 from .masks import Masks,check_bool,check_granularity,check_nan,check_scope,check_scores,compute_masks,count_units,unit_dims
@@ -65,7 +66,7 @@ class KeepMasks(Callback):
             self._restore("as after SaveModelCallback has loaded an epoch from before pruning had ended: use `SaveModelCallback(at_end=True)`, or validate again")
             self._weights = None
 
-# %% ../nbs/05_callback.ipynb #5c1e5f35
+# %% ../nbs/05_callback.ipynb #48aebb3c
 @patch(as_prop=True)
 def masks(self:Learner)->Masks|None: # `Masks`, or None while nothing is pruned
     "The present masks, kept in every fit. Set it to prune by masks of your own: the weights are zero at once. None removes them"
@@ -83,8 +84,15 @@ def set_masks(learn:Learner,
              ):
     "Prune by `masks` and keep them, as setting `learn.masks` does"
     Masks(check_bool(masks)).check(dict(unwrap(learn.model).named_parameters()))
+    if together(learn): masks = _first_ones(masks)
     if learn.masks is None: learn.add_cb(KeepMasks())
     learn.keep_masks.hold(Masks(masks), how)
+
+def _first_ones(masks):
+    "The masks of the first process, in all"
+    masks = {n:m.clone().contiguous() for n,m in masks.items()}
+    for m in masks.values(): torch.distributed.broadcast(m.view(torch.uint8), 0)
+    return masks
 
 @patch
 def remove_masks(self:Learner):
@@ -118,7 +126,7 @@ def is_frozen(learn:Learner)->bool:
     "Has `learn.freeze()` or `learn.freeze_to(n)` been called, and not `learn.unfreeze()`?"
     return getattr(learn.opt, 'frozen_to', 0)!=0 or getattr(learn.opt, 'frozen_idx', 0)>0
 
-# %% ../nbs/05_callback.ipynb #a68e1236
+# %% ../nbs/05_callback.ipynb #d529f8a7
 def _score(criterion, weights, given):
     "The scores of `weights`, checked; `given` has what a criterion may ask for"
     asked = asks_for(criterion)
@@ -301,6 +309,7 @@ class SparsifyCallback(Callback):
         masks = compute_masks(scores, sparsity if self.scope=='local' else next(iter(sparsity.values())), self.scope, self.granularity,
                               None if self.recover else _present(self.learn, self._weights), absolute, self._transposed)
         self._hold(masks, self._how)
+        masks = Masks({n:self.learn.masks[n] for n in masks})                    # in several processes, the first one's
         self._counts,self._reached,self._last_weights = self._count(sparsity),masks.sparsity,self._copies('previous')
         if self.track: self._follow(masks)
 

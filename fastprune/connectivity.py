@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Barrier', 'LinearPath', 'Stability', 'Plane']
 
-# %% ../nbs/08_connectivity.ipynb #0415c244
+# %% ../nbs/08_connectivity.ipynb #c5c40275
 import contextlib,inspect,itertools
 from numbers import Integral,Number
 from copy import deepcopy
@@ -14,7 +14,7 @@ from torch import nn
 from fastai.basics import Learner,Recorder,find_bs,patch,store_attr,to_device
 from fastai.callback.progress import ProgressCallback
 from .weights import unwrap
-from .passes import check_n_batches,device_of,forward,inputs_and_targets,undisturbed
+from .passes import check_n_batches,device_of,forward,inputs_and_targets,mean_everywhere,together,undisturbed
 from .lottery import Ticket,_check_ticket,count_steps
 from .rounds import StateAt,borrowed,seed_round,smaller_is_better,state_of
 
@@ -74,7 +74,7 @@ class LinearPath:
             ax.grid(alpha=0.3)
         return axs
 
-# %% ../nbs/08_connectivity.ipynb #f67fe317
+# %% ../nbs/08_connectivity.ipynb #a7e16ad6
 def _state(x, what):
     "A `state_dict` from a model, a Learner, a Ticket or a dict"
     if isinstance(x, Learner): x = x.model
@@ -141,8 +141,8 @@ class _Tally:
         for m in self.metrics: m.reset()
     def add(self, learn, i, b):
         learn.one_batch(i, b)
-        bs = find_bs(learn.yb)
-        self.loss,self.n = self.loss+learn.loss.detach().double().mean()*bs,self.n+bs
+        bs,loss = find_bs(learn.yb),learn.loss.detach().double().mean()
+        self.loss,self.n = self.loss+(mean_everywhere(loss) if together(learn) else loss)*bs,self.n+bs
         for m in self.metrics: m.accumulate(learn)
     def values(self):
         res = {}
@@ -153,6 +153,7 @@ class _Tally:
 
 def _evaluate(learn, dl, points, put, metrics, memory):
     "Loss and metrics at each of `points`; `put(point)` sets the weights"
+    if together(learn): dl = learn.distributed_trainer._wrap_dl(dl)                                # each process its part
     tallies,learn.dl = [_Tally(metrics) for _ in points],dl
     for chunk in _chunks(dl, memory, device_of(learn)):
         for point,tally in zip(points, tallies):

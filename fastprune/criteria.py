@@ -8,7 +8,7 @@ __all__ = ['CRITERIA', 'magnitude', 'squared_magnitude', 'small_magnitude', 'ran
            'updating_magnitude_increase', 'updating_movement', 'updating_movmag', 'has_gradients', 'taylor', 'snip',
            'grasp', 'synflow', 'wanda', 'asks_for']
 
-# %% ../nbs/03_criteria.ipynb #731704eb
+# %% ../nbs/03_criteria.ipynb #80923548
 import inspect,itertools,zlib
 from functools import partial
 import torch
@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend,sdpa_kernel
 from torch.nn.utils.parametrize import is_parametrized
 from fastai.basics import Learner,to_device
-from .passes import check_n_batches,device_of,forward,gradients,inputs_and_targets,loss_of,undisturbed
+from .passes import check_n_batches,device_of,forward,gradients,inputs_and_targets,loss_of,mean_everywhere,together,undisturbed
 from .weights import unwrap
 
 # %% ../nbs/03_criteria.ipynb #0ab354ab
@@ -88,7 +88,7 @@ def updating_movmag(weights:dict, previous:dict)->dict: # As for `updating_magni
     "Magnitude times movement since the last update"
     return _each(lambda w,w0: w.abs()*(w-w0).abs(), weights, previous)
 
-# %% ../nbs/03_criteria.ipynb #12d67d3a
+# %% ../nbs/03_criteria.ipynb #4907376f
 def _needs_grad(name, weights):
     for n,p in weights.items():
         if not p.requires_grad: raise ValueError(f"{name} needs gradients, and {n!r} is frozen (requires_grad=False): unfreeze it, or leave it out by `exclude`")
@@ -142,7 +142,8 @@ def grasp(weights:dict, # Name -> parameter of any shape
             if hasattr(learn.model, 'reset'): learn.model.reset()
             with torch.random.fork_rng(devices=list({p.device for p in ps if p.is_cuda})):
                 res = [f(loss_of(learn, xb, yb)) for xb,yb in batches]
-            return [sum(o) for o in zip(*res)]
+            res = [sum(o) for o in zip(*res)]
+            return [mean_everywhere(o.contiguous()) for o in res] if together(learn) else res
         total = sums(lambda loss: list(_has_grad('grasp', weights, torch.autograd.grad(loss, ps, allow_unused=True)).values()))
         def product(loss):
             g = torch.autograd.grad(loss, ps, create_graph=True)
@@ -199,7 +200,7 @@ def synflow(weights:dict, # Name -> parameter of any shape
             raise ValueError(f"synflow: {'the flow turns negative behind' if (s<0).any() else 'nothing flows through'} {n!r}: the model does more than to weigh positive numbers and sum them up, as a softmax, a difference or a normalisation does. Use another criterion, such as `snip`")
     return scores
 
-# %% ../nbs/03_criteria.ipynb #bff23c04
+# %% ../nbs/03_criteria.ipynb #7ac08008
 def wanda(weights:dict, # Name -> weight of a linear layer or a convolution
           learn:Learner, # For its batches
           n_batches:int|None=None, # Training batches to look at; 1 if None
@@ -232,7 +233,7 @@ def wanda(weights:dict, # Name -> weight of a linear layer or a convolution
     res = {}
     for n,p in weights.items():
         if n not in squares: raise ValueError(f"wanda: no input reaches {n!r}: leave it out by `exclude`")
-        norm = squares[n].sqrt().to(p.dtype)
+        norm = (mean_everywhere(squares[n]) if together(learn) else squares[n]).sqrt().to(p.dtype)
         if (groups := getattr(owners[n], 'groups', 1))>1:                                # each group of filters has channels of its own
             norm = norm.view(groups, 1, -1).expand(groups, p.shape[0]//groups, -1).reshape(p.shape[0], -1)
         else: norm = norm[None]

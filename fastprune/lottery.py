@@ -19,7 +19,7 @@ from .callback import SparsifyCallback,is_frozen
 from .passes import check_n_batches
 from .rounds import RoundStore,StateAt,bar_over,borrowed,check_rounds,load_into,load_state,load_tensors,save_state,seed_round,state_of
 
-# %% ../nbs/07_lottery.ipynb #a07b8758
+# %% ../nbs/07_lottery.ipynb #d3703c2d
 def _generator(what, seed):
     "Not torch's own numbers for `seed`: the network that a ticket is from may have been made with them, and fresh weights would be the old ones"
     return torch.Generator().manual_seed(zlib.crc32(f'{what} {seed}'.encode()))
@@ -95,7 +95,7 @@ class Ticket:
             masks = {n:Masks._unpack(path, n, b, ','.join(map(str, state[n].shape))) for n,b in bits.items()}
             return cls(state, masks, metrics,
                        {n:tuple(o) for n,o in initial.items()}, **story)
-        except (KeyError, TypeError, json.JSONDecodeError) as e: raise ValueError(f"{path} is damaged: {e!r}") from e
+        except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as e: raise ValueError(f"{path} is damaged: {e!r}") from e
 
 def _distribution(t):
     "Mean, standard deviation, and what it looks like"

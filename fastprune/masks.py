@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from .weights import expand_sparsity
 from .selection import PIECE,NaNError,lowest
 
-# %% ../nbs/04_masks.ipynb #fce81bfd
+# %% ../nbs/04_masks.ipynb #24f76430
 _int = {2:torch.int16, 4:torch.int32, 8:torch.int64}
 
 def _zero(w, mask):
@@ -95,7 +95,7 @@ class Masks(dict):
         "Read from `path`. Raises `ValueError` for a file that is not one of masks"
         try:
             with safe_open(path, 'pt') as f: meta,packed = f.metadata() or {},{n:f.get_tensor(n) for n in f.keys()}
-        except SafetensorError as e: raise ValueError(f"{path} is not a file of masks: {e}") from e
+        except (SafetensorError, UnicodeDecodeError) as e: raise ValueError(f"{path} is not a file of masks: {e}") from e
         if meta.get('format')!='fastprune masks': raise ValueError(f"{path} is not a file of masks: it was not written by Masks.save")
         return cls({n:cls._unpack(path, n, bits, meta.get(f'shape {n}')) for n,bits in packed.items()})
 

@@ -6,14 +6,15 @@
 __all__ = ['rng_state', 'set_rng_state', 'pack', 'unpack', 'opt_state', 'load_opt_state', 'fit_state', 'restore_fit',
            'Checkpoint']
 
-# %% ../nbs/06c_resume.ipynb #1252b34c
+# %% ../nbs/06c_resume.ipynb #51bf417e
 import json,random
 from collections.abc import Mapping
 from numbers import Integral,Number
 from pathlib import Path
 import numpy as np, torch
-from fastai.basics import Callback,CancelEpochException,CancelFitException,L,Learner,OptimWrapper,Recorder,rank_distrib
+from fastai.basics import Callback,CancelEpochException,CancelFitException,L,Learner,OptimWrapper,Recorder,num_distrib,rank_distrib
 from .schedules import schedule_name
+from .passes import together
 from .weights import unwrap
 from .masks import Masks
 from .callback import KeepMasks,SparsifyCallback,in_fit,set_masks
@@ -72,7 +73,7 @@ def unpack(obj, # From `pack`
         return {k:unpack(o, tensors) for k,o in v} if kind=='d' else [unpack(o, tensors) for o in v]
     return obj
 
-# %% ../nbs/06c_resume.ipynb #bcc15ae1
+# %% ../nbs/06c_resume.ipynb #7612a02d
 def _short(x):
     text = repr(x)
     return text if len(text)<80 else text[:77]+'...'
@@ -105,6 +106,15 @@ def load_opt_state(learn:Learner, saved:dict):
 
 _records = ('values','losses','lrs','iters')
 
+def _everyones(learn, state):
+    "What each process has, in a list"
+    if not together(learn): return [state]
+    res = [None]*num_distrib()
+    torch.distributed.all_gather_object(res, state)
+    return res
+
+def _mine(learn, states): return states[min(rank_distrib(), len(states)-1) if together(learn) else 0]
+
 def fit_state(learn:Learner)->dict: # Dicts, lists, numbers and tensors
     "All that a fit has come to, at the end of an epoch"
     model,rec,scaler = unwrap(learn.model),learn.__dict__.get('recorder'),learn.__dict__.get('scaler')
@@ -112,7 +122,7 @@ def fit_state(learn:Learner)->dict: # Dicts, lists, numbers and tensors
     return dict(epoch=learn.epoch, n_epoch=learn.n_epoch, model=dict(model.state_dict()), opt=opt_state(learn), masks=learn.masks and dict(learn.masks), grads=grads,
                 callbacks=[[type(cb).__name__, cb.state_dict() if hasattr(type(cb), 'state_dict') else {k:v for k,v in cb.__dict__.items() if isinstance(v, (bool,int,float,np.generic))}] for cb in _resumed(learn)],
                 recorder=rec and {**{k:[list(o) if isinstance(o, (list,L)) else o for o in getattr(rec, k)] for k in _records}, 'smooth':[rec.smooth_loss.count, rec.smooth_loss.val]},
-                scaler=dict(scaler.state_dict()) if scaler else None, rng=rng_state(learn))
+                scaler=dict(scaler.state_dict()) if scaler else None, rng=_everyones(learn, rng_state(learn)))
 
 def _resumed(learn): return [cb for cb in learn.cbs.sorted('order') if not isinstance(cb, (Checkpoint,KeepMasks,Recorder))]
 
@@ -137,7 +147,7 @@ def restore_fit(learn:Learner,
         for k in _records: setattr(learn.recorder, k, L([L(v) for v in state['recorder'][k]]) if k=='values' else state['recorder'][k])
         learn.recorder.smooth_loss.count,learn.recorder.smooth_loss.val = state['recorder']['smooth'][0],_to(state['recorder']['smooth'][1], dev)
     if state['scaler'] and learn.__dict__.get('scaler'): learn.scaler.load_state_dict(state['scaler'])
-    set_rng_state(learn, state['rng'])
+    set_rng_state(learn, _mine(learn, state['rng']))
 
 def _told(cb):
     "A method and its arguments, in words"
@@ -185,7 +195,9 @@ class Checkpoint(Callback):
         try:
             state = unpack(json.loads(meta['fit']), tensors)
             phase,epoch,fit = state['phase'],state['epoch'],state['fit']
-        except (KeyError, ValueError, TypeError, AttributeError) as e: raise ValueError(f"{self.path} is no checkpoint of a fit, or is damaged: {e}") from e
+            whole = all(isinstance(state[k], (dict,list,type(None))) for k in ('model','opt','masks','grads','callbacks','recorder','scaler','rng')) and {n:list(t.shape) for n,t in state['model'].items()}==fit['model']
+            if not (whole and isinstance(phase, int) and isinstance(epoch, int)): raise ValueError('its parts are not those of a fit')
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as e: raise ValueError(f"{self.path} is no checkpoint of a fit, or is damaged: {e}") from e
         if phase<self.phase: return
         if phase>self.phase: raise CancelFitException                            # an earlier one of this call, which was finished
         for k,v in self._fit().items():
@@ -198,7 +210,7 @@ class Checkpoint(Callback):
             load_into(self.learn, state['model'])
             if state['masks'] is not None: set_masks(self.learn, Masks(state['masks']))
             load_opt_state(self.learn, state['opt'])
-            set_rng_state(self.learn, state['rng'])
+            set_rng_state(self.learn, _mine(self.learn, state['rng']))
             raise CancelFitException
 
     def before_train(self):

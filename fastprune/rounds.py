@@ -6,13 +6,13 @@
 __all__ = ['Rounds', 'save_state', 'load_tensors', 'load_state', 'RoundStore', 'load_into', 'borrowed', 'state_of', 'seed_round',
            'smaller_is_better', 'check_rounds', 'BestEpoch', 'StateAt', 'bar_over', 'run_rounds']
 
-# %% ../nbs/06b_rounds.ipynb #9435c3de
+# %% ../nbs/06b_rounds.ipynb #d5ea9083
 import contextlib,json,os,random,re,zlib
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from safetensors import SafetensorError,safe_open
 from safetensors.torch import save_file
-from fastai.basics import Callback,CancelFitException,Learner,progress_bar,set_seed
+from fastai.basics import Callback,CancelFitException,Learner,progress_bar,rank_distrib,set_seed
 from fastai.callback.tracker import TrackerCallback
 from .weights import unwrap
 from .masks import Masks,count_units,layer_counts
@@ -44,9 +44,10 @@ class Rounds(pd.DataFrame):
         if 'label' in kwargs: ax.legend(fontsize='small')
         return ax
 
-# %% ../nbs/06b_rounds.ipynb #d158718a
+# %% ../nbs/06b_rounds.ipynb #7910c9e7
 def _atomically(write, path):
-    "`write` a file beside `path`, and move it there when it is whole"
+    "`write` a file beside `path`, and move it there when it is whole; of several processes, the first one does"
+    if rank_distrib(): return
     tmp = path.with_name(path.name+'.part')
     try:
         write(tmp)

@@ -1,0 +1,83 @@
+"Files from elsewhere: whatever is in them, loading gives what was saved or the documented error"
+import json, random
+import pytest, torch
+from fastai.basics import SGD
+from safetensors.torch import save_file
+from fastprune.all import *
+from fastprune.rounds import load_tensors
+
+
+@pytest.fixture
+def files(learner, fit, tmp_path):
+    "One file of each kind, with a function that loads it and gives something to compare"
+    learn = learner(opt_func=SGD)
+    fit(learn, 1, 0.02, cbs=[SparsifyCallback(0.8), Checkpoint('run')])
+    learn.masks.save(tmp_path/'masks.safetensors')
+    Ticket(state_of(learn), learn.masks, {'accuracy': 0.5}).save(tmp_path/'ticket.safetensors')
+    save_state(learn.model.state_dict(), tmp_path/'state.safetensors')
+    def resumed(path):
+        other = learner(opt_func=SGD)
+        fit(other, 1, 0.02, cbs=[SparsifyCallback(0.8), Checkpoint(path.stem)])
+        return state_of(other)
+    return {'masks': (tmp_path/'masks.safetensors', Masks.load), 'ticket': (tmp_path/'ticket.safetensors', lambda p: Ticket.load(p).state), 'state': (tmp_path/'state.safetensors', load_state),
+            'checkpoint': (tmp_path/'models'/'run.safetensors', resumed)}
+
+
+def damaged(data, rng):
+    "One of the ways in which files go bad"
+    data, n = bytearray(data), len(data)
+    head = 8 + int.from_bytes(data[:8], 'little')
+    where = lambda: rng.randrange(head) if rng.random() < 0.7 else rng.randrange(n)
+    kind = rng.randrange(6)
+    if kind == 0: return bytes(data[:rng.randrange(n)])
+    if kind == 1:
+        for _ in range(rng.randrange(1, 4)): data[where()] ^= 1 << rng.randrange(8)
+    if kind == 2: data[where()] = rng.randrange(256)
+    if kind == 3: data[i:i] = rng.randbytes(rng.randrange(1, 9)) if (i := where()) else b'x'
+    if kind == 4: data[:8] = rng.choice([0, 1, n, 2**31, 2**63]).to_bytes(8, 'little')
+    if kind == 5:
+        i = data.find(rng.choice([b'0', b'1', b'9', b',', b'"', b'F32', b'U8']), 8, head)
+        if i > 0: data[i:i + 1] = rng.choice([b'9', b'-', b'99999999999', b'0', b'x'])
+    return bytes(data)
+
+
+@pytest.mark.parametrize('kind,times', [('masks', 1500), ('ticket', 1000), ('state', 1000), ('checkpoint', 60)])
+def test_damaged_files(files, kind, times):
+    path, load = files[kind]
+    good, rng, refused = path.read_bytes(), random.Random(kind), 0
+    whole = load(path)
+    for _ in range(times):
+        path.write_bytes(damaged(good, rng))
+        try: back = load(path)
+        except ValueError: refused += 1
+        else:
+            assert kind == 'masks' or back.keys() == whole.keys() and all(torch.equal(back[n], whole[n]) for n in whole)      # masks have no checksum
+            assert all(isinstance(t, torch.Tensor) for t in back.values())
+    assert refused > times / 2
+
+
+@pytest.mark.parametrize('text', ['[]', '{}', '3', '{"d":[["phase",0]]}', '{"t":"99"}', '{"d":3}', '{"x":1,"y":2}', '[' * 10000 + ']' * 10000])
+def test_hostile_checkpoints(files, text):
+    "With a right checksum, as somebody who means harm would write it"
+    path, load = files['checkpoint']
+    save_state({'0': torch.ones(1)}, path, {'fit': text})
+    with pytest.raises(ValueError): load(path)
+
+
+@pytest.mark.parametrize('story,metrics,initial', [('[]', '{}', '{}'), ('{}', '{}', '[]'), ('{}', '3', '{}'), ('{}', '{}', '{"a":3}'), ('[' * 10000 + ']' * 10000, '{}', '{}')])
+def test_hostile_tickets(files, story, metrics, initial):
+    path, load = files['ticket']
+    tensors, meta = load_tensors(path)
+    save_state(tensors, path, {**meta, 'story': story, 'metrics': metrics, 'initial': initial})
+    with pytest.raises(ValueError): load(path)
+
+
+@pytest.mark.parametrize('shape,bits', [('100000000000000', 8), ('-8', 1), ('4,x', 1), ('', 2), ('3,3', 1), ('99999999999,99999999999,99999999999', 8)])
+def test_shapes_are_checked_before_memory_is_taken(tmp_path, shape, bits):
+    save_file({'w': torch.ones(bits, dtype=torch.uint8)}, tmp_path/'m', metadata={'format': 'fastprune masks', 'shape w': shape})
+    with pytest.raises(ValueError, match="'w' don't agree"): Masks.load(tmp_path/'m')
+
+
+def test_files_that_are_not_there(tmp_path):
+    for load in (Masks.load, Ticket.load, load_state):
+        with pytest.raises((FileNotFoundError, ValueError)): load(tmp_path/'nothing')
