@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SignFlips', 'Overlap', 'mask_overlap', 'WeightHistogram', 'Sensitivity', 'CyclePaths']
 
-# %% ../nbs/09b_analysis.ipynb #78de1656
+# %% ../nbs/09b_analysis.ipynb #f3020d00
 import contextlib,itertools,warnings
 from numbers import Integral,Number
 import numpy as np, pandas as pd, torch
@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend,sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from fastai.basics import Callback,Learner,patch,store_attr,to_device
-from .passes import check_n_batches,device_of,forward,inputs_and_targets,loss_of,undisturbed
+from .passes import check_n_batches,device_of,forward,inputs_and_targets,loss_of,reset_state,undisturbed
 from .weights import check_sparsity,prunable_weights,transposed_groups,unwrap
 from .criteria import magnitude
 from .masks import Masks,check_bool,compute_masks
@@ -115,7 +115,7 @@ def mask_overlap(self:Learner,
     if 'now' in (named := _by_name(masks)): raise ValueError("masks: 'now' is the name of `learn.masks`, use another")
     return mask_overlap({**named, 'now':self.masks})
 
-# %% ../nbs/09b_analysis.ipynb #f5b47e3a
+# %% ../nbs/09b_analysis.ipynb #e42006ad
 @patch
 def hessian_spectrum(self:Learner,
                      k:int=1, # Number of eigenvalues
@@ -153,7 +153,7 @@ def hessian_spectrum(self:Learner,
                 else: full[kept[n]] = x.to(p.device, p.dtype)
                 parts.append(full.view_as(p))
             res = np.zeros(N)
-            if hasattr(self.model, 'reset'): self.model.reset()
+            reset_state(self)
             for xb,yb in batches:
                 loss = loss_of(self, xb, yb)*len(yb[0])/n_items
                 g = torch.autograd.grad(loss, ps, create_graph=True, allow_unused=True)
@@ -167,7 +167,7 @@ def hessian_spectrum(self:Learner,
         values = eigsh(op, k=k, which='LA', tol=tol, v0=first, return_eigenvectors=False)
     return np.sort(values)[::-1]
 
-# %% ../nbs/09b_analysis.ipynb #0eef516b
+# %% ../nbs/09b_analysis.ipynb #d9108c06
 class WeightHistogram:
     "Kept weights of each tensor, by name"
     def __init__(self, values:dict): store_attr()
@@ -198,8 +198,9 @@ def weight_histogram(self:Learner,
                     )->WeightHistogram: # With `.df` and `.plot()`
     "How the weights that are kept are distributed, tensor by tensor"
     masks = self.masks or {}
-    if not prunable_weights(self.model, include, exclude): raise ValueError("include and exclude leave no weight")
-    return WeightHistogram({n:(p[masks[n]] if n in masks else p).detach().flatten().float().cpu().numpy() for n,p in prunable_weights(self.model, include, exclude).items()})
+    weights = prunable_weights(self.model, include, exclude)
+    if not weights: raise ValueError("include and exclude leave no weight")
+    return WeightHistogram({n:(p[masks[n]] if n in masks else p).detach().flatten().float().cpu().numpy() for n,p in weights.items()})
 
 # %% ../nbs/09b_analysis.ipynb #d5864025
 class Sensitivity(pd.DataFrame):

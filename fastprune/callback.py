@@ -126,7 +126,7 @@ def is_frozen(learn:Learner)->bool:
     "Has `learn.freeze()` or `learn.freeze_to(n)` been called, and not `learn.unfreeze()`?"
     return getattr(learn.opt, 'frozen_to', 0)!=0 or getattr(learn.opt, 'frozen_idx', 0)>0
 
-# %% ../nbs/05_callback.ipynb #d529f8a7
+# %% ../nbs/05_callback.ipynb #eb8ab08b
 def _score(criterion, weights, given):
     "The scores of `weights`, checked; `given` has what a criterion may ask for"
     asked = asks_for(criterion)
@@ -176,6 +176,10 @@ def _present(learn, weights):
     "The masks in force. Without any, zeros are what was pruned, but a tensor of zeros alone has not been trained yet"
     held = learn.masks or {}
     return Masks({n:held[n] if n in held else p.detach()!=0 if p.detach().any() else torch.ones_like(p, dtype=torch.bool) for n,p in weights.items()})
+
+def _sparsities(masks, scope):
+    "The sparsity of masks by name, of each or, if they are ranked together, of all"
+    return {n:1-int(m.count_nonzero())/m.numel() for n,m in masks.items()} if scope=='local' else dict.fromkeys(masks, masks.sparsity)
 
 class SparsifyCallback(Callback):
     "Prunes a Learner's model while it trains, to exactly `sparsity`"
@@ -261,8 +265,8 @@ class SparsifyCallback(Callback):
         return {n:p.detach().clone() for n,p in self._weights.items()} if what in asks_for(self.criterion) else None
 
     def _start_from(self, present, end):
-        begin = {n:1-int(m.count_nonzero())/m.numel() for n,m in present.items()}
-        if self.scope!='local': begin,end = dict.fromkeys(begin, present.sparsity),dict.fromkeys(begin, self.sparsity)
+        begin = _sparsities(present, self.scope)
+        if self.scope!='local': end = dict.fromkeys(begin, self.sparsity)
         self._counts,self._reached = self._count(begin),present.sparsity
         if present.sparsity>0:
             held,how = self.learn.masks or {},self.learn.masks and self.learn.keep_masks._how

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Barrier', 'LinearPath', 'Stability', 'Plane']
 
-# %% ../nbs/08_connectivity.ipynb #c5c40275
+# %% ../nbs/08_connectivity.ipynb #f0506286
 import contextlib,inspect,itertools
 from numbers import Integral,Number
 from copy import deepcopy
@@ -14,7 +14,7 @@ from torch import nn
 from fastai.basics import Learner,Recorder,find_bs,patch,store_attr,to_device
 from fastai.callback.progress import ProgressCallback
 from .weights import unwrap
-from .passes import check_n_batches,device_of,forward,inputs_and_targets,mean_everywhere,together,undisturbed
+from .passes import check_n_batches,device_of,forward,inputs_and_targets,mean_everywhere,reset_state,together,undisturbed
 from .lottery import Ticket,_check_ticket,count_steps
 from .rounds import StateAt,borrowed,seed_round,smaller_is_better,state_of
 
@@ -74,7 +74,7 @@ class LinearPath:
             ax.grid(alpha=0.3)
         return axs
 
-# %% ../nbs/08_connectivity.ipynb #a7e16ad6
+# %% ../nbs/08_connectivity.ipynb #9b7d1568
 def _state(x, what):
     "A `state_dict` from a model, a Learner, a Ticket or a dict"
     if isinstance(x, Learner): x = x.model
@@ -158,7 +158,7 @@ def _evaluate(learn, dl, points, put, metrics, memory):
     for chunk in _chunks(dl, memory, device_of(learn)):
         for point,tally in zip(points, tallies):
             put(point)
-            if hasattr(learn.model, 'reset'): learn.model.reset()
+            reset_state(learn)
             for i,b in enumerate(chunk): tally.add(learn, i, b)
     if not tallies[0].n: raise ValueError("the DataLoader has no batches to evaluate on")
     values = [t.values() for t in tallies]

@@ -8,7 +8,7 @@ __all__ = ['CRITERIA', 'magnitude', 'squared_magnitude', 'small_magnitude', 'ran
            'updating_magnitude_increase', 'updating_movement', 'updating_movmag', 'has_gradients', 'taylor', 'snip',
            'grasp', 'synflow', 'wanda', 'asks_for']
 
-# %% ../nbs/03_criteria.ipynb #80923548
+# %% ../nbs/03_criteria.ipynb #08e2eb6e
 import inspect,itertools,zlib
 from functools import partial
 import torch
@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend,sdpa_kernel
 from torch.nn.utils.parametrize import is_parametrized
 from fastai.basics import Learner,to_device
-from .passes import check_n_batches,device_of,forward,gradients,inputs_and_targets,loss_of,mean_everywhere,together,undisturbed
+from .passes import check_n_batches,device_of,forward,inputs_and_targets,loss_of,mean_everywhere,reset_state,summed_gradients,together,undisturbed
 from .weights import unwrap
 
 # %% ../nbs/03_criteria.ipynb #0ab354ab
@@ -88,7 +88,7 @@ def updating_movmag(weights:dict, previous:dict)->dict: # As for `updating_magni
     "Magnitude times movement since the last update"
     return _each(lambda w,w0: w.abs()*(w-w0).abs(), weights, previous)
 
-# %% ../nbs/03_criteria.ipynb #4907376f
+# %% ../nbs/03_criteria.ipynb #3ee08037
 def _needs_grad(name, weights):
     for n,p in weights.items():
         if not p.requires_grad: raise ValueError(f"{name} needs gradients, and {n!r} is frozen (requires_grad=False): unfreeze it, or leave it out by `exclude`")
@@ -118,9 +118,7 @@ def snip(weights:dict, # Name -> parameter of any shape
         )->dict: # Name -> score, same shapes
     "|weight * gradient of the loss|, before training (Lee et al. 2019)"
     _needs_grad('snip', weights)
-    with undisturbed(learn), torch.enable_grad():
-        for p in learn.model.parameters(): p.grad = None
-        for _ in gradients(learn, 1 if n_batches is None else n_batches): pass
+    with summed_gradients(learn, 1 if n_batches is None else n_batches):
         grads = _has_grad('snip', weights, [p.grad for p in weights.values()])
         if not any(g.any() for g in grads.values()): raise ValueError("snip: all gradients are 0, so no weight is better than another")
         return {n:(p.detach()*grads[n]).abs() for n,p in weights.items()}
@@ -139,7 +137,7 @@ def grasp(weights:dict, # Name -> parameter of any shape
         if not batches: raise ValueError("grasp: the training DataLoader has no batches")
         def sums(f):
             "Sum over batches of a list of tensors; Dropout drops the same each time"
-            if hasattr(learn.model, 'reset'): learn.model.reset()
+            reset_state(learn)
             with torch.random.fork_rng(devices=list({p.device for p in ps if p.is_cuda})):
                 res = [f(loss_of(learn, xb, yb)) for xb,yb in batches]
             res = [sum(o) for o in zip(*res)]

@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['plot_layers', 'GradientHistogram']
 
-# %% ../nbs/06_learner.ipynb #5460b7d4
+# %% ../nbs/06_learner.ipynb #abe47b71
 import contextlib,math,warnings
 from numbers import Integral,Number
 import numpy as np, pandas as pd, torch
 from torch import nn
 from fastai.basics import Learner,patch,store_attr
-from .passes import check_n_batches,gradients,undisturbed
+from .passes import check_n_batches,gradients,summed_gradients,undisturbed
 from .weights import expand_sparsity,prunable_weights,transposed_groups,unwrap
 from .criteria import asks_for,magnitude,synflow
 from .masks import Masks,check_scope,compute_masks,count_units,lamp
 from .callback import SparsifyCallback,_nothing,ranked,set_masks
 
-# %% ../nbs/06_learner.ipynb #5d53343f
+# %% ../nbs/06_learner.ipynb #b74368f1
 def _square(weights): return sum(float(torch.linalg.vector_norm(p.detach()))**2 for p in weights.values())
 
 def _protected(scores, absolute, keep, granularity, min_density, transposed):
@@ -25,14 +25,6 @@ def _protected(scores, absolute, keep, granularity, min_density, transposed):
     sizes = {n:count_units(n, s.shape, granularity, transposed.get(n, 0)) for n,s in scores.items()}
     best = compute_masks(scores, {n:1-max(1, math.ceil(min_density*k))/k for n,k in sizes.items() if k}, 'local', granularity, keep, absolute, transposed)
     return {n:torch.where(best[n], math.inf, s.abs() if absolute else s) for n,s in scores.items()}
-
-@contextlib.contextmanager
-def _summed(learn, n_batches):
-    "Gradients summed over batches, for a criterion that takes what is there; gone afterwards"
-    with undisturbed(learn):
-        for p in learn.model.parameters(): p.grad = None
-        for _ in gradients(learn, n_batches): pass
-        yield
 
 def _as_weights(initial, weights):
     "Weights as they were at first, from a `state_dict` or a model"
@@ -51,7 +43,7 @@ def _in_steps(learn, weights, sparsity, criterion, given, keep, iterations, kind
         for i in range(1, iterations+1):
             part = lambda s: 1-(1-s)**(i/iterations)
             target = sparsity if i==iterations else {k:part(v) for k,v in sparsity.items()} if isinstance(sparsity, dict) else part(sparsity)
-            with _summed(learn, n_batches) if n_batches else contextlib.nullcontext(): scores,absolute = ranked(criterion, weights, learn.model, **given)
+            with summed_gradients(learn, n_batches) if n_batches else contextlib.nullcontext(): scores,absolute = ranked(criterion, weights, learn.model, **given)
             if scope=='lamp': scores,absolute = lamp({n:s.abs() for n,s in scores.items()} if absolute else scores),False
             if min_density and ':' not in granularity: scores,absolute = _protected(scores, absolute, keep, granularity, min_density, transposed),False
             masks = compute_masks(scores, target, 'global' if scope=='lamp' else scope, granularity, keep, absolute, transposed)

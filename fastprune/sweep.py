@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['paper_methods', 'Sweep', 'sweep']
 
-# %% ../nbs/09c_sweep.ipynb #0bd472ee
+# %% ../nbs/09c_sweep.ipynb #65825ea1
 import inspect,json,re,time,zlib
 from functools import partial
 from numbers import Integral,Number
@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd, torch
 from fastai.basics import Learner,progress_bar,set_seed
 from fastai.callback import schedule as _          # fit_one_cycle
-from .schedules import agp,iterative,ocp,one_shot,schedule_name,window
+from .schedules import agp,iterative,ocp,one_shot,window
 from .weights import check_sparsity,prunable_weights
 from .criteria import random_score,snip,synflow
 from .masks import Masks
@@ -56,7 +56,7 @@ def paper_methods(epochs:int, # Epochs in all, of each method; a multiple of 4, 
         if n not in every: raise ValueError(f"names: there is no method {n!r}, use any of {', '.join(every)}")
     return {n:every[n] for n in names or every}
 
-# %% ../nbs/09c_sweep.ipynb #f7d775c0
+# %% ../nbs/09c_sweep.ipynb #b96e3f9c
 class Sweep(pd.DataFrame):
     "A DataFrame with a row for each run, that can draw itself"
     @property
@@ -172,10 +172,11 @@ def sweep(make, # Function (seed) that returns a new Learner
     if folder: Path(folder).mkdir(parents=True, exist_ok=True)
     rows,jobs = {},[]
     for name,method in methods.items():
+        story = json.loads(json.dumps(dict(make=_story(make), method=_story(method), measure=_story(measure), n_threads=n_threads)))
         for s in sparsities:
             for seed in seeds:
-                path,story = Path(folder)/f'{name}_{s!r}_{seed}.json' if folder else None,dict(make=_story(make), method=_story(method), measure=_story(measure), n_threads=n_threads)
-                if path and path.exists(): rows[name,s,seed] = _finished(path, json.loads(json.dumps(story)))
+                path = Path(folder)/f'{name}_{s!r}_{seed}.json' if folder else None
+                if path and path.exists(): rows[name,s,seed] = _finished(path, story)
                 else: jobs.append((make, name, method, s, seed, n_threads, path, story, measure))
     if ray: done = _with_ray(jobs, ray)
     elif n_workers:
