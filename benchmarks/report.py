@@ -29,7 +29,7 @@ over['target'] = [next((v for k, v in limit.items() if s.endswith(k)), '') for s
 over['met'] = ['' if t == '' else 'yes' if r <= t else 'no' for r, t in zip(over.ratio, over.target)]
 text = f'''# Benchmarks
 
-Made by `python benchmarks/report.py` from the CSV files here, which `mask_update.py`, `overhead.py` and `connectivity.py` write. They need `pip install '.[bench]'`.
+Made by `python benchmarks/report.py` from the CSV files here, which `mask_update.py`, `overhead.py`, `connectivity.py`, `billion.py` and `soak.py` write. They need `pip install '.[bench]'`.
 Both sides run in one process, in turn; figures are medians. Machine: {df.machine[0]}.
 
 ## Training with One-Cycle Pruning to 90% over plain training
@@ -60,5 +60,28 @@ ResNet-18, 32x32 images, batches of 64, medians of {int(paths.runs[0])} runs; `r
 one bit a weight; the file of masks has a header beside the bits.
 
 {table(paths[['what', 'side', 'seconds', 'min', 'max', 'ratio', 'target', 'met']].astype(object).fillna(''))}
+'''
+big = pd.read_csv(here/'billion.csv')
+text += f'''
+## One mask update of a billion float32 weights
+
+A Transformer's, 20 layers of width 2048, to 90%, in a process that may have 16 GiB, and in two processes with a half of each weight each. In seconds: masks, and zeros by them. Memory at the peak is all of a process's,
+its weights included. `found`: weights as drawn, and as the first update has left them. What is summed up over processes is counts.
+
+{table(big.drop(columns='machine').rename(columns=lambda c: c.replace('_', ' ')))}
+'''
+soak = pd.read_csv(here/'soak.csv').fillna('')
+whole, ends = soak[soak.what == 'all'].iloc[0], soak[soak.what == 'end']
+what = soak[~soak.what.isin(['all', 'end'])].groupby('what', sort=False).apply(lambda d: ', '.join(f'{v} {n}' for v, n in zip(d['value'], d.cases)), include_groups=False)
+text += f'''
+## The soak
+
+`python benchmarks/soak.py` draws configurations, trains each, mostly stops it somewhere, goes on, and looks after every step whether masks fit, pruned weights are zero, the optimizer is plain and the sparsity is what was asked for.
+{whole.value}: {whole.cases} cases, {int(whole.steps):,} steps watched, {int(whole.failed)} failed. How they ended: {', '.join(f'{r.value} {r.cases}' for r in ends.itertuples())}. "gone on" was stopped and started again, and had the same bits as a fit that was not; "refused" raised its
+error before any training; "diverged" is NaN in the weights, which is said by name.
+
+Cases of each kind:
+
+{table(pd.DataFrame({'what': what.index, 'cases': what.values}))}
 '''
 (here/'README.md').write_text(text)

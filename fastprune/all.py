@@ -4,6 +4,7 @@ from .lr import *
 from .weights import *
 from .passes import *
 from .criteria import *
+from .files import *
 from .masks import *
 from .callback import *
 from .learner import *

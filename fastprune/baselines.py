@@ -6,7 +6,7 @@
 __all__ = ['BASELINES', 'GMP', 'DPF', 'DNW', 'STR', 'DST', 'search_strength', 'GSM', 'LC', 'GradualL2', 'RigL', 'SET', 'SNFS',
            'shared_out']
 
-# %% ../nbs/08b_baselines.ipynb #de688e53
+# %% ../nbs/08b_baselines.ipynb #c44a3b21
 import math,warnings,zlib
 from numbers import Integral,Number
 import pandas as pd, torch
@@ -16,7 +16,7 @@ from fastai.optimizer import OptimWrapper,l2_reg
 from .schedules import check_schedule,cubic,linear,one_shot,progress_at
 from .weights import normed_rows
 from .criteria import magnitude,random_score
-from .masks import Masks,compute_masks
+from .masks import Masks,check_nan,compute_masks
 from .callback import SparsifyCallback,_present,_sparsities,hold_rows
 from .resume import states_of
 from .connectivity import _evaluate,_evaluating
@@ -32,7 +32,7 @@ class GMP(SparsifyCallback):
                  **kwargs, # More for `SparsifyCallback`: criterion, granularity, include, exclude, track
                 ): super().__init__(sparsity, schedule=schedule, interval=interval, scope=scope, **{'recover':False, **kwargs})
 
-# %% ../nbs/08b_baselines.ipynb #bef67eba
+# %% ../nbs/08b_baselines.ipynb #452a3264
 class _Behind(SparsifyCallback):
     "Dense weights behind the model's: the optimizer's steps are made on them"
     dense,_swapped = None,False
@@ -70,6 +70,10 @@ class _Behind(SparsifyCallback):
 
     def after_cancel_batch(self):
         if self._active and self._swapped: self._show()
+    def after_cancel_train(self): self.after_cancel_batch()
+    def after_cancel_epoch(self):
+        self.after_cancel_batch()
+        super().after_cancel_epoch()
 
     def _forget(self):
         if self._active and self._swapped: self._show()
@@ -94,7 +98,7 @@ class DNW(DPF):
                  **kwargs, # More for `SparsifyCallback`: criterion, granularity, include, exclude, track
                 ): super().__init__(sparsity, **{'schedule':one_shot, 'interval':1, **kwargs}, scope=scope)
 
-# %% ../nbs/08b_baselines.ipynb #d3e0fa5b
+# %% ../nbs/08b_baselines.ipynb #27f90eb7
 def _at_end(pos): return float(pos>=1)
 
 def _evaluated(learn):
@@ -119,7 +123,7 @@ class _Thresholds(_HardEnd, _Behind):
     def __init__(self, sparsity, scope, include, exclude, decay):
         super().__init__(0. if sparsity is None else sparsity, schedule=_at_end, scope=scope, interval=1, include=include, exclude=exclude, recover=False)
         if decay is not None and (isinstance(decay, bool) or not isinstance(decay, Number) or decay<0): raise ValueError(f"decay={decay!r}: needs a weight decay of at least 0, or None for the optimizer's")
-        self.target,self.decay,self.thresholds,self._lists = sparsity,decay,None,{}
+        self.target,self.decay,self.thresholds,self._lists,self._states = sparsity,decay,None,{},{}
 
     def _plan_fit(self):
         super()._plan_fit()
@@ -128,27 +132,29 @@ class _Thresholds(_HardEnd, _Behind):
         self.hard,self._counts = None,None
         self.thresholds = {n:nn.Parameter(self._first_threshold(n, p)) for n,p in self._weights.items()}
         for n,p in self._weights.items(): self._lists[n] = next(ps for ps in self.opt.param_lists if any(q is p for q in ps))
-        for t in self.thresholds.values():
-            if not isinstance(self.opt, OptimWrapper): self.opt.state[t] = {} if self.decay is None else {'do_wd':False}
+        self._states = {n:{} if self.decay is None else {'do_wd':False} for n in self._weights}
         self._show()
 
     def _join(self):
         "Into the optimizer, for its step"
-        for n,t in self.thresholds.items(): self._lists[n].append(t)
+        for n,t in self.thresholds.items():
+            self._lists[n].append(t)
+            states_of(self.opt)[t] = self._states[n]
     def _leave(self):
         "Out of it: anyone who saves the optimizer finds it plain"
         for n,t in (self.thresholds or {}).items():
             i = next((i for i,q in enumerate(self._lists[n]) if q is t), None)
-            if i is not None: self._lists[n].pop(i)
+            if i is not None:
+                self._lists[n].pop(i)
+                self._states[n] = states_of(self.opt).pop(t, {})
 
     def state_dict(self):
-        state = states_of(self.opt)
-        return {**super().state_dict(), **({'thresholds':{n:[t.detach(), dict(state[t])] for n,t in self.thresholds.items()}} if self.thresholds else {})}
+        return {**super().state_dict(), **({'thresholds':{n:[t.detach(), self._states[n]] for n,t in self.thresholds.items()}} if self.thresholds else {})}
 
     def load_state_dict(self, state):
         for n,(t,kept) in state.pop('thresholds', {}).items():
             self.thresholds[n].data.copy_(t)
-            states_of(self.opt)[self.thresholds[n]] = kept
+            self._states[n] = kept
         super().load_state_dict(state)
 
     def _gradients(self):
@@ -182,10 +188,9 @@ class _Thresholds(_HardEnd, _Behind):
         if self._active and self.thresholds and not self._reached: warnings.warn(f"{type(self).__name__}: thresholds have pruned nothing, so they need more strength: see `search_strength`", stacklevel=2)
         super()._forget()
         self._leave()
-        for t in (self.thresholds or {}).values(): states_of(self.opt).pop(t, None)
         if getattr(self.opt, 'slow_weights', None) is not None:                                        # Lookahead
             self.opt.slow_weights = [slow[:len(ps)] for slow,ps in zip(self.opt.slow_weights, self.opt.param_lists)]
-        self._lists,self.thresholds = {},None
+        self._lists,self._states,self.thresholds = {},{},None
 
 class STR(_Thresholds):
     """Soft threshold reparameterisation: w = sign(w) relu(|w| - sigmoid(s)), with one s for each tensor, pulled up by weight decay (Kusupati et al. 2020, eq. 5). The paper's start
@@ -355,7 +360,7 @@ class GradualL2(_DenseUntilEnd):
         for p in self._weights.values():
             if p.grad is not None: p.grad.add_(p.detach(), alpha=strength)
 
-# %% ../nbs/08b_baselines.ipynb #c2c7b83b
+# %% ../nbs/08b_baselines.ipynb #d1b9a72d
 class _AlwaysSparse(SparsifyCallback):
     "A mask of constant size whose weights move"
     _lasting = (*SparsifyCallback._lasting, 'changes')
@@ -409,10 +414,10 @@ class _AlwaysSparse(SparsifyCallback):
 
     def _move(self, t):
         masks = Masks({n:self.learn.masks[n] for n in self._weights})
+        sizes,scores = (check_nan(o) for o in ({n:p.detach().abs() for n,p in self._weights.items()}, self._grow_by(t)))
         drops = self._drops(t)
         grows = self._growth(drops)
-        left = _smaller(masks, hold_rows({n:p.detach().abs() for n,p in self._weights.items()}, self.learn.model), drops)
-        scores = self._grow_by(t)
+        left = _smaller(masks, hold_rows(sizes, self.learn.model), drops)
         new = {n:_top(torch.where(m, -math.inf, scores[n]), grows[n]) for n,m in left.items()}
         self._hold(Masks({n:m|new[n] for n,m in left.items()}), self._how)
         self._clear({n:m & ~masks[n] for n,m in new.items()})

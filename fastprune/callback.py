@@ -21,12 +21,13 @@ from .weights import check_sparsities,expand_sparsity,normed_rows,prunable_weigh
 from .criteria import CRITERIA,asks_for,has_gradients,magnitude
 from .masks import Masks,check_bool,check_granularity,check_nan,check_scope,check_scores,compute_masks,count_units,unit_dims
 
-# %% ../nbs/05_callback.ipynb #512399e0
+# %% ../nbs/05_callback.ipynb #da78b72a
 class KeepMasks(Callback):
     "Sets pruned weights to zero after each optimizer step. Setting `learn.masks` adds it, `Learner.remove_masks` takes it away"
     order,run_valid = 70,False            # after SparsifyCallback, and after SaveModelCallback has loaded its best model
     _masks,_weights,_how = None,None,None # Masks; the weights while a fit runs; what made the masks: criterion, scope, granularity
     _fresh = False                        # Have new masks just been applied, in this step?
+    _open = False                         # Has a step begun whose `after_step` did not get here, since another callback has cancelled it?
     _change = None                        # How much `learn.prune` has changed, for ALLR, until weights are trained again
 
     def hold(self,
@@ -57,9 +58,14 @@ class KeepMasks(Callback):
             weights = dict(unwrap(self.learn.model).named_parameters())
             self._weights = {n:weights[n] for n in self._masks.check(weights)}
             self._restore("as after loading weights from before they were pruned: to train them, call `learn.remove_masks()` first")
-    def before_step(self): self._fresh = False
+    def before_step(self): self._fresh,self._open = False,True
     def after_step(self):
         if not self._fresh: self.project()
+        self._open = False
+    def after_cancel_batch(self):
+        if self._open: self.after_step()
+    def after_cancel_train(self): self.after_cancel_batch()
+    def after_cancel_epoch(self): self.after_cancel_batch()
     def after_fit(self):
         if not in_fit(self.learn) and self._weights is not None:
             if not hasattr(self.learn, 'lr_finder'): self._change = None

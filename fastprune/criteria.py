@@ -8,7 +8,7 @@ __all__ = ['CRITERIA', 'magnitude', 'squared_magnitude', 'small_magnitude', 'ran
            'updating_magnitude_increase', 'updating_movement', 'updating_movmag', 'has_gradients', 'taylor', 'snip',
            'grasp', 'synflow', 'wanda', 'asks_for']
 
-# %% ../nbs/03_criteria.ipynb #08e2eb6e
+# %% ../nbs/03_criteria.ipynb #36b2b386
 import inspect,itertools,zlib
 from functools import partial
 import torch
@@ -17,10 +17,11 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend,sdpa_kernel
 from torch.nn.utils.parametrize import is_parametrized
 from fastai.basics import Learner,to_device
+from .shards import is_dtensor,shard_like
 from .passes import check_n_batches,device_of,forward,inputs_and_targets,loss_of,mean_everywhere,reset_state,summed_gradients,together,undisturbed
 from .weights import unwrap
 
-# %% ../nbs/03_criteria.ipynb #0ab354ab
+# %% ../nbs/03_criteria.ipynb #cd571e94
 def _each(f, *dicts): return {n:f(*(d[n].detach() for d in dicts)) for n in dicts[0]}
 
 def magnitude(weights:dict, # Name -> weight of any shape
@@ -44,7 +45,8 @@ def random_score(weights:dict, # Name -> weight of any shape
     "A fixed random number for each weight: the same at every call, so that masks are nested, and no use of torch's global generator"
     def score(n, p):
         gen = torch.Generator().manual_seed(seed + zlib.crc32(n.encode()))
-        return torch.rand(p.shape, generator=gen).to(p.device)
+        x = torch.rand(p.shape, generator=gen).to(p.device)
+        return shard_like(x, p) if is_dtensor(p) else x
     return {n:score(n,p) for n,p in weights.items()}
 
 # %% ../nbs/03_criteria.ipynb #4a4f1f3d
@@ -88,7 +90,7 @@ def updating_movmag(weights:dict, previous:dict)->dict: # As for `updating_magni
     "Magnitude times movement since the last update"
     return _each(lambda w,w0: w.abs()*(w-w0).abs(), weights, previous)
 
-# %% ../nbs/03_criteria.ipynb #3ee08037
+# %% ../nbs/03_criteria.ipynb #8f377675
 def _needs_grad(name, weights):
     for n,p in weights.items():
         if not p.requires_grad: raise ValueError(f"{name} needs gradients, and {n!r} is frozen (requires_grad=False): unfreeze it, or leave it out by `exclude`")
@@ -104,7 +106,7 @@ def taylor(weights:dict, # Name -> parameter of any shape, with its gradient
     for n,p in weights.items():
         if p.grad is None: _needs_grad('taylor', {n:p})
         if p.grad is None: raise ValueError(f"taylor needs gradients, and {n!r} has none: call `loss.backward()` first, use `learn.prune(n_batches=...)`, or leave it out")
-    if not has_gradients(weights): raise ValueError("taylor needs gradients, and all are 0, as after `zero_grad`: call `loss.backward()` first, or use `learn.prune(n_batches=...)`")
+    if not has_gradients(weights): raise ValueError("taylor needs gradients, and all are 0, as after `zero_grad`, or since the network has died: call `loss.backward()` first, or use `learn.prune(n_batches=...)`")
     return {n:(p.detach()*p.grad).abs() for n,p in weights.items()}
 
 def _has_grad(name, weights, grads):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plot_layers', 'GradientHistogram']
 
-# %% ../nbs/06_learner.ipynb #abe47b71
+# %% ../nbs/06_learner.ipynb #206fb3ff
 import contextlib,math,warnings
 from numbers import Integral,Number
 import numpy as np, pandas as pd, torch
@@ -14,6 +14,7 @@ from fastai.basics import Learner,patch,store_attr
 from .passes import check_n_batches,gradients,summed_gradients,undisturbed
 from .weights import expand_sparsity,prunable_weights,transposed_groups,unwrap
 from .criteria import asks_for,magnitude,synflow
+from .files import load_sparse_masks,save_sparse
 from .masks import Masks,check_scope,compute_masks,count_units,lamp
 from .callback import SparsifyCallback,_nothing,ranked,set_masks
 
@@ -100,14 +101,15 @@ def prune(self:Learner,
     if (kept := masks.n_kept)<n and before>0: self.keep_masks._change = math.sqrt(max(0., before-_square(weights))/(before*(1-kept/n)))   # as `allr_discount`, with no copy
     elif self.keep_masks._change is None: self.keep_masks._change = 0.
 
-# %% ../nbs/06_learner.ipynb #80542ad5
+# %% ../nbs/06_learner.ipynb #15a6f8b6
 @patch
 def sparsity_report(self:Learner,
                    )->pd.DataFrame: # A row a prunable tensor and a last one 'total', by name: shape, weights, nonzero, sparsity
-    "How much of each prunable tensor is pruned: by `learn.masks` where they have it, else by its zeros. A column `empty` shows layer collapse, if there is any"
+    "How much of each prunable tensor is pruned: by `learn.masks` where they have it, else by its zeros; without those on the meta device. A column `empty` shows layer collapse, if there is any"
     masks = self.masks or {}
     weights = prunable_weights(self.model)
     weights.update({n:p for n,p in unwrap(self.model).named_parameters() if n in masks})
+    weights = {n:p for n,p in weights.items() if not p.is_meta}
     rows = [(n, 'x'.join(map(str, p.shape)), p.numel(), int(p.count_nonzero()), int(masks.get(n, p!=0).count_nonzero())) for n,p in weights.items()]
     df = pd.DataFrame(rows, columns=['name','shape','weights','nonzero','kept']).set_index('name')
     df.loc['total'] = ['', df.weights.sum(), df.nonzero.sum(), df.kept.sum()]
@@ -115,6 +117,30 @@ def sparsity_report(self:Learner,
     df['sparsity'] = 1 - df.pop('kept')/df.weights.clip(lower=1)
     if empty.any(): df['empty'] = empty
     return df
+
+# %% ../nbs/06_learner.ipynb #ef5ae94f
+@patch
+def save_sparse(self:Learner,
+                path, # File to write
+                half:bool=False, # Keep the values of tensors with zeros as float16? Half as large, and rounded
+               ):
+    "Write the model without its zeros, and its masks"
+    save_sparse(unwrap(self.model).state_dict(), path, half, self.masks)
+
+@patch
+def load_sparse(self:Learner,
+                path, # File that `save_sparse` wrote
+               ):
+    "Read a model and its masks. Raises `ValueError` for a file that is damaged or of another model, which leaves the Learner as it is"
+    state,masks = load_sparse_masks(path)
+    mine = unwrap(self.model).state_dict()
+    for n in {**mine, **state}:
+        if n not in state or n not in mine or state[n].shape!=mine[n].shape:
+            there,here = (f'of shape {tuple(d[n].shape)}' if n in d else 'missing' for d in (state,mine))
+            raise ValueError(f"{path} is of another model: {n!r} is {there} there, and {here} here")
+    self.remove_masks()
+    unwrap(self.model).load_state_dict(state)
+    if masks: set_masks(self, masks)
 
 # %% ../nbs/06_learner.ipynb #893fd862
 def plot_layers(report:pd.DataFrame, # From `learn.sparsity_report()`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REWINDS', 'KINDS', 'Ticket', 'Tickets', 'count_steps', 'Comparison']
 
-# %% ../nbs/07_lottery.ipynb #014950f2
+# %% ../nbs/07_lottery.ipynb #cfb091be
 import inspect,json,re,warnings,zlib
 from numbers import Integral,Number
 from pathlib import Path
@@ -17,7 +17,8 @@ from .criteria import magnitude
 from .masks import Masks,check_scope
 from .callback import SparsifyCallback,is_frozen
 from .passes import check_n_batches
-from .rounds import RoundStore,StateAt,bar_over,borrowed,check_rounds,load_into,load_state,load_tensors,save_state,seed_round,state_of
+from .files import load_state,load_tensors,save_state
+from .rounds import RoundStore,StateAt,bar_over,borrowed,check_rounds,load_into,seed_round,state_of
 
 # %% ../nbs/07_lottery.ipynb #d3703c2d
 def _generator(what, seed):

@@ -6,15 +6,19 @@
 __all__ = ['GRANULARITIES', 'SCOPES', 'Masks', 'check_granularity', 'unit_dims', 'count_units', 'check_scope', 'lamp',
            'layer_counts', 'check_scores', 'check_nan', 'check_bool', 'compute_masks']
 
-# %% ../nbs/04_masks.ipynb #abd9fa9b
+# %% ../nbs/04_masks.ipynb #6250a7f3
 import math,re
+from pathlib import Path
 import numpy as np, torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from .shards import Parts,agree,is_dtensor,shard_like
 from .weights import expand_sparsity
 from .selection import PIECE,NaNError,lowest
+from .radix import lowest_everywhere
+from .files import atomically
 
-# %% ../nbs/04_masks.ipynb #24f76430
+# %% ../nbs/04_masks.ipynb #1b6e7c12
 _int = {2:torch.int16, 4:torch.int32, 8:torch.int64}
 
 def _zero(w, mask):
@@ -26,16 +30,33 @@ def _zero(w, mask):
         x = bits[a:a+PIECE]
         x.mul_(buffer[:x.numel()].copy_(kept[a:a+PIECE]))
 
+def _kept(mask):
+    "How many weights a mask keeps; of a DTensor, in all processes"
+    return int(mask.sum().full_tensor()) if is_dtensor(mask) else int(mask.count_nonzero())
+
+def _alike(a, b):
+    "Two masks, both as DTensors if one is"
+    if is_dtensor(a)==is_dtensor(b): return a,b
+    return (a,shard_like(b, a)) if is_dtensor(a) else (shard_like(a, b),b)
+
+def _apply(w, mask):
+    if is_dtensor(mask) and not is_dtensor(w): raise ValueError(f"a mask is a DTensor, laid out as {mask.placements}, and its weight a plain tensor: use `.full_tensor()` of the mask")
+    if is_dtensor(w):
+        parts = Parts({'w':w})
+        w,mask = parts.local['w'],parts.part_of('w', mask)
+    _zero(w, mask.to(w.device))
+
 class Masks(dict):
     "Name -> bool tensor of the weight's shape, True where it is kept"
     def __eq__(self, other):
         "Same names and same tensors"
-        return isinstance(other, dict) and self.keys()==other.keys() and all(torch.equal(m, other[n].to(m.device)) for n,m in self.items())
+        return isinstance(other, dict) and self.keys()==other.keys() and all(m.shape==other[n].shape and torch.equal(*_alike(m, other[n].to(m.device))) for n,m in self.items())
     def __ne__(self, other): return not self==other
 
     def __repr__(self):
+        if any(map(is_dtensor, self.values())): return f"Masks of {len(self)} tensors, spread over processes: `.n_kept` and `.sparsity` count them, if all processes ask"
         line = lambda n,kept,size: f"{n}: {kept:,} of {size:,} weights kept, {100*(1-kept/size if size else 0):.4g}% pruned"
-        return '\n'.join([line('Masks', self.n_kept, sum(m.numel() for m in self.values())), *[line(f"  {n} {'x'.join(map(str, m.shape))}", int(m.count_nonzero()), m.numel()) for n,m in self.items()]])
+        return '\n'.join([line('Masks', self.n_kept, sum(m.numel() for m in self.values())), *[line(f"  {n} {'x'.join(map(str, m.shape))}", _kept(m), m.numel()) for n,m in self.items()]])
 
     @property
     def density(self)->float: # Fraction of weights that are kept
@@ -51,7 +72,7 @@ class Masks(dict):
     @property
     def n_kept(self)->int: # Number of weights that are kept
         "Number of weights that are kept"
-        return sum(int(m.count_nonzero()) for m in self.values())
+        return sum(map(_kept, self.values()))
 
     def jaccard(self,
                 other:dict, # Masks of the same weights
@@ -59,7 +80,7 @@ class Masks(dict):
         "1 - |A and B| / |A or B| of the kept sets (mask distance of Srinivas et al. 2022, table 5)"
         if self.keys()!=other.keys(): raise ValueError(f"masks of other weights: {sorted(self.keys()^other.keys())[0]!r} is in one of them alone")
         self.check(other)
-        both,either = (sum(int(f(m, other[n].to(m.device)).count_nonzero()) for n,m in self.items()) for f in (torch.logical_and, torch.logical_or))
+        both,either = (sum(_kept(f(*_alike(m, other[n].to(m.device)))) for n,m in self.items()) for f in (torch.logical_and, torch.logical_or))
         return 1-both/either if either else 0.
 
     def copy(self)->'Masks': return type(self)(self)
@@ -78,15 +99,18 @@ class Masks(dict):
                weights:dict, # Name -> tensor, changed in place
               )->dict: # `weights`
         "Set pruned weights to exactly 0"
-        for n,m in self.check(weights).items(): _zero(weights[n], m.to(weights[n].device))
+        for n,m in self.check(weights).items(): _apply(weights[n], m)
         return weights
 
     def save(self,
              path, # File to write, in safetensors format with 1 bit a weight
             ):
-        "Write to `path`"
-        packed = {n:torch.from_numpy(np.packbits(m.flatten().cpu().numpy())) for n,m in self.items()}
-        save_file(packed, path, metadata={'format':'fastprune masks', **{f'shape {n}':','.join(map(str, m.shape)) for n,m in self.items()}})
+        "Write to `path`. DTensors are gathered one after the other: all processes of their mesh have to call it, and its first one writes. Of pieces of plain tensors, each process writes its own: give each a name"
+        packed = {n:torch.from_numpy(np.packbits((m.full_tensor() if is_dtensor(m) else m).flatten().cpu().numpy())) for n,m in self.items()}
+        spread = next(filter(is_dtensor, self.values()), None)
+        if spread is not None and any(spread.device_mesh.get_coordinate()): return
+        meta = {'format':'fastprune masks', **{f'shape {n}':','.join(map(str, m.shape)) for n,m in self.items()}}
+        atomically(lambda p: save_file(packed, p, metadata=meta), Path(path), every=True)
 
     @classmethod
     def load(cls,
@@ -159,13 +183,14 @@ def count_units(name:str, shape, granularity:str, transposed:int=0)->int: # As f
     shape = _conv_shape(shape, transposed)
     return math.prod(shape)//max(1, nm[1]-nm[0] if nm else math.prod(shape[d] for d in dims))
 
-# %% ../nbs/04_masks.ipynb #270c8744
+# %% ../nbs/04_masks.ipynb #8c5e3fa3
 class _Units:
     "A tensor as units: their scores, how many weights pruning one takes, and a mask of units as one of weights"
-    def __init__(self, name, scores, granularity, absolute, transposed, keep=None):
+    def __init__(self, name, scores, granularity, absolute, transposed, keep=None, whole=None):
         x = scores.detach()
-        self.n_weights = x.numel()
+        self.n_weights = math.prod(x.shape if whole is None else whole)           # of which this may be a part
         self.nm,self.groups = check_granularity(granularity),transposed if granularity!='weight' else 0
+        self.whole = _conv_shape(x.shape if whole is None else whole, self.groups)
         if self.groups: x = self._as_conv(x)
         self.shape,self.dims = x.shape,unit_dims(name, x.shape, granularity)       # [out, in, ...]
         if self.nm: self._blocks(x.abs() if absolute else x, keep)
@@ -206,7 +231,7 @@ class _Units:
         if self.groups: kept = kept.reshape(self.groups, -1, *kept.shape[1:]).transpose(1,2).flatten(0,1)
         return kept.contiguous()
 
-# %% ../nbs/04_masks.ipynb #5e737574
+# %% ../nbs/04_masks.ipynb #cf389218
 SCOPES = ('local', 'global', 'erk', 'balanced', 'lamp', 'uniform')
 
 def check_scope(scope:str, # Anything
@@ -223,6 +248,7 @@ def lamp(scores:dict, # Name -> float tensor of at least 0, larger = keep; such 
         )->dict: # Name -> float64 tensor in [0,1], same shapes, to be ranked all together
     "Layer-adaptive scores: the square of each over the sum of the squares of its tensor that are not smaller (Lee et al. 2021, eq. 5)"
     def one(n, s):
+        if is_dtensor(s): raise ValueError(f"scores[{n!r}] is a DTensor, and LAMP ranks each weight within its whole tensor: use another scope")
         x = s.detach().flatten().double().square()
         if (top := x==math.inf).any(): x = torch.where(top, 2*x[~top].sum()+1, x)       # what has to stay, as in rows under weight_norm
         if (s<0).any(): raise ValueError(f"scores[{n!r}] has negative scores, and LAMP has no meaning for them: use another scope, or a criterion such as `magnitude`")
@@ -251,7 +277,7 @@ def layer_counts(shapes:dict, # Name -> shape
     for n in sorted(exact, key=lambda n: kept[n]-exact[n])[:rest]: kept[n] += 1        # the largest fractions are rounded up
     return {n:size-kept[n] for n,size in sizes.items()}
 
-# %% ../nbs/04_masks.ipynb #df89f416
+# %% ../nbs/04_masks.ipynb #8769cbce
 def check_scores(scores, # Anything, from a criterion
                  weights:dict|None=None, # Name -> weight that the scores are for, if there are any to compare with
                 ): # `scores`, if they are sound; else raises `ValueError`
@@ -263,6 +289,7 @@ def check_scores(scores, # Anything, from a criterion
     for n,s in scores.items():
         if not isinstance(s, torch.Tensor) or not s.is_floating_point():
             raise ValueError(f"scores[{n!r}] is {s.dtype if isinstance(s, torch.Tensor) else type(s).__name__}: needs a tensor of floats")
+        if s.is_meta: raise ValueError(f"{n!r} is on the meta device, where there are no values: load its weights first, or leave it out by `exclude`")
         if weights is not None and s.shape!=weights[n].shape:
             raise ValueError(f"scores[{n!r}] has shape {tuple(s.shape)}: needs the weight's, {tuple(weights[n].shape)}")
     return scores
@@ -271,6 +298,7 @@ def check_nan(scores:dict, # Name -> tensor
              )->dict: # `scores`, if there is no NaN; else raises `ValueError`
     "Make sure that there is no NaN in `scores`"
     for n,s in scores.items():
+        if s.is_meta: raise ValueError(f"{n!r} is on the meta device, where there are no values: load its weights first, or leave it out by `exclude`")
         if s.isnan().any(): raise ValueError(f"scores[{n!r}] has NaN: has training diverged, or does the criterion divide by 0?")
     return scores
 
@@ -287,8 +315,9 @@ def _check_keep(keep, scores):
     for n,s in scores.items():
         if n not in check_bool(keep, 'keep') or keep[n].shape!=s.shape:
             raise ValueError(f"keep[{n!r}]: needs a mask of shape {tuple(s.shape)}, got {tuple(keep[n].shape) if n in keep else 'none'}")
+        if is_dtensor(keep[n]) and not is_dtensor(s): raise ValueError(f"keep[{n!r}] is a DTensor, and its scores are not: use `.full_tensor()` of the mask")
 
-# %% ../nbs/04_masks.ipynb #9b827bb7
+# %% ../nbs/04_masks.ipynb #5ff036aa
 def compute_masks(scores:dict, # Name -> float tensor, larger = keep
                   sparsity:float|dict, # Fraction of zeros in [0,1); for local scope also by name or pattern, tensors without one stay whole
                   scope:str='local', # 'local' = 'uniform' (each tensor reaches `sparsity`), or all together do: 'global', 'erk', 'balanced', 'lamp'
@@ -296,43 +325,74 @@ def compute_masks(scores:dict, # Name -> float tensor, larger = keep
                   keep:dict|None=None, # Masks to stay inside of: what they prune stays pruned
                   absolute:bool=False, # Rank |score|: `compute_masks(weights, s, absolute=True)` is magnitude without a copy of the weights
                   transposed:dict|None=None, # Groups of each transposed convolution, by name, since their weights are [in, out/groups, ...]
-                 )->Masks: # A mask for each score, on its device
+                  group=None, # Process group, if scores are this process's pieces of plain tensors, along the first dimension, in the order of ranks; DTensors need none
+                 )->Masks: # A mask for each score, on its device, and laid out as it is
     """Masks that prune the lowest scores; of equal ones those that come first. *Exact*: of the n weights (or rows, filters, ...) of each tensor,
     or of all together, round(s*n) are pruned, more only if `keep` has pruned more. Units of different sizes that are ranked together come as near as whole units
-    can. Raises `ValueError` for a sparsity outside [0,1), an unknown scope or granularity or one that a tensor can't have, and NaN in a score"""
-    scope = check_scope(scope, sparsity)
-    check_granularity(granularity, sparsity)
+    can. DTensors and pieces are pruned as the whole would be, to the bit, without gathering it: all processes have to call. Raises `ValueError` for a sparsity outside [0,1), an unknown scope
+    or granularity or one that a tensor can't have, and NaN in a score"""
+    check = lambda: _check_all(scores, sparsity, scope, granularity, keep)
+    if group is not None:
+        dtypes = {n:getattr(s, 'dtype', None) for n,s in scores.items()} if isinstance(scores, dict) else None
+        agree(check, dict(scores=dtypes, sparsity=sparsity, scope=scope, granularity=granularity, keep=keep is not None, absolute=absolute, transposed=transposed), group)
+    scope,parts = check(),Parts.of(scores, group)
+    if parts is not None: _check_parts(parts, scope, granularity, transposed)
     if scope=='lamp': scores,scope,absolute = lamp({n:s.abs() for n,s in scores.items()} if absolute else scores),'global',False
-    target = expand_sparsity(sparsity, check_scores(scores))
-    if keep is not None: _check_keep(keep, scores)
-    units = {n:_Units(n, s, granularity, absolute, (transposed or {}).get(n, 0), keep and keep[n]) for n,s in scores.items()}
+    target = expand_sparsity(sparsity, scores)
+    if parts is not None: scores,keep = parts.local,keep and {n:parts.part_of(n, keep[n]) for n in scores}
+    units = {n:_Units(n, s, granularity, absolute, (transposed or {}).get(n, 0), keep and keep[n], parts and parts.shapes[n]) for n,s in scores.items()}
     inside = {n:None if keep is None else u.keep(keep[n]) for n,u in units.items()}
     absolute = absolute and granularity=='weight'                # the scores of other units are means of absolute values already
     try:
-        if scope=='global': kept = _together(units, float(sparsity), inside, absolute)
-        else: kept = _one_by_one(units, _counts(units, target, sparsity, scope), inside, absolute)
+        if scope=='global': kept = _together(units, float(sparsity), inside, absolute, parts)
+        else: kept = _one_by_one(units, _counts(units, target, sparsity, scope), inside, absolute, parts)
     except NaNError:
         check_nan(scores)
-        raise ValueError(f"the mean score of a {granularity} is not a number: there is inf and -inf among its scores")
+        if parts is not None and granularity=='weight': raise ValueError("the scores of another process have NaN: has training diverged, or does the criterion divide by 0?")
+        raise ValueError(f"the mean score of a {granularity} is not a number{'' if parts is None else ', here or in another process'}: there is inf and -inf among its scores")
     masks = Masks({n:u.weights(kept.pop(n)) for n,u in units.items()})
     if keep is not None and granularity!='weight':                              # masks of finer units than these, say
         for n,m in masks.items(): m.logical_and_(keep[n].to(m.device))
-    return masks
+    return masks if parts is None else Masks({n:parts.wrap(n, m) for n,m in masks.items()})
+
+def _check_all(scores, sparsity, scope, granularity, keep):
+    scope = check_scope(scope, sparsity)
+    check_granularity(granularity, sparsity)
+    expand_sparsity(sparsity, check_scores(scores))
+    if keep is not None: _check_keep(keep, scores)
+    return scope
+
+def _check_parts(parts, scope, granularity, transposed):
+    if scope=='lamp': raise ValueError("scope='lamp' ranks each weight within its whole tensor, and these are spread over processes: use another scope")
+    if granularity=='weight': return
+    for n,shape in parts.shapes.items():
+        groups,split = (transposed or {}).get(n, 0),parts.split_dims(n)
+        if 0 in unit_dims(n, shape, granularity, groups) and split or split-{0} or split and groups:
+            raise ValueError(f"granularity={granularity!r}: those of {n!r} are spread over processes: use 'weight', or one whose units each process has as wholes")
 
 def _counts(units, target, sparsity, scope):
     "How many units of each tensor to prune"
     if scope=='local': return {n:round(target.get(n, 0.)*u.n_weights/u.size) for n,u in units.items()}
-    return {n:round(k/units[n].size) for n,k in layer_counts({n:u.shape for n,u in units.items()}, sparsity, scope).items()}
+    return {n:round(k/units[n].size) for n,k in layer_counts({n:u.whole for n,u in units.items()}, sparsity, scope).items()}
 
-def _one_by_one(units, counts, inside, absolute):
+def _everywhere(units, ks, inside, absolute, parts):
+    keep = None if None in inside.values() else list(inside.values())
+    kept = lowest_everywhere([u.scores for u in units.values()], parts, list(units), [u.n_weights//(u.nm[1] if u.nm else u.size) for u in units.values()], ks, absolute, keep, any(u.nm or u.dims for u in units.values()))
+    return dict(zip(units, kept))
+
+def _one_by_one(units, counts, inside, absolute, parts):
+    if parts is not None: return _everywhere(units, list(counts.values()), inside, absolute, parts)
     scratch = {}
     return {n:lowest([u.scores], counts[n], absolute, None if inside[n] is None else [inside[n]], scratch)[0] for n,u in units.items()}
 
-def _together(units, sparsity, inside, absolute):
+def _together(units, sparsity, inside, absolute, parts):
     "All units ranked together"
     scores,sizes = [u.scores for u in units.values()],[u.size for u in units.values()]
     keep = None if None in inside.values() else list(inside.values())
     n_prune = round(sparsity*sum(u.n_weights for u in units.values()))
+    if parts is not None:
+        if len(set(sizes))>1: raise ValueError("scope='global': units of different sizes, spread over processes, can't be ranked together: use scope='local', 'erk' or 'balanced'")
+        return _everywhere(units, [round(n_prune/sizes[0])], inside, absolute, parts)
     if len(set(sizes))<2: kept = lowest(scores, round(n_prune/max(sizes, default=1)), absolute, keep)
     else: kept = _lowest_units(scores, sizes, n_prune, keep)
     return dict(zip(units, kept))

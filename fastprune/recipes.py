@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REWIND', 'group_rates', 'BudgetedCallback']
 
-# %% ../nbs/09_recipes.ipynb #862df7c7
+# %% ../nbs/09_recipes.ipynb #715d635f
 import inspect,math
 from functools import partial
 from numbers import Integral,Number
@@ -18,7 +18,8 @@ from .weights import check_sparsity,transposed_groups
 from .criteria import magnitude,random_score
 from .callback import SparsifyCallback,_present,is_frozen
 from .learner import GradientHistogram
-from .rounds import BestEpoch,RoundStore,Rounds,StateAt,check_rounds,load_into,load_state,run_rounds,save_state,seed_round,smaller_is_better,state_of
+from .files import load_state,save_state
+from .rounds import BestEpoch,RoundStore,Rounds,StateAt,check_rounds,load_into,run_rounds,seed_round,smaller_is_better,state_of
 
 # %% ../nbs/09_recipes.ipynb #32cb294b
 def _whole(least=1, **named):

@@ -6,7 +6,7 @@
 __all__ = ['rng_state', 'set_rng_state', 'pack', 'unpack', 'states_of', 'opt_state', 'load_opt_state', 'fit_state', 'restore_fit',
            'Checkpoint']
 
-# %% ../nbs/06c_resume.ipynb #85d9b14c
+# %% ../nbs/06c_resume.ipynb #0b1ffc73
 import json,random
 from collections.abc import Mapping
 from numbers import Integral,Number
@@ -14,18 +14,19 @@ from pathlib import Path
 import numpy as np, torch
 from fastai.basics import Callback,CancelEpochException,CancelFitException,L,Learner,OptimWrapper,Recorder,num_distrib,rank_distrib
 from .schedules import schedule_name
-from .passes import together
+from .passes import together,train_loader
 from .weights import unwrap
 from .masks import Masks
 from .callback import KeepMasks,SparsifyCallback,in_fit,set_masks
-from .rounds import _short,load_into,load_tensors,save_state
+from .files import load_tensors,save_state
+from .rounds import _short,load_into
 
-# %% ../nbs/06c_resume.ipynb #39d8a857
+# %% ../nbs/06c_resume.ipynb #96915339
 def rng_state(learn:Learner,
              )->dict: # For `set_rng_state`: numbers, strings, lists and tensors alone
     "The state of all random numbers that training uses"
     name,keys,*rest = np.random.get_state()
-    rng,gen = (getattr(learn.dls.train, k, None) for k in ('rng','generator'))
+    rng,gen = (getattr(train_loader(learn), k, None) for k in ('rng','generator'))
     listed = lambda s: [s[0], list(s[1]), s[2]]
     return dict(python=listed(random.getstate()), numpy=[name, torch.from_numpy(keys.astype(np.int64)), *rest], torch=torch.get_rng_state(), cuda=[torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_initialized() else [],
                 loader=listed(rng.getstate()) if rng else None, generator=gen.get_state() if gen else None)
@@ -40,10 +41,11 @@ def set_rng_state(learn:Learner,
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state['torch'])
     for i,s in enumerate(state['cuda'][:torch.cuda.device_count()]): torch.cuda.set_rng_state(s, i)
-    if state['loader'] and hasattr(learn.dls.train, 'rng'):
-        learn.dls.train.rng = random.Random()
-        learn.dls.train.rng.setstate(tupled(state['loader']))
-    if state['generator'] is not None and getattr(learn.dls.train, 'generator', None): learn.dls.train.generator.set_state(state['generator'])
+    dl = train_loader(learn)
+    if state['loader'] and hasattr(dl, 'rng'):
+        dl.rng = random.Random()
+        dl.rng.setstate(tupled(state['loader']))
+    if state['generator'] is not None and getattr(dl, 'generator', None): dl.generator.set_state(state['generator'])
 
 # %% ../nbs/06c_resume.ipynb #ef9dfd70
 def pack(obj, # Dicts with names or whole numbers as keys, lists, tensors, numbers, strings, None

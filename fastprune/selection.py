@@ -31,7 +31,7 @@ def _put(x, idx, values):
     if _on_cpu(x): x.numpy()[idx.numpy()] = values.numpy()
     else: x[idx] = values
 
-# %% ../nbs/03b_selection.ipynb #d6bab14b
+# %% ../nbs/03b_selection.ipynb #b44fd730
 class Pieces:
     "Tensors as flat pieces in order; of scores, or of their absolute values, and where `keep` is False they don't count"
     def __init__(self, tensors, absolute=False, keep=None, scratch=None):
@@ -48,6 +48,13 @@ class Pieces:
         for i,(x,n) in enumerate(zip(self.xs, self.sizes)):
             size = PIECE if _on_cpu(x) else PIECE_ELSEWHERE
             yield from ((i,slice(a, min(a+size, n))) for a in range(0, n, size))
+
+    def count_nan(self):
+        "In how many pieces there is NaN among what counts"
+        def bad(i, where):
+            nan = self.read(i, where).isnan()
+            return bool((nan if self.keep is None else nan.logical_and_(self.keep[i][where])).any())
+        return sum(bad(*at) for at in self)
 
     def buffer(self, like, dtype):
         "A buffer as long as `like`, on its device, the same one at each call"
@@ -85,7 +92,7 @@ class Pieces:
         res = torch.cat(res)
         return _sorted(res.abs() if self.absolute else res)
 
-# %% ../nbs/03b_selection.ipynb #89ebe4ed
+# %% ../nbs/03b_selection.ipynb #2e2b407e
 def lowest(tensors:list, # Float tensors of any shapes, on any devices; ranked together
            k:int, # How many to prune, from 0 to all
            absolute:bool=False, # Rank absolute values?
@@ -98,7 +105,7 @@ def lowest(tensors:list, # Float tensors of any shapes, on any devices; ranked t
     flat = [m.view(-1) for m in masks]
     k -= p.total-p.n
     if not 0<k<p.n:
-        if any(bool(p.read(*at).isnan().any()) for at in p): raise NaNError
+        if p.count_nan(): raise NaNError
         for i,m in enumerate(flat): m.copy_(p.keep[i]) if k<=0 and p.keep else m.fill_(k<=0)
     else: (_directly if p.n<=SMALL else _by_bracket)(p, k, flat)
     return masks

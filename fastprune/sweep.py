@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['paper_methods', 'Sweep', 'sweep']
 
-# %% ../nbs/09c_sweep.ipynb #65825ea1
+# %% ../nbs/09c_sweep.ipynb #7516e69b
 import inspect,json,re,time,zlib
 from functools import partial
 from numbers import Integral,Number
@@ -18,7 +18,8 @@ from .weights import check_sparsity,prunable_weights
 from .criteria import random_score,snip,synflow
 from .masks import Masks
 from .callback import SparsifyCallback
-from .rounds import _atomically,seed_round
+from .files import atomically
+from .rounds import seed_round
 from . import analysis as _, baselines as _, lottery as _, recipes as _          # what methods use in other processes
 
 # %% ../nbs/09c_sweep.ipynb #2f742091
@@ -56,7 +57,7 @@ def paper_methods(epochs:int, # Epochs in all, of each method; a multiple of 4, 
         if n not in every: raise ValueError(f"names: there is no method {n!r}, use any of {', '.join(every)}")
     return {n:every[n] for n in names or every}
 
-# %% ../nbs/09c_sweep.ipynb #b96e3f9c
+# %% ../nbs/09c_sweep.ipynb #a5337b5f
 class Sweep(pd.DataFrame):
     "A DataFrame with a row for each run, that can draw itself"
     @property
@@ -118,7 +119,7 @@ def _run_one(make, name, method, sparsity, seed, n_threads, path, story, measure
     finally:
         torch.set_num_threads(threads)
         torch.set_rng_state(state)
-    if path: _atomically(lambda p: p.write_text(json.dumps(dict(run=story, row=row))), path)
+    if path: atomically(lambda p: p.write_text(json.dumps(dict(run=story, row=row))), path)
     return row
 
 def _finished(path, story):

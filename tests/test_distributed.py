@@ -1,19 +1,24 @@
 "Several processes have the same masks, to the bit, and the files are those of the first"
 import json, os, subprocess, sys
 from pathlib import Path
-import pytest
+import pytest, torch
 from fastprune.all import Masks, Ticket, load_tensors
 
 pytest.importorskip('accelerate')
 here = Path(__file__).parent
 
 
+def launch(n, *args):
+    env = {**os.environ, 'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
+    r = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(n), here/'launch.py', *args], capture_output=True, text=True, env=env, timeout=300)
+    assert r.returncode == 0, r.stderr[-3000:]
+    return r.stdout
+
+
 @pytest.mark.parametrize('n', [2, 4])
 def test_example(tmp_path, n):
-    env = {**os.environ, 'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
-    r = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(n), here/'launch.py', here.parent/'examples'/'distributed.py', tmp_path], capture_output=True, text=True, env=env, timeout=300)
-    assert r.returncode == 0, r.stderr[-3000:]
-    assert r.stdout.count('epoch     train_loss') == 0 or r.stdout.count('sparsity') == 5                     # each table once
+    out = launch(n, here.parent/'examples'/'distributed.py', tmp_path)
+    assert out.count('epoch     train_loss') == 0 or out.count('sparsity') == 5                     # each table once
     for name, s in dict(OCP=0.9, taylor=0.9, DPF=0.8, RigL=0.8, STR=0.8, snip=0.9, grasp=0.9, wanda=0.9, synflow=0.9, random_score=0.9).items():
         masks = [Masks.load(tmp_path/f'{name}_{i}.safetensors') for i in range(n)]
         assert all(m == masks[0] for m in masks) and (masks[0].sparsity == pytest.approx(s, abs=2e-3) or name == 'STR' and masks[0].sparsity > s) and not any('module.' in k for k in masks[0]), name
@@ -22,3 +27,24 @@ def test_example(tmp_path, n):
     assert Ticket.load(tmp_path/'ticket.safetensors').sparsity == pytest.approx(0.5, abs=1e-2)
     assert len(json.loads((tmp_path/'tickets'/'rounds.json').read_text())['rows']) == 2
     for name in ('OCP', 'DPF', 'STR'): load_tensors(tmp_path/'models'/f'{name}.safetensors')
+
+
+@pytest.mark.parametrize('n', [2, 4])
+def test_going_on_and_what_each_evaluates(tmp_path, n):
+    for part in ('whole', 'stopped', 'again'): launch(n, here/'distributed.py', tmp_path, part)
+    launch(1, here/'distributed.py', tmp_path, 'alone')
+    for name in ('OCP', 'RigL'):
+        states = [torch.load(tmp_path/f'{name} {part} {i}.pth') for part in ('whole', 'again') for i in range(n)]
+        assert all(s.keys() == states[0].keys() for s in states)
+        for k in states[0]:
+            same = [torch.equal(s[k], states[0][k]) for s in states]
+            assert all(same) or 'running' in k and all(torch.equal(a[k], b[k]) for a, b in zip(states, states[n:])), (name, k)        # BatchNorm's statistics are each process's own
+    numbers = [json.loads((tmp_path/f'numbers {i}.json').read_text()) for i in range(n)]
+    alone = json.loads((tmp_path/'alone.json').read_text())
+    items = 360
+    for o in numbers:
+        assert o['seen'] <= 3*(items/n+64) and all(o[k] == numbers[0][k] for k in ('losses', 'instability', 'sparsity', 'accuracy'))
+        assert o['losses'] == pytest.approx(alone, rel=1e-4)
+    assert sum(o['seen'] for o in numbers) >= 3*items and numbers[0]['sparsity'] == pytest.approx([0, 0.5, 0.75], abs=0.01)
+    tickets = [torch.load(tmp_path/f'tickets {i}.pth') for i in range(n)]
+    assert tickets[0] and all(torch.equal(t[k], m) for t in tickets for k, m in tickets[0].items())

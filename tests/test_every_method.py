@@ -2,8 +2,9 @@
 import copy, pickle, warnings
 from functools import partial
 import pytest, torch
-from fastai.basics import Callback, CancelBatchException, CancelStepException, L, OptimWrapper, SGD, load_learner, params, ranger
-from fastai.callback.all import EarlyStoppingCallback, GradientAccumulation, GradientClip, ReduceLROnPlateau, SaveModelCallback, ShortEpochCallback
+from fastai.basics import Callback, CancelBatchException, CancelEpochException, CancelStepException, CancelTrainException, L, OptimWrapper, SGD, load_learner, params, ranger
+from fastai.callback.all import (ChannelsLast, EarlyStoppingCallback, GradientAccumulation, GradientClip, MixedPrecision, MixUp, ModelResetter, ParamScheduler,
+                                 ReduceLROnPlateau, SaveModelCallback, SchedCos, ShortEpochCallback)
 from torch import nn
 from fastprune.all import *
 from test_callback import Check, zeros_and_masks_agree
@@ -94,21 +95,84 @@ class SkipSome(Callback):
         if self.iter % 4 == 3 or self.iter == self.n_iter - 1: raise CancelStepException()
 
 
+class OnCPU(MixedPrecision):
+    "fastai's mixed precision is one of GPUs: here with a CPU's autocast and loss scaling, from a scale so high that the first steps overflow"
+    def before_fit(self):
+        super().before_fit()
+        self.skipped_steps, self.autocast, self.learn.scaler = 0, torch.autocast('cpu', torch.float16 if self.kwargs['enabled'] else torch.bfloat16), torch.amp.GradScaler('cpu', init_scale=2.**24, growth_interval=7, **self.kwargs)
+    def after_cancel_step(self): self.skipped_steps += 1
+
+
+class Average(Callback):
+    "An exponential moving average of the weights, as torch's own"
+    order, run_valid = 75, False
+    def before_train(self):
+        if self.epoch == 0: self.avg = torch.optim.swa_utils.AveragedModel(self.learn.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
+    def after_step(self): self.avg.update_parameters(self.learn.model)
+
+
+class WithReset(nn.Sequential):
+    n_resets = 0
+    def reset(self): self.n_resets += 1
+
+
+@every
+def test_overflow_in_fp16(learner, fit, method):
+    "The first steps are skipped, and those after each doubling of the scale that was too much"
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
+    learn, mixed = learner(model, opt_func=SGDM, wd=0.01), OnCPU()
+    fit(learn, 2, 0.02, cbs=[method(0.8), mixed, GradientClip(1.), ParamScheduler({'lr': SchedCos(0.02, 0.001)}), Zeros()])
+    assert mixed.skipped_steps >= 3 and is_exact(learn) and is_plain(learn) and all(torch.isfinite(p).all() and p.dtype == torch.float32 for p in learn.model.parameters())
+
+
+@every
+def test_among_friends(learner, fit, method):
+    learn, average = learner(WithReset(*digits_convnet(widths=(8, 16, 16))), opt_func=SGDM, wd=0.01), Average()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        fit(learn, 3, 0.02, cbs=[method(0.8), OnCPU('bf16'), MixUp(0.4), ChannelsLast(), ModelResetter(), average, SaveModelCallback(at_end=True), EarlyStoppingCallback(patience=9), Zeros()])
+    assert is_exact(learn) and is_plain(learn) and learn.model.n_resets > 5
+    ps = dict(average.avg.module.named_parameters())
+    gone = {n: ~m for n, m in learn.masks.items()}
+    learn.masks.apply_(ps)                                                   # what an average remembers of pruned weights goes by one line
+    assert all(not ps[n][m].any() for n, m in gone.items())
+
+
+@every
+def test_compiled(learner, fit, method):
+    learn = fit(learner(torch.compile(digits_convnet(widths=(8, 16, 16)), backend='eager'), opt_func=SGDM, wd=0.01), 2, 0.02, cbs=[method(0.8), GradientAccumulation(128)])
+    ps = dict(learn.model._orig_mod.named_parameters())
+    assert set(learn.masks) <= set(ps) and all(not ps[n][~m].any() for n, m in learn.masks.items()) and learn.masks.sparsity == pytest.approx(0.8, abs=2e-3)
+
+
+class Zeros(Callback):
+    order = 99
+    def after_batch(self): assert (self.learn.masks is None or zeros_or_masks(self.learn)) and is_plain(self.learn)
+    def after_train(self): self.after_batch()
+
+
 class CancelLate(Callback):
     "After the callback's own before_step"
     order = 95
     def before_step(self):
+        if (self.epoch, self.iter) == (0, 20): raise CancelTrainException()
         if self.iter % 5 == 2: raise CancelBatchException()
         if self.iter % 5 == 4: raise CancelStepException()
 
 
+class CancelBetween(Callback):
+    "Between the optimizer's step and what sets pruned weights to zero"
+    def __init__(self, order): self.order = order
+    def after_step(self):
+        if self.iter % 3 == 1: raise CancelBatchException()
+        if (self.epoch, self.iter) == (0, 20): raise CancelTrainException()
+        if (self.epoch, self.iter) == (1, 12): raise CancelEpochException()
+
+
 @every
-@pytest.mark.parametrize('cbs', [lambda: [GradientAccumulation(128), GradientClip(0.5)], lambda: SkipSome(), lambda: CancelLate()], ids=['accumulation', 'skipped', 'cancelled'])
+@pytest.mark.parametrize('cbs', [lambda: [GradientAccumulation(128), GradientClip(0.5)], lambda: SkipSome(), lambda: CancelLate(), lambda: CancelBetween(60), lambda: CancelBetween(0)], ids=['accumulation', 'skipped', 'cancelled', 'between', 'before'])
 def test_steps_that_do_not_happen(learner, fit, method, cbs):
     learn = learner(opt_func=SGDM, wd=0.01)
-    class Zeros(Callback):
-        order = 99
-        def after_batch(self): assert self.learn.masks is None or zeros_or_masks(self.learn)
     fit(learn, 2, 0.02, cbs=[method(0.8), Zeros(), *L(cbs())])
     assert is_exact(learn) and is_plain(learn)
 

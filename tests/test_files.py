@@ -4,7 +4,7 @@ import pytest, torch
 from fastai.basics import SGD
 from safetensors.torch import save_file
 from fastprune.all import *
-from fastprune.rounds import load_tensors
+from fastprune.files import load_sparse, load_tensors, save_sparse
 
 
 @pytest.fixture
@@ -15,12 +15,13 @@ def files(learner, fit, tmp_path):
     learn.masks.save(tmp_path/'masks.safetensors')
     Ticket(state_of(learn), learn.masks, {'accuracy': 0.5}).save(tmp_path/'ticket.safetensors')
     save_state(learn.model.state_dict(), tmp_path/'state.safetensors')
+    save_sparse(learn.model.state_dict(), tmp_path/'sparse.safetensors', masks=learn.masks)
     def resumed(path):
         other = learner(opt_func=SGD)
         fit(other, 1, 0.02, cbs=[SparsifyCallback(0.8), Checkpoint(path.stem)])
         return state_of(other)
     return {'masks': (tmp_path/'masks.safetensors', Masks.load), 'ticket': (tmp_path/'ticket.safetensors', lambda p: Ticket.load(p).state), 'state': (tmp_path/'state.safetensors', load_state),
-            'checkpoint': (tmp_path/'models'/'run.safetensors', resumed)}
+            'sparse': (tmp_path/'sparse.safetensors', load_sparse), 'checkpoint': (tmp_path/'models'/'run.safetensors', resumed)}
 
 
 def damaged(data, rng):
@@ -81,3 +82,50 @@ def test_shapes_are_checked_before_memory_is_taken(tmp_path, shape, bits):
 def test_files_that_are_not_there(tmp_path):
     for load in (Masks.load, Ticket.load, load_state):
         with pytest.raises((FileNotFoundError, ValueError)): load(tmp_path/'nothing')
+
+
+@pytest.mark.parametrize('sparsity,limit', [(0.9, 0.14), (0.95, 0.09)])
+def test_small_files(tmp_path, sparsity, limit):
+    "Smaller than dense ones by what the zeros took, and equal to the bit; read in a process that has no fastai"
+    import subprocess, sys
+    model = torch.nn.Sequential(torch.nn.Linear(512, 1024), torch.nn.BatchNorm1d(1024), torch.nn.ReLU(), torch.nn.Linear(1024, 256))
+    weights = {n: p.data for n, p in model.named_parameters() if p.ndim > 1}
+    compute_masks(weights, sparsity, 'global', absolute=True).apply_(weights)
+    save_sparse(model.state_dict(), tmp_path/'small.safetensors')
+    save_file(model.state_dict(), tmp_path/'dense.safetensors')
+    assert (tmp_path/'small.safetensors').stat().st_size <= limit*(tmp_path/'dense.safetensors').stat().st_size
+    back = load_sparse(tmp_path/'small.safetensors')
+    assert list(back) == list(model.state_dict()) and all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(back.values(), model.state_dict().values()))
+    code = f"import sys, torch; from fastprune.files import load_sparse; s = load_sparse({str(tmp_path/'small.safetensors')!r}); assert 'fastai' not in sys.modules and 'fastprune.callback' not in sys.modules; print(sum(int(t.count_nonzero()) for t in s.values()))"
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout
+    assert int(out) == sum(int(t.count_nonzero()) for t in model.state_dict().values())
+
+
+def test_small_files_of_every_kind_of_tensor(tmp_path):
+    nan = torch.zeros(8, 9)
+    nan[0, :4] = torch.tensor([float('nan'), float('inf'), -0., -1e-45])
+    state = {'nan': nan, 'empty': torch.zeros(0, 3), 'one': torch.zeros(()), 'int': torch.zeros(4, 4, dtype=torch.int64), 'bool': torch.zeros(4, 4, dtype=torch.bool), 'half': nan.half(), 'bf': nan.bfloat16(), 'double': nan.double(), 'turned': nan.T, 'all': torch.zeros(5, 5), 'dense': torch.ones(5, 5)}
+    save_sparse(state, tmp_path/'a')
+    back = load_sparse(tmp_path/'a')
+    assert list(back) == list(state)
+    for n, t in state.items(): assert back[n].dtype == t.dtype and back[n].shape == t.shape and torch.equal(back[n].contiguous().reshape(-1).view(torch.uint8), t.contiguous().reshape(-1).view(torch.uint8)), n
+    with pytest.raises(ValueError, match="'x' is a int"): save_sparse({'x': 3}, tmp_path/'b')
+    with pytest.raises(ValueError, match=r"masks\['all'\]: needs a bool tensor of shape \(5, 5\)"): save_sparse(state, tmp_path/'b', masks={'all': torch.ones(5, 4).bool()})
+    assert not (tmp_path/'b').exists()
+
+
+def test_masks_are_kept_in_small_files(learner, fit, tmp_path):
+    "A kept weight that is 0 stays kept; a file of another model changes nothing"
+    learn = fit(learner(opt_func=SGD), 1, cbs=SparsifyCallback(0.9))
+    n, m = next(iter(learn.masks.items()))
+    dict(learn.model.named_parameters())[n].data[m] = 0.
+    learn.save_sparse(tmp_path/'a')
+    other = learner(opt_func=SGD)
+    other.load_sparse(tmp_path/'a')
+    assert other.masks == learn.masks and all(torch.equal(a, b) for a, b in zip(learn.model.state_dict().values(), other.model.state_dict().values()))
+    fit(other, 1)
+    assert other.masks == learn.masks
+    tall = learner(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)))
+    before = tall.model[1].weight.detach().clone()
+    with pytest.raises(ValueError, match='is of another model'): tall.load_sparse(tmp_path/'a')
+    assert torch.equal(before, tall.model[1].weight) and tall.masks is None

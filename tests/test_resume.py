@@ -196,16 +196,16 @@ def test_killed_and_started_again(tmp_path, sig):
 
 def test_full_disk(learner, tmp_path, monkeypatch):
     "An error while writing leaves the file before it, and a consistent model"
-    import fastprune.rounds as rounds
+    import fastprune.files as files
     make = drop(learner, opt_func=SGDM)
-    path, real, calls = tmp_path/'models'/'run.safetensors', rounds.save_file, []
+    path, real, calls = tmp_path/'models'/'run.safetensors', files.save_file, []
     def full(tensors, p, *args):
         calls.append(p)
         real(tensors, p, *args)
         if len(calls) == 2:
             os.truncate(p, 1000)
             raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(rounds, 'save_file', full)
+    monkeypatch.setattr(files, 'save_file', full)
     learn = make()
     with pytest.raises(OSError, match='No space'):
         with learn.no_bar(), learn.no_logging(): learn.fit(4, 0.02, cbs=[SparsifyCallback(0.8), Checkpoint('run')])
