@@ -92,9 +92,9 @@ class OnCPU(MixedPrecision):
 
 class Average(Callback):
     "An exponential moving average of the weights"
-    order, run_valid = 75, False
+    order, run_valid, avg = 75, False, None
     def before_train(self):
-        if self.epoch == 0: self.avg = torch.optim.swa_utils.AveragedModel(self.learn.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+        if self.avg is None: self.avg = torch.optim.swa_utils.AveragedModel(self.learn.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
     def after_step(self): self.avg.update_parameters(self.learn.model)
     def after_fit(self): self.avg = None
 
@@ -146,19 +146,19 @@ def totals(masks): return sum(m.numel()-int(m.count_nonzero()) for m in masks.va
 class Watch(Callback):
     "After every step"
     order, run_valid, steps, refused = 98, False, 0, False
-    def __init__(self, c, cb): self.c, self.cb, self.masks = c, cb, None
+    def __init__(self, c, cb): self.c, self.cb = c, cb
+    def before_batch(self): self.before = self.learn.masks
     def after_step(self):
         type(self).steps += 1
         is_sound(self.learn)
-        masks, c = self.learn.masks, self.c
-        if masks is None or masks is self.masks or c['stop'] and c['stop'][0] == 'resumed': return
-        if self.masks is not None and c['method'] == 'SparsifyCallback' and not c['recover']:
-            hold(all(not (m & ~self.masks[n]).any() for n, m in masks.items() if n in self.masks), 'weights came back in spite of recover=False')
+        masks, old, c = self.learn.masks, self.before, self.c
+        if masks is None or masks is old: return
+        if old is not None and c['method'] == 'SparsifyCallback' and not c['recover']:
+            hold(all(not (m & ~old[n]).any() for n, m in masks.items() if n in old), 'weights came back in spite of recover=False')
         if c['method'] == 'SparsifyCallback' and c['granularity'] == 'weight' and self.cb.asked and self.cb._active:
             pruned, n = totals({k: masks[k] for k in self.cb._weights})
             room = len(masks) if c['scope'] == 'local' else 1
             hold(abs(pruned-self.cb.asked[-1]*n) <= room or not c['recover'] and pruned > self.cb.asked[-1]*n, f'{pruned} of {n} pruned, {self.cb.asked[-1]} asked for')
-        self.masks = masks
     def after_batch(self): is_sound(self.learn)
 
 
@@ -233,6 +233,9 @@ def run(c, path):
         hold(Watch.steps == was, f'refused after {Watch.steps-was} steps: {e}')
         hold(all(torch.equal(a, b) for a, b in zip(start.values(), learn.model.state_dict().values())), f'refused, but the weights have changed: {e}')
         return 'refused: '+str(e).split(':')[0][:60]
+    except AttributeError as e:                                       # fastai's Recorder, where the first epoch was cancelled before it began
+        if not c['stop'] or "'log'" not in str(e): raise
+        state = 'stopped'
     except (IndexError, FileNotFoundError) as e:                      # fastai's trackers, where an epoch had no validation or no loss
         hold(c['stop'] or 'model.pth' in str(e) or 'short epochs' in c['others'], repr(e))
         state = 'stopped'

@@ -132,7 +132,7 @@ def is_frozen(learn:Learner)->bool:
     "Has `learn.freeze()` or `learn.freeze_to(n)` been called, and not `learn.unfreeze()`?"
     return getattr(learn.opt, 'frozen_to', 0)!=0 or getattr(learn.opt, 'frozen_idx', 0)>0
 
-# %% ../nbs/05_callback.ipynb #eb8ab08b
+# %% ../nbs/05_callback.ipynb #a51226b2
 def _score(criterion, weights, given):
     "The scores of `weights`, checked; `given` has what a criterion may ask for"
     asked = asks_for(criterion)
@@ -184,8 +184,9 @@ def _present(learn, weights):
     return Masks({n:held[n] if n in held else p.detach()!=0 if p.detach().any() else torch.ones_like(p, dtype=torch.bool) for n,p in weights.items()})
 
 def _sparsities(masks, scope):
-    "The sparsity of masks by name, of each or, if they are ranked together, of all"
-    return {n:1-int(m.count_nonzero())/m.numel() for n,m in masks.items()} if scope=='local' else dict.fromkeys(masks, masks.sparsity)
+    "The sparsity of masks by name, of each or, if they are ranked together, of all; just below 1 if nothing is left"
+    most = math.nextafter(1., 0.)
+    return {n:min(most, 1-int(m.count_nonzero())/m.numel()) for n,m in masks.items()} if scope=='local' else dict.fromkeys(masks, min(most, masks.sparsity))
 
 class SparsifyCallback(Callback):
     "Prunes a Learner's model while it trains, to exactly `sparsity`"

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['REWINDS', 'KINDS', 'Ticket', 'Tickets', 'count_steps', 'Comparison']
 
-# %% ../nbs/07_lottery.ipynb #cfb091be
+# %% ../nbs/07_lottery.ipynb #9ce320f3
 import inspect,json,re,warnings,zlib
 from numbers import Integral,Number
-from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.basics import Callback,CancelFitException,Learner,patch,store_attr
 from .schedules import check_schedule,one_shot,schedule_name

@@ -11,7 +11,7 @@ import numpy as np, torch
 from .shards import Parts
 from .selection import NaNError,Pieces,_compare,_count,_take,_where
 
-# %% ../nbs/03c_radix.ipynb #7700f0db
+# %% ../nbs/03c_radix.ipynb #0d8b999d
 BITS,BITS_EACH = 11,8       # of a digit: where all tensors are ranked together; where each is ranked by itself, since counts are sent for each then
 FEW = 16                    # so few tensors are counted by the larger digits, too
 LARGE = 2**16               # so many scores are worth a sample
@@ -61,11 +61,11 @@ class _Search:
         self.more -= bits
 
     def finish(self, pieces):
-        "All digits that are left. Keys that have begun as the one that is looked for are set aside as soon as they are few"
+        "All digits that are left; `pieces()` gives tensors' numbers and keys"
         while self.more: self.round(pieces())
         return self
 
-# %% ../nbs/03c_radix.ipynb #e88b7b10
+# %% ../nbs/03c_radix.ipynb #f083cc86
 def lowest_everywhere(xs:list, # This process's parts of float tensors, flat or not; of weights or of units
                       parts:Parts, # What they are parts of
                       names:list, # Their names
@@ -85,7 +85,8 @@ def lowest_everywhere(xs:list, # This process's parts of float tensors, flat or 
     ks = [k-(t-n) for k,t,n in zip(ks, total, inside)]                                         # of those that may stay
     search = [k if 0<k<n else 0 for k,n in zip(ks, inside)]
     whole = torch.int64 if p.dtype==torch.float64 else torch.int32
-    keys = lambda i,where: p.read(i, where).view(whole) if absolute else ordered_bits(p.read(i, where))
+    bits = lambda x: x.view(whole) if absolute else ordered_bits(x)
+    keys = lambda i,where: bits(p.read(i, where))
 
     def those():
         "Tensor and keys of each piece, of what may stay and is counted here"
@@ -94,7 +95,7 @@ def lowest_everywhere(xs:list, # This process's parts of float tensors, flat or 
 
     new = lambda sets, ks: _Search(parts, sets, ks, 8*whole.itemsize, BITS if len(ks)<=FEW else BITS_EACH, device, True)
     find = new(sets, search)
-    if max(inside)>LARGE: _bracket(find, new, p, inside, keys, counted)
+    if max(inside)>LARGE: _bracket(find, new, p, inside, bits, counted)
     elif parts.sum_(torch.tensor(p.count_nan(), device=device)): raise NaNError
     if any(find.open): find.finish(those)
     place = lambda i,where: _places(parts, names, sizes, sets, i, where, units, xs[i].device)
@@ -113,18 +114,18 @@ def lowest_everywhere(xs:list, # This process's parts of float tensors, flat or 
     return masks
 
 def _sample(p, n, rng, i, inside):
-    "Some scores of tensor `i`, in proportion to their share of `inside`, and whether they may stay"
+    "Some scores of tensor `i` that may stay, in proportion to its share of `inside`"
     idx = torch.from_numpy(rng.integers(p.sizes[i], size=min(p.sizes[i], math.ceil(n*p.sizes[i]/inside)))).to(p.xs[i].device)
     x = p.xs[i][idx].to(p.dtype)
-    return (x.abs() if p.absolute else x) if p.keep is None else (x.abs() if p.absolute else x)[p.keep[i][idx]]
+    if p.absolute: x = x.abs()
+    return x if p.keep is None else x[p.keep[i][idx]]
 
-def _bracket(find, new, p, inside, keys, counted):
+def _bracket(find, new, p, inside, bits, counted):
     """Read all scores once, beside two values between which the one that is looked for all but certainly lies: it is either of them, or of the few in between.
     Sets for which it isn't so stay open, and so do small ones"""
     parts,sets,device,rng = find.parts,find.sets,find.device,np.random.default_rng(0)
     large = [o and n>LARGE for o,n in zip(find.open, inside)]
     n = SAMPLE if len(inside)<=FEW else SAMPLE_EACH
-    bits = lambda x: x.view(torch.int64 if p.dtype==torch.float64 else torch.int32) if p.absolute else ordered_bits(x)
     sample = [(i,bits(_sample(p, n, rng, i, inside[sets[i]]))) for i in range(len(p.xs)) if counted[i] and large[sets[i]] and p.sizes[i]]
     sizes = torch.zeros(len(inside), dtype=torch.int64, device=device)
     for i,x in sample: sizes[sets[i]] += len(x)

@@ -6,10 +6,10 @@
 __all__ = ['Rounds', 'RoundStore', 'load_into', 'borrowed', 'state_of', 'seed_round', 'smaller_is_better', 'check_rounds',
            'BestEpoch', 'StateAt', 'bar_over', 'run_rounds']
 
-# %% ../nbs/06b_rounds.ipynb #32c2962f
+# %% ../nbs/06b_rounds.ipynb #9608f80d
 import contextlib,json,random,re
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd
 from fastai.basics import Callback,CancelFitException,Learner,progress_bar,set_seed
 from fastai.callback.tracker import TrackerCallback
 from .passes import train_loader

@@ -34,6 +34,16 @@ def test_ten_weights(learner, fit, scope):
         nn.init.normal_(model[2].weight)
 
 
+@pytest.mark.parametrize('scope', ['local', 'global', 'balanced'])
+def test_on_from_a_layer_without_any_weight(learner, fit, scope):
+    "97% of ten weights are all of them; a later fit starts there, and may give some back"
+    learn = fit(learner(nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(1, 10))), cbs=SparsifyCallback(0.97, scope=scope))
+    assert learn.masks.n_kept == 0
+    for s, left in ((0.985, 0), (0.5, 5)):
+        fit(learn, 2, cbs=SparsifyCallback(s, scope=scope, interval=2, refresh=True))
+        assert learn.masks.n_kept == left
+
+
 @pytest.mark.parametrize('scope', ['local', 'global', 'erk'])
 def test_a_thousand_layers(scope):
     weights = {f'{i}': torch.randn(4, 3, generator=torch.Generator().manual_seed(i)) for i in range(1000)}
