@@ -1,7 +1,7 @@
 """Random configurations, one after the other, watched after every step: `python benchmarks/soak.py --seconds 3600`
 
 The seed is printed; case 17 of it runs again, alone, by `--seed SEED --case 17`. What came out goes into soak.csv."""
-import argparse, contextlib, json, random, re, tempfile, time, traceback, warnings
+import argparse, contextlib, copy, json, random, re, tempfile, time, traceback, warnings
 from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,6 @@ from fastai.basics import *
 from fastai.callback.all import *
 from fastprune.all import *
 from fastprune.resume import pack
-import copy
 from common import write
 
 
@@ -49,7 +48,7 @@ models = {                     # and what is pruned together there, with names t
 optimizers = {'SGD': partial(SGD, mom=0.9), 'plain SGD': SGD, 'Adam': Adam, 'RMSProp': RMSProp, 'ranger': ranger, 'torch AdamW': partial(OptimWrapper, opt=torch.optim.AdamW), 'torch SGD': partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=0.9))}
 schedules = {'one_shot': one_shot, 'iterative': iterative, 'linear': linear, 'cosine': cosine, 'cubic': cubic, 'ocp': ocp, 'window': window(cubic, 0.2, 0.8), 'cyclical': cyclical(cubic, 2), 'cyclical, 3': cyclical(linear, 3, restart=0.2)}
 criteria = {f.__name__: f for f in (magnitude, squared_magnitude, random_score, taylor, movement, magnitude_increase, updating_movement)}
-baselines = {'GMP': GMP, 'DPF': DPF, 'DNW': DNW, 'GSM': GSM, 'LC': LC, 'GradualL2': GradualL2, 'STR': partial(STR, s_init=-7), 'DST': partial(DST, alpha=1e-3), 'RigL': RigL, 'SNFS': SNFS, 'SET': SET}
+baselines = {**BASELINES, 'STR': partial(STR, s_init=-7), 'DST': partial(DST, alpha=1e-3)}
 fits = {'fit': lambda l, n, **kw: l.fit(n, 0.02, **kw), 'fit_one_cycle': lambda l, n, **kw: l.fit_one_cycle(n, 0.02, **kw), 'fit_flat_cos': lambda l, n, **kw: l.fit_flat_cos(n, 0.02, **kw), 'fit_sgdr': lambda l, n, **kw: l.fit_sgdr(min(n, 2), 1, 0.02, **kw)}
 precisions = ['float32']*3+['float64', 'bfloat16', 'float16', 'fp16', 'bf16']
 stops = [KeyboardInterrupt, RuntimeError, CancelFitException, CancelEpochException, CancelTrainException, CancelValidException, CancelBatchException, CancelStepException]
@@ -131,7 +130,7 @@ def hold(ok, what):
 
 def is_sound(learn):
     "Masks fit the model, pruned weights are zero, the optimizer has the model's parameters alone"
-    ps = dict(getattr(learn.model, '_orig_mod', learn.model).named_parameters())
+    ps = dict(unwrap(learn.model).named_parameters())
     for n, m in (learn.masks or {}).items():
         hold(n in ps and m.dtype == torch.bool and m.shape == ps[n].shape, f'a mask for {n}')
         hold(not ps[n].detach()[~m].any(), f'{int(ps[n].detach()[~m].count_nonzero())} pruned weights of {n} are not zero')
@@ -145,7 +144,7 @@ def totals(masks): return sum(m.numel()-int(m.count_nonzero()) for m in masks.va
 
 class Watch(Callback):
     "After every step"
-    order, run_valid, steps, refused = 98, False, 0, False
+    order, run_valid, steps = 98, False, 0
     def __init__(self, c, cb): self.c, self.cb = c, cb
     def before_batch(self): self.before = self.learn.masks
     def after_step(self):

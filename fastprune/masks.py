@@ -6,7 +6,7 @@
 __all__ = ['GRANULARITIES', 'SCOPES', 'Masks', 'check_granularity', 'unit_dims', 'count_units', 'check_scope', 'lamp',
            'layer_counts', 'check_scores', 'check_nan', 'check_bool', 'compute_masks']
 
-# %% ../nbs/04_masks.ipynb #6250a7f3
+# %% ../nbs/04_masks.ipynb #9488208f
 import math,re
 from pathlib import Path
 import numpy as np, torch
@@ -16,15 +16,13 @@ from .shards import Parts,agree,is_dtensor,shard_like
 from .weights import expand_sparsity
 from .selection import PIECE,NaNError,lowest
 from .radix import lowest_everywhere
-from .files import atomically
+from .files import INTS,atomically
 
-# %% ../nbs/04_masks.ipynb #1b6e7c12
-_int = {2:torch.int16, 4:torch.int32, 8:torch.int64}
-
+# %% ../nbs/04_masks.ipynb #1a2d9f6e
 def _zero(w, mask):
     "Set `w` to 0 where `mask` is False, be it inf or NaN. On a CPU by its bits, piece by piece, twice as fast as `masked_fill_`"
     if w.device.type!='cpu' or not (w.is_contiguous() and mask.is_contiguous() and w.is_floating_point()): return w.masked_fill_(~mask, 0)
-    bits,kept = w.view(-1).view(_int[w.element_size()]),mask.view(-1).view(torch.int8)
+    bits,kept = w.view(-1).view(INTS[w.element_size()]),mask.view(-1).view(torch.int8)
     buffer = torch.empty(min(PIECE, w.numel()), dtype=bits.dtype)
     for a in range(0, w.numel(), PIECE):
         x = bits[a:a+PIECE]
@@ -277,7 +275,10 @@ def layer_counts(shapes:dict, # Name -> shape
     for n in sorted(exact, key=lambda n: kept[n]-exact[n])[:rest]: kept[n] += 1        # the largest fractions are rounded up
     return {n:size-kept[n] for n,size in sizes.items()}
 
-# %% ../nbs/04_masks.ipynb #8769cbce
+# %% ../nbs/04_masks.ipynb #d5242a3e
+def _check_meta(n, t):
+    if t.is_meta: raise ValueError(f"{n!r} is on the meta device, where there are no values: load its weights first, or leave it out by `exclude`")
+
 def check_scores(scores, # Anything, from a criterion
                  weights:dict|None=None, # Name -> weight that the scores are for, if there are any to compare with
                 ): # `scores`, if they are sound; else raises `ValueError`
@@ -289,7 +290,7 @@ def check_scores(scores, # Anything, from a criterion
     for n,s in scores.items():
         if not isinstance(s, torch.Tensor) or not s.is_floating_point():
             raise ValueError(f"scores[{n!r}] is {s.dtype if isinstance(s, torch.Tensor) else type(s).__name__}: needs a tensor of floats")
-        if s.is_meta: raise ValueError(f"{n!r} is on the meta device, where there are no values: load its weights first, or leave it out by `exclude`")
+        _check_meta(n, s)
         if weights is not None and s.shape!=weights[n].shape:
             raise ValueError(f"scores[{n!r}] has shape {tuple(s.shape)}: needs the weight's, {tuple(weights[n].shape)}")
     return scores
@@ -298,7 +299,7 @@ def check_nan(scores:dict, # Name -> tensor
              )->dict: # `scores`, if there is no NaN; else raises `ValueError`
     "Make sure that there is no NaN in `scores`"
     for n,s in scores.items():
-        if s.is_meta: raise ValueError(f"{n!r} is on the meta device, where there are no values: load its weights first, or leave it out by `exclude`")
+        _check_meta(n, s)
         if s.isnan().any(): raise ValueError(f"scores[{n!r}] has NaN: has training diverged, or does the criterion divide by 0?")
     return scores
 
@@ -317,7 +318,7 @@ def _check_keep(keep, scores):
             raise ValueError(f"keep[{n!r}]: needs a mask of shape {tuple(s.shape)}, got {tuple(keep[n].shape) if n in keep else 'none'}")
         if is_dtensor(keep[n]) and not is_dtensor(s): raise ValueError(f"keep[{n!r}] is a DTensor, and its scores are not: use `.full_tensor()` of the mask")
 
-# %% ../nbs/04_masks.ipynb #5ff036aa
+# %% ../nbs/04_masks.ipynb #ee02c12d
 def compute_masks(scores:dict, # Name -> float tensor, larger = keep
                   sparsity:float|dict, # Fraction of zeros in [0,1); for local scope also by name or pattern, tensors without one stay whole
                   scope:str='local', # 'local' = 'uniform' (each tensor reaches `sparsity`), or all together do: 'global', 'erk', 'balanced', 'lamp'
@@ -332,13 +333,13 @@ def compute_masks(scores:dict, # Name -> float tensor, larger = keep
     can. DTensors and pieces are pruned as the whole would be, to the bit, without gathering it: all processes have to call. Raises `ValueError` for a sparsity outside [0,1), an unknown scope
     or granularity or one that a tensor can't have, and NaN in a score"""
     check = lambda: _check_all(scores, sparsity, scope, granularity, keep)
-    if group is not None:
+    if group is None: scope,target = check()
+    else:
         dtypes = {n:getattr(s, 'dtype', None) for n,s in scores.items()} if isinstance(scores, dict) else None
-        agree(check, dict(scores=dtypes, sparsity=sparsity, scope=scope, granularity=granularity, keep=keep is not None, absolute=absolute, transposed=transposed), group)
-    scope,parts = check(),Parts.of(scores, group)
+        scope,target = agree(check, dict(scores=dtypes, sparsity=sparsity, scope=scope, granularity=granularity, keep=keep is not None, absolute=absolute, transposed=transposed), group)
+    parts = Parts.of(scores, group)
     if parts is not None: _check_parts(parts, scope, granularity, transposed)
     if scope=='lamp': scores,scope,absolute = lamp({n:s.abs() for n,s in scores.items()} if absolute else scores),'global',False
-    target = expand_sparsity(sparsity, scores)
     if parts is not None: scores,keep = parts.local,keep and {n:parts.part_of(n, keep[n]) for n in scores}
     units = {n:_Units(n, s, granularity, absolute, (transposed or {}).get(n, 0), keep and keep[n], parts and parts.shapes[n]) for n,s in scores.items()}
     inside = {n:None if keep is None else u.keep(keep[n]) for n,u in units.items()}
@@ -358,9 +359,9 @@ def compute_masks(scores:dict, # Name -> float tensor, larger = keep
 def _check_all(scores, sparsity, scope, granularity, keep):
     scope = check_scope(scope, sparsity)
     check_granularity(granularity, sparsity)
-    expand_sparsity(sparsity, check_scores(scores))
+    target = expand_sparsity(sparsity, check_scores(scores))
     if keep is not None: _check_keep(keep, scores)
-    return scope
+    return scope,target
 
 def _check_parts(parts, scope, granularity, transposed):
     if scope=='lamp': raise ValueError("scope='lamp' ranks each weight within its whole tensor, and these are spread over processes: use another scope")

@@ -65,7 +65,7 @@ class _Search:
         while self.more: self.round(pieces())
         return self
 
-# %% ../nbs/03c_radix.ipynb #f083cc86
+# %% ../nbs/03c_radix.ipynb #f1dcb4b6
 def lowest_everywhere(xs:list, # This process's parts of float tensors, flat or not; of weights or of units
                       parts:Parts, # What they are parts of
                       names:list, # Their names
@@ -99,7 +99,7 @@ def lowest_everywhere(xs:list, # This process's parts of float tensors, flat or 
     elif parts.sum_(torch.tensor(p.count_nan(), device=device)): raise NaNError
     if any(find.open): find.finish(those)
     place = lambda i,where: _places(parts, names, sizes, sets, i, where, units, xs[i].device)
-    ties = _places_of_ties(find, p, keys, place, counted, [sum(n for n,s in zip(sizes, sets) if s==j) for j in range(len(ks))])
+    ties = _places_of_ties(find, p, keys, place, counted, total)
     masks = [torch.empty(x.shape, dtype=torch.bool, device=x.device) for x in xs]
     flat = [m.view(-1) for m in masks]
     for i,where in p:
@@ -138,17 +138,16 @@ def _bracket(find, new, p, inside, bits, counted):
     counts,aside = torch.zeros(len(inside), 5, dtype=torch.int64),[]
     for i,where in p:
         x = p.read(i, where)
-        nan = x.isnan()
-        counts[0,4] += bool((nan if p.keep is None else nan.logical_and_(p.keep[i][where])).any())
+        counts[0,4] += p.has_nan(i, where, x)
         if not counted[i] or not large[s := sets[i]]: continue
         x = bits(x) if p.keep is None else bits(x)[p.keep[i][where]]
         first,second = (p.buffer(x, dtype).view(torch.bool) for dtype in (torch.bool,torch.int8))
         def count(op, value, out):
             _compare(op, x, value, out)
             return _count(out)
-        counts[s,:4] += torch.tensor([count(torch.lt, lo[s], first), count(torch.le, lo[s], first), count(torch.lt, hi[s], second), count(torch.le, hi[s], second)])
+        under_lo,upto_lo,upto_hi,under_hi = (count(*o) for o in ((torch.lt, lo[s], first), (torch.le, lo[s], first), (torch.le, hi[s], second), (torch.lt, hi[s], second)))
+        counts[s,:4] += torch.tensor([under_lo, upto_lo, under_hi, upto_hi])
         if lo[s]<hi[s]:
-            _compare(torch.lt, x, hi[s], second)
             aside.append((i,_take(x, _where(second.logical_and_(first.logical_not_())))))
     counts = parts.sum_(counts.to(device)).tolist()
     if counts[0][4]: raise NaNError
@@ -157,7 +156,7 @@ def _bracket(find, new, p, inside, bits, counted):
         if not large[s]: continue
         if under_lo<k<=upto_lo: find.found(s, lo[s], k-under_lo, upto_lo-under_lo)
         elif under_hi<k<=upto_hi: find.found(s, hi[s], k-under_hi, upto_hi-under_hi)
-    between = new(sets, [k-upto_lo if o and not done and upto_lo<k<=under_hi else 0 for k,o,done,(_,upto_lo,under_hi,*_) in zip(find.left, large, [not o for o in find.open], counts)])
+    between = new(sets, [k-upto_lo if o and is_open and upto_lo<k<=under_hi else 0 for k,o,is_open,(_,upto_lo,under_hi,*_) in zip(find.left, large, find.open, counts)])
     if any(between.open): between.finish(lambda: aside)
     for s,o in enumerate(between.open):
         if o: find.found(s, between.prefix[s], between.left[s], between.equal[s])
@@ -166,7 +165,7 @@ def _inside(p, parts, sets, counted, n, device):
     "How many of each set may stay"
     counts = torch.zeros(n, dtype=torch.int64, device=device)
     for i,m in enumerate(p.keep):
-        if counted[i]: counts[sets[i]] += m.count_nonzero().to(device)
+        if counted[i]: counts[sets[i]] += _count(m)
     return parts.sum_(counts).tolist()
 
 def _places(parts, names, sizes, sets, i, where, units, device):

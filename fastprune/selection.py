@@ -31,7 +31,7 @@ def _put(x, idx, values):
     if _on_cpu(x): x.numpy()[idx.numpy()] = values.numpy()
     else: x[idx] = values
 
-# %% ../nbs/03b_selection.ipynb #b44fd730
+# %% ../nbs/03b_selection.ipynb #0b63212b
 class Pieces:
     "Tensors as flat pieces in order; of scores, or of their absolute values, and where `keep` is False they don't count"
     def __init__(self, tensors, absolute=False, keep=None, scratch=None):
@@ -49,12 +49,14 @@ class Pieces:
             size = PIECE if _on_cpu(x) else PIECE_ELSEWHERE
             yield from ((i,slice(a, min(a+size, n))) for a in range(0, n, size))
 
+    def has_nan(self, i, where, x):
+        "Is there NaN among what counts of a piece's scores `x`?"
+        nan = x.isnan()
+        return bool((nan if self.keep is None else nan.logical_and_(self.keep[i][where])).any())
+
     def count_nan(self):
         "In how many pieces there is NaN among what counts"
-        def bad(i, where):
-            nan = self.read(i, where).isnan()
-            return bool((nan if self.keep is None else nan.logical_and_(self.keep[i][where])).any())
-        return sum(bad(*at) for at in self)
+        return sum(self.has_nan(*at, self.read(*at)) for at in self)
 
     def buffer(self, like, dtype):
         "A buffer as long as `like`, on its device, the same one at each call"

@@ -1,20 +1,15 @@
 "Several processes have the same masks, to the bit, and the files are those of the first"
-import json, os, subprocess, sys
+import json
 from pathlib import Path
 import pytest, torch
 from fastprune.all import Masks, Ticket, load_tensors
+from processes import torchrun
 
 pytest.importorskip('accelerate')
 here = Path(__file__).parent
 
 
-def launch(n, *args):
-    env = {**os.environ, 'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
-    for _ in range(3):
-        r = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(n), here/'launch.py', *args], capture_output=True, text=True, env=env, timeout=300)
-        if 'terminate called without an active exception' not in r.stderr: break         # a thread of torch's gloo that is not joined when a process ends, now and then on a busy machine
-    assert r.returncode == 0, r.stderr[-3000:]
-    return r.stdout
+def launch(n, *args): return torchrun(n, here/'launch.py', *args)
 
 
 @pytest.mark.parametrize('n', [2, 4])

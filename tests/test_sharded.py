@@ -1,19 +1,10 @@
 "Masks of tensors of which each process has a part are those of the whole, to the bit"
-import os, subprocess, sys
 from pathlib import Path
 import pytest
 from fastprune.all import Masks
+from processes import torchrun
 
 here = Path(__file__).parent
-
-
-def torchrun(n, *args):
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'CUDA_VISIBLE_DEVICES': ''}
-    for _ in range(3):
-        r = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(n), *map(str, args)], capture_output=True, text=True, env=env, timeout=300)
-        if 'terminate called without an active exception' not in r.stderr: break         # a thread of torch's gloo that is not joined when a process ends, now and then on a busy machine
-    assert r.returncode == 0, r.stderr[-3000:]
-    return r.stdout
 
 
 @pytest.mark.parametrize('n', [2, 4])
