@@ -18,3 +18,5 @@ from .analysis import *
 from .sweep import *
 from .data import *
 from .models import *
+from .kernel import *
+from .inference import *

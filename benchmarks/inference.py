@@ -1,0 +1,100 @@
+"""Dense, sparse, shrunk and in onnxruntime: how long pruned networks take on a CPU, and whether they give the same: `python benchmarks/inference.py [NETWORK ...]`
+
+Weights are random and pruned by magnitude, in each tensor; BatchNorm has the statistics of a random batch. What is shrunk has been pruned by whole filters (neurons of linear layers), to the same sparsity."""
+import argparse, tempfile, time, warnings
+from pathlib import Path
+import numpy as np, onnxruntime, pandas as pd, torch, torchvision
+from torch import nn
+from fastprune.all import *
+from common import here, machine
+
+
+def mlp(): return nn.Sequential(nn.Linear(1024, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 1000))
+def encoder(): return nn.TransformerEncoder(nn.TransformerEncoderLayer(768, 12, 3072, batch_first=True), 4)
+
+
+networks = {'MLP': (mlp, (1024,)), 'Transformer encoder': (encoder, (64, 768)), **{n: (getattr(torchvision.models, n), (3, 224, 224)) for n in ('mobilenet_v2', 'resnet18', 'resnet50')}}
+last = {'MLP': '4', 'Transformer encoder': None, 'mobilenet_v2': 'classifier', 'resnet18': 'fc', 'resnet50': 'fc'}
+
+
+def network(name, seed=0):
+    torch.manual_seed(seed)
+    return networks[name][0]()
+
+
+def settle(model, shape):
+    "Statistics of BatchNorm, as they are after training"
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for m in norms: m.reset_running_stats(); m.momentum = None
+    if norms:
+        with torch.no_grad(): model.train()(torch.randn(8, *shape))
+    return model.eval()
+
+
+def pruned(name, sparsity, granularity='weight'):
+    model = network(name)
+    if granularity == 'weight': weights = prunable_weights(model)
+    else: weights = {n: p for n, p in prunable_weights(model, exclude=last[name]).items() if 'self_attn' not in n and 'linear2' not in n}
+    by_dim = {4: 'filter', 2: 'row'} if granularity == 'filter' else {4: 'weight', 3: 'weight', 2: 'weight'}
+    for dim, units in by_dim.items():
+        some = {n: p for n, p in weights.items() if p.ndim == dim}
+        if some: compute_masks(some, sparsity, granularity=units, absolute=True).apply_({n: p.data for n, p in some.items()})
+    return settle(model, networks[name][1])
+
+
+def session(model, x, path):
+    to_onnx(model, x, path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    s = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    n = s.get_inputs()[0].name
+    return lambda x: s.run(None, {n: x.numpy()})
+
+
+def differ(a, b): return float((a-b).abs().max()/b.abs().max())
+
+
+def cell(name, sparsity, bs, seconds, folder):
+    "A row a side"
+    shape = networks[name][1]
+    x, model = torch.randn(bs, *shape), pruned(name, sparsity)
+    start = time.perf_counter()
+    sparse = sparse_inference(model, x, seconds=seconds)
+    trial = time.perf_counter()-start
+    filters = pruned(name, sparsity, 'filter')
+    small, _ = shrink(filters, x[:1])
+    with torch.no_grad(): want, filtered = model(x), filters(x)
+    torch_sides = {'dense': model, 'sparse_inference': sparse, 'shrunk': small}
+    onnx_sides = {'onnxruntime, dense': session(settle(network(name), shape), x, folder/'dense.onnx'), 'onnxruntime, pruned': session(model, x, folder/'pruned.onnx')}
+    with torch.no_grad(): off = {'sparse_inference': differ(sparse(x), want), 'shrunk': differ(small(x), filtered), 'onnxruntime, pruned': differ(torch.from_numpy(onnx_sides['onnxruntime, pruned'](x)[0]), want)}
+    parts = []
+    for _ in range(2):                                     # in turn, but not among each other: the threads of both libraries wait for work in loops
+        for sides in (torch_sides, onnx_sides):
+            parts.append(latency(sides, x, 1.5*len(sides)))
+            time.sleep(0.2)
+    ms = pd.concat(parts).groupby(level=0, sort=False).agg({'ms': 'median', 'min': 'min', 'max': 'max'})
+    forms = sparse.inference_report.form.drop('total').value_counts().to_dict()
+    for side, r in ms.iterrows():
+        yield dict(network=name, sparsity=sparsity, batch=bs, side=side, ms=round(r.ms, 3), min=round(r['min'], 3), max=round(r['max'], 3), speedup=round(ms.ms['dense']/r.ms, 2),
+                   weights=sum(p.numel() for p in small.parameters()) if side == 'shrunk' else sum(p.numel() for p in model.parameters()),
+                   relative_difference=f'{off[side]:.1e}' if side in off else '', forms=' '.join(f'{k}:{v}' for k, v in forms.items()) if side == 'sparse_inference' else '', trial_s=round(trial, 1) if side == 'sparse_inference' else '', machine=machine())
+
+
+if __name__ == '__main__':
+    warnings.filterwarnings('ignore')
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument('networks', nargs='*', default=[])
+    p.add_argument('--sparsities', type=float, nargs='*', default=[0.8, 0.9, 0.95, 0.98])
+    p.add_argument('--batches', type=int, nargs='*', default=[1, 16, 32])
+    p.add_argument('--seconds', type=float, default=6., help='for the trial of forms')
+    a = p.parse_args()
+    path = here/'inference.csv'
+    for name in a.networks or networks:
+        for sparsity in a.sparsities:
+            for bs in a.batches:
+                with tempfile.TemporaryDirectory() as d: rows = pd.DataFrame(cell(name, sparsity, bs, a.seconds, Path(d)))
+                print(rows[['network', 'sparsity', 'batch', 'side', 'ms', 'speedup', 'relative_difference', 'forms']].to_string(index=False, header=False), flush=True)
+                if path.exists():                          # what was measured anew replaces what was
+                    old = pd.read_csv(path)
+                    rows = pd.concat([old[~((old.network == name) & (old.sparsity == sparsity) & (old.batch == bs))], rows])
+                rows.to_csv(path, index=False)
