@@ -20,3 +20,5 @@ from .data import *
 from .models import *
 from .kernel import *
 from .inference import *
+from .export import *
+from .report import *

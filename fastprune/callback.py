@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KeepMasks', 'set_masks', 'in_fit', 'is_frozen', 'ranked', 'hold_rows', 'SparsifyCallback']
 
-# %% ../nbs/05_callback.ipynb #4b46349c
+# %% ../nbs/05_callback.ipynb #74e6680b
 import math,warnings
 from bisect import bisect
 from numbers import Integral
@@ -17,7 +17,7 @@ from fastai.callback import schedule as _          # fit_one_cycle, fine_tune, l
 from fastai.callback.tracker import SaveModelCallback
 from .schedules import check_schedule,ocp,progress_at,schedule_name,update_steps
 from .passes import together
-from .weights import check_sparsities,expand_sparsity,normed_rows,prunable_weights,transposed_groups,unwrap
+from .weights import check_not_torch_pruned,check_sparsities,expand_sparsity,normed_rows,prunable_weights,transposed_groups,unwrap
 from .criteria import CRITERIA,asks_for,has_gradients,magnitude
 from .masks import Masks,check_bool,check_granularity,check_nan,check_scope,check_scores,compute_masks,count_units,unit_dims
 
@@ -132,7 +132,7 @@ def is_frozen(learn:Learner)->bool:
     "Has `learn.freeze()` or `learn.freeze_to(n)` been called, and not `learn.unfreeze()`?"
     return getattr(learn.opt, 'frozen_to', 0)!=0 or getattr(learn.opt, 'frozen_idx', 0)>0
 
-# %% ../nbs/05_callback.ipynb #a51226b2
+# %% ../nbs/05_callback.ipynb #18acba72
 def _score(criterion, weights, given):
     "The scores of `weights`, checked; `given` has what a criterion may ask for"
     asked = asks_for(criterion)
@@ -224,6 +224,7 @@ class SparsifyCallback(Callback):
                 learn:Learner|None=None, # For a criterion that asks for it; the callback's own in a fit
                )->tuple: # Name -> parameter, and name -> sparsity at the end
         "What would be pruned of `model`, and how far. Raises `ValueError` for whatever does not fit it"
+        check_not_torch_pruned(model)
         can = prunable_weights(model, self.include, self.exclude)
         weights = {n:p for n,p in can.items() if p.requires_grad}
         if not weights: raise ValueError(f"nothing to prune: {'all weights are frozen (requires_grad=False)' if can else _nothing(model)}")

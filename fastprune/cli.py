@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['make_model', 'main']
 
-# %% ../nbs/12_cli.ipynb #2b298d43
+# %% ../nbs/12_cli.ipynb #f68b0656
 import difflib,sys,time
+from functools import wraps
 from pathlib import Path
 import pandas as pd, torch
-from fastcore.script import call_parse,store_true
+from fastcore.script import anno_parser,store_true
 from fastai.basics import CrossEntropyLossFlat,Learner,accuracy,set_seed
 from fastai.callback import progress,schedule as _      # progress bars, fit_one_cycle
 from .schedules import SCHEDULES,window
@@ -98,7 +99,7 @@ def _plot_training(cb, accs):
     axs[1].grid(alpha=0.3)
     return fig
 
-# %% ../nbs/12_cli.ipynb #457a4eb7
+# %% ../nbs/12_cli.ipynb #376f17a7
 def _run(data, arch, sparsity, schedule, start, scope, granularity, criterion, exclude, epochs, lr, bs, size, valid_pct, seed, pretrained, out):
     for what,v in dict(epochs=epochs, lr=lr, bs=bs, size=1 if size is None else size).items():
         if not v>0: raise ValueError(f"{what}={v!r}: needs a number above 0")
@@ -126,7 +127,26 @@ def _run(data, arch, sparsity, schedule, start, scope, granularity, criterion, e
     for name,fig in (('training', _plot_training(cb, accs)), ('layers', plot_layers(report).figure)): fig.savefig(out/f'{name}.png', dpi=110)
     return pd.DataFrame(rows, columns=['run','sparsity','accuracy','weights left','seconds'])
 
-@call_parse
+def _flags(func, *command):
+    "The arguments that the command line gives `func`, after the words of `command`"
+    parser = anno_parser(func, prog=' '.join([Path(sys.argv[0]).name, *command]))
+    args = vars(parser.parse_args(sys.argv[1+len(command):]))
+    return {k:v for k,v in args.items() if k not in ('pdb','xtra')}
+
+def _commands(train):
+    "`train`, with flags for arguments in a script that gives none; or `fastprune report`"
+    @wraps(train)
+    def main(*args, **kwargs):
+        if args or kwargs or not hasattr(sys.modules['__main__'], '__file__'): return train(*args, **kwargs)
+        if sys.argv[1:2]!=['report']: return train(**_flags(train))
+        from fastprune.report import report_file                                          # a later notebook's
+        flags = _flags(report_file, 'report')
+        try: path = report_file(**flags)
+        except (ValueError, ImportError, OSError) as e: sys.exit(f'fastprune: {e}')
+        print(f'The report is in {path} ({path.stat().st_size/1e6:.1f} MB)')
+    return main
+
+@_commands
 def main(
     data:str=None, # Folder of images, class/image or train/class/image and valid/class/image; scikit-learn's digits if not given
     arch:str=None, # Network, by a name that torchvision or timm knows; a small ConvNet if not given
@@ -146,7 +166,7 @@ def main(
     pretrained:store_true=False, # Start from pretrained weights (they are downloaded), and fine-tune
     out:str='fastprune_out', # Folder to write model.pth, report.csv, training.png and layers.png to
 ):
-    "Train a network dense and pruned with the same budget, print a table, and write the pruned network, a report and pictures"
+    "Train a network dense and pruned with the same budget, print a table, and write the pruned network, a report and pictures. Or `fastprune report FILE`: write a page about a file of weights; see `fastprune report --help`"
     import matplotlib
     if matplotlib.get_backend().lower()!='agg' and not hasattr(sys, 'ps1'): matplotlib.use('agg')
     try: table = _run(data, arch, sparsity, schedule, start, scope, granularity, criterion, exclude, epochs, lr, bs, size, valid_pct, seed, pretrained, out)

@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['plot_layers', 'GradientHistogram']
 
-# %% ../nbs/06_learner.ipynb #206fb3ff
+# %% ../nbs/06_learner.ipynb #9cfa0c30
 import contextlib,math,warnings
 from numbers import Integral,Number
 import numpy as np, pandas as pd, torch
 from torch import nn
 from fastai.basics import Learner,patch,store_attr
 from .passes import check_n_batches,gradients,summed_gradients,undisturbed
-from .weights import expand_sparsity,prunable_weights,transposed_groups,unwrap
+from .weights import check_not_torch_pruned,expand_sparsity,prunable_weights,transposed_groups,unwrap
 from .criteria import asks_for,magnitude,synflow
 from .files import load_sparse_masks,save_sparse
 from .masks import Masks,check_scope,compute_masks,count_units,lamp
 from .callback import SparsifyCallback,_nothing,ranked,set_masks
 
-# %% ../nbs/06_learner.ipynb #b74368f1
+# %% ../nbs/06_learner.ipynb #bf5f00b6
 def _square(weights): return sum(float(torch.linalg.vector_norm(p.detach()))**2 for p in weights.values())
 
 def _protected(scores, absolute, keep, granularity, min_density, transposed):
@@ -86,6 +86,7 @@ def prune(self:Learner,
     scope,iterations = check_scope(scope),iterations if iterations is not None else 100 if getattr(criterion, 'func', criterion) is synflow else 1
     if isinstance(iterations, bool) or not isinstance(iterations, Integral) or iterations<1: raise ValueError(f"iterations={iterations!r}: needs a whole number of at least 1")
     if not isinstance(min_density, Number) or not 0<=min_density<1: raise ValueError(f"min_density={min_density!r}: needs the fraction of each tensor that stays, in [0,1)")
+    check_not_torch_pruned(self.model)
     weights = prunable_weights(self.model, include, exclude)
     if not weights: raise ValueError(f"nothing to prune: {_nothing(self.model)}")
     weights = {n:weights[n] for n in expand_sparsity(sparsity, weights)}

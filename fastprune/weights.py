@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['unwrap', 'match', 'prunable_weights', 'check_sparsity', 'check_sparsities', 'expand_sparsity', 'transposed_groups',
-           'normed_rows']
+           'normed_rows', 'torch_pruned', 'check_not_torch_pruned']
 
-# %% ../nbs/02_weights.ipynb #9c0f931b
+# %% ../nbs/02_weights.ipynb #1cec52d3
 import difflib
 from fnmatch import fnmatchcase
 from numbers import Real
 from torch import nn
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 
 # %% ../nbs/02_weights.ipynb #caf66fc0
@@ -133,3 +134,14 @@ def normed_rows(model:nn.Module, # Any module
         for child in m.children():
             if isinstance(m, ParametrizationList) and isinstance(child, _WeightNorm): res[f'{prefix}.original1'] = child.dim
     return res
+
+# %% ../nbs/02_weights.ipynb #a53c2763
+def torch_pruned(model:nn.Module, # Any module
+                )->list: # (name of the module, module, name of its tensor)
+    "What `torch.nn.utils.prune` prunes"
+    return [(prefix,m,h._tensor_name) for prefix,m in unwrap(model).named_modules() for h in m._forward_pre_hooks.values() if isinstance(h, BasePruningMethod)]
+
+def check_not_torch_pruned(model:nn.Module): # Any module
+    "Make sure that `torch.nn.utils.prune` does not prune `model`; else raises `ValueError`"
+    for prefix,_,name in torch_pruned(model):
+        raise ValueError(f"{f'{prefix}.{name}'.lstrip('.')!r} is pruned by torch.nn.utils.prune: call `learn.from_torch_prune()` first, or `from_torch_prune(model, permanent=True)`")
