@@ -42,8 +42,7 @@ def pruned(name, sparsity, granularity='weight'):
     return settle(model, networks[name][1])
 
 
-def session(model, x, path):
-    to_onnx(model, x, path)
+def session(path):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     s = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
@@ -54,23 +53,27 @@ def session(model, x, path):
 def differ(a, b): return float((a-b).abs().max()/b.abs().max())
 
 
-def cell(name, sparsity, bs, seconds, folder):
-    "A row a side"
+def sides(name, sparsity, folder):
+    "What doesn't depend on the batch: the pruned model, one with pruned filters and what it shrinks to, onnxruntime"
     shape = networks[name][1]
-    x, model = torch.randn(bs, *shape), pruned(name, sparsity)
+    x, model, filters = torch.randn(2, *shape), pruned(name, sparsity), pruned(name, sparsity, 'filter')
+    for m, f in ((settle(network(name), shape), 'dense'), (model, 'pruned')): to_onnx(m, x, folder/f'{f}.onnx')
+    return model, filters, shrink(filters, x, repeats=0)[0], {f'onnxruntime, {f}': session(folder/f'{f}.onnx') for f in ('dense', 'pruned')}
+
+
+def cell(name, sparsity, bs, seconds, model, filters, small, onnx_sides):
+    "A row a side"
+    x = torch.randn(bs, *networks[name][1])
     start = time.perf_counter()
     sparse = sparse_inference(model, x, seconds=seconds)
     trial = time.perf_counter()-start
-    filters = pruned(name, sparsity, 'filter')
-    small, _ = shrink(filters, x[:1])
     with torch.no_grad(): want, filtered = model(x), filters(x)
     torch_sides = {'dense': model, 'sparse_inference': sparse, 'shrunk': small}
-    onnx_sides = {'onnxruntime, dense': session(settle(network(name), shape), x, folder/'dense.onnx'), 'onnxruntime, pruned': session(model, x, folder/'pruned.onnx')}
     with torch.no_grad(): off = {'sparse_inference': differ(sparse(x), want), 'shrunk': differ(small(x), filtered), 'onnxruntime, pruned': differ(torch.from_numpy(onnx_sides['onnxruntime, pruned'](x)[0]), want)}
     parts = []
     for _ in range(2):                                     # in turn, but not among each other: the threads of both libraries wait for work in loops
-        for sides in (torch_sides, onnx_sides):
-            parts.append(latency(sides, x, 1.5*len(sides)))
+        for some in (torch_sides, onnx_sides):
+            parts.append(latency(some, x, 0.8*len(some)))
             time.sleep(0.2)
     ms = pd.concat(parts).groupby(level=0, sort=False).agg({'ms': 'median', 'min': 'min', 'max': 'max'})
     forms = sparse.inference_report.form.drop('total').value_counts().to_dict()
@@ -86,13 +89,14 @@ if __name__ == '__main__':
     p.add_argument('networks', nargs='*', default=[])
     p.add_argument('--sparsities', type=float, nargs='*', default=[0.8, 0.9, 0.95, 0.98])
     p.add_argument('--batches', type=int, nargs='*', default=[1, 16, 32])
-    p.add_argument('--seconds', type=float, default=6., help='for the trial of forms')
+    p.add_argument('--seconds', type=float, default=4., help='for the trial of forms')
     a = p.parse_args()
     path = here/'inference.csv'
     for name in a.networks or networks:
         for sparsity in a.sparsities:
+            with tempfile.TemporaryDirectory() as d: made = sides(name, sparsity, Path(d))
             for bs in a.batches:
-                with tempfile.TemporaryDirectory() as d: rows = pd.DataFrame(cell(name, sparsity, bs, a.seconds, Path(d)))
+                rows = pd.DataFrame(cell(name, sparsity, bs, a.seconds, *made))
                 print(rows[['network', 'sparsity', 'batch', 'side', 'ms', 'speedup', 'relative_difference', 'forms']].to_string(index=False, header=False), flush=True)
                 if path.exists():                          # what was measured anew replaces what was
                     old = pd.read_csv(path)

@@ -29,7 +29,7 @@ over['target'] = [next((v for k, v in limit.items() if s.endswith(k)), '') for s
 over['met'] = ['' if t == '' else 'yes' if r <= t else 'no' for r, t in zip(over.ratio, over.target)]
 text = f'''# Benchmarks
 
-Made by `python benchmarks/report.py` from the CSV files here, which `mask_update.py`, `overhead.py`, `connectivity.py`, `billion.py` and `soak.py` write. They need `pip install '.[bench]'`.
+Made by `python benchmarks/report.py` from the CSV files here, which `mask_update.py`, `overhead.py`, `connectivity.py`, `billion.py`, `soak.py` and `inference.py` write. They need `pip install '.[bench]'`.
 Both sides run in one process, in turn; figures are medians. Machine: {df.machine[0]}.
 
 ## Training with One-Cycle Pruning to 90% over plain training
@@ -86,5 +86,28 @@ before it began, and two mistakes of the script. Run again by `--seed` and `--ca
 Cases of each kind:
 
 {table(pd.DataFrame({'what': what.index, 'cases': what.values}))}
+'''
+fast = pd.read_csv(here/'inference.csv', keep_default_na=False)
+goal = {('Transformer encoder', 1): 5, ('Transformer encoder', 16): 4, ('MLP', 1): 3, ('MLP', 16): 3, **{(n, b): 1.2 for n in ('mobilenet_v2', 'resnet50') for b in (1, 16)}}
+sides = ['dense', 'sparse_inference', 'shrunk', 'onnxruntime, dense', 'onnxruntime, pruned']
+wide = fast.pivot_table(index=['network', 'sparsity', 'batch'], columns='side', values='ms', sort=False)[sides].round(2).reset_index()
+sparse = fast[fast.side == 'sparse_inference'].reset_index(drop=True)
+wide['sparse / dense'] = [f'{s:.2f}x' for s in sparse.speedup]
+wide['target'] = [f'{goal[n, b]}x: {"met" if s >= goal[n, b] else "missed"}' if p == 0.95 and (n, b) in goal else '' for n, b, p, s in zip(wide.network, wide.batch, wide.sparsity, sparse.speedup)]
+wide['layers became'] = sparse.forms
+shrunk = fast[fast.side == 'shrunk'].drop_duplicates(['network', 'sparsity'])
+left = shrunk.assign(left=[f'{100*w/d:.1f}%' for w, d in zip(shrunk.weights, fast[fast.side == 'dense'].drop_duplicates(['network', 'sparsity']).weights)]).pivot(index='network', columns='sparsity', values='left').loc[list(dict.fromkeys(shrunk.network))].reset_index()
+text += f'''
+## Pruned models at inference, on a CPU
+
+Milliseconds a batch, medians; images of 224x224 for the convolutional networks, 64 tokens of width 768 in 4 blocks for the Transformer encoder, 1024 to 4096 to 4096 to 1000 for the MLP. "dense" is the pruned model in PyTorch as it is;
+"sparse_inference" is what that function makes of it, and "x" how many times as fast that is. "shrunk" is another model, of whole filters or neurons pruned to the same sparsity and cut out: only those that nothing else is added to can go,
+and of the Transformer only the inner neurons of its blocks. onnxruntime runs the model before and after pruning: it gains nothing from zeros. Machine: {fast.machine[0]}.
+
+{table(wide)}
+
+Outputs of `sparse_inference`, of shrunk models and of ONNX files differ from their models' by {max(float(d) for d in fast.relative_difference if d):.0e} of the largest at most, over all rows. Parameters that shrunk models have left:
+
+{table(left)}
 '''
 (here/'README.md').write_text(text)

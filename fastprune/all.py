@@ -20,5 +20,6 @@ from .data import *
 from .models import *
 from .kernel import *
 from .inference import *
+from .shrink import *
 from .export import *
 from .report import *

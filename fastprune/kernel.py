@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LANES', 'TILE', 'BLOCKS', 'kernel_missing', 'SparseLinear', 'SparseConv']
 
-# %% ../nbs/13_kernel.ipynb #26c66c2e
-import ctypes,functools,math,os,sys
+# %% ../nbs/13_kernel.ipynb #dd9d8fc4
+import ctypes,functools,math,os
 import torch
 from torch import nn
 
@@ -233,7 +233,7 @@ def _pack(): return _worker('pack', '''  %q = urem i64 %task, %parts
   br label %next
 ''')
 
-# %% ../nbs/13_kernel.ipynb #bec6ae29
+# %% ../nbs/13_kernel.ipynb #72c0a350
 @functools.cache
 def _compiled():
     "The functions that threads run, by name, and who runs them"
@@ -248,11 +248,9 @@ def _compiled():
     return {n:ctypes.CFUNCTYPE(None, ctypes.c_void_p)(engine.get_function_address(n)) for n in _fields},_openmp(),engine
 
 def _openmp():
-    "OpenMP's `GOMP_parallel`, of the library that PyTorch has loaded; None if there is none"
-    try:
-        with open('/proc/self/maps') as f: path = next(p for p in (l.split()[-1] for l in f) if 'libgomp' in os.path.basename(p))
-        run = ctypes.CDLL(path).GOMP_parallel
-    except (OSError, StopIteration, AttributeError): return None
+    "OpenMP's `GOMP_parallel` as PyTorch itself has it; None if there is none. Another copy of OpenMP, such as scikit-learn's, has threads of its own, which would wait for work on the same processors"
+    try: run = ctypes.CDLL(os.path.join(os.path.dirname(torch.__file__), 'lib', 'libtorch_cpu.so')).GOMP_parallel
+    except (OSError, AttributeError): return None
     run.argtypes,run.restype = [ctypes.c_void_p,ctypes.c_void_p,ctypes.c_uint,ctypes.c_uint],None
     return run
 
