@@ -101,7 +101,7 @@ text += f'''
 ## Pruned models at inference, on a CPU
 
 Milliseconds a batch, medians; images of 224x224 for the convolutional networks, 64 tokens of width 768 in 4 blocks for the Transformer encoder, 1024 to 4096 to 4096 to 1000 for the MLP. "dense" is the pruned model in PyTorch as it is;
-"sparse_inference" is what that function makes of it, and "x" how many times as fast that is. "shrunk" is another model, of whole filters or neurons pruned to the same sparsity and cut out: only those that nothing else is added to can go,
+"sparse_inference" is what that function makes of it, and "sparse / dense" how many times as fast that is. "shrunk" is another model, of whole filters or neurons pruned to the same sparsity and cut out: only those that nothing else is added to can go,
 and of the Transformer only the inner neurons of its blocks. onnxruntime runs the model before and after pruning: it gains nothing from zeros. Machine: {fast.machine[0]}.
 
 {table(wide)}

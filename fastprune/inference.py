@@ -272,7 +272,7 @@ def latency(models:dict, # Name -> model, in evaluation mode
                 times[n].append(_now(device)-t)
     return pd.DataFrame([(n, *(1e3*f(t) for f in (statistics.median, min, max))) for n,t in times.items()], columns=['name','ms','min','max']).set_index('name')
 
-# %% ../nbs/13a_inference.ipynb #61a45de8
+# %% ../nbs/13a_inference.ipynb #3596b608
 def _inputs(example):
     inputs = tuple(example) if isinstance(example, (tuple,list)) else (example,)
     if not inputs or not any(isinstance(x, torch.Tensor) for x in inputs): raise ValueError(f"example={type(example).__name__}: needs a tensor, or a tuple of the model's inputs")
@@ -361,7 +361,7 @@ def _replace(model, inputs, least, seconds):
             trials[name] = _Trial({'dense':m, **forms}, device).eval()
             why = None
         rows.append([*row, 'dense', math.nan, math.nan, why])
-    if not trials: return rows
+    if not trials: return [[_known_as(model, r[0]), *r[1:]] for r in rows]
     for name,t in trials.items(): _set(model, name, t)
     _unfuse(model)
     _try_all(model, inputs, list(trials.values()), seconds, np.random.default_rng(0))
@@ -370,7 +370,13 @@ def _replace(model, inputs, least, seconds):
         best = t.best()
         r[4:] = best,t.ms('dense'),t.ms(best),_why(best, t, missing[r[0]])
         _set(model, r[0], t.forms[best])
-    return rows
+    return [[_known_as(model, r[0]), *r[1:]] for r in rows]
+
+def _known_as(model, name):
+    "What the user calls a layer: one of attention by the parameter that it was"
+    owner,_,i = name.rpartition('.in_proj.')
+    if not owner or not isinstance(m := model.get_submodule(owner), _Attention): return name
+    return f"{owner}.{'in' if len(m.in_proj)==1 else 'qkv'[int(i)]}_proj_weight"
 
 @patch
 def sparse_inference(self:Learner,

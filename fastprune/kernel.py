@@ -233,7 +233,7 @@ def _pack(): return _worker('pack', '''  %q = urem i64 %task, %parts
   br label %next
 ''')
 
-# %% ../nbs/13_kernel.ipynb #72c0a350
+# %% ../nbs/13_kernel.ipynb #8c3c6531
 @functools.cache
 def _compiled():
     "The functions that threads run, by name, and who runs them"
@@ -258,8 +258,12 @@ def _in_threads(function, args, n):
     from concurrent.futures import ThreadPoolExecutor
     with ThreadPoolExecutor(n) as pool: list(pool.map(function, [args]*n))
 
+def _not_traced(): # `torch.compile` leaves what raises here to Python, and compiles the rest
+    if torch.compiler.is_compiling() or torch.jit.is_tracing(): raise ValueError("a sparse layer can't be traced: export the model that it was made from")
+
 def _run(name, tasks, *fields):
     "All tasks of `product` or `pack`"
+    _not_traced()
     functions,parallel,_ = _compiled()
     args = (ctypes.c_int64*(len(fields)+2))(0, tasks, *fields)
     at,n = ctypes.addressof(args),min(torch.get_num_threads(), tasks)
@@ -273,7 +277,7 @@ def kernel_missing()->str|None: # The reason; None if there is one
     except ImportError as e: return f"llvmlite can't be imported ({e})"
     except (RuntimeError, OSError) as e: return f"LLVM can't compile for this processor ({e})"
 
-# %% ../nbs/13_kernel.ipynb #7390ddd0
+# %% ../nbs/13_kernel.ipynb #acb5a857
 def _tiles(n):
     "Where tiles start, and how wide they are, to cover `n` columns, at least 16; the last ones may overlap"
     res,j = [],0
@@ -318,6 +322,7 @@ class _Sparse(nn.Module):
     def check(self, x):
         if x.dtype!=torch.float32 or not x.is_cpu: raise ValueError(f"a sparse layer takes float32 on a CPU, got {str(x.dtype)[6:]} on {x.device}")
         if torch.is_grad_enabled() and x.requires_grad: raise ValueError("a sparse layer has no gradients: use torch.no_grad()")
+        _not_traced()
 
     def offsets(self, off, most):
         if most>=2**31: raise ValueError(f"an input of {most} numbers an image is too large for a sparse layer")

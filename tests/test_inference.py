@@ -166,6 +166,7 @@ def test_decoder(monkeypatch):
     res = forced(model, x, memory, monkeypatch=monkeypatch)
     with torch.no_grad(): assert same(res(x, memory), model(x, memory))
     assert (res.inference_report.form[:-1] == 'sparse').sum() == 2*(1+1+3+1+2)
+    assert {'layers.0.self_attn.in_proj_weight', 'layers.1.multihead_attn.k_proj_weight', 'layers.1.linear2'} < set(res.inference_report.index)
 
 
 def test_report():
