@@ -3,7 +3,7 @@
 Weights are random and pruned by magnitude, in each tensor; BatchNorm has the statistics of a random batch. What is shrunk has been pruned by whole filters (neurons of linear layers), to the same sparsity."""
 import argparse, tempfile, time, warnings
 from pathlib import Path
-import numpy as np, onnxruntime, pandas as pd, torch, torchvision
+import onnxruntime, pandas as pd, torch, torchvision
 from torch import nn
 from fastprune.all import *
 from common import here, machine

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['copy_model', 'latency', 'sparse_inference']
 
-# %% ../nbs/13a_inference.ipynb #e66c36cc
+# %% ../nbs/13a_inference.ipynb #758b6391
 import copy,math,statistics,time,warnings
 from collections import Counter
 from numbers import Real
@@ -16,11 +16,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval,fuse_linear_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 from fastai.basics import Learner,patch,to_device
+from fastai.callback.hook import Hook,Hooks
 from .passes import device_of,inputs_and_targets,undisturbed
 from .weights import check_sparsity,prunable_weights,unwrap
-from .kernel import SparseConv,SparseLinear,kernel_missing
+from .kernel import SparseConv,SparseLinear,looks_like
 
-# %% ../nbs/13a_inference.ipynb #2da8c040
+# %% ../nbs/13a_inference.ipynb #fefe1ffd
 def _tensors(o):
     "All tensors in an output of tuples, lists and dicts"
     if isinstance(o, torch.Tensor): return [o]
@@ -56,18 +57,21 @@ class _Calls:
 
 def copy_model(model:nn.Module, # Any module
               )->nn.Module: # An independent copy
-    "A deepcopy, of modules that hold a tensor with a graph, too, as fastai's WeightDropout and torch's pruning do"
-    held = [t for m in model.modules() for v in vars(m).values() for t in (v if isinstance(v, list) else [v]) if isinstance(t, torch.Tensor) and not t.is_leaf]
-    return copy.deepcopy(model, {id(t):t.detach().clone() for t in held})
+    "A deepcopy, of modules that hold a tensor with a graph, too, as fastai's WeightDropout and hooks and torch's pruning do"
+    held = [t for m in model.modules() for v in vars(m).values() for t in _tensors([getattr(v, 'stored', None) if isinstance(v, (Hook,Hooks)) else v])]
+    return copy.deepcopy(model, {id(t):t.detach().clone() for t in held if not t.is_leaf})
 
 def _pass(model, inputs):
-    "The model's output; models that carry a state start afresh"
-    if hasattr(model, 'reset'): model.reset()
+    "The model's output; fastai's models for text start afresh"
+    if type(model).__module__.startswith('fastai') and hasattr(model, 'reset'): model.reset()
     return model(*inputs)
 
 def _set(model, name, new):
-    parent,_,child = name.rpartition('.')
-    setattr(model.get_submodule(parent), child, new)
+    "Put a module in the place of another one, by all names that it has"
+    old = model.get_submodule(name)
+    for m in list(model.modules()):
+        for child,o in list(m._modules.items()):
+            if o is old: setattr(m, child, new)
 
 def _fold(model, inputs):
     "Fold each BatchNorm into the convolution or linear layer whose output it alone takes; the names of those layers"
@@ -79,7 +83,8 @@ def _fold(model, inputs):
         layer = made.get(id(calls.ins[bn][0]))
         if layer is None or uses.counts[id(calls.ins[bn][0])]!=1 or id(calls.ins[bn][0]) in ends: continue
         if _kind(layer)=='linear' and calls.ins[bn][0].ndim!=2: continue                                # it normalises another dimension
-        if _hooked(layer) or _hooked(bn) or is_parametrized(layer): continue
+        if _hooked(layer) or _hooked(bn) or is_parametrized(layer) or layer.training or bn.training: continue
+        if _kind(layer)=='conv' and (calls.ins[bn][0].ndim!=layer.weight.ndim or bn.num_features!=layer.out_channels): continue
         _set(model, names[layer], (fuse_conv_bn_eval if _kind(layer)=='conv' else fuse_linear_bn_eval)(layer, bn))
         _set(model, n, nn.Identity() if type(bn) in _norms else nn.Sequential(bn.drop, bn.act))
         folded.append(names[layer])
@@ -87,7 +92,7 @@ def _fold(model, inputs):
 
 def _hooked(m): return bool(m._forward_hooks or m._forward_pre_hooks)
 
-# %% ../nbs/13a_inference.ipynb #ea6d09cf
+# %% ../nbs/13a_inference.ipynb #d67ff52c
 class _Attention(nn.Module):
     "`nn.MultiheadAttention` for inference, by linear layers"
     _qkv_same_embed_dim,in_proj_bias = False,None                          # keeps `nn.TransformerEncoderLayer` from its fused path, which takes dense weights
@@ -107,7 +112,10 @@ class _Attention(nn.Module):
         return [self.in_proj[0](t).chunk(3, -1)[i] for i,t in enumerate((q,k,v))]
 
     def forward(self, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None, average_attn_weights=True, is_causal=False):
-        batched = query.ndim==3
+        if is_causal and attn_mask is None: raise ValueError("is_causal=True: needs the attn_mask that it is a hint for")
+        if attn_mask is not None and not (attn_mask.dtype==torch.bool or attn_mask.is_floating_point()): raise ValueError(f"attn_mask: needs a mask of bools or floats, got {str(attn_mask.dtype)[6:]}")
+        batched,b = query.ndim==3,0 if self.batch_first else 1
+        if batched and not query.shape[b]==key.shape[b]==value.shape[b]: raise ValueError(f"query, key and value need batches of one size, got {query.shape[b]}, {key.shape[b]} and {value.shape[b]}")
         q,k,v = self._project(query, key, value)
         if not batched: q,k,v = (t[None] for t in (q,k,v))
         elif not self.batch_first: q,k,v = (t.transpose(0,1) for t in (q,k,v))
@@ -120,7 +128,7 @@ class _Attention(nn.Module):
             x = weights@v
             weights = weights.mean(1) if average_attn_weights else weights
             if not batched: weights = weights[0]
-        else: x,weights = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal and mask is None),None
+        else: x,weights = F.scaled_dot_product_attention(q, k, v, mask),None
         x = self.out_proj(x.transpose(1,2).reshape(b, n, e))
         return (x[0] if not batched else x if self.batch_first else x.transpose(0,1)),weights
 
@@ -159,7 +167,7 @@ def _unfuse(model):
 
 def _zeros(w): return 1-int(w.count_nonzero())/w.numel() if w.numel() else 0.
 
-# %% ../nbs/13a_inference.ipynb #3958116d
+# %% ../nbs/13a_inference.ipynb #3c0e30d0
 class _CSR(nn.Module):
     "A linear layer or convolution by PyTorch's product of a CSR matrix"
     def __init__(self, layer):
@@ -170,29 +178,35 @@ class _CSR(nn.Module):
             if w.ndim>4: raise ValueError('there is none over three dimensions')
             one = w.ndim==3
             both = lambda v: (1,*v) if one else tuple(v)
-            self.one,self.kernel,self.stride,self.dilation,self.padding = one,both(layer.kernel_size),both(layer.stride),both(layer.dilation),((0,) if one else ())+tuple(layer.padding)
+            self.one,self._kernel,self._stride,self._dilation,self._padding = one,both(layer.kernel_size),both(layer.stride),both(layer.dilation),((0,) if one else ())+tuple(layer.padding)
             if layer.groups>1: w = torch.block_diag(*w.flatten(1).chunk(layer.groups))
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='Sparse CSR tensor support')
-            self.register_buffer('weight', w.flatten(1).to_sparse_csr())
+            csr = w.flatten(1).to_sparse_csr()
+        self.shape = tuple(csr.shape)
+        for n,t in dict(crow=csr.crow_indices(), col=csr.col_indices(), values=csr.values()).items(): self.register_buffer(n, t)
+        looks_like(self, layer)
         self.register_buffer('bias', None if layer.bias is None else layer.bias.detach()[:,None].clone())
 
-    def extra_repr(self): return f'{"x".join(map(str, self.weight.shape))}, values={self.weight._nnz()}'
+    def extra_repr(self): return f'{"x".join(map(str, self.shape))}, values={len(self.values)}'
+
+    @property
+    def weight(self): return torch.sparse_csr_tensor(self.crow, self.col, self.values, self.shape, check_invariants=False)       # a view: such tensors themselves can't be copied with a module
 
     def product(self, x): return self.weight@x if self.bias is None else torch.addmm(self.bias.expand(-1, x.shape[1]), self.weight, x)
 
     def forward(self, x):
-        if self.linear: return self.product(x.reshape(-1, x.shape[-1]).t()).t().reshape(*x.shape[:-1], -1)
+        if self.linear: return self.product(x.reshape(math.prod(x.shape[:-1]), self.shape[1]).t()).t().reshape(*x.shape[:-1], self.shape[0])
         batched = x.ndim==(3 if self.one else 4)
         if not batched: x = x[None]
         if self.one: x = x[:,:,None]
-        (ph,pw),(kh,kw),(sh,sw),(dh,dw) = self.padding,self.kernel,self.stride,self.dilation
+        (ph,pw),(kh,kw),(sh,sw),(dh,dw) = self._padding,self._kernel,self._stride,self._dilation
         x = F.pad(x, (pw,pw,ph,ph)) if ph or pw else x
         b,c,h,w = x.shape
         ho,wo = (h-dh*(kh-1)-1)//sh+1,(w-dw*(kw-1)-1)//sw+1
         x = x.transpose(0,1).contiguous()
         cols = x.as_strided((c,kh,kw,b,ho,wo), (b*h*w,dh*w,dw,h*w,sh*w,sw))                            # a copy, but for one pixel at stride 1
-        y = self.product(cols.reshape(c*kh*kw, -1)).view(-1, b, ho, wo).transpose(0,1)
+        y = self.product(cols.reshape(c*kh*kw, b*ho*wo)).view(self.shape[0], b, ho, wo).transpose(0,1)
         if self.one: y = y[:,:,0]
         return y if batched else y[0]
 
@@ -208,7 +222,7 @@ def _forms(layer):
         except _fails as e: why[form] = _line(e)
     return forms,why
 
-# %% ../nbs/13a_inference.ipynb #ec92ecdb
+# %% ../nbs/13a_inference.ipynb #1c8729ef
 def _now(device):
     if device.type=='cuda': torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -218,10 +232,11 @@ class _Trial(nn.Module):
     def __init__(self, forms, device):
         super().__init__()
         self.forms,self.device,self.now,self.times,self.errors = nn.ModuleDict(forms),device,'dense',{f:[] for f in forms},{}
-    @property
-    def weight(self): return self.forms['dense'].weight                   # for models that look at its type
-    @property
-    def bias(self): return self.forms['dense'].bias
+    def __getattr__(self, name): # for models that look at their layers
+        try: return super().__getattr__(name)
+        except AttributeError:
+            if name=='forms': raise
+            return getattr(self.forms['dense'], name)
     def forward(self, x):
         start = _now(self.device)
         try: res = self.forms[self.now](x)
@@ -260,8 +275,12 @@ def latency(models:dict, # Name -> model, in evaluation mode
             seconds:float=2., # To spend; each model runs at least five times
            )->pd.DataFrame: # A row a model: median, min and max in milliseconds
     "How long models take, measured in turn, so that what disturbs one disturbs all"
+    if not isinstance(models, dict) or not models or not all(map(callable, models.values())): raise ValueError(f"models={type(models).__name__}: needs a dict from names to models")
+    for n,m in models.items():
+        if getattr(m, 'training', False): raise ValueError(f"models[{n!r}] is in training mode: call its `.eval()` first")
+    _positive(seconds=seconds)
     inputs,times = _inputs(example),{n:[] for n in models}
-    device = inputs[0].device
+    device = _tensors(inputs)[0].device
     with torch.no_grad():
         for m in models.values(): _pass(m, inputs)
         start = time.perf_counter()
@@ -272,17 +291,25 @@ def latency(models:dict, # Name -> model, in evaluation mode
                 times[n].append(_now(device)-t)
     return pd.DataFrame([(n, *(1e3*f(t) for f in (statistics.median, min, max))) for n,t in times.items()], columns=['name','ms','min','max']).set_index('name')
 
-# %% ../nbs/13a_inference.ipynb #3596b608
+# %% ../nbs/13a_inference.ipynb #e97f2489
 def _inputs(example):
     inputs = tuple(example) if isinstance(example, (tuple,list)) else (example,)
-    if not inputs or not any(isinstance(x, torch.Tensor) for x in inputs): raise ValueError(f"example={type(example).__name__}: needs a tensor, or a tuple of the model's inputs")
+    if not _tensors(inputs): raise ValueError(f"example={type(example).__name__}: needs a tensor, or a tuple of the model's inputs")
     return inputs
 
 def _differ(a, b):
     "The largest difference of two outputs, relative to the largest number of the second"
-    a,b = ([t for t in _tensors(o) if t.is_floating_point()] for o in (a,b))
-    if len(a)!=len(b) or any(x.shape!=y.shape for x,y in zip(a, b)): return math.inf
-    return max((float((x-y).abs().max()/y.abs().max().clamp(min=1e-30)) for x,y in zip(a, b) if y.numel()), default=0.)
+    a,b = _tensors(a),_tensors(b)
+    if [t.shape for t in a]!=[t.shape for t in b]: return math.inf
+    def one(x, y): # of whole numbers, such as classes, one in a hundred may be decided by rounding
+        if not y.is_floating_point(): return 0. if (x!=y).sum()<=y.numel()/100 else math.inf
+        d = float((x-y).abs().max()/y.abs().max().clamp(min=1e-30))
+        return math.inf if math.isnan(d) else d
+    return max((one(x, y) for x,y in zip(a, b) if y.numel()), default=0.)
+
+def _positive(**values):
+    for what,v in values.items():
+        if isinstance(v, bool) or not isinstance(v, Real) or not 0<v<math.inf: raise ValueError(f"{what}={v!r}: needs a number above 0")
 
 def _plain(model):
     "Parametrized weights as what they are at inference. torch's `remove_parametrizations` changes the class, which a copy shares with the user's model"
@@ -310,27 +337,34 @@ def sparse_inference(model:nn.Module, # Pruned model; it is not changed
     """The model with each pruned linear layer and convolution in its fastest form, BatchNorm folded; never slower than the model itself. Raises `ValueError` for arguments that
     don't fit, and where outputs differ, as those of models that are random at inference do"""
     check_sparsity(min_sparsity, 'min_sparsity')
-    for what,v in dict(seconds=seconds, rtol=rtol).items():
-        if isinstance(v, bool) or not isinstance(v, Real) or not v>0: raise ValueError(f"{what}={v!r}: needs a number above 0")
+    _positive(seconds=seconds, rtol=rtol)
     if not isinstance(model, nn.Module): raise ValueError(f"model={type(model).__name__}: needs a module, as `learn.model`")
-    inputs = _inputs(example)
+    inputs,weights = _inputs(example),prunable_weights(model)
     whole = copy_model(unwrap(model)).eval().requires_grad_(False)
     with torch.no_grad():
         try: want = _pass(whole, inputs)
-        except (RuntimeError, TypeError, ValueError, IndexError) as e: raise ValueError(f"example: the model can't take it: {_line(e)}") from e
+        except Exception as e: raise ValueError(f"example: the model can't take it: {_line(e)}") from e
         if any(not t.isfinite().all() for t in _tensors(want) if t.is_floating_point()): raise ValueError("example: the model's output is not finite there")
         if not _tensors(want): raise ValueError("example: the model returns no tensor")
+        off = lambda m: _differ(_pass(m, inputs), want)
+        if (d := off(whole))>rtol: raise ValueError(f"the model's outputs differ by {d:.1g} of the largest from one call to the next, rtol={rtol:g}: is it random in evaluation mode, or does it keep a state?")
         sparse = copy_model(whole)
         _plain(sparse)
         folded = _fold(sparse, inputs)
+        if folded and off(sparse)>rtol:                                  # a layer is used otherwise than by its calls, or in float16
+            sparse,folded = copy_model(whole),[]
+            _plain(sparse)
         dense = copy_model(sparse) if folded else whole
         rows = _replace(sparse, inputs, min_sparsity, seconds)
         models = {'sparse':sparse, 'folded':dense, 'as it was':whole} if folded else {'sparse':sparse, 'as it was':whole}
-        if (off := _differ(_pass(sparse, inputs), want))>rtol: raise ValueError(f"the outputs differ by {off:.1g} of the largest, rtol={rtol:g}: is the model random in evaluation mode, or does it keep a state?")
+        wrong = off(sparse)
+        if wrong>rtol: del models['sparse']
         times = latency(models, inputs, min(2., seconds)).ms
-    best = 'sparse' if any(r[4]!='dense' for r in rows) and times['sparse']<=times.min()*1.02 else times.drop('sparse').idxmin()
-    if best!='sparse' and any(r[4]!='dense' for r in rows):
-        rows = [(*r[:4], 'dense', r[5], r[5], 'the whole model is not faster with sparse layers') if r[4]!='dense' else r for r in rows]
+    changed = any(r[4]!='dense' for r in rows)
+    best = 'sparse' if changed and wrong<=rtol and times['sparse']<=times.min()*1.02 else times.drop('sparse', errors='ignore').idxmin()
+    if best!='sparse' and changed:
+        why = 'the whole model is not faster with sparse layers' if wrong<=rtol else f'sparse layers would change the outputs, by {wrong:.1g} of the largest'
+        rows = [(*r[:4], 'dense', r[5], r[5], why) if r[4]!='dense' else r for r in rows]
     res,report = models[best],pd.DataFrame(rows, columns=['name',*_columns]).set_index('name')
     n,zeros = sum(p.numel() for p in prunable_weights(whole).values()),sum(p.numel()-int(p.count_nonzero()) for p in prunable_weights(whole).values())
     report.loc['total'] = ('', '', zeros/max(1, n), best, times['as it was'], times[best], f'{len(folded)} BatchNorm folded' if best!='as it was' and folded else '')
@@ -344,6 +378,7 @@ def _replace(model, inputs, least, seconds):
     rows,trials,missing,stay = [],{},{},_open_attention(model, calls, least)
     opened = any(isinstance(m, _Attention) for m in model.modules())
     if opened:
+        _unfuse(model)
         with _Calls(model) as calls: _pass(model, inputs)
     for name,m in list(model.named_modules()):
         own = {n:p for n,p in prunable_weights(m).items() if '.' not in n} if not isinstance(m, _Attention) else {}

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 import copy, io, threading
 import fastprune.inference as inference
-from fastprune.all import Masks, SparsifyCallback, compute_masks, digits_convnet, prunable_weights, sparse_inference
+from fastprune.all import SparseLinear, SparsifyCallback, compute_masks, digits_convnet, latency, prunable_weights, sparse_inference
 
 
 def pruned(model, sparsity=0.9):
@@ -237,11 +237,98 @@ def test_learner(learner, fit):
     with pytest.raises(ValueError, match='bs=0: needs a whole number'): learn.sparse_inference(bs=0)
 
 
+class Alias(nn.Module):
+    "A convolution by two names"
+    def __init__(self): super().__init__(); self.conv = nn.Conv2d(3, 8, 3); self.seq = nn.Sequential(self.conv, nn.BatchNorm2d(8), nn.ReLU())
+    def forward(self, x): return self.seq(x)
+
+
+class Looks(nn.Module):
+    "Looks at its layers, and uses a weight that BatchNorm follows"
+    def __init__(self): super().__init__(); self.fc, self.bn, self.out = nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Conv1d(1, 4, 3, stride=2)
+    def forward(self, x):
+        y = nn.functional.linear(self.bn(self.fc(x.view(-1, self.fc.in_features))), self.fc.weight.t())
+        return self.out(y[:, None])*self.out.stride[0]
+
+
+class Classes(nn.Module):
+    def __init__(self): super().__init__(); self.net = Alias()
+    def forward(self, x): return self.net(x).mean((2, 3)).argmax(1)
+
+
+class Resets(nn.Module):
+    def __init__(self): super().__init__(); self.fc = nn.Linear(64, 64)
+    def reset(self): nn.init.ones_(self.fc.weight)
+    def forward(self, x): return self.fc(x)
+
+
+@pytest.mark.parametrize('form', ['sparse', 'csr'])
+@pytest.mark.parametrize('make,shape', [(Alias, (4, 3, 9, 9)), (Looks, (5, 64)), (Classes, (200, 3, 6, 6)), (Resets, (5, 64))])
+def test_unusual_models(make, shape, form, monkeypatch):
+    torch.manual_seed(0)
+    model, x = pruned(make()), torch.randn(*shape)
+    res = forced(model, x, form=form, monkeypatch=monkeypatch)
+    with torch.no_grad(): assert same(res(x).float(), model(x).float()) and same(copy.deepcopy(res)(x).float(), model(x).float())
+    assert (res.inference_report.form[:-1] == form).any() or make is Looks and form == 'csr'          # whose weight is a CSR tensor, which the model can't use
+    if form == 'csr' and make is Resets:
+        with torch.no_grad(): assert res(x[:0]).shape == (0, 64)
+
+
+def test_padding_in_the_example():
+    "Where torch's fused path zeroes what is padded, sparse layers would not"
+    torch.manual_seed(0)
+    model, x, padding = pruned(encoder(batch_first=True)), torch.randn(3, 8, 32), torch.zeros(3, 8, dtype=torch.bool)
+    class Net(nn.Module):
+        def __init__(self): super().__init__(); self.e = model
+        def forward(self, x, padding): return self.e(x, src_key_padding_mask=padding)
+    for n in (8, 5):
+        padding[0, n:] = True
+        res = sparse_inference(Net().eval(), (x, padding), seconds=0.05)
+        with torch.no_grad(): assert same(res(x, padding), model(x, src_key_padding_mask=padding))
+
+
+def test_attention_refuses_what_torch_does(monkeypatch):
+    torch.manual_seed(0)
+    class Net(nn.Module):
+        def __init__(self): super().__init__(); self.attn = nn.MultiheadAttention(32, 4, batch_first=True)
+        def forward(self, *a, **k): return self.attn(*a, **k)
+    q = torch.randn(2, 6, 32)
+    res = forced(pruned(Net(), 0.7), q, q, q, monkeypatch=monkeypatch)
+    for call, says in ((lambda: res(q, q, q, is_causal=True), 'is_causal=True: needs the attn_mask'), (lambda: res(q, q[:1], q[:1]), 'batches of one size, got 2, 1 and 1'), (lambda: res(q, q, q, attn_mask=torch.ones(6, 6).long()), 'got int64')):
+        with pytest.raises(ValueError, match=says), torch.no_grad(): call()
+
+
+def test_layers_that_are_moved_or_loaded():
+    torch.manual_seed(0)
+    a, b, x = nn.Linear(64, 64), nn.Linear(64, 64), torch.randn(20, 64)
+    m = torch.rand(64, 64).argsort(1) < 6
+    with torch.no_grad():
+        a.weight.mul_(m); b.weight.mul_(m[:, torch.randperm(64)])
+        sa, sb = SparseLinear(a), SparseLinear(b)
+        sa(x)
+        sa.load_state_dict(sb.state_dict())
+        assert same(sa(x), b(x)) and same(sa(torch._neg_view(x)), b(-x))
+        for moved in (lambda s: s.half(), lambda s: s.double(), lambda s: s.to('meta')):
+            with pytest.raises(ValueError, match='a sparse layer works in float32 on a CPU'): moved(copy.deepcopy(sa))(x)
+
+
+def test_unet_after_a_pass_with_a_graph():
+    from fastai.vision.models.unet import DynamicUnet
+    body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
+    torch.manual_seed(0)
+    model, x = pruned(DynamicUnet(body, 2, (16, 16))), torch.randn(1, 3, 16, 16)
+    model(x).mean().backward()
+    res = sparse_inference(model, x, seconds=0.05)
+    with torch.no_grad(): assert same(res(x), model(x), 1e-4)
+
+
 def test_wrong_arguments():
     model, x = pruned(nn.Sequential(nn.Linear(8, 8))), torch.randn(2, 8)
     for call, says in ((lambda: sparse_inference(model, x, min_sparsity=90), 'did you mean 0.9'), (lambda: sparse_inference(model, x, seconds=0), 'seconds=0: needs a number above 0'), (lambda: sparse_inference(model, x, rtol='a'), "rtol='a'"),
                        (lambda: sparse_inference(model, None), 'example=NoneType: needs a tensor'), (lambda: sparse_inference(model, torch.randn(2, 9)), "the model can't take it"), (lambda: sparse_inference('m', x), 'model=str: needs a module'),
-                       (lambda: sparse_inference(model, x*float('nan')), 'not finite'), (lambda: sparse_inference(nn.Sequential(nn.Linear(8, 8), Noise()), x), 'is the model random')):
+                       (lambda: sparse_inference(model, x*float('nan')), 'not finite'), (lambda: sparse_inference(nn.Sequential(nn.Linear(8, 8), Noise()), x), 'from one call to the next'),
+                       (lambda: sparse_inference(model, x, seconds=float('inf')), 'seconds=inf'), (lambda: sparse_inference(nn.LazyLinear(3), x), 'run a batch through'), (lambda: latency({}, x), 'models=dict'), (lambda: latency([model], x), 'models=list'),
+                       (lambda: latency({'a': nn.Linear(8, 8)}, x), r"models\['a'\] is in training mode"), (lambda: latency({'a': model}, x, seconds='a'), "seconds='a'")):
         with pytest.raises(ValueError, match=says): call()
 
 
