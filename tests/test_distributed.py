@@ -26,7 +26,7 @@ def test_example(tmp_path, n):
     for name in ('OCP', 'DPF', 'STR'): load_tensors(tmp_path/'models'/f'{name}.safetensors')
 
 
-@pytest.mark.parametrize('n', [2, 4])
+@pytest.mark.parametrize('n', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_going_on_and_what_each_evaluates(tmp_path, n):
     for part in ('whole', 'stopped', 'again'): launch(n, here/'distributed.py', tmp_path, part)
     launch(1, here/'distributed.py', tmp_path, 'alone')

@@ -53,7 +53,7 @@ def test_notebook_is_committed_clean(nb):
     assert nb.stat().st_size < 300_000
 
 
-slow = {'04_cyclical_pruning', '05_s_cyc', '08_stability', '10_sculpt', '11_why_cycles', '12_baselines'}           # a minute or two each: by hand, with `pytest -m slow`
+slow = {'04_cyclical_pruning', '05_s_cyc', '07_lottery_tickets', '08_stability', '09_sparse_from_the_start', '10_sculpt', '11_why_cycles', '12_baselines', '14_small_and_fast'}           # a minute or two each: by hand, with `pytest -m slow`
 
 
 @pytest.mark.parametrize('nb', [pytest.param(nb, id=nb.stem, marks=[pytest.mark.slow]*(nb.stem in slow)) for nb in notebooks])

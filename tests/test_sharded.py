@@ -7,7 +7,7 @@ from processes import torchrun
 here = Path(__file__).parent
 
 
-@pytest.mark.parametrize('n', [2, 4])
+@pytest.mark.parametrize('n', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_equal_to_the_whole(tmp_path, n): assert 'all checks passed' in torchrun(n, here/'sharded.py', tmp_path/'masks.safetensors')
 
 
