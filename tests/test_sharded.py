@@ -11,7 +11,7 @@ here = Path(__file__).parent
 def test_equal_to_the_whole(tmp_path, n): assert 'all checks passed' in torchrun(n, here/'sharded.py', tmp_path/'masks.safetensors')
 
 
-@pytest.mark.parametrize('n', [2, 4])
+@pytest.mark.parametrize('n', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_example(tmp_path, n):
     lines = torchrun(n, here.parent/'examples'/'fsdp.py', tmp_path).splitlines()
     assert len(lines) == 4 and lines[-1].endswith('sparsity 0.9500') and float(lines[-1].split('accuracy ')[1].split(',')[0]) > 0.8
