@@ -453,6 +453,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fastprune.inference._Calls.__enter__': ('inference.html#_calls.__enter__', 'fastprune/inference.py'),
                                      'fastprune.inference._Calls.__exit__': ('inference.html#_calls.__exit__', 'fastprune/inference.py'),
                                      'fastprune.inference._Calls.__init__': ('inference.html#_calls.__init__', 'fastprune/inference.py'),
+                                     'fastprune.inference._Calls._called': ('inference.html#_calls._called', 'fastprune/inference.py'),
                                      'fastprune.inference._Trial': ('inference.html#_trial', 'fastprune/inference.py'),
                                      'fastprune.inference._Trial.__getattr__': ( 'inference.html#_trial.__getattr__',
                                                                                  'fastprune/inference.py'),

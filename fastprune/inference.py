@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['copy_model', 'latency', 'sparse_inference']
 
-# %% ../nbs/13a_inference.ipynb #758b6391
+# %% ../nbs/13a_inference.ipynb #56c5b4aa
 import copy,math,statistics,time,warnings
 from collections import Counter
 from numbers import Real
@@ -19,9 +19,9 @@ from fastai.basics import Learner,patch,to_device
 from fastai.callback.hook import Hook,Hooks
 from .passes import device_of,inputs_and_targets,undisturbed
 from .weights import check_sparsity,prunable_weights,unwrap
-from .kernel import SparseConv,SparseLinear,looks_like
+from .kernel import SparseConv,SparseLinear,_both,looks_like
 
-# %% ../nbs/13a_inference.ipynb #fefe1ffd
+# %% ../nbs/13a_inference.ipynb #cc0622c9
 def _tensors(o):
     "All tensors in an output of tuples, lists and dicts"
     if isinstance(o, torch.Tensor): return [o]
@@ -44,14 +44,13 @@ def _kind(m): return 'norm' if type(m) in _norms or type(m).__name__=='BatchNorm
 
 class _Calls:
     "How modules are called: a context for one pass through the model"
-    def __init__(self, model): self.model,self.ins,self.outs,self.n,self.hooks = model,{},{},Counter(),[]
+    def __init__(self, model): self.model,self.ins,self.outs,self.n = model,{},{},Counter()
     def __enter__(self):
-        for name,m in self.model.named_modules():
-            def called(m, args, kwargs, out, name=name):
-                self.n[m] += 1
-                self.ins[m],self.outs[m] = _tensors(args)+_tensors(kwargs),_tensors(out)
-            self.hooks.append(m.register_forward_hook(called, with_kwargs=True))
+        self.hooks = [m.register_forward_hook(self._called, with_kwargs=True) for m in self.model.modules()]
         return self
+    def _called(self, m, args, kwargs, out):
+        self.n[m] += 1
+        self.ins[m],self.outs[m] = _tensors(args)+_tensors(kwargs),_tensors(out)
     def __exit__(self, *_):
         for h in self.hooks: h.remove()
 
@@ -167,7 +166,7 @@ def _unfuse(model):
 
 def _zeros(w): return 1-int(w.count_nonzero())/w.numel() if w.numel() else 0.
 
-# %% ../nbs/13a_inference.ipynb #3c0e30d0
+# %% ../nbs/13a_inference.ipynb #58789290
 class _CSR(nn.Module):
     "A linear layer or convolution by PyTorch's product of a CSR matrix"
     def __init__(self, layer):
@@ -176,9 +175,9 @@ class _CSR(nn.Module):
         if not self.linear:
             if layer.padding_mode!='zeros' or isinstance(layer.padding, str): raise ValueError('only a convolution with zeros around, as many as it says, is unfolded')
             if w.ndim>4: raise ValueError('there is none over three dimensions')
-            one = w.ndim==3
-            both = lambda v: (1,*v) if one else tuple(v)
-            self.one,self._kernel,self._stride,self._dilation,self._padding = one,both(layer.kernel_size),both(layer.stride),both(layer.dilation),((0,) if one else ())+tuple(layer.padding)
+            self.one = w.ndim==3
+            self._kernel,self._stride,self._dilation = map(_both, (layer.kernel_size, layer.stride, layer.dilation))
+            self._padding = ((0,) if self.one else ())+tuple(layer.padding)
             if layer.groups>1: w = torch.block_diag(*w.flatten(1).chunk(layer.groups))
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='Sparse CSR tensor support')
@@ -291,7 +290,7 @@ def latency(models:dict, # Name -> model, in evaluation mode
                 times[n].append(_now(device)-t)
     return pd.DataFrame([(n, *(1e3*f(t) for f in (statistics.median, min, max))) for n,t in times.items()], columns=['name','ms','min','max']).set_index('name')
 
-# %% ../nbs/13a_inference.ipynb #e97f2489
+# %% ../nbs/13a_inference.ipynb #8272cbb2
 def _inputs(example):
     inputs = tuple(example) if isinstance(example, (tuple,list)) else (example,)
     if not _tensors(inputs): raise ValueError(f"example={type(example).__name__}: needs a tensor, or a tuple of the model's inputs")
@@ -366,7 +365,7 @@ def sparse_inference(model:nn.Module, # Pruned model; it is not changed
         why = 'the whole model is not faster with sparse layers' if wrong<=rtol else f'sparse layers would change the outputs, by {wrong:.1g} of the largest'
         rows = [(*r[:4], 'dense', r[5], r[5], why) if r[4]!='dense' else r for r in rows]
     res,report = models[best],pd.DataFrame(rows, columns=['name',*_columns]).set_index('name')
-    n,zeros = sum(p.numel() for p in prunable_weights(whole).values()),sum(p.numel()-int(p.count_nonzero()) for p in prunable_weights(whole).values())
+    n,zeros = sum(p.numel() for p in weights.values()),sum(p.numel()-int(p.count_nonzero()) for p in weights.values())
     report.loc['total'] = ('', '', zeros/max(1, n), best, times['as it was'], times[best], f'{len(folded)} BatchNorm folded' if best!='as it was' and folded else '')
     res.inference_report = report
     return res

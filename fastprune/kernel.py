@@ -381,7 +381,7 @@ class SparseLinear(_Sparse):
             self.product(packed, out, chunks, k*width, width*self.out_features, self.out_features, n, off, at, widths)
         return out.view(*x.shape[:-1], self.out_features)
 
-# %% ../nbs/13_kernel.ipynb #853914dd
+# %% ../nbs/13_kernel.ipynb #f8ca98f1
 def _both(v): return (1,*v) if len(v)==1 else tuple(v)
 
 class SparseConv(_Sparse):
@@ -445,10 +445,8 @@ class SparseConv(_Sparse):
         if x.ndim not in (self.dims+1,self.dims+2) or x.shape[-self.dims-1]!=self.shape[1]*self.groups: raise ValueError(f"the layer takes {self.shape[1]*self.groups} channels over {self.dims} dimensions, got an input of shape {tuple(x.shape)}")
         images = x.resolve_neg() if x.ndim>self.dims+1 else x.resolve_neg()[None]
         if self.dims==1: images = images[:,:,None]
-        if self._kernel==(1,1) and self._padding==(0,0) and self._stride!=(1,1):                # most pixels are not looked at
-            images = images[:,:,::self._stride[0],::self._stride[1]]
-            plain = True
-        else: plain = self._kernel==(1,1) and self._padding==(0,0)
+        plain = self._kernel==(1,1) and self._padding==(0,0)
+        if plain: images = images[:,:,::self._stride[0],::self._stride[1]]                      # other pixels are not looked at
         b,c,h,w = images.shape
         ho,wo,width,size,n,off,at,widths = self.plan((c,h,w,plain), lambda: self._plan_1x1(c, h, w) if plain else self._plan(c, h, w))
         if plain and n==h*w: room,image = images.contiguous(),c*size
