@@ -1,0 +1,198 @@
+"What all tables share: scales, cells, how one is trained, and the CSV that they end up in. `run.py` runs them, `report.py` makes RESULTS.md"
+import csv, os, subprocess, sys, time, warnings
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+import pandas as pd
+import torch
+from fastai.basics import Adam, Callback, CrossEntropyLossFlat, Learner, SGD, accuracy, noop, set_seed
+from fastai.callback.progress import ProgressCallback
+from fastai.callback.schedule import ParamScheduler
+from fastprune.all import *
+
+here = Path(__file__).resolve().parent
+sys.path.insert(0, str(here.parent))
+from common import machine, quiet
+
+
+@dataclass(frozen=True)
+class Scale:
+    "How much smaller than in the papers, for every method alike"
+    name: str
+    images: int          # Training images of 50,000
+    test: int            # Test images of 10,000
+    batch: float         # Images in a batch, times the papers'
+    epochs: float        # Epochs, times the papers'
+    seeds: int
+    dense: int           # Epochs of the trained networks that methods start from
+    pixels: int          # A side, where a paper scales images up to 224
+    rounds: int          # Rounds of pruning, where a paper has 17 (S-Cyc) or does not say (tickets: 10)
+
+    def epochs_of(self, paper, least=1): return max(least, round(paper*self.epochs))
+    def rounds_of(self, paper): return min(paper, self.rounds)
+
+
+SCALES = {s.name: s for s in (
+    Scale('tiny',    500,    500,    1/8, 0.02, 2, 10,  32,  2),
+    Scale('small',   5_000,  2_000,  1/4, 0.05, 3, 20,  32,  3),
+    Scale('medium',  50_000, 10_000, 1.,  0.05, 3, 30,  32,  5),
+    Scale('large',   50_000, 10_000, 1.,  0.2,  3, 60,  64,  10),
+    Scale('full',    50_000, 10_000, 1.,  1.,   3, 200, 224, 17))}
+
+
+@dataclass(frozen=True)
+class Cell:
+    "One training, or one chain of rounds, with one seed"
+    model: str
+    method: str
+    sparsity: float = 0.
+    epochs: int = 1      # In all; of one round, where there are rounds
+    seed: int = 0
+
+
+key = ['scale', 'images', 'model', 'method', 'sparsity', 'epochs', 'seed']
+columns = [*key, 'step', 'what', 'value', 'seconds', 'commit', 'machine']
+
+# ---- methods: name -> function (run) that returns rows (step, what, value); each table's script adds its own
+
+METHODS = {}
+def method(name):
+    def add(f): METHODS[name] = f; return f
+    return add
+
+
+class Bfloat16(Callback):
+    "Layers in bfloat16 and channels last; weights, masks and the loss stay in float32"
+    order = 5                                      # after what moves model and batch
+    def before_fit(self): self.model.to(memory_format=torch.channels_last)
+    def before_batch(self):
+        self.learn.xb = tuple(x.contiguous(memory_format=torch.channels_last) for x in self.xb)
+        self.autocast = torch.autocast(self.xb[0].device.type, torch.bfloat16)
+        self.autocast.__enter__()
+    def after_pred(self):
+        self.autocast.__exit__(None, None, None)
+        self.learn.pred = self.pred.float()
+
+
+def network(name):
+    if name == 'resnet18':
+        from torchvision.models import resnet18
+        return resnet18(num_classes=10)
+    return {'resnet20': partial(cifar_resnet, 20), 'resnet56': partial(cifar_resnet, 56), 'vgg14': partial(cifar_vgg, 14), 'mobilenet': cifar_mobilenet}[name]()
+
+sgd = partial(SGD, mom=0.9, decouple_wd=False)
+
+
+@dataclass
+class Run:
+    "What a method has to work with"
+    cell: Cell
+    scale: Scale
+    data: str            # Folder of images
+    cache: Path          # Folder of networks that methods start from
+    def __getattr__(self, name): return getattr(self.cell, name)
+
+    def dls(self, bs, valid_pct=0.):
+        s = self.scale
+        return cifar10_dls(self.data, bs=round(bs*s.batch), n_train=None if s.images >= 50_000 else s.images, n_test=None if s.test >= 10_000 else s.test,
+                           valid_pct=valid_pct, size=s.pixels if self.model == 'resnet18' else None)
+
+    def learner(self, bs=128, opt=sgd, wd=1e-4, moms=(0.9, 0.9, 0.9), trained=None, valid_pct=0.):
+        "A new Learner; from the network that was trained for so many epochs, if `trained`"
+        set_seed(self.seed)
+        learn = Learner(self.dls(bs, valid_pct), network(self.model), CrossEntropyLossFlat(), opt, metrics=accuracy, wd=wd, moms=moms, cbs=Bfloat16())
+        learn.remove_cb(ProgressCallback)
+        learn.logger = noop
+        if trained: learn.model.load_state_dict(load_state(baseline(self.cache, self.scale, self.model, trained)))
+        set_seed(1000+self.seed)
+        return learn
+
+
+def baseline(cache, scale, model, epochs): return cache/f'{scale.name}_{scale.images}_{model}_{epochs}.safetensors'
+
+def keep_baseline(run, learn):
+    "The network of seed 0 is the one that methods start from"
+    if run.seed: return
+    run.cache.mkdir(parents=True, exist_ok=True)
+    save_state(learn.model.state_dict(), baseline(run.cache, run.scale, run.model, run.epochs))
+
+
+def result(learn):
+    masks = learn.masks or Masks.from_zeros(prunable_weights(learn.model))
+    return [('', 'accuracy', 100*float(learn.validate()[1])), ('', 'sparsity', masks.sparsity)]
+
+
+@method('dense')
+def dense(run):
+    "A trained network, as good as the epochs allow"
+    learn = run.learner(wd=5e-4)
+    learn.fit_one_cycle(run.epochs, 0.2, pct_start=0.3, div=10)
+    keep_baseline(run, learn)
+    return result(learn)
+
+def dense_cells(model, scale, seeds=range(1)): return [Cell(model, 'dense', 0., scale.dense, seed) for seed in seeds]
+
+# ---- running
+
+def commit():
+    git = lambda *args: subprocess.run(['git', *args], cwd=here, capture_output=True, text=True).stdout.strip()
+    return git('rev-parse', '--short', 'HEAD')+('+' if git('status', '--porcelain', '--', '../../nbs', '.') else '')
+
+
+def run_cell(cell, scale, data, cache, threads):
+    "In a process of its own: the cell's rows, and the seconds that it took"
+    warnings.filterwarnings('ignore')
+    torch.set_num_threads(threads)
+    run = Run(cell, scale, data, cache)
+    run.dls(256)                                   # reads the images, if this process has not
+    start = time.perf_counter()
+    with quiet(): rows = METHODS[cell.method](run)
+    return rows, time.perf_counter()-start
+
+
+class Results:
+    "The CSV: rows are added, never changed"
+    def __init__(self, path): self.path = Path(path)
+    @property
+    def df(self): return read(self.path)
+    def finished(self):
+        df = self.df
+        return set(df[key].itertuples(index=False, name=None)) if len(df) else set()
+    def add(self, cell, scale, rows, seconds):
+        new = not self.path.exists()
+        with open(self.path, 'a', newline='') as f:
+            out = csv.DictWriter(f, columns)
+            if new: out.writeheader()
+            for step, what, value in rows:
+                out.writerow({**named(cell, scale), 'step': step, 'what': what, 'value': f'{value:.6g}', 'seconds': round(seconds, 1), 'commit': commit(), 'machine': machine()})
+
+
+def read(path):
+    if not Path(path).exists(): return pd.DataFrame(columns=columns)
+    return pd.read_csv(path, keep_default_na=False, dtype={'step': str, 'commit': str})
+
+
+def named(cell, scale): return dict(scale=scale.name, images=scale.images, **asdict(cell))
+def name_of(cell, scale): return tuple(named(cell, scale)[k] for k in key)
+
+
+def fill(cells, scale, data, results, workers, cache):
+    "Run the cells that are not finished, `workers` at a time"
+    done, cells = results.finished(), list(dict.fromkeys(cells))
+    lost = [c for c in cells if c.method.startswith('dense') and not c.seed and name_of(c, scale) in done and not baseline(cache, scale, c.model, c.epochs).exists()]
+    todo = [c for c in cells if name_of(c, scale) not in done]+lost
+    if not todo: return
+    workers = min(workers, len(todo))
+    threads = max(1, (os.cpu_count() or 1)//workers)
+    with ProcessPoolExecutor(workers, mp_context=get_context('spawn'), initializer=_prepare) as pool:
+        jobs = {pool.submit(run_cell, c, scale, data, cache, threads): c for c in todo}
+        for n, job in enumerate(as_completed(jobs), 1):
+            cell, (rows, seconds) = jobs[job], job.result()
+            if cell not in lost: results.add(cell, scale, rows, seconds)
+            final = next((f'{v:.2f}' for s, w, v in reversed(rows) if w == 'accuracy'), '')
+            print(f'{n}/{len(todo)} {scale.name} {cell.model} {cell.method} {cell.sparsity:g} seed {cell.seed}: {final} in {seconds:.0f} s', flush=True)
+
+
+def _prepare(): from tables import TABLES          # in each process: the methods of all tables

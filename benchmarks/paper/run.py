@@ -1,0 +1,43 @@
+"""Fill the tables of the papers: `python benchmarks/paper/run.py --scale tiny`. What is finished in the CSV is not run again; RESULTS.md is made from it at the end.
+A table alone: `python benchmarks/paper/run.py ocp_table2 --scale small`"""
+import argparse, os
+from pathlib import Path
+import torch
+from harness import SCALES, Results, fill, here
+from tables import TABLES
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add('tables', nargs='*', metavar='TABLE', help=f"tables to fill, all if none is given: {', '.join(TABLES)}")
+    add('--scale', choices=SCALES, default='tiny', help='how much smaller than in the papers (default: tiny)')
+    add('--full', action='store_const', dest='scale', const='full', help="the papers' own setting")
+    add('--data', default='~/cifar10', help="folder with train/class/image and test/class/image, or 'download' (default: ~/cifar10)")
+    add('--out', default=here/'results.csv', type=Path, help='CSV to add to; RESULTS.md and the figures come beside it')
+    add('--workers', type=int, help='trainings at a time (default: one a core; with a GPU one for two cores, at most 8)')
+    add('--sparsity', type=float, nargs='+', help='these sparsities alone, such as 0.98 0.99')
+    o = parser.parse_args()
+    for t in o.tables:
+        if t not in TABLES: parser.error(f"there is no table {t!r}: use any of {', '.join(TABLES)}")
+    if o.workers is None: o.workers = max(1, min(8, os.cpu_count()//2)) if torch.cuda.is_available() else os.cpu_count()
+    if o.workers < 1: parser.error(f'--workers {o.workers}: needs at least 1')
+    for s in o.sparsity or ():
+        if not 0 < s < 1: parser.error(f'--sparsity {s:g}: needs a fraction of zeros in (0,1)')
+    o.data = None if o.data == 'download' else Path(o.data).expanduser()
+    if o.data and not o.data.is_dir(): parser.error(f"--data {o.data}: there is no such folder; it needs train/class/image and test/class/image. '--data download' fetches CIFAR-10")
+    return o
+
+
+def main():
+    o = arguments()
+    scale, results = SCALES[o.scale], Results(o.out)
+    run = lambda cells: fill(cells, scale, o.data, results, o.workers, here/'cache')
+    for table in [TABLES[t] for t in o.tables or TABLES]:
+        run(table.needs(scale))
+        finished = None
+        while finished != (finished := len(results.finished())):           # what came out may ask for more cells
+            run([c for c in table.cells(scale, results.df) if not o.sparsity or c.sparsity in o.sparsity])
+
+
+if __name__ == '__main__': main()
