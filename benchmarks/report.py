@@ -29,7 +29,7 @@ over['target'] = [next((v for k, v in limit.items() if s.endswith(k)), '') for s
 over['met'] = ['' if t == '' else 'yes' if r <= t else 'no' for r, t in zip(over.ratio, over.target)]
 text = f'''# Benchmarks
 
-Made by `python benchmarks/report.py` from the CSV files here, which `mask_update.py`, `overhead.py`, `connectivity.py`, `billion.py`, `soak.py` and `inference.py` write. They need `pip install '.[bench]'`.
+Made by `python benchmarks/report.py` from the CSV files here, which `mask_update.py`, `overhead.py`, `connectivity.py`, `billion.py`, `soak.py`, `inference.py` and `loading.py` write. They need `pip install '.[bench]'`.
 Both sides run in one process, in turn; figures are medians. Machine: {df.machine[0]}.
 
 ## Training with One-Cycle Pruning to 90% over plain training
@@ -109,5 +109,15 @@ and of the Transformer only the inner neurons of its blocks. onnxruntime runs th
 Outputs of `sparse_inference`, of shrunk models and of ONNX files differ from their models' by {max(float(d) for d in fast.relative_difference if d):.0e} of the largest at most, over all rows. Parameters that shrunk models have left:
 
 {table(left)}
+'''
+loads = pd.read_csv(here/'loading.csv', keep_default_na=False)
+text += f'''
+## Images a second
+
+An epoch of training batches of CIFAR-10's images from a folder, medians of {loads.runs[0]} runs. `cifar10_dls` reads all images once, in `seconds_to_read`, and keeps them as bytes on the device; fastai opens each again in every epoch. Machine: {loads.machine[0]}.
+
+{table(loads.drop(columns=['machine', 'runs']).rename(columns=lambda c: c.replace('_', ' ')))}
+
+The papers' tables, on the same images, are in [paper/RESULTS.md](paper/RESULTS.md).
 '''
 (here/'README.md').write_text(text)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SignFlips', 'Overlap', 'mask_overlap', 'WeightHistogram', 'Sensitivity', 'CyclePaths']
 
-# %% ../nbs/09b_analysis.ipynb #f3020d00
+# %% ../nbs/09b_analysis.ipynb #2dab3413
 import contextlib,itertools,warnings
 from numbers import Integral,Number
 import numpy as np, pandas as pd, torch
@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend,sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from fastai.basics import Callback,Learner,patch,store_attr,to_device
-from .passes import check_n_batches,device_of,forward,inputs_and_targets,loss_of,reset_state,undisturbed
+from .passes import a_batch,check_n_batches,device_of,forward,inputs_and_targets,loss_of,reset_state,undisturbed
 from .weights import check_sparsity,prunable_weights,transposed_groups,unwrap
 from .criteria import magnitude
 from .masks import Masks,check_bool,compute_masks
@@ -261,7 +261,7 @@ def sensitivity(self:Learner,
     res.metric = metric
     return res
 
-# %% ../nbs/09b_analysis.ipynb #729d163e
+# %% ../nbs/09b_analysis.ipynb #8834f03a
 class _Flops(TorchDispatchMode):
     "Adds up the FLOPs of operations by the weight that they are with"
     def __init__(self, owners):
@@ -289,12 +289,10 @@ def flops(self:Learner,
     "FLOPs of a forward pass for one item of the training set, and of those that are with a weight other than 0"
     weights = prunable_weights(self.model, include, exclude)
     with undisturbed(self), torch.no_grad(), _no_mkldnn():
-        b = next(iter(self.dls.train), None)
-        if b is None: raise ValueError("the training DataLoader has no batches")
+        xb = a_batch(self)
         self.model.to(device_of(self)).eval()
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
-        xb,_ = inputs_and_targets(self, to_device(b, device_of(self)))
         try:
             with _Flops({p.untyped_storage().data_ptr():n for n,p in weights.items()}) as counted: forward(self, tuple(x[:1] if isinstance(x, torch.Tensor) else x for x in xb))
         finally: torch.backends.mha.set_fastpath_enabled(fast)

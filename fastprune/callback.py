@@ -21,7 +21,7 @@ from .weights import check_not_torch_pruned,check_sparsities,expand_sparsity,nor
 from .criteria import CRITERIA,asks_for,has_gradients,magnitude
 from .masks import Masks,check_bool,check_granularity,check_nan,check_scope,check_scores,compute_masks,count_units,unit_dims
 
-# %% ../nbs/05_callback.ipynb #da78b72a
+# %% ../nbs/05_callback.ipynb #bf2ab868
 class KeepMasks(Callback):
     "Sets pruned weights to zero after each optimizer step. Setting `learn.masks` adds it, `Learner.remove_masks` takes it away"
     order,run_valid = 70,False            # after SparsifyCallback, and after SaveModelCallback has loaded its best model
@@ -52,7 +52,9 @@ class KeepMasks(Callback):
         self.project()
 
     def before_fit(self):
-        if not in_fit(self.learn): self._weights = None
+        if in_fit(self.learn): return
+        self._weights,now = None,dict(unwrap(self.learn.model).named_parameters())
+        self._masks = Masks({n:m.to(now[n].device) if n in now else m for n,m in self._masks.items()})      # a fit may have moved the model to another device
     def before_train(self):            # not in before_fit, which `learn.validate` calls too
         if self._weights is None:
             weights = dict(unwrap(self.learn.model).named_parameters())

@@ -14,7 +14,7 @@ import numpy as np, torch
 from torch.nn import functional as F
 from fastai.basics import Category,DataLoaders,IntToFloatTensor,Normalize,TensorCategory,TensorImage,TfmdDL,Transform,URLs,default_device,get_files,store_attr,untar_data
 
-# %% ../nbs/10_data.ipynb #37000eb7
+# %% ../nbs/10_data.ipynb #697d9d2a
 @lru_cache
 def _digits():
     from sklearn.datasets import load_digits
@@ -26,7 +26,7 @@ class TensorData:
     def __init__(self, x, y, vocab): store_attr()
     def __len__(self): return len(self.y)
     def __getitem__(self, i): return self.x[i],self.y[i]
-    def new_empty(self): return type(self)(self.x[:0], self.y[:0], self.vocab)
+    def new_empty(self): return TensorData(self.x[:0].clone(), self.y[:0].clone(), self.vocab)          # a view would be pickled with all images
     @property
     def c(self): return len(self.vocab)
 
@@ -69,11 +69,11 @@ def folder_dls(path, # Folder of images: class/image, or train/class/image and v
     split = dict(train=train, valid=valid) if train and valid else dict(valid_pct=valid_pct, seed=seed)
     return ImageDataLoaders.from_folder(path, bs=bs, item_tfms=Resize(size), **({} if num_workers is None else {'num_workers':num_workers}), **split)
 
-# %% ../nbs/10_data.ipynb #ccb78608
+# %% ../nbs/10_data.ipynb #9974ec55
 class _Images(TensorData):
     "Bytes [n,3,height,width] and classes [n]; `split_idx` 0 to train on, 1 if not"
     def __init__(self, x, y, vocab, split_idx): store_attr()
-    def new_empty(self): return _Images(self.x[:0], self.y[:0], self.vocab, self.split_idx)
+    def new_empty(self): return _Images(self.x[:0].clone(), self.y[:0].clone(), self.vocab, self.split_idx)
     def decode(self, o, full=True): return o[0],Category(self.vocab[int(o[1])])
 
 class _ImagesDL(TfmdDL):
@@ -81,6 +81,7 @@ class _ImagesDL(TfmdDL):
     def create_item(self, i): return i or 0
     def create_batch(self, idx):
         ds = self.dataset
+        if not isinstance(ds, _Images): raise ValueError(f"{type(ds).__name__}: these DataLoaders take batches out of tensors, not items; call `learn.model` with a batch, or make a DataLoader by `dls.valid.new(...)`")
         idx = torch.tensor(idx, device=ds.x.device)
         return TensorImage(ds.x[idx]),TensorCategory(ds.y[idx])
     def retain(self, res, b): return res
@@ -88,7 +89,9 @@ class _ImagesDL(TfmdDL):
 class FlipAndShift(Transform):
     "Flip half of the images of a batch, and shift each by up to `most` pixels, with black coming in: the usual augmentation for CIFAR-10, while training only"
     order,split_idx = 5,0
-    def __init__(self, most:int=4): self.most = most
+    def __init__(self, most:int=4):
+        if isinstance(most, bool) or not isinstance(most, Integral) or most<0: raise ValueError(f"most={most!r}: needs a whole number of pixels, at least 0")
+        self.most = most
     def encodes(self, x:TensorImage):
         (n,_,h,w),m,new = x.shape,self.most,lambda high: torch.randint(high, (len(x),), device=x.device)
         windows = F.pad(x.as_subclass(torch.Tensor), (m,m,m,m)).unfold(2, h, 1).unfold(3, w, 1)      # [n,3,2m+1,2m+1,h,w], a view
@@ -108,9 +111,9 @@ def _read(path):
 
 def _decode(folder):
     "All images below `folder`, which has a folder for each class: bytes [n,3,height,width], classes [n], and their names"
-    vocab = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    vocab = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
     files = [(f,i) for i,c in enumerate(vocab) for f in sorted(get_files(folder/c, extensions={'.png','.jpg','.jpeg','.bmp'}))]
-    if len(vocab)<2 or not files: raise ValueError(f"data: {str(folder)!r} needs a folder with images for each of at least two classes")
+    if len(vocab)<2 or {i for _,i in files}!={*range(len(vocab))}: raise ValueError(f"data: {str(folder)!r} needs a folder with images (png, jpg, bmp) for each of at least two classes")
     with ThreadPoolExecutor() as pool: images = list(pool.map(_read, [f for f,_ in files]))
     if odd := next((f for (f,_),x in zip(files, images) if x.shape!=images[0].shape), None): raise ValueError(f"data: {str(odd)!r} has another size than {str(files[0][0])!r}: needs images of one size")
     return torch.from_numpy(np.stack(images)),torch.tensor([i for _,i in files]),vocab
@@ -156,10 +159,13 @@ def cifar10_dls(path=None, # Folder with train/class/image and test/class/image;
     train,test = _some(y, n_train, seed, 'n_train')[0],_some(yt, n_test, seed, 'n_test')[0]
     parts = [(xt,yt,test,1)]
     if valid_pct:
-        keep,valid = _some(y[train], round((1-valid_pct)*len(train)), seed, f'valid_pct={valid_pct!r} makes n_train')
+        n,c = round((1-valid_pct)*len(train)),len(vocab)
+        if not c<=n<=len(train)-c: raise ValueError(f"valid_pct={valid_pct!r}: leaves {n} of {len(train)} images to train on, and there are {c} classes")
+        keep,valid = _some(y[train], n, seed, 'n_train')
         parts,train = [(x,y,train[valid],1),*parts],train[keep]
     stats = x[train].float().div_(255) if len(train)<=10_000 else x[train[::len(train)//10_000]].float().div_(255)
     stats = stats.mean((0,2,3), keepdim=True),stats.std((0,2,3), keepdim=True)+1e-7
     tfms = lambda: [*([FlipAndShift()] if augment else []), IntToFloatTensor(), *([] if size in (None, x.shape[-1]) else [_Scale(size)]), Normalize(*stats)]
-    def dl(x, y, idx, split_idx, bs, **kwargs): return _ImagesDL(_Images(x[idx], y[idx], vocab, split_idx), bs=bs, num_workers=0, device=device, after_batch=tfms(), **kwargs)
+    def part(x, idx): return x if len(idx)==len(x) else x[idx]                  # all of them need no copy
+    def dl(x, y, idx, split_idx, bs, **kwargs): return _ImagesDL(_Images(part(x, idx), part(y, idx), vocab, split_idx), bs=bs, num_workers=0, device=device, after_batch=tfms(), **kwargs)
     return DataLoaders(dl(x, y, train, 0, bs, shuffle=True, drop_last=len(train)>=bs), *[dl(*p, 2*bs) for p in parts], device=device)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['to_onnx', 'to_torch_prune', 'from_torch_prune', 'semi_structured_layers', 'to_semi_structured']
 
-# %% ../nbs/13c_export.ipynb #487f6af1
+# %% ../nbs/13c_export.ipynb #aa0c707c
 import contextlib,inspect,io,logging,warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,15 +14,15 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as _AttentionOut
 from torch.nn.utils import prune as _prune
 from torch.utils._pytree import tree_leaves
-from fastai.basics import Learner,patch,to_device
-from .passes import inputs_and_targets,undisturbed
+from fastai.basics import Learner,patch
+from .passes import a_batch,undisturbed
 from .weights import check_not_torch_pruned,prunable_weights,torch_pruned,unwrap
 from .files import atomically
 from .masks import Masks,check_bool
 from .callback import set_masks
-from .inference import copy_model
+from .inference import _line,copy_model
 
-# %% ../nbs/13c_export.ipynb #dbb93ac7
+# %% ../nbs/13c_export.ipynb #2444b189
 @contextlib.contextmanager
 def _for_export(model):
     "A context in which `model` is in eval mode, and torch is quiet"
@@ -38,7 +38,6 @@ def _for_export(model):
         log.setLevel(level)
         for m,mode in modes: m.training = mode
 
-def _first_line(e): return (str(e).splitlines() or [type(e).__name__])[0]
 def _shapes_of(xs): return ', '.join(str(tuple(x.shape)) for x in xs)
 
 def _inputs(example):
@@ -72,7 +71,7 @@ def _shapes(model, xs):
 def _outputs(model, xs):
     "The tensors that a model returns, in lists or dicts, too"
     try: outs = tree_leaves(model(*xs))
-    except Exception as e: raise ValueError(f"{type(model).__name__} itself fails for inputs of shape {_shapes_of(xs)}: {_first_line(e)}") from e
+    except Exception as e: raise ValueError(f"{type(model).__name__} itself fails for inputs of shape {_shapes_of(xs)}: {_line(e)}") from e
     for i,o in enumerate(outs):
         if not isinstance(o, torch.Tensor): raise ValueError(f"output {i} of {type(model).__name__} is a {type(o).__name__}: ONNX has tensors alone")
     return outs
@@ -100,7 +99,7 @@ def _compare(data, names, model, xs):
     options.log_severity_level,options.intra_op_num_threads = 4,torch.get_num_threads()
     wanted = _outputs(model, xs)
     try: got = ort.InferenceSession(data, options, providers=['CPUExecutionProvider']).run(None, {n:x.numpy() for n,x in zip(names, xs)})
-    except Exception as e: raise ValueError(f"onnxruntime can't run the model {where}: {_first_line(e)}") from e
+    except Exception as e: raise ValueError(f"onnxruntime can't run the model {where}: {_line(e)}") from e
     for i,(a,b) in enumerate(zip(wanted, map(torch.from_numpy, got))):
         if a.shape!=b.shape: raise ValueError(f"output {i} in onnxruntime, {where}, is of shape {tuple(b.shape)}, and of {tuple(a.shape)} in torch")
         tol = max(1e-4, 8*torch.finfo(a.dtype).eps) if a.is_floating_point() else 0.
@@ -134,7 +133,7 @@ def to_onnx(model:nn.Module, # Any module that `torch.export` can trace; left as
         ins = _check_names(input_names or _input_names(model, len(xs)), len(xs), 'input_names')
         outs = _check_names(output_names or (['output'] if n==1 else [f'output_{i}' for i in range(n)]), n, 'output_names')
         try: proto = torch.onnx.export(model, xs, dynamo=True, verbose=False, input_names=ins, output_names=outs, dynamic_shapes=_shapes(model, xs) if dynamic_batch else None).model_proto
-        except Exception as e: raise ValueError(f"{type(model).__name__} can't be exported to ONNX{' with dynamic_batch=True' if dynamic_batch else ''}: {_first_line(e.__cause__ or e)}") from e
+        except Exception as e: raise ValueError(f"{type(model).__name__} can't be exported to ONNX{' with dynamic_batch=True' if dynamic_batch else ''}: {_line(e.__cause__ or e)}") from e
         for node in proto.graph.node: node.ClearField('metadata_props')                    # where in whose source code it comes from
         if sparse: _without_zeros(proto)
         data = proto.SerializeToString()
@@ -151,9 +150,7 @@ def to_onnx(self:Learner,
            )->Path: # `path`
     "Write the model as `fastprune.export.to_onnx` does, for inputs as the DataLoaders give them, after their transforms. The Learner is as before"
     with undisturbed(self):
-        b = next(iter(self.dls.train), None)
-        if b is None: raise ValueError("the training DataLoader has no batches")
-        xs = _inputs(inputs_and_targets(self, to_device(b, 'cpu'))[0])
+        xs = _inputs(a_batch(self, 'cpu'))
         return to_onnx(self.model, _rows(xs, min(4 if dynamic_batch else 1, len(xs[0]))), path, dynamic_batch, **kwargs)
 
 # %% ../nbs/13c_export.ipynb #ee338df2

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['copy_model', 'latency', 'sparse_inference']
 
-# %% ../nbs/13a_inference.ipynb #56c5b4aa
+# %% ../nbs/13a_inference.ipynb #fde441b0
 import copy,math,statistics,time,warnings
 from collections import Counter
 from numbers import Real
@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval,fuse_linear_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
-from fastai.basics import Learner,patch,to_device
+from fastai.basics import Learner,patch
 from fastai.callback.hook import Hook,Hooks
-from .passes import device_of,inputs_and_targets,undisturbed
+from .passes import a_batch,device_of,undisturbed
 from .weights import check_sparsity,prunable_weights,unwrap
 from .kernel import SparseConv,SparseLinear,_both,looks_like
 
@@ -290,7 +290,7 @@ def latency(models:dict, # Name -> model, in evaluation mode
                 times[n].append(_now(device)-t)
     return pd.DataFrame([(n, *(1e3*f(t) for f in (statistics.median, min, max))) for n,t in times.items()], columns=['name','ms','min','max']).set_index('name')
 
-# %% ../nbs/13a_inference.ipynb #8272cbb2
+# %% ../nbs/13a_inference.ipynb #64686457
 def _inputs(example):
     inputs = tuple(example) if isinstance(example, (tuple,list)) else (example,)
     if not _tensors(inputs): raise ValueError(f"example={type(example).__name__}: needs a tensor, or a tuple of the model's inputs")
@@ -420,9 +420,7 @@ def sparse_inference(self:Learner,
     "The model, with each pruned layer in its fastest form on this machine, timed on a batch of the validation set, or of the training set if there is none"
     if isinstance(bs, bool) or not isinstance(bs, int) or bs<1: raise ValueError(f"bs={bs!r}: needs a whole number of at least 1")
     with undisturbed(self):
-        b = next((b for dl in (self.dls.valid, self.dls.train) for b in dl), None)
-        if b is None: raise ValueError("the DataLoaders have no batches")
-        xb,_ = inputs_and_targets(self, to_device(b, device_of(self)))
+        xb = a_batch(self, valid=True)
         return sparse_inference(self.model.to(device_of(self)), tuple(_first(x, bs) for x in xb), **kwargs)
 
 def _first(x, n):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['report_file']
 
-# %% ../nbs/14_report.ipynb #2ce9a7b0
+# %% ../nbs/14_report.ipynb #2f53c936
 import base64,io,json,math,os,platform,re,secrets,tempfile
 from collections import Counter
 from contextlib import suppress
@@ -19,7 +19,7 @@ from fastai.basics import DataLoader,DataLoaders,L,Learner,patch
 from fastcore.xml import (Body,Div,Figcaption,Figure,Footer,H1,H2,Head,Header,Html,Img,Main,Mark,Meta,Noscript,P,Safe,Script,Section,Small,Strong,Style,
                           Table,Tbody,Td,Th,Thead,Title,Tr,to_xml)
 from .schedules import schedule_name
-from .passes import device_of,inputs_and_targets,undisturbed
+from .passes import a_batch,device_of,undisturbed
 from .weights import _is_weight,unwrap
 from .files import _kind,atomically,load_sparse_masks,load_tensors,save_sparse
 from .masks import Masks
@@ -140,7 +140,7 @@ def _drawn(axes, alt):
     plt.close(fig)
     return _image(buf.getvalue(), alt)
 
-# %% ../nbs/14_report.ipynb #b0638778
+# %% ../nbs/14_report.ipynb #2c4e7bb9
 def _times(b, a, verb): return f'{b/a:.3g} times {verb}' if a>0 else ''
 def _mb(n): return f'{n/1e6:.3g} MB'
 def _flop(n): return next((f'{n/k:.3g} {u}' for k,u in ((1e12,'T'), (1e9,'G'), (1e6,'M'), (1e3,'k')) if n>=k), f'{n:.0f} ')+'FLOPs'
@@ -168,11 +168,9 @@ def _machine(device):
 def _measure(learn, bs, seconds):
     "Layers in `sparse_inference`, milliseconds dense and sparse, and what they are of"
     with undisturbed(learn), torch.no_grad():
-        device,b = device_of(learn),next(iter(learn.dls.train), None)
-        if b is None: raise ValueError("the training DataLoader has no batches")
-        xs = inputs_and_targets(learn, b)[0]
+        device,xs = device_of(learn),a_batch(learn)
         if not all(isinstance(x, torch.Tensor) for x in xs): raise ValueError(f"the model's inputs are {', '.join(type(x).__name__ for x in xs)}: latency needs tensors")
-        xs = [x[:bs].as_subclass(torch.Tensor).to(device) for x in xs]
+        xs = [x[:bs].as_subclass(torch.Tensor) for x in xs]
         model,example = unwrap(learn.model).to(device).eval(),xs[0] if len(xs)==1 else tuple(xs)
         sparse = sparse_inference(model, example, seconds=0.9*seconds)
         times = latency({'dense':model, 'sparse':sparse}, example, seconds=0.1*seconds).ms.to_dict()

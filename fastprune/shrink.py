@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['shrink']
 
-# %% ../nbs/13b_shrink.ipynb #90af1e81
+# %% ../nbs/13b_shrink.ipynb #9f4d1640
 import time,warnings
 from collections import Counter,defaultdict,namedtuple
 from copy import deepcopy
 from numbers import Integral
 import pandas as pd, torch
 from torch import nn
-from fastai.basics import Learner,patch,to_device
-from .passes import inputs_and_targets,undisturbed
+from fastai.basics import Learner,patch
+from .passes import a_batch,undisturbed
 from .weights import unwrap
 from .masks import Masks
 from .callback import in_fit
@@ -241,7 +241,7 @@ class _Finder:
         self.sets.append(_Set(cuts, moves))
         return stays
 
-# %% ../nbs/13b_shrink.ipynb #dec22ce0
+# %% ../nbs/13b_shrink.ipynb #e903a721
 def _megabytes(model): return sum({id(t):t.numel()*t.element_size() for t in [*model.parameters(),*model.buffers()]}.values())/1e6
 
 @torch.no_grad()
@@ -340,10 +340,7 @@ def shrink(self:Learner,
     if isinstance(self.model, nn.parallel.DistributedDataParallel): raise ValueError("the model is in DistributedDataParallel: leave `learn.distrib_ctx()` first")
     if isinstance(n_items, bool) or not isinstance(n_items, Integral) or n_items<1: raise ValueError(f"n_items={n_items!r}: needs a whole number of a batch's items, at least 1")
     model = unwrap(self.model)
-    with undisturbed(self):
-        b = next(iter(self.dls.train), None)
-        if b is None: raise ValueError("the training DataLoader has no batches")
-    xb = to_device(tuple(inputs_and_targets(self, b)[0]), next(model.parameters()).device)
+    with undisturbed(self): xb = a_batch(self, next(model.parameters()).device)
     sets,_,report = _shrunk(model, tuple(x[:n_items].as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x for x in xb), tol, repeats)
     kept,frozen = _cut(model, sets),getattr(self.opt, 'frozen_idx', 0)
     if self.masks is not None:

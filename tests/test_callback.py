@@ -3,7 +3,7 @@ import contextlib, copy, io, warnings
 from functools import partial
 import pytest, torch
 import numpy as np, pandas as pd
-from fastai.basics import (SGD, Adam, Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, Lamb, OptimWrapper, Recorder, RMSProp, load_learner, params, ranger)
+from fastai.basics import (SGD, Adam, Callback, CrossEntropyLossFlat, Learner, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, Lamb, OptimWrapper, Recorder, RMSProp, load_learner, params, ranger)
 from fastai.callback.all import CSVLogger, GradientAccumulation, ProgressCallback, SaveModelCallback, ShortEpochCallback
 from fastprune.all import *
 
@@ -510,3 +510,22 @@ def test_a_model_with_attributes_of_these_names(learner, fit):
         warnings.simplefilter('error')
         learn = fit(learner(Odd(*digits_convnet(widths=(8, 16, 16)))), 1, cbs=SparsifyCallback(0.9))
     assert learn.masks.sparsity == pytest.approx(0.9, abs=1e-3) and zeros_and_masks_agree(learn)
+
+
+def test_masks_and_buffers_follow_a_model_to_another_device():
+    "'meta' stands for a GPU here: it is the other device that every machine has"
+    from fastprune.passes import undisturbed
+    learn = Learner(digits_dls(), digits_convnet(), loss_func=CrossEntropyLossFlat())
+    learn.prune(0.5)
+    with undisturbed(learn): learn.model.to('meta')
+    assert {t.device.type for t in learn.model.state_dict().values()} == {'meta'}
+    learn.keep_masks.before_fit()
+    assert {m.device.type for m in learn.masks.values()} == {'meta'}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_pruned_before_training_on_a_gpu():
+    learn = Learner(digits_dls(device='cuda'), digits_convnet(), loss_func=CrossEntropyLossFlat())
+    learn.prune(0.5)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=SparsifyCallback(0.8))
+    assert all(m.is_cuda for m in learn.masks.values()) and abs(learn.masks.sparsity-0.8) < 1e-3

@@ -1,7 +1,7 @@
 "What all tables share: scales, cells, how one is trained, and the CSV that they end up in. `run.py` runs them, `report.py` makes RESULTS.md"
-import csv, os, subprocess, sys, time, warnings
+import csv, os, subprocess, sys, time, traceback, warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -11,35 +11,36 @@ from fastai.basics import Adam, Callback, CrossEntropyLossFlat, Learner, SGD, ac
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastprune.all import *
+from tell import *
 
 here = Path(__file__).resolve().parent
-sys.path.insert(0, str(here.parent))
+sys.path.append(str(here.parent))
 from common import machine, quiet
 
 
 @dataclass(frozen=True)
 class Scale:
     "How much smaller than in the papers, for every method alike"
-    name: str
+    scale: str           # Its name
     images: int          # Training images of 50,000
     test: int            # Test images of 10,000
     batch: float         # Images in a batch, times the papers'
-    epochs: float        # Epochs, times the papers'
-    seeds: int
-    dense: int           # Epochs of the trained networks that methods start from
+    times: float         # Epochs, times the papers'
+    dense: int           # Epochs of the trained ResNet-20 that methods start from
     pixels: int          # A side, where a paper scales images up to 224
-    rounds: int          # Rounds of pruning, where a paper has 17 (S-Cyc) or does not say (tickets: 10)
+    rounds: int          # Rounds of pruning at most; of 17 (S-Cyc) and 10 (tickets)
+    seeds: int
 
-    def epochs_of(self, paper, least=1): return max(least, round(paper*self.epochs))
+    def epochs_of(self, paper, least=1): return max(least, round(paper*self.times))
     def rounds_of(self, paper): return min(paper, self.rounds)
 
 
-SCALES = {s.name: s for s in (
-    Scale('tiny',    500,    500,    1/8, 0.02, 2, 10,  32,  2),
-    Scale('small',   5_000,  2_000,  1/4, 0.05, 3, 20,  32,  3),
-    Scale('medium',  50_000, 10_000, 1.,  0.05, 3, 30,  32,  5),
-    Scale('large',   50_000, 10_000, 1.,  0.2,  3, 60,  64,  10),
-    Scale('full',    50_000, 10_000, 1.,  1.,   3, 200, 224, 17))}
+SCALES = {s.scale: s for s in (
+    Scale('tiny',    500,    500,    1/8, 0.02, 10,  32,  2,  2),
+    Scale('small',   5_000,  2_000,  1/4, 0.05, 20,  32,  3,  3),
+    Scale('medium',  50_000, 10_000, 1.,  0.05, 30,  32,  5,  3),
+    Scale('large',   50_000, 10_000, 1.,  0.2,  60,  64,  10, 3),
+    Scale('full',    50_000, 10_000, 1.,  1.,   200, 224, 17, 3))}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Cell:
     seed: int = 0
 
 
-key = ['scale', 'images', 'model', 'method', 'sparsity', 'epochs', 'seed']
+about = ['scale', 'images', 'test', 'batch', 'times', 'dense', 'pixels', 'rounds', 'files']        # the setting: `files` is what images are kept as, such as jpg
+key = [*about, 'model', 'method', 'sparsity', 'epochs', 'seed']
 columns = [*key, 'step', 'what', 'value', 'seconds', 'commit', 'machine']
 
 # ---- methods: name -> function (run) that returns rows (step, what, value); each table's script adds its own
@@ -80,7 +82,7 @@ def network(name):
     if name == 'resnet18':
         from torchvision.models import resnet18
         return resnet18(num_classes=10)
-    return {'resnet20': partial(cifar_resnet, 20), 'resnet56': partial(cifar_resnet, 56), 'vgg14': partial(cifar_vgg, 14), 'mobilenet': cifar_mobilenet}[name]()
+    return {'resnet20': partial(cifar_resnet, 20), 'resnet56': partial(cifar_resnet, 56)}[name]()
 
 sgd = partial(SGD, mom=0.9, decouple_wd=False)
 
@@ -90,7 +92,7 @@ class Run:
     "What a method has to work with"
     cell: Cell
     scale: Scale
-    data: str            # Folder of images
+    data: Path           # Folder of images
     cache: Path          # Folder of networks that methods start from
     def __getattr__(self, name): return getattr(self.cell, name)
 
@@ -110,7 +112,7 @@ class Run:
         return learn
 
 
-def baseline(cache, scale, model, epochs): return cache/f'{scale.name}_{scale.images}_{model}_{epochs}.safetensors'
+def baseline(cache, scale, model, epochs): return cache/f'{scale.scale}_{scale.images}_{scale.batch:g}_{model}_{epochs}.safetensors'
 
 def keep_baseline(run, learn):
     "The network of seed 0 is the one that methods start from"
@@ -136,14 +138,26 @@ def dense_cells(model, scale, seeds=range(1)): return [Cell(model, 'dense', 0., 
 
 # ---- running
 
+@lru_cache
 def commit():
-    git = lambda *args: subprocess.run(['git', *args], cwd=here, capture_output=True, text=True).stdout.strip()
-    return git('rev-parse', '--short', 'HEAD')+('+' if git('status', '--porcelain', '--', '../../nbs', '.') else '')
+    "Of the code that runs, with '+' if it has changes"
+    def git(*args):
+        try: return subprocess.run(['git', *args], cwd=here, capture_output=True, text=True).stdout.strip()
+        except OSError: return ''
+    return (git('rev-parse', '--short', 'HEAD') or 'unknown')+('+' if git('status', '--porcelain', '--', '../../fastprune', '*.py') else '')
+
+
+def _ready():
+    "In each new process: the methods of all tables, and what they import"
+    warnings.filterwarnings('ignore')
+    import tables
+    with quiet():
+        try: import fasterai.sparse.all
+        except ImportError: pass
 
 
 def run_cell(cell, scale, data, cache, threads):
     "In a process of its own: the cell's rows, and the seconds that it took"
-    warnings.filterwarnings('ignore')
     torch.set_num_threads(threads)
     run = Run(cell, scale, data, cache)
     run.dls(256)                                   # reads the images, if this process has not
@@ -154,45 +168,64 @@ def run_cell(cell, scale, data, cache, threads):
 
 class Results:
     "The CSV: rows are added, never changed"
-    def __init__(self, path): self.path = Path(path)
+    def __init__(self, path, files): self.path, self.files = Path(path), files
     @property
     def df(self): return read(self.path)
-    def finished(self):
-        df = self.df
-        return set(df[key].itertuples(index=False, name=None)) if len(df) else set()
+    def name(self, cell, scale):
+        "What tells a cell from all others"
+        return {k: v for k, v in {**asdict(scale), 'files': self.files, **asdict(cell)}.items() if k in key}
+    def finished(self): return set(self.df[key].itertuples(index=False, name=None))
+    def has(self, cell, scale, finished): return tuple(self.name(cell, scale)[k] for k in key) in finished
     def add(self, cell, scale, rows, seconds):
         new = not self.path.exists()
         with open(self.path, 'a', newline='') as f:
             out = csv.DictWriter(f, columns)
             if new: out.writeheader()
             for step, what, value in rows:
-                out.writerow({**named(cell, scale), 'step': step, 'what': what, 'value': f'{value:.6g}', 'seconds': round(seconds, 1), 'commit': commit(), 'machine': machine()})
+                out.writerow({**self.name(cell, scale), 'step': step, 'what': what, 'value': f'{value:.6g}', 'seconds': round(seconds, 1), 'commit': commit(), 'machine': machine()})
 
 
 def read(path):
+    "The first of each, should files of two machines have been put together"
     if not Path(path).exists(): return pd.DataFrame(columns=columns)
-    return pd.read_csv(path, keep_default_na=False, dtype={'step': str, 'commit': str})
+    df = pd.read_csv(path, keep_default_na=False, dtype={'step': str, 'commit': str}).drop_duplicates([*key, 'step', 'what'])
+    df['value'] = pd.to_numeric(df.value, errors='coerce')
+    return df[df.value.notna()].reset_index(drop=True)
 
 
-def named(cell, scale): return dict(scale=scale.name, images=scale.images, **asdict(cell))
-def name_of(cell, scale): return tuple(named(cell, scale)[k] for k in key)
+class Runner:
+    "One pool of processes for everything: each reads the images once"
+    def __init__(self, scale, data, results, workers, cache):
+        self.scale, self.data, self.results, self.workers, self.cache, self.failed = scale, data, results, workers, cache, []
+        self.pool = ProcessPoolExecutor(workers, mp_context=get_context('spawn'), initializer=_ready)
+        commit()                                   # now: files may change while this runs
+    def __enter__(self): return self
+    def __exit__(self, *error): self.pool.shutdown(cancel_futures=error[0] is not None)
 
+    def todo(self, cells):
+        finished = self.results.finished()
+        return [c for c in dict.fromkeys(cells) if not self.results.has(c, self.scale, finished) and c not in self.failed]
 
-def fill(cells, scale, data, results, workers, cache):
-    "Run the cells that are not finished, `workers` at a time"
-    done, cells = results.finished(), list(dict.fromkeys(cells))
-    lost = [c for c in cells if c.method.startswith('dense') and not c.seed and name_of(c, scale) in done and not baseline(cache, scale, c.model, c.epochs).exists()]
-    todo = [c for c in cells if name_of(c, scale) not in done]+lost
-    if not todo: return
-    workers = min(workers, len(todo))
-    threads = max(1, (os.cpu_count() or 1)//workers)
-    with ProcessPoolExecutor(workers, mp_context=get_context('spawn'), initializer=_prepare) as pool:
-        jobs = {pool.submit(run_cell, c, scale, data, cache, threads): c for c in todo}
+    def fill(self, needs, cells):
+        "Run the cells that are not finished, after what they need, which is trained again if its network is lost"
+        cells = self.todo(cells)
+        kept = lambda c: baseline(self.cache, self.scale, c.model, c.epochs).exists()
+        self._run([c for c in needs if (cells and not kept(c)) or c in self.todo(needs)])
+        if all(map(kept, needs)): self._run(cells)
+
+    def _run(self, cells):
+        if not cells: return
+        new = set(self.todo(cells))
+        threads = max(1, (os.cpu_count() or 1)//min(self.workers, len(cells)))
+        jobs = {self.pool.submit(run_cell, c, self.scale, self.data, self.cache, threads): c for c in cells}
         for n, job in enumerate(as_completed(jobs), 1):
-            cell, (rows, seconds) = jobs[job], job.result()
-            if cell not in lost: results.add(cell, scale, rows, seconds)
-            final = next((f'{v:.2f}' for s, w, v in reversed(rows) if w == 'accuracy'), '')
-            print(f'{n}/{len(todo)} {scale.name} {cell.model} {cell.method} {cell.sparsity:g} seed {cell.seed}: {final} in {seconds:.0f} s', flush=True)
-
-
-def _prepare(): from tables import TABLES          # in each process: the methods of all tables
+            cell = jobs[job]
+            what = f'{n}/{len(cells)} {self.scale.scale} {cell.model} {cell.method} {cell.sparsity:g} epochs {cell.epochs} seed {cell.seed}'
+            try: rows, seconds = job.result()
+            except Exception as e:                 # one that fails leaves the others alone
+                self.failed.append(cell)
+                print(f'{what}: failed, {type(e).__name__}: {e}', flush=True)
+                traceback.print_exception(e)
+                continue
+            if cell in new: self.results.add(cell, self.scale, rows, seconds)
+            print(f"{what}: {next((f'{v:.2f}' for _, w, v in reversed(rows) if w == 'accuracy'), '')} in {seconds:.0f} s", flush=True)

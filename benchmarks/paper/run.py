@@ -3,7 +3,9 @@ A table alone: `python benchmarks/paper/run.py ocp_table2 --scale small`"""
 import argparse, os
 from pathlib import Path
 import torch
-from harness import SCALES, Results, fill, here
+from fastai.basics import URLs, untar_data
+from harness import SCALES, Results, Runner, here
+from report import report_on
 from tables import TABLES
 
 
@@ -16,7 +18,8 @@ def arguments():
     add('--data', default='~/cifar10', help="folder with train/class/image and test/class/image, or 'download' (default: ~/cifar10)")
     add('--out', default=here/'results.csv', type=Path, help='CSV to add to; RESULTS.md and the figures come beside it')
     add('--workers', type=int, help='trainings at a time (default: one a core; with a GPU one for two cores, at most 8)')
-    add('--sparsity', type=float, nargs='+', help='these sparsities alone, such as 0.98 0.99')
+    add('--sparsity', type=float, nargs='+', help='cells of these sparsities alone, such as 0.98 0.99, and dense ones')
+    add('--cache', type=Path, help='folder of the trained networks that methods start from (default: cache, beside the CSV)')
     o = parser.parse_args()
     for t in o.tables:
         if t not in TABLES: parser.error(f"there is no table {t!r}: use any of {', '.join(TABLES)}")
@@ -24,20 +27,24 @@ def arguments():
     if o.workers < 1: parser.error(f'--workers {o.workers}: needs at least 1')
     for s in o.sparsity or ():
         if not 0 < s < 1: parser.error(f'--sparsity {s:g}: needs a fraction of zeros in (0,1)')
-    o.data = None if o.data == 'download' else Path(o.data).expanduser()
-    if o.data and not o.data.is_dir(): parser.error(f"--data {o.data}: there is no such folder; it needs train/class/image and test/class/image. '--data download' fetches CIFAR-10")
+    o.data = untar_data(URLs.CIFAR) if o.data == 'download' else Path(o.data).expanduser()
+    if not o.data.is_dir(): parser.error(f"--data {o.data}: there is no such folder; it needs train/class/image and test/class/image. '--data download' fetches CIFAR-10")
     return o
 
 
 def main():
     o = arguments()
-    scale, results = SCALES[o.scale], Results(o.out)
-    run = lambda cells: fill(cells, scale, o.data, results, o.workers, here/'cache')
-    for table in [TABLES[t] for t in o.tables or TABLES]:
-        run(table.needs(scale))
-        finished = None
-        while finished != (finished := len(results.finished())):           # what came out may ask for more cells
-            run([c for c in table.cells(scale, results.df) if not o.sparsity or c.sparsity in o.sparsity])
+    first = next((p for p in o.data.glob('*/*/*.*')), None)
+    if first is None: raise SystemExit(f'--data {o.data}: there are no images in it')
+    o.out.parent.mkdir(parents=True, exist_ok=True)
+    scale, results = SCALES[o.scale], Results(o.out, first.suffix[1:])
+    with Runner(scale, o.data, results, o.workers, o.cache or o.out.parent/'cache'/o.out.stem) as runner:
+        for table in [TABLES[t] for t in o.tables or TABLES]:
+            finished = None
+            while finished != (finished := len(results.finished())):           # what came out may ask for more cells
+                runner.fill(table.needs(scale), [c for c in table.cells(scale, results.df) if not o.sparsity or c.sparsity in (0., *o.sparsity)])
+    print(f'{len(results.finished())} cells in {o.out}, told in {report_on(o.out)}')
+    if runner.failed: raise SystemExit(f'{len(runner.failed)} cells failed')
 
 
 if __name__ == '__main__': main()

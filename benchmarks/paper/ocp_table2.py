@@ -1,0 +1,73 @@
+"One-Cycle Pruning, table 2: four schedules while a ResNet-18 is trained from scratch, each layer to the same sparsity; and fasterai's OCP beside ours"
+from harness import *
+
+SCHEDULES = {'one-shot': window(one_shot, 0.4), 'iterative': window(iterative, 0.2), 'AGP': window(agp, 0.2), 'OCP': ocp}
+
+
+def learner(run): return run.learner(bs=64, opt=Adam, wd=1e-2, moms=(0.95, 0.85, 0.95))
+
+
+def train(run, cb):
+    learn = learner(run)
+    learn.fit_one_cycle(run.epochs, 1e-3, cbs=cb)
+    return result(learn)
+
+
+def during(schedule, run): return train(run, SparsifyCallback(run.sparsity, schedule=schedule))
+
+for name, schedule in SCHEDULES.items(): METHODS[f'train {name}'] = partial(during, schedule)
+
+
+@method('train OCP, fasterai')
+def fasterai(run):
+    from fasterai.core.criteria import large_final
+    from fasterai.core.schedule import Schedule, sched_onecycle
+    from fasterai.sparse.sparsify_callback import SparsifyCallback
+    return train(run, SparsifyCallback(run.sparsity, 'weight', 'local', large_final, Schedule(partial(sched_onecycle, β=5)), layer_type=(torch.nn.Conv2d, torch.nn.Linear)))
+
+
+@method('train dense')
+def plain(run): return train(run, None)
+
+
+sparsities = (0.8, 0.9, 0.95)
+methods = [f'train {n}' for n in SCHEDULES]
+
+
+def needs(scale): return []
+def cells(scale, df):
+    return [c for seed in range(scale.seeds) for c in (
+        *(Cell('resnet18', m, s, scale.epochs_of(50, 2), seed) for s in reversed(sparsities) for m in (*methods, 'train OCP, fasterai')),
+        Cell('resnet18', 'train dense', 0., scale.epochs_of(50, 2), seed))]
+
+# ---- what came out
+
+title = 'One-Cycle Pruning, table 2: ResNet-18'
+source = 'Hubens et al. 2021, table 2: 50 epochs from scratch on images scaled to 224, one-cycle rate up to 1e-3; one-shot starts at 40%, iterative and AGP at 20%, OCP at 0. Here Adam, weight decay 1e-2, batches of 64, five steps of iterative pruning, flipped and shifted images without rotation or warping. Dense and fasterai (0.4.1, with the paper\'s β=5) are not in the paper'
+paper = {0.8: ('93.10 ± 0.03', '93.13 ± 0.03', '93.22 ± 0.22', '93.49 ± 0.14'), 0.9: ('92.42 ± 0.21', '91.72 ± 0.08', '92.85 ± 0.09', '93.31 ± 0.20'), 0.95: ('91.58 ± 0.04', '87.54 ± 0.39', '92.04 ± 0.07', '92.76 ± 0.16')}
+peer = 'train OCP, fasterai'
+
+
+def mine(df): return rows_of(df, 'resnet18', ('train dense', *methods, peer))
+
+
+def show(df):
+    rows = [(f'{100*s:g}%', [(p, ours(values(df, m, s))) for p, m in zip(paper[s], methods)]) for s in sparsities]
+    seconds = lambda m, s: df[(df.method == m) & ((df.sparsity-s).abs() < 1e-9) & (df.what == 'accuracy')].seconds.tolist()
+    beside = [(f'{100*s:g}%', ours(values(df, 'train OCP', s)), ours(values(df, peer, s)), ours(values(df, 'train OCP', s, 'sparsity'), 5), ours(values(df, peer, s, 'sparsity'), 5), ours(seconds('train OCP', s), 0), ours(seconds(peer, s), 0)) for s in sparsities]
+    return [f"Dense: ours {ours(values(df, 'train dense'))}, in {ours(seconds('train dense', 0.), 0)} seconds.", side_by_side('sparsity', list(SCHEDULES), rows),
+            'OCP with fastprune and with fasterai, the same Learner and budget. Seconds are of a whole training with its evaluation, while another training ran beside it.',
+            markdown(['sparsity', 'accuracy: fastprune', 'fasterai', 'zeros: fastprune', 'fasterai', 'seconds: fastprune', 'fasterai'], beside)]
+
+
+def claims(df):
+    pairs = lambda a, b, at=sparsities: [(f'{100*s:g}%', values(df, a, s), values(df, b, s)) for s in at]
+    return [*(Claim(f'OCP is better than {n}', pairs('train OCP', f'train {n}')) for n in list(SCHEDULES)[:3]),
+            Claim('Iterative is the worst at 95%', [(n, values(df, f'train {n}', 0.95), values(df, 'train iterative', 0.95)) for n in ('one-shot', 'AGP', 'OCP')]),
+            Claim("Not the paper's: OCP with fastprune is no worse than with fasterai", pairs('train OCP', peer), no_worse=True),
+            Claim("Not the paper's: and no better", pairs(peer, 'train OCP'), no_worse=True)]
+
+
+def figure(df, ax):
+    for n in [*SCHEDULES, 'OCP, fasterai']: line(ax, [f'{100*s:g}' for s in sparsities], [values(df, f'train {n}', s) for s in sparsities], n, **({'ls': ':'} if 'fasterai' in n else {}))
+    ax.set(xlabel='sparsity (%)', ylabel='test accuracy (%)')

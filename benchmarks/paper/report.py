@@ -1,0 +1,93 @@
+"RESULTS.md and its figures, from the CSV alone: `python benchmarks/paper/report.py`"
+import argparse
+from pathlib import Path
+import matplotlib
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+from harness import SCALES, about, here, read
+from tables import TABLES
+from tell import RULE, markdown
+
+
+def sections(df):
+    "(table's name, table, scale, its rows) for each table and scale; the tiny scale where there is no other"
+    order = list(reversed(SCALES))
+    for name, table in TABLES.items():
+        mine = table.mine(df)
+        scales = sorted(dict.fromkeys(mine[about].itertuples(index=False, name=None)), key=lambda s: (order.index(s[0]) if s[0] in order else -1))
+        for s in [s for s in scales if s[0] != 'tiny'] or scales: yield name, table, s[0], mine[(mine[about] == list(s)).all(axis=1)]
+
+
+def told(df):
+    "One line on how it was run"
+    first = df[df.what == 'accuracy']
+    hours = first.seconds.sum()/3600
+    return f"{len(first)} trainings or chains of rounds, {first.seed.nunique()} seeds, {hours:.2g} hours in all. Machine: {'; '.join(sorted(set(df.machine)))}. Commits: {', '.join(dict.fromkeys(df.commit))}"
+
+
+def settings(df):
+    "The scales that there are rows of, from the rows"
+    return [[f'{v:,}' if k in ('images', 'test') else f'{v:g}' if k in ('batch', 'times') else v for k, v in zip(about, s)] for s in dict.fromkeys(df[about].itertuples(index=False, name=None))]
+
+
+def text_of(df, name, folder):
+    "The page; `folder` is where its pictures are"
+    parts, summary = [], []
+    for title, table, scale, rows in sections(df):
+        claims = table.claims(rows)
+        for c in claims: summary.append([table.title.split(':')[0], c.text, scale, c.verdict])
+        parts.append('\n\n'.join([f'## {table.title}', f'{table.source}.', f'Scale *{scale}*: {told(rows)}.', *table.show(rows),
+                                   markdown(['claim', 'verdict', 'difference (spread s)'], [[c.text, f'**{c.verdict}**', c.evidence] for c in claims]), f'![{table.title}]({folder}/{title}_{scale}.png)']))
+    head = f"""# The papers' tables
+
+Made by `python benchmarks/paper/report.py` from `{name}`, which `python benchmarks/paper/run.py --scale NAME` adds to. Values are test accuracies in percent, mean ± standard deviation over seeds. Training is in bfloat16 with
+weights, masks and losses in float32. Rows whose `files` are jpg are of CIFAR-10 after JPEG at quality 75, which costs a point or two: compare methods with each other, not values with the papers'.
+
+**Scales** shrink the papers' setting for every method alike. `images`, `test`: how many to train and to test on. `batch`: images in a batch, times the papers'. `times`: epochs, times the papers'. `dense`: epochs of the trained ResNet-20 that
+methods start from. `pixels`: a side, where a paper scales images up to 224. `rounds` of pruning: at most so many. `files`: what images are kept as. Learning rates are the papers' at every scale.
+
+{markdown(about, settings(df))}
+
+{RULE}
+
+Shown are all scales that were run, the largest first; *tiny*, which is there to try that everything runs, only where there is no other: most of its networks have learned next to nothing.
+
+## Claims
+
+{markdown(['paper', 'claim', 'scale', 'verdict'], summary)}
+"""
+    return '\n\n'.join([head.strip(), *parts])+'\n'
+
+
+def draw(df, folder):
+    folder.mkdir(exist_ok=True, parents=True)
+    drawn = set()
+    for title, table, scale, rows in sections(df):
+        fig, ax = plt.subplots(figsize=(5.2, 3), layout='constrained')
+        table.figure(rows, ax)
+        ax.set_title(f'{table.title.split(":")[0]}: scale {scale}', fontsize=9)
+        if ax.get_legend_handles_labels()[0]: ax.legend(fontsize='x-small', loc='center left', bbox_to_anchor=(1, 0.5))
+        ax.grid(alpha=0.3)
+        fig.savefig(folder/f'{title}_{scale}.png', dpi=90)
+        plt.close(fig)
+        drawn.add(f'{title}_{scale}.png')
+    for old in folder.glob('*.png'):
+        if old.name not in drawn: old.unlink()
+
+
+def report_on(path):
+    "RESULTS.md beside results.csv; for another file, a page of its name. Returns its path"
+    usual = path.name == 'results.csv'
+    df, folder = read(path), path.parent/('figures' if usual else f'{path.stem}_figures')
+    draw(df, folder)
+    page = path.parent/('RESULTS.md' if usual else f'{path.stem}.md')
+    page.write_text(text_of(df, path.name, folder.name))
+    return page
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--csv', type=Path, default=here/'results.csv', help='what run.py has written')
+    o = parser.parse_args()
+    if not o.csv.exists(): parser.error(f'--csv {o.csv}: there is no such file; run.py writes it')
+    report_on(o.csv)

@@ -1,0 +1,183 @@
+"The harness of benchmarks/paper: verdicts, a CSV that only grows, and pages made from it alone"
+import subprocess, sys
+from pathlib import Path
+import numpy as np, pandas as pd, pytest
+
+paper = Path(__file__).resolve().parents[1]/'benchmarks'/'paper'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def importable():
+    sys.path.insert(0, str(paper))
+    yield
+    sys.path.remove(str(paper))
+
+
+@pytest.mark.parametrize('a, b, no_worse, verdict', [
+    ([90, 91, 92], [80, 81, 82], False, 'holds'), ([80, 81, 82], [90, 91, 92], False, "doesn't"), ([80, 81, 82], [80, 81, 83], False, "can't tell at this scale"),
+    ([80], [90], False, "can't tell at this scale"), ([], [], False, "can't tell at this scale"), ([80.5, 81, 81.5], [80, 81, 82], True, 'holds'), ([70, 81, 92], [70, 81, 92], True, "can't tell at this scale"),
+    ([80, 81, 82], [90, 91, 92], True, "doesn't"), ([12, 12.1, 12.2], [10, 10, 10], False, "can't tell at this scale")])
+def test_the_rule(a, b, no_worse, verdict):
+    from tell import Claim
+    assert Claim('a is better', [('here', a, b)], no_worse).verdict == verdict
+
+
+def test_a_claim_holds_where_all_of_it_does():
+    from tell import Claim
+    good, bad, open_ = ('x', [90, 91], [80, 81]), ('y', [80, 81], [90, 91]), ('z', [80, 90], [80, 90])
+    assert [Claim('', p).verdict for p in ([good, good], [good, open_], [good, bad], [open_, bad])] == ['holds', "can't tell at this scale", "doesn't", "doesn't"]
+    assert Claim('', [good]).evidence == 'x: +10.00 (s 1.00)'
+
+
+def made_up(tables, scale, path, seed=0):
+    "A CSV with a number for whatever any table asks for"
+    import harness
+    rng, rows, results = np.random.default_rng(seed), [], harness.Results(path, 'jpg')
+    per_cell = {'cyclical': [(str(c), w) for c in range(1, 6) for w in ('cycle accuracy', 'mask distance')], 'tickets': [(str(m), w) for m in range(3) for w in ('ticket accuracy', 'instability', 'left')],
+                'rounds': [(str(m), w) for m in range(3) for w in ('round accuracy', 'left', 'max_lr')]}
+    for table in tables.values():
+        asked = None
+        while asked != (asked := len(rows)):
+            df = pd.DataFrame(rows, columns=harness.columns)
+            done = set(df[harness.key].itertuples(index=False, name=None))
+            for cell in dict.fromkeys([*table.needs(scale), *table.cells(scale, df)]):
+                if results.has(cell, scale, done): continue
+                for step, what in [*per_cell.get(cell.method.split()[0], []), ('', 'accuracy'), ('', 'sparsity')]:
+                    rows.append({**results.name(cell, scale), 'step': step, 'what': what, 'value': rng.uniform(40, 90), 'seconds': 1., 'commit': 'abc', 'machine': 'this'})
+    pd.DataFrame(rows, columns=harness.columns).to_csv(path, index=False)
+
+
+@pytest.mark.parametrize('scale', ['tiny', 'full'])
+def test_every_table_is_filled_and_told(tmp_path, scale):
+    import harness, report
+    from tables import TABLES
+    made_up(TABLES, harness.SCALES[scale], tmp_path/'results.csv')
+    (tmp_path/'figures').mkdir()
+    (tmp_path/'figures'/'old_tiny.png').touch()
+    assert report.report_on(tmp_path/'results.csv') == tmp_path/'RESULTS.md'
+    page = (tmp_path/'RESULTS.md').read_text()
+    df = harness.read(tmp_path/'results.csv')
+    for t in TABLES.values():
+        assert f'## {t.title}' in page
+        part = page.split(f'## {t.title}')[1].split('\n## ')[0]
+        assert '–' not in part.split('Commits')[1].split('| claim')[0], t.title            # no cell is empty
+        assert all(c.text in part for c in t.claims(t.mine(df)))
+    assert {p.name for p in (tmp_path/'figures').glob('*.png')} == {f'{n}_{scale}.png' for n in TABLES}
+    assert 'too few seeds' not in page and f'| {scale} |' in page
+
+
+def test_tiny_is_told_only_where_there_is_nothing_else(tmp_path):
+    import harness, report
+    from tables import TABLES
+    made_up(TABLES, harness.SCALES['tiny'], tmp_path/'tiny.csv')
+    made_up({'cyc_table2': TABLES['cyc_table2']}, harness.SCALES['small'], tmp_path/'small.csv')
+    both = pd.concat([harness.read(tmp_path/'tiny.csv'), harness.read(tmp_path/'small.csv')])
+    told = [(name, scale) for name, _, scale, _ in report.sections(both)]
+    assert ('cyc_table2', 'small') in told and ('cyc_table2', 'tiny') not in told and ('ocp_table2', 'tiny') in told
+
+
+class Now:
+    "A pool that runs at once, here"
+    def __init__(self, *args, **kwargs): pass
+    def shutdown(self, **kwargs): pass
+    def submit(self, f, cell, *args):
+        from concurrent.futures import Future
+        done = Future()
+        try: done.set_result(Now.run(cell))
+        except ZeroDivisionError as e: done.set_exception(e)
+        return done
+
+
+@pytest.fixture
+def runner(tmp_path, monkeypatch):
+    "How a Runner is made, with a pool that runs here"
+    import harness
+    monkeypatch.setattr(harness, 'ProcessPoolExecutor', Now)
+    def make(run):
+        Now.run = staticmethod(run)
+        return harness.Runner(harness.SCALES['tiny'], None, harness.Results(tmp_path/'results.csv', 'jpg'), 2, tmp_path/'cache')
+    return make
+
+
+def test_nothing_is_lost_and_nothing_is_run_twice(runner):
+    import harness
+    cell, other, ran = harness.Cell('resnet20', 'gradual', 0.9, 5, 0), harness.Cell('resnet20', 'gradual', 0.9, 5, 1), []
+    with runner(lambda c: ran.append(c) or ([('', 'accuracy', 50.)], 1.)) as r:
+        r.results.add(cell, r.scale, [('', 'accuracy', 81.25), ('1', 'cycle accuracy', 3.)], 2.)
+        before = r.results.path.read_text()
+        r.fill([], [cell, other, other])
+        assert ran == [other] and r.results.path.read_text().startswith(before)
+        r.fill([], [cell, other])
+    df = r.results.df
+    assert ran == [other] and df[df.what == 'accuracy'].value.tolist() == [81.25, 50.] and list(df.columns) == harness.columns
+
+
+def test_a_cell_of_another_setting_is_another_cell(runner):
+    import harness
+    from dataclasses import replace
+    cell, tiny = harness.Cell('resnet20', 'gradual', 0.9, 5, 0), harness.SCALES['tiny']
+    with runner(None) as r:
+        r.results.add(cell, tiny, [('', 'accuracy', 50.)], 1.)
+        done = r.results.finished()
+    assert r.results.has(cell, tiny, done)
+    for change in (dict(images=600), dict(batch=1.), dict(pixels=64), dict(rounds=5), dict(dense=3)): assert not r.results.has(cell, replace(tiny, **change), done)
+    assert not r.results.has(replace(cell, seed=1), tiny, done) and not harness.Results(r.results.path, 'png').has(cell, tiny, done)
+    assert r.results.has(cell, replace(tiny, seeds=9), done)                      # more seeds are more cells
+
+
+def test_a_cell_that_fails_leaves_the_others_alone(runner, capsys):
+    import harness
+    cells = [harness.Cell('resnet20', 'gradual', 0.9, 5, s) for s in range(3)]
+    with runner(lambda c: ([('', 'accuracy', 100/(c.seed-1))], 1.)) as r:
+        r.fill([], cells)
+        r.fill([], cells)                                                         # and is not tried again in this run
+    assert r.failed == [cells[1]] and len(r.results.finished()) == 2
+    assert 'seed 1: failed, ZeroDivisionError' in capsys.readouterr().out
+
+
+def test_a_lost_network_is_trained_again_only_if_it_is_needed(runner):
+    import harness
+    ran = []
+    def run(c):
+        ran.append(c.method)
+        if c.method == 'dense':
+            path = harness.baseline(r.cache, r.scale, c.model, c.epochs)
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        return [('', 'accuracy', 50.)], 1.
+    needs, cells = harness.dense_cells('resnet20', harness.SCALES['tiny']), [harness.Cell('resnet20', 'gradual', 0.9, 5, s) for s in range(2)]
+    with runner(run) as r:
+        r.fill(needs, cells[:1])
+        r.fill(needs, cells[:1])
+        assert ran == ['dense', 'gradual']
+        next(r.cache.iterdir()).unlink()
+        r.fill(needs, cells[:1])
+        assert ran == ['dense', 'gradual']                                        # all is there
+        r.fill(needs, cells)
+        assert ran == ['dense', 'gradual', 'dense', 'gradual']
+    df = r.results.df
+    assert len(df) == 3 and (df.method == 'dense').sum() == 1
+
+
+def test_rows_that_say_nothing_are_left_out(tmp_path):
+    "NaN, and the same cell from two machines"
+    import harness
+    a = dict(zip(harness.columns, ['tiny', 1, 1, 1., 1., 1, 1, 1, 'jpg', 'resnet20', 'gradual', 0.9, 5, 0, '', 'accuracy', 50., 1., 'abc', 'this']))
+    pd.DataFrame([a, {**a, 'value': 60., 'machine': 'that'}, {**a, 'seed': 1, 'value': 'nan'}]).to_csv(tmp_path/'x.csv', index=False)
+    assert harness.read(tmp_path/'x.csv').value.tolist() == [50.]
+
+
+def test_the_page_is_what_the_csv_says():
+    "RESULTS.md and the figures' names, made anew from results.csv"
+    import report
+    if not (paper/'results.csv').exists(): pytest.fail('results.csv is missing')
+    page, shown = (paper/'RESULTS.md').read_text(), (paper/'figures').glob('*.png')
+    assert page == report.text_of(report.read(paper/'results.csv'), 'results.csv', 'figures')
+    assert all(f'figures/{p.name}' in page for p in shown)
+
+
+@pytest.mark.parametrize('args, says', [(['nothing'], "there is no table 'nothing'"), (['--data', '/nowhere'], 'there is no such folder'), (['--scale', 'huge'], 'invalid choice'),
+                                        (['--workers', '0'], '--workers 0'), (['--sparsity', '98'], '--sparsity 98')])
+def test_wrong_flags(args, says):
+    done = subprocess.run([sys.executable, '-W', 'ignore', paper/'run.py', *args], capture_output=True, text=True)
+    assert done.returncode == 2 and says in done.stderr
