@@ -7,7 +7,7 @@ STARTS = {'one-shot': (one_shot, 0.4), 'iterative': (iterative, 0.2), 'AGP': (ag
 methods = [f'budget {n}' for n in STARTS]
 
 
-def base(scale): return scale.epochs_of(20, 4)
+def base(scale): return scale.epochs_of(20, 2)
 def rungs(scale): return list(dict.fromkeys(max(1, round(base(scale)*r)) for r in LADDER))
 
 
