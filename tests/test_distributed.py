@@ -12,7 +12,7 @@ here = Path(__file__).parent
 def launch(n, *args): return torchrun(n, here/'launch.py', *args)
 
 
-@pytest.mark.parametrize('n', [2, 4])
+@pytest.mark.parametrize('n', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_example(tmp_path, n):
     out = launch(n, here.parent/'examples'/'distributed.py', tmp_path)
     assert out.count('epoch     train_loss') == 0 or out.count('sparsity') == 5                     # each table once
