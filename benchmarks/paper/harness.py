@@ -38,6 +38,7 @@ class Scale:
 SCALES = {s.scale: s for s in (
     Scale('tiny',    300,    300,    1/4, 0.02, 10,  32,  2,  2),
     Scale('small',   5_000,  2_000,  1/4, 0.05, 20,  32,  3,  3),
+    Scale('eighth',  6_250,  2_000,  1/8, 0.2,  40,  32,  3,  3),        # an epoch has as many iterations as the papers'
     Scale('medium',  50_000, 10_000, 1.,  0.05, 30,  32,  5,  3),
     Scale('large',   50_000, 10_000, 1.,  0.2,  60,  64,  10, 3),
     Scale('full',    50_000, 10_000, 1.,  1.,   200, 224, 17, 3))}
@@ -128,8 +129,8 @@ def result(learn):
 
 @method('dense')
 def dense(run):
-    "A trained network, as good as the epochs allow"
-    learn = run.learner(wd=5e-4)
+    "A trained network, as good as the epochs allow; its batches have 128 images at every scale"
+    learn = run.learner(bs=128/run.scale.batch, wd=5e-4)
     learn.fit_one_cycle(run.epochs, 0.2, pct_start=0.3, div=10)
     keep_baseline(run, learn)
     return result(learn)

@@ -83,4 +83,4 @@ def figure(df, ax):
     scale = SCALES[df.scale.iloc[0]]
     for n in STARTS: line(ax, rungs(scale), [values(df, f'budget {n}', 0.95, epochs=e) for e in rungs(scale)], n)
     if target(df, scale) is not None: ax.axhline(target(df, scale), color='grey', lw=1, ls=':', label='target')
-    ax.set(xlabel='epochs', ylabel='test accuracy (%)')
+    ax.set(xlabel='epochs', ylabel='test accuracy (%)', xticks=sorted({int(e) for e in df.epochs}))

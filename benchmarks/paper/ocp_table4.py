@@ -58,4 +58,4 @@ def figure(df, ax):
     for n in SCHEDULES:
         groups = by_round(df, n, 'instability')
         line(ax, [m for m, _ in groups], [v for _, v in groups], n)
-    ax.set(xlabel='round of pruning', ylabel='error half-way (%)')
+    ax.set(xlabel='round of pruning', ylabel='error half-way (%)', xticks=steps(df, 'tickets OCP', 'instability'))
