@@ -30,14 +30,19 @@ def settings(df):
     return [[f'{v:,}' if k in ('images', 'test') else f'{v:g}' if k in ('batch', 'times') else v for k, v in zip(about, s)] for s in dict.fromkeys(df[about].itertuples(index=False, name=None))]
 
 
+def comparable(table, rows):
+    "Claims that something was compared for"
+    return [c for c in table.claims(rows) if any(d is not None for _, d, *_ in c.each())]
+
+
 def text_of(df, name, folder):
     "The page; `folder` is where its pictures are"
     parts, summary = [], []
     for title, table, scale, rows in sections(df):
-        claims = table.claims(rows)
+        claims = comparable(table, rows)
         for c in claims: summary.append([table.title.split(':')[0], c.text, scale, c.verdict])
         parts.append('\n\n'.join([f'## {table.title}', f'{table.source}.', f'Scale *{scale}*: {told(rows)}.', *table.show(rows),
-                                   markdown(['claim', 'verdict', 'difference (spread s)'], [[c.text, f'**{c.verdict}**', c.evidence] for c in claims]), f'![{table.title}]({folder}/{title}_{scale}.png)']))
+                                   *([markdown(['claim', 'verdict', 'difference (spread s)'], [[c.text, f'**{c.verdict}**', c.evidence] for c in claims]), f'![{table.title}]({folder}/{title}_{scale}.png)'] if claims else ['Too little was run to compare.'])]))
     head = f"""# The papers' tables
 
 Made by `python benchmarks/paper/report.py` from `{name}`, which `python benchmarks/paper/run.py --scale NAME` adds to. Values are test accuracies in percent, mean ± standard deviation over seeds. Training is in bfloat16 with
@@ -63,6 +68,7 @@ def draw(df, folder):
     folder.mkdir(exist_ok=True, parents=True)
     drawn = set()
     for title, table, scale, rows in sections(df):
+        if not comparable(table, rows): continue
         fig, ax = plt.subplots(figsize=(5.2, 3), layout='constrained')
         table.figure(rows, ax)
         ax.set_title(f'{table.title.split(":")[0]}: scale {scale}', fontsize=9)
