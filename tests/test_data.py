@@ -1,5 +1,5 @@
 "Small images as one tensor: what is on disk, what a batch has of it, and what a Learner can do with it"
-import pickle, random
+import pickle
 import numpy as np, pytest, torch
 from PIL import Image
 from fastai.basics import CrossEntropyLossFlat, Learner, TensorImage, load_learner, set_seed

@@ -209,9 +209,9 @@ class Runner:
 
     def fill(self, needs, cells):
         "Run the cells that are not finished, after what they need, which is trained again if its network is lost"
-        cells = self.todo(cells)
+        cells, new = self.todo(cells), self.todo(needs)
         kept = lambda c: baseline(self.cache, self.scale, c.model, c.epochs).exists()
-        self._run([c for c in needs if (cells and not kept(c)) or c in self.todo(needs)])
+        self._run([c for c in needs if (cells and not kept(c)) or c in new])
         if all(map(kept, needs)): self._run(cells)
 
     def _run(self, cells):

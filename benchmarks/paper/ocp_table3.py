@@ -1,4 +1,5 @@
 "One-Cycle Pruning, table 3: epochs that each schedule needs at 95% to be as accurate as OCP, relative to OCP's"
+import statistics
 from harness import *
 from ocp_table2 import train
 
@@ -21,8 +22,8 @@ for name, how in STARTS.items(): METHODS[f'budget {name}'] = partial(within, *ho
 
 def accuracy_of(df, name, epochs, seeds):
     "Mean over seeds, if all of them are there"
-    values = df[(df.method == name) & (df.epochs == epochs) & (df.what == 'accuracy')].value
-    return values.mean() if len(values) >= seeds else None
+    got = values(df, name, 0.95, epochs=epochs)
+    return statistics.mean(got) if len(got) >= seeds else None
 
 
 def target(df, scale):
@@ -57,8 +58,8 @@ paper = {'one-shot': '2.5×', 'iterative': '4×', 'AGP': '1×', 'OCP': '1×'}
 def outcome(df, scale, name):
     "What is known of the epochs that it needs, and relative to OCP's"
     if target(df, scale) is None: return '–', '–'
-    got, ocp_needs = needed(df, scale, f'budget {name}')[0], needed(df, scale, 'budget OCP')[0]
-    if got is None: return (f'more than {rungs(scale)[-1]}', f'more than {rungs(scale)[-1]/ocp_needs:.3g}×') if needed(df, scale, f'budget {name}')[1] is None and ocp_needs else ('–', '–')
+    (got, untried), ocp_needs = needed(df, scale, f'budget {name}'), needed(df, scale, 'budget OCP')[0]
+    if got is None: return (f'more than {rungs(scale)[-1]}', f'more than {rungs(scale)[-1]/ocp_needs:.3g}×') if untried is None and ocp_needs else ('–', '–')
     return got, f'{got/ocp_needs:.3g}×' if ocp_needs else '–'
 
 
@@ -75,8 +76,8 @@ def show(df):
 
 
 def claims(df):
-    return [Claim(f'{n} needs more than OCP: it is less accurate with the base budget', [('base', values(df, 'budget OCP', 0.95, epochs=base(SCALES[df.scale.iloc[0]])), values(df, f'budget {n}', 0.95, epochs=base(SCALES[df.scale.iloc[0]])))])
-            for n in ('one-shot', 'iterative')]
+    at = lambda n: values(df, f'budget {n}', 0.95, epochs=base(SCALES[df.scale.iloc[0]]))
+    return [Claim(f'{n} needs more than OCP: it is less accurate with the base budget', [('base', at('OCP'), at(n))]) for n in ('one-shot', 'iterative')]
 
 
 def figure(df, ax):
