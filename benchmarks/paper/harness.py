@@ -39,6 +39,7 @@ SCALES = {s.scale: s for s in (
     Scale('tiny',    300,    300,    1/4, 0.02, 10,  32,  2,  2),
     Scale('small',   5_000,  2_000,  1/4, 0.05, 20,  32,  3,  3),
     Scale('eighth',  6_250,  2_000,  1/8, 0.2,  40,  32,  3,  3),        # an epoch has as many iterations as the papers'
+    Scale('eighth-long', 6_250, 2_000, 1/8, 1., 40, 32, 3, 3),           # and their epochs too
     Scale('medium',  50_000, 10_000, 1.,  0.05, 30,  32,  5,  3),
     Scale('large',   50_000, 10_000, 1.,  0.2,  60,  64,  10, 3),
     Scale('full',    50_000, 10_000, 1.,  1.,   200, 224, 17, 3))}
