@@ -46,6 +46,7 @@ def cells(scale, df):
 title = 'One-Cycle Pruning, table 2: ResNet-18'
 source = 'Hubens et al. 2021, table 2: 50 epochs from scratch on images scaled to 224, one-cycle rate up to 1e-3; one-shot starts at 40%, iterative and AGP at 20%, OCP at 0. Here Adam, weight decay 1e-2, batches of 64, five steps of iterative pruning, flipped and shifted images without rotation or warping. Dense and fasterai (0.4.1, with the paper\'s β=5) are not in the paper'
 paper = {0.8: ('93.10 ± 0.03', '93.13 ± 0.03', '93.22 ± 0.22', '93.49 ± 0.14'), 0.9: ('92.42 ± 0.21', '91.72 ± 0.08', '92.85 ± 0.09', '93.31 ± 0.20'), 0.95: ('91.58 ± 0.04', '87.54 ± 0.39', '92.04 ± 0.07', '92.76 ± 0.16')}
+sides = {'fastprune, every 10th batch': 'train OCP', 'fastprune, every batch': often, 'fasterai, every batch': peer}
 
 
 def mine(df): return rows_of(df, 'resnet18', ('train dense', *methods, often, peer))
@@ -62,11 +63,12 @@ def show(df):
 
 def claims(df):
     pairs = lambda a, b, at=sparsities: [(f'{100*s:g}%', values(df, a, s), values(df, b, s)) for s in at]
+    ran = [s for s in sparsities if values(df, peer, s)]
     return [*(Claim(f'OCP is better than {n}', pairs('train OCP', f'train {n}')) for n in list(SCHEDULES)[:3]),
             Claim('Iterative is the worst at 95%', [(n, values(df, f'train {n}', 0.95), values(df, 'train iterative', 0.95)) for n in ('one-shot', 'AGP', 'OCP')]),
-            Claim("Not the paper's: OCP with fastprune, masks at every batch, is no worse than with fasterai", pairs(often, peer), no_worse=True),
-            Claim("Not the paper's: and no better", pairs(peer, often), no_worse=True),
-            Claim("Not the paper's: masks at every 10th batch, fastprune's default, cost no accuracy", pairs('train OCP', often), no_worse=True)]
+            Claim("Not the paper's: OCP with fastprune, masks at every batch, is no worse than with fasterai", pairs(often, peer, ran), no_worse=True),
+            Claim("Not the paper's: and no better", pairs(peer, often, ran), no_worse=True),
+            Claim("Not the paper's: masks at every 10th batch, fastprune's default, cost no accuracy", pairs('train OCP', often, ran), no_worse=True)]
 
 
 def figure(df, ax):
