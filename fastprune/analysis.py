@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SignFlips', 'Overlap', 'mask_overlap', 'WeightHistogram', 'Sensitivity', 'CyclePaths']
 
-# %% ../nbs/09b_analysis.ipynb #2dab3413
+# %% ../nbs/09b_analysis.ipynb #3443900c
 import contextlib,itertools,warnings
 from numbers import Integral,Number
 import numpy as np, pandas as pd, torch
@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend,sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from fastai.basics import Callback,Learner,patch,store_attr,to_device
-from .passes import a_batch,check_n_batches,device_of,forward,inputs_and_targets,loss_of,reset_state,undisturbed
+from .passes import a_batch,check_n_batches,check_whole,device_of,forward,inputs_and_targets,loss_of,reset_state,undisturbed
 from .weights import check_sparsity,prunable_weights,transposed_groups,unwrap
 from .criteria import magnitude
 from .masks import Masks,check_bool,compute_masks
@@ -27,7 +27,7 @@ def _axes(ax, **kwargs):
     import matplotlib.pyplot as plt
     return plt.subplots(layout='constrained', **kwargs)[1]
 
-# %% ../nbs/09b_analysis.ipynb #eb886880
+# %% ../nbs/09b_analysis.ipynb #0e5fb03c
 def _flips(a, b): return int((((a>0) & (b<0)) | ((a<0) & (b>0))).count_nonzero())
 
 @patch
@@ -49,7 +49,7 @@ class SignFlips(Callback):
     "Counts sign flips of prunable weights, between snapshots `interval` iterations apart, and keeps them in `iters` and `flips`"
     order,run_valid = 85,False
     def __init__(self, interval:int):
-        if isinstance(interval, bool) or not isinstance(interval, Integral) or interval<1: raise ValueError(f"interval={interval!r}: needs a whole number of iterations, at least 1")
+        check_whole('iterations', interval=interval)
         self.interval,self.iters,self.flips = interval,[],[]
     def _snapshot(self): return {n:p.detach().clone() for n,p in prunable_weights(self.learn.model).items()}
     def before_fit(self):

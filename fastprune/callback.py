@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['KeepMasks', 'set_masks', 'in_fit', 'is_frozen', 'ranked', 'hold_rows', 'SparsifyCallback']
 
-# %% ../nbs/05_callback.ipynb #74e6680b
+# %% ../nbs/05_callback.ipynb #e601f466
 import math,warnings
 from bisect import bisect
-from numbers import Integral
 from traceback import walk_stack
 import torch
 from torch import nn
@@ -16,7 +15,7 @@ from fastai.basics import Callback,Learner,patch,store_attr
 from fastai.callback import schedule as _          # fit_one_cycle, fine_tune, lr_find
 from fastai.callback.tracker import SaveModelCallback
 from .schedules import check_schedule,ocp,progress_at,schedule_name,update_steps
-from .passes import together
+from .passes import check_whole,together
 from .weights import check_not_torch_pruned,check_sparsities,expand_sparsity,normed_rows,prunable_weights,transposed_groups,unwrap
 from .criteria import CRITERIA,asks_for,has_gradients,magnitude
 from .masks import Masks,check_bool,check_granularity,check_nan,check_scope,check_scores,compute_masks,count_units,unit_dims
@@ -134,7 +133,7 @@ def is_frozen(learn:Learner)->bool:
     "Has `learn.freeze()` or `learn.freeze_to(n)` been called, and not `learn.unfreeze()`?"
     return getattr(learn.opt, 'frozen_to', 0)!=0 or getattr(learn.opt, 'frozen_idx', 0)>0
 
-# %% ../nbs/05_callback.ipynb #18acba72
+# %% ../nbs/05_callback.ipynb #c9ea122d
 def _score(criterion, weights, given):
     "The scores of `weights`, checked; `given` has what a criterion may ask for"
     asked = asks_for(criterion)
@@ -201,7 +200,7 @@ class SparsifyCallback(Callback):
                  criterion=magnitude, # Function from {name: weight} to {name: score}, larger = keep
                  scope:str='local', # 'local': each tensor reaches `sparsity`; 'global', 'erk', 'balanced': all of them together do
                  granularity:str='weight', # What is pruned together: 'weight', 'row', 'column', 'kernel', 'filter', or '2:4' and other n:m
-                 interval:int=10, # Iterations between mask updates while sparsity changes, at least 1
+                 interval:int=10, # Iterations between mask updates while sparsity changes, at least 1. Use 1 where a training has only some hundred of them: there 10 can cost a point of accuracy (`benchmarks/paper`)
                  initial:float|dict|None=None, # Sparsity at the start, like `sparsity`; what the model has, if None
                  recover:bool=True, # May pruned weights come back? If False, masks are nested
                  include=None, # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
@@ -215,7 +214,7 @@ class SparsifyCallback(Callback):
             check_granularity(granularity, s)
         check_schedule(schedule)
         if not callable(criterion): raise ValueError(f"criterion={criterion!r} is not a function from weights to scores. There are {', '.join(CRITERIA)}, or write your own")
-        if isinstance(interval, bool) or not isinstance(interval, Integral) or interval<1: raise ValueError(f"interval={interval!r}: needs a whole number of iterations, at least 1")
+        check_whole('iterations', interval=interval)
         store_attr()
         self.scope = check_scope(scope)
         self.iters,self.asked,self.reached,self.lrs = [],[],[],[]      # after each optimizer step of the last fit,

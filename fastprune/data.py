@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TensorData', 'digits_dls', 'folder_dls', 'FlipAndShift', 'cifar10_dls']
 
-# %% ../nbs/10_data.ipynb #741b5cbf
+# %% ../nbs/10_data.ipynb #06d52620
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from numbers import Integral,Number
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np, torch
 from torch.nn import functional as F
 from fastai.basics import Category,DataLoaders,IntToFloatTensor,Normalize,TensorCategory,TensorImage,TfmdDL,Transform,URLs,default_device,get_files,store_attr,untar_data
+from .passes import check_whole
 
 # %% ../nbs/10_data.ipynb #697d9d2a
 @lru_cache
@@ -69,7 +70,7 @@ def folder_dls(path, # Folder of images: class/image, or train/class/image and v
     split = dict(train=train, valid=valid) if train and valid else dict(valid_pct=valid_pct, seed=seed)
     return ImageDataLoaders.from_folder(path, bs=bs, item_tfms=Resize(size), **({} if num_workers is None else {'num_workers':num_workers}), **split)
 
-# %% ../nbs/10_data.ipynb #9974ec55
+# %% ../nbs/10_data.ipynb #13a6c4f3
 class _Images(TensorData):
     "Bytes [n,3,height,width] and classes [n]; `split_idx` 0 to train on, 1 if not"
     def __init__(self, x, y, vocab, split_idx): store_attr()
@@ -90,7 +91,7 @@ class FlipAndShift(Transform):
     "Flip half of the images of a batch, and shift each by up to `most` pixels, with black coming in: the usual augmentation for CIFAR-10, while training only"
     order,split_idx = 5,0
     def __init__(self, most:int=4):
-        if isinstance(most, bool) or not isinstance(most, Integral) or most<0: raise ValueError(f"most={most!r}: needs a whole number of pixels, at least 0")
+        check_whole('pixels', 0, most=most)
         self.most = most
     def encodes(self, x:TensorImage):
         (n,_,h,w),m,new = x.shape,self.most,lambda high: torch.randint(high, (len(x),), device=x.device)
@@ -146,8 +147,7 @@ def cifar10_dls(path=None, # Folder with train/class/image and test/class/image;
                 device=None, # Where images are kept and batches made; fastai's default device if None
                )->DataLoaders: # Batches of normalised images [bs,3,height,width] and classes [bs]; while training, images that fill no batch wait for another epoch
     "Small images as one tensor on the device, batches taken and augmented there. The folder is read once in a process. Raises `ValueError` for a folder that does not fit"
-    for what,v in dict(bs=bs, **({} if size is None else {'size':size})).items():
-        if isinstance(v, bool) or not isinstance(v, Integral) or v<1: raise ValueError(f"{what}={v!r}: needs a whole number above 0")
+    check_whole(bs=bs, **({} if size is None else {'size':size}))
     if isinstance(valid_pct, bool) or not isinstance(valid_pct, Number) or not 0<=valid_pct<1: raise ValueError(f"valid_pct={valid_pct!r}: needs a fraction in [0,1)")
     if path is None:
         try: path = untar_data(URLs.CIFAR)

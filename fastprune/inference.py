@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['copy_model', 'latency', 'sparse_inference']
 
-# %% ../nbs/13a_inference.ipynb #fde441b0
+# %% ../nbs/13a_inference.ipynb #1a1c4392
 import copy,math,statistics,time,warnings
 from collections import Counter
 from numbers import Real
@@ -17,7 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 from fastai.basics import Learner,patch
 from fastai.callback.hook import Hook,Hooks
-from .passes import a_batch,device_of,undisturbed
+from .passes import a_batch,check_whole,device_of,undisturbed
 from .weights import check_sparsity,prunable_weights,unwrap
 from .kernel import SparseConv,SparseLinear,_both,looks_like
 
@@ -290,7 +290,7 @@ def latency(models:dict, # Name -> model, in evaluation mode
                 times[n].append(_now(device)-t)
     return pd.DataFrame([(n, *(1e3*f(t) for f in (statistics.median, min, max))) for n,t in times.items()], columns=['name','ms','min','max']).set_index('name')
 
-# %% ../nbs/13a_inference.ipynb #64686457
+# %% ../nbs/13a_inference.ipynb #861fe4fa
 def _inputs(example):
     inputs = tuple(example) if isinstance(example, (tuple,list)) else (example,)
     if not _tensors(inputs): raise ValueError(f"example={type(example).__name__}: needs a tensor, or a tuple of the model's inputs")
@@ -418,7 +418,7 @@ def sparse_inference(self:Learner,
                      **kwargs, # As for the function `sparse_inference`
                     )->nn.Module: # A new model for inference
     "The model, with each pruned layer in its fastest form on this machine, timed on a batch of the validation set, or of the training set if there is none"
-    if isinstance(bs, bool) or not isinstance(bs, int) or bs<1: raise ValueError(f"bs={bs!r}: needs a whole number of at least 1")
+    check_whole(bs=bs)
     with undisturbed(self):
         xb = a_batch(self, valid=True)
         return sparse_inference(self.model.to(device_of(self)), tuple(_first(x, bs) for x in xb), **kwargs)

@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['plot_layers', 'GradientHistogram']
 
-# %% ../nbs/06_learner.ipynb #9cfa0c30
+# %% ../nbs/06_learner.ipynb #eab3acc5
 import contextlib,math,warnings
-from numbers import Integral,Number
+from numbers import Number
 import numpy as np, pandas as pd, torch
 from torch import nn
 from fastai.basics import Learner,patch,store_attr
-from .passes import check_n_batches,gradients,summed_gradients,undisturbed
+from .passes import check_n_batches,check_whole,gradients,summed_gradients,undisturbed
 from .weights import check_not_torch_pruned,expand_sparsity,prunable_weights,transposed_groups,unwrap
 from .criteria import asks_for,magnitude,synflow
 from .files import load_sparse_masks,save_sparse
 from .masks import Masks,check_scope,compute_masks,count_units,lamp
 from .callback import SparsifyCallback,_nothing,ranked,set_masks
 
-# %% ../nbs/06_learner.ipynb #bf5f00b6
+# %% ../nbs/06_learner.ipynb #7a7e01f4
 def _square(weights): return sum(float(torch.linalg.vector_norm(p.detach()))**2 for p in weights.values())
 
 def _protected(scores, absolute, keep, granularity, min_density, transposed):
@@ -84,7 +84,7 @@ def prune(self:Learner,
     SparsifyCallback(sparsity, criterion=criterion, scope=scope, granularity=granularity)       # the same checks
     check_n_batches(n_batches)
     scope,iterations = check_scope(scope),iterations if iterations is not None else 100 if getattr(criterion, 'func', criterion) is synflow else 1
-    if isinstance(iterations, bool) or not isinstance(iterations, Integral) or iterations<1: raise ValueError(f"iterations={iterations!r}: needs a whole number of at least 1")
+    check_whole(iterations=iterations)
     if not isinstance(min_density, Number) or not 0<=min_density<1: raise ValueError(f"min_density={min_density!r}: needs the fraction of each tensor that stays, in [0,1)")
     check_not_torch_pruned(self.model)
     weights = prunable_weights(self.model, include, exclude)

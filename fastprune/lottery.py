@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REWINDS', 'KINDS', 'Ticket', 'Tickets', 'count_steps', 'Comparison']
 
-# %% ../nbs/07_lottery.ipynb #9ce320f3
+# %% ../nbs/07_lottery.ipynb #8852e0b0
 import inspect,json,re,warnings,zlib
 from numbers import Integral,Number
 import numpy as np, pandas as pd, torch
@@ -15,7 +15,7 @@ from .weights import transposed_groups,unwrap
 from .criteria import magnitude
 from .masks import Masks,check_scope
 from .callback import SparsifyCallback,is_frozen
-from .passes import check_n_batches
+from .passes import check_n_batches,check_whole
 from .files import load_state,load_tensors,save_state
 from .rounds import RoundStore,StateAt,bar_over,borrowed,check_rounds,load_into,seed_round,state_of
 
@@ -172,7 +172,7 @@ class Tickets(list):
         ax.legend(fontsize='small')
         return ax
 
-# %% ../nbs/07_lottery.ipynb #bd304cf2
+# %% ../nbs/07_lottery.ipynb #612d5750
 REWINDS = ('weights', 'lr', 'finetune')
 
 class _Probe(Callback):
@@ -225,7 +225,7 @@ class _Search:
     "One search for tickets"
     def __init__(self, learn, rounds, fit, prune_rate, rewind, rewind_to, scope, schedule, criterion, granularity, include, exclude, max_lr, n_batches, seed, measure, ends, folder):
         store_attr()
-        if isinstance(rounds, bool) or not isinstance(rounds, Integral) or rounds<1: raise ValueError(f"rounds={rounds!r}: needs a whole number of rounds, at least 1")
+        check_whole('rounds', rounds=rounds)
         if not isinstance(prune_rate, Number) or not 0<prune_rate<1: raise ValueError(f"prune_rate={prune_rate!r}: needs the fraction of what is left that a round prunes, in (0,1)")
         if rewind not in REWINDS: raise ValueError(f"rewind={rewind!r} is unknown: use one of {', '.join(REWINDS)}")
         if measure not in ('last','all','none'): raise ValueError(f"measure={measure!r} is unknown: use one of last, all, none")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['reset_state', 'train_loader', 'undisturbed', 'device_of', 'inputs_and_targets', 'a_batch', 'forward', 'loss_of',
-           'together', 'mean_everywhere', 'check_n_batches', 'gradients', 'summed_gradients']
+           'together', 'mean_everywhere', 'check_whole', 'check_n_batches', 'gradients', 'summed_gradients']
 
 # %% ../nbs/02b_passes.ipynb #6eab5929
 import contextlib,itertools,random
@@ -12,7 +12,7 @@ from numbers import Integral
 import numpy as np, torch
 from fastai.basics import Learner,num_distrib,to_device
 
-# %% ../nbs/02b_passes.ipynb #e95f0ea6
+# %% ../nbs/02b_passes.ipynb #78763069
 def reset_state(learn:Learner):
     "Models that carry a state from batch to batch, as fastai's for text, start afresh"
     if hasattr(learn.model, 'reset'): learn.model.reset()
@@ -90,9 +90,17 @@ def mean_everywhere(t:torch.Tensor)->torch.Tensor: # `t`
     torch.distributed.all_reduce(t)
     return t.div_(torch.distributed.get_world_size())
 
+def check_whole(of:str='', # What is counted, for the message
+                least:int=1, # Smallest number that will do
+                **named, # Name -> anything
+               ):
+    "Make sure that all are whole numbers of at least `least`; raises `ValueError`"
+    for name,v in named.items():
+        if isinstance(v, bool) or not isinstance(v, Integral) or v<least: raise ValueError(f"{name}={v!r}: needs a whole number of {of and of+', '}at least {least}")
+
 def check_n_batches(n): # Anything
     "Make sure that it is None or a number of batches"
-    if n is not None and (isinstance(n, bool) or not isinstance(n, Integral) or n<1): raise ValueError(f"n_batches={n!r}: needs a whole number of training batches, at least 1")
+    if n is not None: check_whole('training batches', n_batches=n)
 
 def gradients(learn:Learner,
               n_batches:int|None=None, # Number of training batches; an epoch if None

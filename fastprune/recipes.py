@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['REWIND', 'group_rates', 'BudgetedCallback']
 
-# %% ../nbs/09_recipes.ipynb #715d635f
+# %% ../nbs/09_recipes.ipynb #86796b5a
 import inspect,math
 from functools import partial
-from numbers import Integral,Number
+from numbers import Number
 import numpy as np, torch
 from fastai.basics import Callback,Learner,even_mults,patch,store_attr
 from fastai.callback.schedule import ParamScheduler
 from .schedules import cubic,cyclical,one_shot,schedule_name,window
+from .passes import check_whole
 from .lr import _check_retraining,allr_discount,lr_retrain,lr_warmup,s_cyc_max_lr
 from .weights import check_sparsity,transposed_groups
 from .criteria import magnitude,random_score
@@ -21,11 +22,7 @@ from .learner import GradientHistogram
 from .files import load_state,save_state
 from .rounds import BestEpoch,RoundStore,Rounds,StateAt,check_rounds,load_into,run_rounds,seed_round,smaller_is_better,state_of
 
-# %% ../nbs/09_recipes.ipynb #32cb294b
-def _whole(least=1, **named):
-    for n,v in named.items():
-        if isinstance(v, bool) or not isinstance(v, Integral) or v<least: raise ValueError(f"{n}={v!r}: needs a whole number of at least {least}")
-
+# %% ../nbs/09_recipes.ipynb #dfe08607
 def group_rates(learn:Learner,
                 lr=None, # A rate, a slice as fastai takes it, or one for each parameter group; `learn.lr` if None
                 what:str='lr', # Name of the argument, for the message
@@ -74,8 +71,8 @@ def fit_cyclical(self:Learner,
                  **kwargs, # For `SparsifyCallback`: criterion, scope, granularity, interval, track, ...; `initial`, 0 if not given, is where sparsity starts
                 )->SparsifyCallback: # For its `.plot()` and what it recorded
     "Cyclical Pruning, whole: periodic sparsity and periodic rate in one fit (Srinivas et al. 2022, section 3 and table 5)"
-    _whole(n_cycles=n_cycles, epochs_per_cycle=epochs_per_cycle)
-    _whole(prune_cycles=n_cycles if prune_cycles is None else prune_cycles)
+    check_whole(n_cycles=n_cycles, epochs_per_cycle=epochs_per_cycle)
+    check_whole(prune_cycles=n_cycles if prune_cycles is None else prune_cycles)
     if prune_cycles and prune_cycles>n_cycles: raise ValueError(f"prune_cycles={prune_cycles}: there are {n_cycles} cycles")
     if not isinstance(restart, Number) or not 0<=restart<=1: raise ValueError(f"restart={restart!r}: needs the progress at which later cycles start, in [0,1]")
     if not isinstance(ramp, Number) or not 0<ramp<=1: raise ValueError(f"ramp={ramp!r}: needs a fraction of a cycle in (0,1], the rest of which holds the sparsity")
@@ -90,7 +87,7 @@ def fit_cyclical(self:Learner,
 
 def _list(cbs): return [] if cbs is None else list(cbs) if isinstance(cbs, (list,tuple)) or hasattr(cbs, 'map') else [cbs]
 
-# %% ../nbs/09_recipes.ipynb #5d466f24
+# %% ../nbs/09_recipes.ipynb #7916ee1e
 class _CycleEnds(Callback):
     "The state at the end of each cycle"
     order = 80
@@ -100,7 +97,7 @@ class _CycleEnds(Callback):
 
 def _cycles(learn, n_cycles, epochs_per_cycle, lr, shape, ends):
     "Callbacks for repeating a cycle of rates"
-    _whole(n_cycles=n_cycles, epochs_per_cycle=epochs_per_cycle)
+    check_whole(n_cycles=n_cycles, epochs_per_cycle=epochs_per_cycle)
     if not len(learn.dls.train): raise ValueError("the training DataLoader has no batches")
     sched = partial(_repeat, _shaped(shape, group_rates(learn, lr)), n_cycles)
     return ParamScheduler({'lr':sched}), _CycleEnds(epochs_per_cycle) if ends else None
@@ -142,7 +139,7 @@ def fit_sculpt(self:Learner,
     check_sparsity(sparsity)
     check_sparsity(start_sparsity, 'start_sparsity')
     if start_sparsity>sparsity: raise ValueError(f"start_sparsity={start_sparsity:g} is above the target, sparsity={sparsity:g}: it has to be lower, or the same")
-    _whole(n_cycles=n_cycles)
+    check_whole(n_cycles=n_cycles)
     _ready(self)
     sched,_ = _cycles(self, n_cycles+1, epochs_per_cycle, lr, shape, False)
     cb = SparsifyCallback(sparsity, schedule=window(one_shot, n_cycles/(n_cycles+1)), scope=scope, recover=False, include=include, exclude=exclude)
@@ -154,7 +151,7 @@ def fit_sculpt(self:Learner,
     self.fit((n_cycles+1)*epochs_per_cycle, cbs=[cb, sched, *_list(cbs)], wd=wd)
     return cb
 
-# %% ../nbs/09_recipes.ipynb #c74d84c4
+# %% ../nbs/09_recipes.ipynb #09f7843a
 def _history(learn, history, original_epochs):
     "Rates of the original training, their number of epochs, and how each parameter group's are scaled"
     if history is None:
@@ -178,7 +175,7 @@ def retrain(self:Learner,
             cbs=None, # More callbacks
            ):
     "Train a pruned model on, by the rates of its original training (Zimmer et al. 2023)"
-    _whole(epochs=epochs)
+    check_whole(epochs=epochs)
     _check_retraining(schedule)
     _ready(self)
     if self.masks is None: raise ValueError("nothing is pruned: call `learn.prune` first")
@@ -193,7 +190,7 @@ def retrain(self:Learner,
     self.fit(epochs, cbs=[ParamScheduler({'lr':lr}), *_list(cbs)], wd=wd)
     self._retrained = dict(lrs=self._fit_lrs, history=history, epochs=original_epochs, scale=scale)
 
-# %% ../nbs/09_recipes.ipynb #a1784efa
+# %% ../nbs/09_recipes.ipynb #12ae46e7
 def _after(dense, cycles, pos):
     "Cycle of pruning and retraining, and the position in it"
     x = round((pos-dense)/(1-dense)*cycles, 9)
@@ -242,7 +239,7 @@ def fit_bimp(self:Learner,
              **kwargs, # For `SparsifyCallback`: criterion, granularity, include, exclude, track
             )->BudgetedCallback: # For its `.plot()`, and the `.discounts` of ALLR
     "Budgeted Iterative Magnitude Pruning, within exactly `epochs` (Zimmer et al. 2023)"
-    _whole(epochs=epochs, cycles=cycles)
+    check_whole(epochs=epochs, cycles=cycles)
     if not isinstance(sparsity, Number) or not 0<sparsity: raise ValueError(f"sparsity={sparsity!r}: fit_bimp needs one number, in (0,1)")
     dense_epochs = 0.75*epochs if dense_epochs is None else dense_epochs
     if not isinstance(dense_epochs, Number) or not 0<dense_epochs<epochs: raise ValueError(f"dense_epochs={dense_epochs!r}: needs more than 0 and less than the budget, epochs={epochs}")
@@ -254,7 +251,7 @@ def fit_bimp(self:Learner,
     self.fit(epochs, cbs=[cb, *_list(cbs)], wd=wd)
     return cb
 
-# %% ../nbs/09_recipes.ipynb #03806ebe
+# %% ../nbs/09_recipes.ipynb #7bcaeda6
 REWIND = ('lr', 'finetune', 'weights')
 
 def _name(f): return schedule_name(f) if callable(f) else f
@@ -292,14 +289,14 @@ class _Iterative:
                     weights={n:list(p.shape) for n,p in self.weights.items()})
 
     def _check(self):
-        _whole(rounds=self.rounds, epochs=self.epochs, **({} if self.patience is None else {'patience':self.patience}))
-        _whole(least=0, rewind_to=self.rewind_to)
+        check_whole(rounds=self.rounds, epochs=self.epochs, **({} if self.patience is None else {'patience':self.patience}))
+        check_whole(least=0, rewind_to=self.rewind_to)
         if not isinstance(self.rate, Number) or not 0<self.rate<1: raise ValueError(f"rate={self.rate!r}: needs the fraction of what is left that a round prunes, in (0,1)")
         if self.rewind not in REWIND: raise ValueError(f"rewind={self.rewind!r} is unknown: use one of {', '.join(REWIND)}")
         if self.rewind_to and self.rewind!='weights': raise ValueError(f"rewind_to={self.rewind_to} goes with rewind='weights', and rewind is {self.rewind!r}")
         if self.rewind_to and not self.train_first: raise ValueError(f"rewind_to={self.rewind_to}: there is no first training to rewind into, since train_first is False")
         if self.criterion is magnitude: self.n_batches = None
-        else: _whole(n_batches=self.n_batches)
+        else: check_whole(n_batches=self.n_batches)
         steps = self.epochs*len(self.learn.dls.train)
         if self.rewind_to>steps: raise ValueError(f"rewind_to={self.rewind_to}: a round has {steps} steps")
         names = ['train_loss', 'valid_loss', *[m.name for m in self.learn.metrics]]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['report_file']
 
-# %% ../nbs/14_report.ipynb #2f53c936
+# %% ../nbs/14_report.ipynb #bc9f537e
 import base64,io,json,math,os,platform,re,secrets,tempfile
 from collections import Counter
 from contextlib import suppress
@@ -19,7 +19,7 @@ from fastai.basics import DataLoader,DataLoaders,L,Learner,patch
 from fastcore.xml import (Body,Div,Figcaption,Figure,Footer,H1,H2,Head,Header,Html,Img,Main,Mark,Meta,Noscript,P,Safe,Script,Section,Small,Strong,Style,
                           Table,Tbody,Td,Th,Thead,Title,Tr,to_xml)
 from .schedules import schedule_name
-from .passes import a_batch,device_of,undisturbed
+from .passes import a_batch,check_whole,device_of,undisturbed
 from .weights import _is_weight,unwrap
 from .files import _kind,atomically,load_sparse_masks,load_tensors,save_sparse
 from .masks import Masks
@@ -338,11 +338,11 @@ def _path_section(paths):
     table = _table(pd.DataFrame.from_dict(rows, orient='index').rename(columns=lambda c: c.replace('_', ' ')))
     return _section('Paths', table, *[Div(P(Strong(n)) if len(paths)>1 else None, _drawn(p.plot(), f'path {n}')) for n,p in paths.items()], text='Loss and error on the straight line between two networks.')
 
-# %% ../nbs/14_report.ipynb #1722935b
+# %% ../nbs/14_report.ipynb #17c3ea4b
 def _check(path, pictures, bs, seconds):
     if Path(path).is_dir(): raise ValueError(f"path={str(path)!r} is a folder: needs a file to write")
-    for what,v,low in (('bs',bs,1), ('pictures',pictures,0)):
-        if isinstance(v, bool) or not isinstance(v, Integral) or v<low: raise ValueError(f"{what}={v!r}: needs a whole number of at least {low}")
+    check_whole(bs=bs)
+    check_whole('pictures', 0, pictures=pictures)
     if isinstance(seconds, bool) or not isinstance(seconds, Number) or not 0<=seconds<math.inf: raise ValueError(f"seconds={seconds!r}: needs a number of seconds, or 0 to measure no latency")
 
 def _write(path, title, layers, weights, masks, state, js, flops=(None,None), measured=(None,None), unrun=None, pictures=12, sections=(), subtitle=''):

@@ -6,15 +6,15 @@
 __all__ = ['rng_state', 'set_rng_state', 'pack', 'unpack', 'states_of', 'opt_state', 'load_opt_state', 'fit_state', 'restore_fit',
            'Checkpoint']
 
-# %% ../nbs/06c_resume.ipynb #0b1ffc73
+# %% ../nbs/06c_resume.ipynb #987cee82
 import json,random
 from collections.abc import Mapping
-from numbers import Integral,Number
+from numbers import Number
 from pathlib import Path
 import numpy as np, torch
 from fastai.basics import Callback,CancelEpochException,CancelFitException,L,Learner,OptimWrapper,Recorder,num_distrib,rank_distrib
 from .schedules import schedule_name
-from .passes import together,train_loader
+from .passes import check_whole,together,train_loader
 from .weights import unwrap
 from .masks import Masks
 from .callback import KeepMasks,SparsifyCallback,in_fit,set_masks
@@ -75,7 +75,7 @@ def unpack(obj, # From `pack`
         return {k:unpack(o, tensors) for k,o in v} if kind=='d' else [unpack(o, tensors) for o in v]
     return obj
 
-# %% ../nbs/06c_resume.ipynb #a4c1e515
+# %% ../nbs/06c_resume.ipynb #0d0d06ea
 def _to(obj, device):
     if isinstance(obj, torch.Tensor): return obj.detach().to(device, copy=True)                # not a view of the file's
     if isinstance(obj, dict): return {k:_to(v, device) for k,v in obj.items()}
@@ -167,7 +167,7 @@ class Checkpoint(Callback):
                  every:int=1, # Epochs between writing; the last one is always written
                  resume:bool=True, # Go on from the file, if there is one? If False, it is written over
                 ):
-        if isinstance(every, bool) or not isinstance(every, Integral) or every<1: raise ValueError(f"every={every!r}: needs a whole number of epochs, at least 1")
+        check_whole('epochs', every=every)
         self.file,self.every,self.resume,self.phase,self._at,self._left,self._trained = file,every,resume,-1,0,None,False
 
     @property

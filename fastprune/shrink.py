@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['shrink']
 
-# %% ../nbs/13b_shrink.ipynb #9f4d1640
+# %% ../nbs/13b_shrink.ipynb #a6a03115
 import time,warnings
 from collections import Counter,defaultdict,namedtuple
 from copy import deepcopy
-from numbers import Integral
 import pandas as pd, torch
 from torch import nn
 from fastai.basics import Learner,patch
-from .passes import a_batch,undisturbed
+from .passes import a_batch,check_whole,undisturbed
 from .weights import unwrap
 from .masks import Masks
 from .callback import in_fit
@@ -241,7 +240,7 @@ class _Finder:
         self.sets.append(_Set(cuts, moves))
         return stays
 
-# %% ../nbs/13b_shrink.ipynb #e903a721
+# %% ../nbs/13b_shrink.ipynb #8779aadf
 def _megabytes(model): return sum({id(t):t.numel()*t.element_size() for t in [*model.parameters(),*model.buffers()]}.values())/1e6
 
 @torch.no_grad()
@@ -294,7 +293,7 @@ def _shrunk(model, example, tol, repeats):
     _torch_pruning()
     inputs = tuple(example) if isinstance(example, (tuple,list)) else (example,)
     if not any(isinstance(x, torch.Tensor) for x in inputs): raise ValueError(f"example={type(example).__name__}: needs a tensor, or a tuple of the model's inputs, batch first")
-    if isinstance(repeats, bool) or not isinstance(repeats, Integral) or repeats<0: raise ValueError(f"repeats={repeats!r}: needs a whole number of timed runs, at least 0")
+    check_whole('timed runs', 0, repeats=repeats)
     if not 0<tol<1: raise ValueError(f"tol={tol!r}: needs the largest difference of outputs, relative to the largest output, in (0,1)")
     what = type(model).__name__
     try: work = copy_model(model)
@@ -338,7 +337,7 @@ def shrink(self:Learner,
     be followed, `ImportError` without torch-pruning"""
     if in_fit(self): raise ValueError("a fit is running: call `learn.shrink()` after it")
     if isinstance(self.model, nn.parallel.DistributedDataParallel): raise ValueError("the model is in DistributedDataParallel: leave `learn.distrib_ctx()` first")
-    if isinstance(n_items, bool) or not isinstance(n_items, Integral) or n_items<1: raise ValueError(f"n_items={n_items!r}: needs a whole number of a batch's items, at least 1")
+    check_whole("a batch's items", n_items=n_items)
     model = unwrap(self.model)
     with undisturbed(self): xb = a_batch(self, next(model.parameters()).device)
     sets,_,report = _shrunk(model, tuple(x[:n_items].as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x for x in xb), tol, repeats)

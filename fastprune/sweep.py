@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['paper_methods', 'Sweep', 'sweep']
 
-# %% ../nbs/09c_sweep.ipynb #7516e69b
+# %% ../nbs/09c_sweep.ipynb #191ef86a
 import inspect,json,re,time,zlib
 from functools import partial
-from numbers import Integral,Number
+from numbers import Number
 from pathlib import Path
 import pandas as pd, torch
 from fastai.basics import Learner,progress_bar,set_seed
 from fastai.callback import schedule as _          # fit_one_cycle
 from .schedules import agp,iterative,ocp,one_shot,window
+from .passes import check_whole
 from .weights import check_sparsity,prunable_weights
 from .criteria import random_score,snip,synflow
 from .masks import Masks
@@ -22,7 +23,7 @@ from .files import atomically
 from .rounds import seed_round
 from . import analysis as _, baselines as _, lottery as _, recipes as _          # what methods use in other processes
 
-# %% ../nbs/09c_sweep.ipynb #2f742091
+# %% ../nbs/09c_sweep.ipynb #53a01dcd
 def _during(schedule, epochs, lr, learn, sparsity, seed): learn.fit_one_cycle(epochs, lr, cbs=SparsifyCallback(sparsity, schedule=schedule, scope='global'))
 def _before(criterion, scope, epochs, lr, learn, sparsity, seed):
     learn.prune(sparsity, criterion=criterion, scope=scope)
@@ -46,7 +47,7 @@ def paper_methods(epochs:int, # Epochs in all, of each method; a multiple of 4, 
                  )->dict: # Name -> function (learn, sparsity, seed)
     """The papers' methods under one budget. 'one_shot', 'iterative', 'agp', 'ocp': schedules with one-cycle training. 'cyclical': Cyclical Pruning, 4 cycles. 'imp', 'wr', 'lrr': 3 rounds with weights rewound to the first, rewound to
     half an epoch, or with the rate alone. 'snip', 'synflow', 'random_erk': masks before training. 'cyclic_random': such a random mask, 4 cycles. 'sculpt': from twice the density, 3+1 cycles. 'bimp': Budgeted IMP"""
-    if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs<4: raise ValueError(f"epochs={epochs!r}: needs a whole number of at least 4, one for each cycle or round")
+    check_whole('epochs, one for each cycle or round', 4, epochs=epochs)
     if isinstance(lr, bool) or not isinstance(lr, Number) or not lr>0: raise ValueError(f"lr={lr!r}: needs the largest rate, a number above 0")
     if isinstance(names, str): names = [names]
     every = dict(one_shot=partial(_during, window(one_shot, 0.4), epochs, lr), iterative=partial(_during, window(iterative, 0.2), epochs, lr), agp=partial(_during, window(agp, 0.2), epochs, lr), ocp=partial(_during, ocp, epochs, lr),
@@ -57,7 +58,7 @@ def paper_methods(epochs:int, # Epochs in all, of each method; a multiple of 4, 
         if n not in every: raise ValueError(f"names: there is no method {n!r}, use any of {', '.join(every)}")
     return {n:every[n] for n in names or every}
 
-# %% ../nbs/09c_sweep.ipynb #a5337b5f
+# %% ../nbs/09c_sweep.ipynb #87cc99a9
 class Sweep(pd.DataFrame):
     "A DataFrame with a row for each run, that can draw itself"
     @property
@@ -166,8 +167,8 @@ def sweep(make, # Function (seed) that returns a new Learner
     sparsities,seeds = list(dict.fromkeys(check_sparsity(s.item() if hasattr(s, 'item') else s, 'sparsities') for s in sparsities)),list(dict.fromkeys(s.item() if hasattr(s, 'item') else s for s in seeds))
     if not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds): raise ValueError(f"seeds={seeds!r}: needs whole numbers")
     if not sparsities or not seeds: raise ValueError(f"needs at least a sparsity and a seed, got {sparsities!r} and {seeds!r}")
-    if isinstance(n_threads, bool) or not isinstance(n_threads, Integral) or n_threads<1: raise ValueError(f"n_threads={n_threads!r}: needs a number of threads, at least 1")
-    if isinstance(n_workers, bool) or not isinstance(n_workers, Integral) or n_workers<0: raise ValueError(f"n_workers={n_workers!r}: needs a number of processes, 0 to run here")
+    check_whole('threads', n_threads=n_threads)
+    check_whole('processes', 0, n_workers=n_workers)
     if n_workers and ray: raise ValueError(f"n_workers={n_workers} and ray={ray!r}: choose one of them")
     if folder and Path(folder).exists() and not Path(folder).is_dir(): raise ValueError(f"folder={str(folder)!r} is a file: needs a folder for finished runs")
     if folder: Path(folder).mkdir(parents=True, exist_ok=True)

@@ -66,7 +66,8 @@ def claims(df):
 
 
 def figure(df, ax):
+    xs = ran(df, sparsities)
     for i, n in enumerate(MASKS):
-        for how, ls in (('one cycle', ':'), ('cyclic', '-')): line(ax, [f'{100*s:g}' for s in sparsities], [values(df, f'{n}, {how}', s) for s in sparsities], f'{n}, {how}', color=f'C{i}', ls=ls)
-    for n, c in (('SCULPT', 'C3'), ('LRR', 'k')): line(ax, [f'{100*s:g}' for s in sparsities], [values(df, n, s) for s in sparsities], n, color=c)
+        for how, ls in (('one cycle', ':'), ('cyclic', '-')): line(ax, [f'{100*s:g}' for s in xs], [values(df, f'{n}, {how}', s) for s in xs], f'{n}, {how}', color=f'C{i}', ls=ls)
+    for n, c in (('SCULPT', 'C3'), ('LRR', 'k')): line(ax, [f'{100*s:g}' for s in xs], [values(df, n, s) for s in xs], n, color=c)
     ax.set(xlabel='sparsity (%)', ylabel='test accuracy (%)')

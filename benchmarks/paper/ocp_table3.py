@@ -1,10 +1,9 @@
 "One-Cycle Pruning, table 3: epochs that each schedule needs at 95% to be as accurate as OCP, relative to OCP's"
 import statistics
 from harness import *
-from ocp_table2 import train
+from ocp_table2 import STARTS, train
 
 LADDER = (0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5)
-STARTS = {'one-shot': (one_shot, 0.4), 'iterative': (iterative, 0.2), 'AGP': (agp, 0.2), 'OCP': (None, 0.)}
 methods = [f'budget {n}' for n in STARTS]
 
 
@@ -15,7 +14,7 @@ def rungs(scale): return list(dict.fromkeys(max(1, round(base(scale)*r)) for r i
 def within(schedule, start, run):
     "The epochs before pruning stay those of the base budget: what is after them grows or shrinks"
     when = min(0.9, start*base(run.scale)/run.epochs)
-    return train(run, SparsifyCallback(run.sparsity, schedule=window(schedule, when) if schedule else ocp))
+    return train(run, SparsifyCallback(run.sparsity, schedule=window(schedule, when)))
 
 for name, how in STARTS.items(): METHODS[f'budget {name}'] = partial(within, *how)
 

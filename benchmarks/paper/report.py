@@ -22,7 +22,8 @@ def told(df):
     "One line on how it was run"
     first = df[df.what == 'accuracy']
     hours = first.seconds.sum()/3600
-    return f"{len(first)} trainings or chains of rounds, {first.seed.nunique()} seeds, {hours:.2g} hours in all. Machine: {'; '.join(sorted(set(df.machine)))}. Commits: {', '.join(dict.fromkeys(df.commit))}"
+    count = lambda n, what: f"{n} {what}{'s' if n > 1 else ''}"
+    return f"{count(len(first), 'training')} (or chains of rounds), {count(first.seed.nunique(), 'seed')}, {hours:.2g} hours in all. Machine: {'; '.join(sorted(set(df.machine)))}. Commits: {', '.join(dict.fromkeys(df.commit))}"
 
 
 def settings(df):

@@ -14,6 +14,9 @@ def values(df, method, sparsity=None, what='accuracy', step='', epochs=None):
 def rows_of(df, model, methods): return df[(df.model == model) & df.method.isin(methods)]
 
 
+def ran(df, sparsities): return [s for s in sparsities if ((df.sparsity-s).abs() < 1e-9).any()]
+
+
 def steps(df, method, what): return sorted({int(s) for s in df[(df.method == method) & (df.what == what)].step})
 
 
@@ -61,6 +64,10 @@ class Claim:
 
 
 def line(ax, xs, groups, label, **kwargs):
-    "Means with their standard deviations, where there are any"
-    at = [i for i, g in enumerate(groups) if g]
-    if at: ax.errorbar([xs[i] for i in at], [statistics.mean(groups[i]) for i in at], [statistics.stdev(groups[i]) if len(groups[i]) > 1 else 0 for i in at], marker='o', ms=3, capsize=2, lw=1, label=label, **kwargs)
+    "Means with their standard deviations, where there are any. Where `xs` are names, what is added later stands further right at each, to be seen"
+    places, at = xs, [i for i, g in enumerate(groups) if g]
+    if isinstance(xs[0], str):
+        places = [i+0.05*(len(ax.containers)-3) for i in range(len(xs))]
+        ax.set_xticks(range(len(xs)), xs)
+        ax.set_xlim(-0.5, len(xs)-0.5)
+    if at: ax.errorbar([places[i] for i in at], [statistics.mean(groups[i]) for i in at], [statistics.stdev(groups[i]) if len(groups[i]) > 1 else 0 for i in at], marker='o', ms=3, capsize=2, lw=1, label=label, **kwargs)
