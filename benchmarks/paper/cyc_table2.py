@@ -1,4 +1,5 @@
 "Cyclical Pruning, table 2: one-shot, gradual and cyclical pruning of a trained ResNet-20, each layer to the same sparsity."
+from fastai.metrics import ValueMetric
 from harness import *
 
 rate = lr_warmup(1e-2, warmup=0., drops=(0.75,))
@@ -10,29 +11,38 @@ def interval(run):
     return 100 if run.scale.times >= 1 else 10
 
 
+def classes(learn):
+    "Classes with a weight left in the last layer; all others are constants to the network, of which one at most can ever be its answer"
+    return int((list(prunable_weights(learn.model).values())[-1] != 0).any(1).sum())
+
+
+def pruned(learn): return [('', 'classes', classes(learn)), *result(learn)]
+
+
 @method('one-shot')
 def one_shot_(run):
     learn = run.learner(**start, trained=run.scale.dense)
     learn.prune(run.sparsity)
     learn.fit(run.epochs, cbs=ParamScheduler({'lr': rate}))
-    return result(learn)
+    return pruned(learn)
 
 
 @method('gradual')
 def gradual(run):
     learn = run.learner(**start, trained=run.scale.dense)
     learn.fit_cyclical(1, run.epochs, run.sparsity, lr_max=1e-2, interval=interval(run))
-    return result(learn)
+    return pruned(learn)
 
 
 def by_cycle(run, cycles=5, **kwargs):
-    "`fit_cyclical`, with accuracy and the distance to the first cycle's mask at each cycle's end"
+    "`fit_cyclical`, with accuracy, the distance to the first cycle's mask and the classes left at each cycle's end"
     learn = run.learner(**start, trained=run.scale.dense)
+    learn.metrics.append(ValueMetric(partial(classes, learn), 'classes'))
     learn.fit_cyclical(cycles, run.epochs//cycles, run.sparsity, lr_max=1e-2, interval=interval(run), track=True, **kwargs)
-    at = {n: learn.recorder.metric_names.index(n)-1 for n in ('accuracy', 'mask_distance')}
+    at = {n: learn.recorder.metric_names.index(n)-1 for n in ('accuracy', 'mask_distance', 'classes')}
     ends = learn.recorder.values[run.epochs//cycles-1::run.epochs//cycles]
-    rows = [(str(c), w, float(v)) for c, e in enumerate(ends, 1) for w, v in (('cycle accuracy', 100*e[at['accuracy']]), ('mask distance', e[at['mask_distance']]))]
-    return rows+result(learn)
+    rows = [(str(c), w, float(v)) for c, e in enumerate(ends, 1) for w, v in (('cycle accuracy', 100*e[at['accuracy']]), ('mask distance', e[at['mask_distance']]), ('cycle classes', e[at['classes']]))]
+    return rows+pruned(learn)
 
 
 METHODS['cyclical'] = by_cycle
