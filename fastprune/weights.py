@@ -57,10 +57,10 @@ def _no_match(what, pattern, names):
     close = difflib.get_close_matches(pattern, list(names), n=3, cutoff=0.3) or list(names)[:5]
     return ValueError(f"{what}: {pattern!r} matches no weight. Names look like {', '.join(map(repr, close))}")
 
-# %% ../nbs/02_weights.ipynb #3d8294d0
+# %% ../nbs/02_weights.ipynb #2e115e87
 def prunable_weights(model:nn.Module, # Any module
-                     include:str|list|None=None, # Names, glob patterns or modules to prune; all that can be, if None
-                     exclude:str|list|None=None, # Names, glob patterns or modules to leave alone
+                     include:str|list|None=None, # Names of weights or of modules, or glob patterns, to prune; all that can be, if None
+                     exclude:str|list|None=None, # Names of weights or of modules, or glob patterns, to leave alone
                     )->dict[str,nn.Parameter]: # Name in `named_parameters()` -> parameter, tied ones once; empty if there is none
     "The parameters of `model` to prune. Raises `ValueError` for a pattern that matches none"
     params,owners = {},{}
