@@ -58,7 +58,7 @@ def paper_methods(epochs:int, # Epochs in all, of each method; a multiple of 4, 
         if n not in every: raise ValueError(f"names: there is no method {n!r}, use any of {', '.join(every)}")
     return {n:every[n] for n in names or every}
 
-# %% ../nbs/09c_sweep.ipynb #87cc99a9
+# %% ../nbs/09c_sweep.ipynb #237a78b8
 class Sweep(pd.DataFrame):
     "A DataFrame with a row for each run, that can draw itself"
     @property
@@ -168,7 +168,7 @@ def sweep(make, # Function (seed) that returns a new Learner
     if not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds): raise ValueError(f"seeds={seeds!r}: needs whole numbers")
     if not sparsities or not seeds: raise ValueError(f"needs at least a sparsity and a seed, got {sparsities!r} and {seeds!r}")
     check_whole('threads', n_threads=n_threads)
-    check_whole('processes', 0, n_workers=n_workers)
+    check_whole('processes (0 to run here)', 0, n_workers=n_workers)
     if n_workers and ray: raise ValueError(f"n_workers={n_workers} and ray={ray!r}: choose one of them")
     if folder and Path(folder).exists() and not Path(folder).is_dir(): raise ValueError(f"folder={str(folder)!r} is a file: needs a folder for finished runs")
     if folder: Path(folder).mkdir(parents=True, exist_ok=True)

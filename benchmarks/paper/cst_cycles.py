@@ -66,8 +66,7 @@ def claims(df):
 
 
 def figure(df, ax):
-    xs = ran(df, sparsities)
     for i, n in enumerate(MASKS):
-        for how, ls in (('one cycle', ':'), ('cyclic', '-')): line(ax, [f'{100*s:g}' for s in xs], [values(df, f'{n}, {how}', s) for s in xs], f'{n}, {how}', color=f'C{i}', ls=ls)
-    for n, c in (('SCULPT', 'C3'), ('LRR', 'k')): line(ax, [f'{100*s:g}' for s in xs], [values(df, n, s) for s in xs], n, color=c)
+        for how, ls in (('one cycle', ':'), ('cyclic', '-')): line_over(ax, df, sparsities, f'{n}, {how}', f'{n}, {how}', color=f'C{i}', ls=ls)
+    for n, c in (('SCULPT', 'C3'), ('LRR', 'k')): line_over(ax, df, sparsities, n, n, color=c)
     ax.set(xlabel='sparsity (%)', ylabel='test accuracy (%)')

@@ -73,6 +73,5 @@ def claims(df):
 
 
 def figure(df, ax):
-    at = ran(df, sparsities)
-    for n in [*SCHEDULES, 'OCP, every batch', 'OCP, fasterai']: line(ax, [f'{100*s:g}' for s in at], [values(df, f'train {n}', s) for s in at], n, **({'ls': ':'} if ',' in n else {}))
+    for n in [*SCHEDULES, 'OCP, every batch', 'OCP, fasterai']: line_over(ax, df, sparsities, f'train {n}', n, **({'ls': ':'} if ',' in n else {}))
     ax.set(xlabel='sparsity (%)', ylabel='test accuracy (%)')

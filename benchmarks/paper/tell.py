@@ -14,9 +14,6 @@ def values(df, method, sparsity=None, what='accuracy', step='', epochs=None):
 def rows_of(df, model, methods): return df[(df.model == model) & df.method.isin(methods)]
 
 
-def ran(df, sparsities): return [s for s in sparsities if ((df.sparsity-s).abs() < 1e-9).any()]
-
-
 def steps(df, method, what): return sorted({int(s) for s in df[(df.method == method) & (df.what == what)].step})
 
 
@@ -71,3 +68,9 @@ def line(ax, xs, groups, label, **kwargs):
         ax.set_xticks(range(len(xs)), xs)
         ax.set_xlim(-0.5, len(xs)-0.5)
     if at: ax.errorbar([places[i] for i in at], [statistics.mean(groups[i]) for i in at], [statistics.stdev(groups[i]) if len(groups[i]) > 1 else 0 for i in at], marker='o', ms=3, capsize=2, lw=1, label=label, **kwargs)
+
+
+def line_over(ax, df, sparsities, method, label, **kwargs):
+    "A method's accuracies, at those of `sparsities` that anything was run at"
+    at = [s for s in sparsities if ((df.sparsity-s).abs() < 1e-9).any()]
+    line(ax, [f'{100*s:g}' for s in at], [values(df, method, s) for s in at], label, **kwargs)
