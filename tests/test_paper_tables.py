@@ -29,6 +29,20 @@ def test_a_claim_holds_where_all_of_it_does():
     assert Claim('', [good]).evidence == 'x: +10.00 (s 1.00)'
 
 
+def test_a_verdict_says_what_it_is_of():
+    import report
+    from tell import Claim
+    claim = Claim('', [('98%', [90, 91], []), ('99%', [90, 91], [80, 81])])
+    assert report.verdict(claim, 'small') == "can't tell at this scale (99%)"
+    claim.pairs[0] = ('98%', [90, 91], [80, 81])
+    assert report.verdict(claim, 'small') == 'holds' and report.verdict(claim, 'tiny') == "can't tell at this scale"
+
+
+def test_few_seeds_are_said():
+    from tell import ours
+    assert [ours(v) for v in ([], [1], [1, 3], [1, 2, 3])] == ['–', '1.00 (1)', '2.00 ± 1.41 (2)', '2.00 ± 1.00']
+
+
 def made_up(tables, scale, path, seed=0):
     "A CSV with a number for whatever any table asks for"
     import harness
@@ -57,6 +71,7 @@ def test_every_table_is_filled_and_told(tmp_path, scale):
     assert report.report_on(tmp_path/'results.csv') == tmp_path/'RESULTS.md'
     page = (tmp_path/'RESULTS.md').read_text()
     df = harness.read(tmp_path/'results.csv')
+    assert harness.Scale.of(df) == harness.SCALES[scale]                                   # known from the rows alone
     for t in TABLES.values():
         assert f'## {t.title}' in page
         part = page.split(f'## {t.title}')[1].split('\n## ')[0]

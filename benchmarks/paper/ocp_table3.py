@@ -14,7 +14,7 @@ def rungs(scale): return list(dict.fromkeys(max(1, round(base(scale)*r)) for r i
 def within(schedule, start, run):
     "The epochs before pruning stay those of the base budget: what is after them grows or shrinks"
     when = min(0.9, start*base(run.scale)/run.epochs)
-    return train(run, SparsifyCallback(run.sparsity, schedule=window(schedule, when)))
+    return train(run, SparsifyCallback(run.sparsity, schedule=window(schedule, when), interval=1))
 
 for name, how in STARTS.items(): METHODS[f'budget {name}'] = partial(within, *how)
 
@@ -50,13 +50,13 @@ def cells(scale, df):
 # ---- what came out
 
 title = 'One-Cycle Pruning, table 3: the budget that a schedule needs, ResNet-18 at 95%'
-source = 'Hubens et al. 2021, table 3: epochs to reach 90% on CIFAR-10, relative to OCP. The epochs before pruning stay those of the base budget, for AGP too. Here the target is 90%, or what OCP reaches with the base budget if that is less; budgets tried are ' + ', '.join(f'{r:g}' for r in LADDER) + ' times the base'
+source = 'Hubens et al. 2021, table 3: epochs to reach 90% on CIFAR-10, relative to OCP. The epochs before pruning stay those of the base budget, for AGP too. Here the target is 90%, or what OCP reaches with the base budget if that is less; what takes place after that, the steps of iterative pruning and the rate, is stretched with the budget. Budgets tried are ' + ', '.join(f'{r:g}' for r in LADDER) + ' times the base'
 paper = {'one-shot': '2.5×', 'iterative': '4×', 'AGP': '1×', 'OCP': '1×'}
 
 
 def outcome(df, scale, name):
     "What is known of the epochs that it needs, and relative to OCP's"
-    if target(df, scale) is None: return '–', '–'
+    if (goal := target(df, scale)) is None or goal <= FLOOR: return '–', '–'
     (got, untried), ocp_needs = needed(df, scale, f'budget {name}'), needed(df, scale, 'budget OCP')[0]
     if got is None: return (f'more than {rungs(scale)[-1]}', f'more than {rungs(scale)[-1]/ocp_needs:.3g}×') if untried is None and ocp_needs else ('–', '–')
     return got, f'{got/ocp_needs:.3g}×' if ocp_needs else '–'
@@ -66,21 +66,21 @@ def mine(df): return rows_of(df, 'resnet18', methods)
 
 
 def show(df):
-    scale = SCALES[df.scale.iloc[0]]
+    scale = Scale.of(df)
     out = {n: outcome(df, scale, n) for n in STARTS}
     goal = target(df, scale)
     def tried(n, e): return ours(values(df, f'budget {n}', 0.95, epochs=e)).replace('–', '–' if out[n][0] == '–' else 'not needed')
-    return [f'Target: {"–" if goal is None else f"{goal:.2f}"}. Base budget: {base(scale)} epochs.', side_by_side('', list(STARTS), [('budget', [(paper[n], out[n][1]) for n in STARTS]), ('epochs', [('', out[n][0]) for n in STARTS])]),
+    return [f'Target: {"–" if goal is None else f"{goal:.2f}"}{", which is too near to chance to tell anything" if goal is not None and goal <= FLOOR else ""}. Base budget: {base(scale)} epochs.', side_by_side('', list(STARTS), [('budget', [(paper[n], out[n][1]) for n in STARTS]), ('epochs', [('', out[n][0]) for n in STARTS])]),
             'Accuracy by epochs tried:', markdown(['schedule', *map(str, rungs(scale))], [[n, *(tried(n, e) for e in rungs(scale))] for n in STARTS])]
 
 
 def claims(df):
-    at = lambda n: values(df, f'budget {n}', 0.95, epochs=base(SCALES[df.scale.iloc[0]]))
+    at = lambda n: values(df, f'budget {n}', 0.95, epochs=base(Scale.of(df)))
     return [Claim(f'{n} needs more than OCP: it is less accurate with the base budget', [('base', at('OCP'), at(n))]) for n in ('one-shot', 'iterative')]
 
 
 def figure(df, ax):
-    scale = SCALES[df.scale.iloc[0]]
+    scale = Scale.of(df)
     for n in STARTS: line(ax, rungs(scale), [values(df, f'budget {n}', 0.95, epochs=e) for e in rungs(scale)], n)
     if target(df, scale) is not None: ax.axhline(target(df, scale), color='grey', lw=1, ls=':', label='target')
     ax.set(xlabel='epochs', ylabel='test accuracy (%)', xticks=sorted({int(e) for e in df.epochs}))

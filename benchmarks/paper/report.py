@@ -36,21 +36,27 @@ def comparable(table, rows):
     return [c for c in table.claims(rows) if any(d is not None for _, d, *_ in c.each())]
 
 
+def verdict(claim, scale):
+    "With what was compared, if that is less than all of the claim"
+    told = [where for where, d, *_ in claim.each() if d is not None]
+    return ("can't tell at this scale" if scale == 'tiny' else claim.verdict)+(f' ({", ".join(told)})' if len(told) < len(claim.pairs) else '')
+
+
 def text_of(df, name, folder):
     "The page; `folder` is where its pictures are"
     parts, summary = [], []
     for title, table, scale, rows in sections(df):
         claims = comparable(table, rows)
-        for c in claims: summary.append([table.title.split(':')[0], c.text, scale, c.verdict])
+        for c in claims: summary.append([table.title.split(':')[0], c.text, scale, verdict(c, scale)])
         parts.append('\n\n'.join([f'## {table.title}', f'{table.source}.', f'Scale *{scale}*: {told(rows)}.', *table.show(rows),
-                                   *([markdown(['claim', 'verdict', 'difference (spread s)'], [[c.text, f'**{c.verdict}**', c.evidence] for c in claims]), f'![{table.title}]({folder}/{title}_{scale}.png)'] if claims else ['Too little was run to compare.'])]))
+                                   *([markdown(['claim', 'verdict', 'difference (spread s)'], [[c.text, f'**{verdict(c, scale)}**', c.evidence] for c in claims]), f'![{table.title}]({folder}/{title}_{scale}.png)'] if claims else ['Too little was run to compare.'])]))
     head = f"""# The papers' tables
 
-Made by `python benchmarks/paper/report.py` from `{name}`, which `python benchmarks/paper/run.py --scale NAME` adds to. Values are test accuracies in percent, mean ± standard deviation over seeds. Training is in bfloat16 with
+Made by `python benchmarks/paper/report.py` from `{name}`, which `python benchmarks/paper/run.py --scale NAME` adds to. Values are test accuracies in percent, mean ± standard deviation over seeds (how many, if fewer than three). Training is in bfloat16 with
 weights, masks and losses in float32. Rows whose `files` are jpg are of CIFAR-10 after JPEG at quality 75, which costs a point or two: compare methods with each other, not values with the papers'.
 
 **Scales** shrink the papers' setting for every method alike. `images`, `test`: how many to train and to test on. `batch`: images in a batch, times the papers'. `times`: epochs, times the papers'. `dense`: epochs of the trained ResNet-20 that
-methods start from. `pixels`: a side, where a paper scales images up to 224. `rounds` of pruning: at most so many. `files`: what images are kept as. Learning rates are the papers' at every scale.
+methods start from. `pixels`: a side, where a paper scales images up to 224. `rounds` of pruning: at most so many. `files`: what images are kept as. Learning rates of the pruned trainings are the papers' at every scale, where they give them (ours in BIMP, CST and for the trained network).
 
 {markdown(about, settings(df))}
 

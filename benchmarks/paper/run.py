@@ -38,7 +38,7 @@ def main():
     if first is None: raise SystemExit(f'--data {o.data}: there are no images in it')
     o.out.parent.mkdir(parents=True, exist_ok=True)
     scale, results = SCALES[o.scale], Results(o.out, first.suffix[1:])
-    with Runner(scale, o.data, results, o.workers, o.cache or o.out.parent/'cache'/o.out.stem) as runner:
+    with Runner(scale, o.data, results, o.workers, (o.cache or o.out.parent/'cache'/o.out.stem)/results.files) as runner:
         for table in [TABLES[t] for t in o.tables or TABLES]:
             finished = None
             while finished != (finished := len(results.finished())):           # what came out may ask for more cells

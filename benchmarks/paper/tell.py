@@ -18,8 +18,9 @@ def steps(df, method, what): return sorted({int(s) for s in df[(df.method == met
 
 
 def ours(vals, digits=2):
+    "Mean and standard deviation, with the number of seeds where there are fewer than three"
     if not vals: return '–'
-    return f'{statistics.mean(vals):.{digits}f}' + (f' ± {statistics.stdev(vals):.{digits}f}' if len(vals) > 1 else '')
+    return f'{statistics.mean(vals):.{digits}f}' + (f' ± {statistics.stdev(vals):.{digits}f}' if len(vals) > 1 else '') + (f' ({len(vals)})' if len(vals) < 3 else '')
 
 
 def markdown(header, rows): return '\n'.join(['| '+' | '.join(header)+' |', '|'+'---|'*len(header), *('| '+' | '.join(map(str, r))+' |' for r in rows)])
@@ -32,15 +33,17 @@ def side_by_side(first, names, rows):
 
 
 RULE = """**The rule.** A claim is one or more comparisons of two means over seeds. Let d be their difference, in the direction that the paper claims, and s the spread of it, the root of the sum of
-the two variances over seeds. *holds*: d > s in every comparison. *doesn't*: d < -s in some comparison. *can't tell at this scale*: anything else; also where there are fewer than two seeds, and where neither accuracy is
-above 20%, twice chance. A claim that one is *no worse* than another holds if d > s, or d > -s and s is below 2 points, and doesn't if d < -s."""
+the two variances over seeds. *holds*: d > s in every comparison. *doesn't*: d < -s in some comparison. *can't tell at this scale*: anything else; also where there are fewer than two seeds, where neither accuracy is
+above 20%, twice chance, and all of the scale *tiny*, with its 300 images to test on. In brackets: what was compared, where that is less than the claim. A claim that one is *no worse* than another holds if d > s, or d > -s and s is below 2 points, and doesn't if d < -s."""
+
+FLOOR = 20.
 
 @dataclass
 class Claim:
     text: str
     pairs: list          # (where, values of what is claimed to be better, values of what it is better than)
     no_worse: bool = False
-    floor: float = 20.   # Neither mean is above it: they have learned next to nothing, and nothing can be told; twice chance for accuracy on ten classes
+    floor: float = FLOOR # Neither mean is above it: they have learned next to nothing, and nothing can be told; twice chance for accuracy on ten classes
 
     def each(self):
         "(where, difference, spread, verdict) of each comparison"
