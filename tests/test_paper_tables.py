@@ -33,7 +33,7 @@ def test_a_verdict_says_what_it_is_of():
     import report
     from tell import Claim
     claim = Claim('', [('98%', [90, 91], []), ('99%', [90, 91], [80, 81])])
-    assert report.verdict(claim, 'small') == "can't tell at this scale (99%)"
+    assert report.verdict(claim, 'small') == 'holds (99%)'
     claim.pairs[0] = ('98%', [90, 91], [80, 81])
     assert report.verdict(claim, 'small') == 'holds' and report.verdict(claim, 'tiny') == "can't tell at this scale"
 
