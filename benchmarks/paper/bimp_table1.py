@@ -59,7 +59,7 @@ def show(df):
     cols = grid(df)
     head = lambda s, e: f'{100*s:g}%, {e} epoch{"s"*(e > 1)}'
     return [f"Dense: ours {ours(values(df, 'dense, stepped'))}. The paper's, on ImageNet:",
-            markdown(['', *(f'{100*s:g}%, {b} of 90 epochs' for s in sparsities for b in (2, 5, 10))], [[n, *vs] for n, vs in paper.items()]),
+            markdown(['', *(f'{100*s:g}%, {90*b:.0f} of 90 epochs' for s in sparsities for b in budgets)], [[n, *vs] for n, vs in paper.items()]),
             'Ours, on CIFAR-10:', markdown(['', *(head(*c) for c in cols)], [[n, *(ours(at(df, n, *c)) for c in cols)] for n in paper])]
 
 
