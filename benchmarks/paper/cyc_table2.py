@@ -68,9 +68,10 @@ paper = {0.9: ('90.10 ± 0.2', '90.78 ± 0.4', '90.90 ± 0.1'), 0.95: ('86.52 ±
          0.98: ('78.55 ± 0.2', '83.44 ± 0.1', '85.79 ± 0.1'), 0.99: ('33.43 ± 0.0', '50.77 ± 2.7', '66.04 ± 2.4')}
 
 
-LAST = """Every layer is pruned alike, also the last one, of which 99% leave 6 of 640 weights. A class without a weight there is a constant to the network, and of all constants one at most can ever be its answer: n classes with weights allow
-10(n+1)% at most. The paper says of local pruning that every layer gets the same sparsity, but its ResNet-56, which has the same last layer, reaches 70.99 at 99%: with 6 weights, 70 would be the most. So it kept more there; the last column
-has that layer whole, where that was run."""
+notes = ["At 99% the paper's two tables differ: gradual pruning of 100 epochs has 50.77 here, and in table 5 a first cycle of 20 epochs, which is gradual pruning too, has 62.74. So of the 15 points between gradual and cyclical, about 5 are later cycles' (62.74 to 67.56).",
+         """Every layer is pruned alike, also the last one, of which 99% leave 6 of 640 weights. A class without a weight there is a constant to the network, and of all constants one at most can ever be its answer: n classes with weights allow
+10(n+1)% at most. The paper says of local pruning that every layer gets the same sparsity, but its ResNet-56, which has the same last layer, reaches 70.99 at 99%: with 6 weights, 70 would be the most. So it kept more there; some of the trainings below have
+that layer whole."""]
 
 
 def mine(df): return rows_of(df, 'resnet20', ('dense', *methods, *wholes, *intervals.values(), *nested.values(), *ramps.values()))
@@ -87,9 +88,8 @@ def show(df):
     usual = interval(df.times.iloc[0])
     rises = {r: v for r, m in sorted({**ramps, 0.8: 'gradual'}.items()) if (v := values(df, m, 0.99))}
     updates = [(str(n), ours(a), ours(b)) for n in intervals for a, b in [[values(df, m, 0.99) for m in at_interval(n, usual)]] if a or b]
-    return [f"Dense: paper 92.24, ours {ours(values(df, 'dense'))}.", side_by_side('sparsity', methods, rows),
-            "At 99% the paper's two tables differ: gradual pruning of 100 epochs has 50.77 here, and in table 5 a first cycle of 20 epochs, which is gradual pruning too, has 62.74. So of the 15 points between gradual and cyclical, about 5 are later cycles' (62.74 to 67.56).",
-            *([LAST, markdown(['sparsity', 'method', 'accuracy', 'classes with a weight', 'accuracy, last layer whole'], beside)] if beside else []),
+    return [f"Dense: paper 92.24, ours {ours(values(df, 'dense'))}.", *([side_by_side('sparsity', methods, rows)] if any(o != '–' for _, pairs in rows for _, o in pairs) else []),
+            *([markdown(['sparsity', 'method', 'accuracy', 'classes with a weight', 'accuracy, last layer whole'], beside)] if beside else []),
             *(['Gradual pruning at 99% by the iterations between mask updates; nested: what is pruned stays pruned.', markdown(['iterations', 'weights may come back', 'nested'], updates)] if len(updates) > 1 else []),
             *(["And by the part of training in which sparsity rises (the paper's equation 1 has all of it, its section 5.2 four fifths of a cycle): "+', '.join(f'{100*r:g}%: {ours(v)}' for r, v in rises.items())+'.'] if len(rises) > 1 else [])]
 

@@ -44,12 +44,15 @@ def verdict(claim, scale):
 
 def text_of(df, name, folder):
     "The page; `folder` is where its pictures are"
-    parts, summary = [], []
+    parts, summary, before = [], [], None
     for title, table, scale, rows in sections(df):
         claims = [(c, verdict(c, scale)) for c in comparable(table, rows)]
         for c, v in claims: summary.append([table.title.split(':')[0], c.text, scale, v])
-        parts.append('\n\n'.join([f'## {table.title}', f'{table.source}.', f'Scale *{scale}*: {told(rows)}.', *table.show(rows),
-                                   *([markdown(['claim', 'verdict', 'difference (spread s)'], [[c.text, f'**{v}**', c.evidence] for c, v in claims]), f'![{table.title}]({folder}/{title}_{scale}.png)'] if claims else ['Too little was run to compare.'])]))
+        if table is not before: parts += [f'## {table.title}', f'{table.source}.', *getattr(table, 'notes', ())]
+        parts += [f'### Scale {scale}', f'{told(rows)}.', *table.show(rows)]
+        if claims: parts += [markdown(['claim', 'verdict', 'difference (spread s)'], [[c.text, f'**{v}**', c.evidence] for c, v in claims]), f'![{table.title}, scale {scale}]({folder}/{title}_{scale}.png)']
+        else: parts.append('Too little was run to compare.')
+        before = table
     head = f"""# The papers' tables
 
 Made by `python benchmarks/paper/report.py` from `{name}`, which `python benchmarks/paper/run.py --scale NAME` adds to. Values are test accuracies in percent, mean ± standard deviation over seeds (how many, if fewer than three). Training is in bfloat16 with
