@@ -150,15 +150,20 @@ def test_a_cell_that_fails_leaves_the_others_alone(runner, capsys):
     assert 'seed 1: failed, ZeroDivisionError' in capsys.readouterr().out
 
 
+def keep_network(runner, cell):
+    "A file as a trained network leaves it"
+    import harness
+    path = harness.baseline(runner.cache, runner.scale, cell.model, cell.epochs)
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+
+
 def test_a_lost_network_is_trained_again_only_if_it_is_needed(runner):
     import harness
     ran = []
     def run(c):
         ran.append(c.method)
-        if c.method == 'dense':
-            path = harness.baseline(r.cache, r.scale, c.model, c.epochs)
-            path.parent.mkdir(exist_ok=True)
-            path.touch()
+        if c.method == 'dense': keep_network(r, c)
         return [('', 'accuracy', 50.)], 1.
     needs, cells = harness.dense_cells('resnet20', harness.SCALES['tiny']), [harness.Cell('resnet20', 'gradual', 0.9, 5, s) for s in range(2)]
     with runner(run) as r:
@@ -172,6 +177,24 @@ def test_a_lost_network_is_trained_again_only_if_it_is_needed(runner):
         assert ran == ['dense', 'gradual', 'dense', 'gradual']
     df = r.results.df
     assert len(df) == 3 and (df.method == 'dense').sum() == 1
+
+
+def test_a_network_that_comes_out_otherwise_is_not_started_from(runner, capsys):
+    "All that starts from a trained network starts from the same one, in later runs too"
+    import harness
+    ran, dense = [], 50.
+    def run(c):
+        ran.append(c.method)
+        if c.method == 'dense': keep_network(r, c)
+        return [('', 'accuracy', dense if c.method == 'dense' else 40.)], 1.
+    needs, cells = harness.dense_cells('resnet20', harness.SCALES['tiny']), [harness.Cell('resnet20', 'gradual', 0.9, 5, s) for s in range(2)]
+    with runner(run) as r: r.fill(needs, cells[:1])
+    next(r.cache.iterdir()).unlink()
+    dense = 51.
+    with runner(run) as r: r.fill(needs, cells)
+    assert ran == ['dense', 'gradual', 'dense'] and r.failed == needs and not list(r.cache.iterdir())
+    assert 'trained again it has 51' in (said := capsys.readouterr().out) and 'it has 50' in said and '--cache' in said
+    assert r.results.df.value.tolist() == [50., 40.]                               # nothing was added
 
 
 def test_rows_that_say_nothing_are_left_out(tmp_path):

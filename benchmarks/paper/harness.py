@@ -182,6 +182,10 @@ class Results:
         return {k: v for k, v in {**asdict(scale), 'files': self.files, **asdict(cell)}.items() if k in key}
     def finished(self): return set(self.df[key].itertuples(index=False, name=None))
     def has(self, cell, scale, finished): return tuple(self.name(cell, scale)[k] for k in key) in finished
+    def accuracy(self, cell, scale):
+        "Of a finished cell"
+        df, name = self.df, self.name(cell, scale)
+        return df[(df[list(name)] == list(name.values())).all(axis=1) & (df.what == 'accuracy') & (df.step == '')].value.iloc[0]
     def add(self, cell, scale, rows, seconds):
         new = not self.path.exists()
         with open(self.path, 'a', newline='') as f:
@@ -213,7 +217,7 @@ class Runner:
         return [c for c in dict.fromkeys(cells) if not self.results.has(c, self.scale, finished) and c not in self.failed]
 
     def fill(self, needs, cells):
-        "Run the cells that are not finished, after what they need, which is trained again if its network is lost"
+        "Run the cells that are not finished, after what they need, which is trained again if its network is lost, and must come out the same"
         cells, new = self.todo(cells), self.todo(needs)
         kept = lambda c: baseline(self.cache, self.scale, c.model, c.epochs).exists()
         self._run([c for c in needs if (cells and not kept(c)) or c in new])
@@ -234,4 +238,9 @@ class Runner:
                 traceback.print_exception(e)
                 continue
             if cell in new: self.results.add(cell, self.scale, rows, seconds)
+            elif (now := next(float(f'{v:.6g}') for _, w, v in rows if w == 'accuracy')) != (was := self.results.accuracy(cell, self.scale)):
+                self.failed.append(cell)           # not the network that rows in the CSV began from: what starts from it would not compare with them
+                baseline(self.cache, self.scale, cell.model, cell.epochs).unlink()
+                print(f'{what}: trained again it has {now:g}, in {self.results.path} it has {was:g}: another device, or another number of threads, trains another network. Bring its file, in --cache, or start another CSV with --out', flush=True)
+                continue
             print(f"{what}: {next((f'{v:.2f}' for _, w, v in reversed(rows) if w == 'accuracy'), '')} in {seconds:.0f} s", flush=True)
