@@ -1,5 +1,5 @@
 "The harness of benchmarks/paper: verdicts, a CSV that only grows, and pages made from it alone"
-import subprocess, sys
+import re, subprocess, sys
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 
@@ -56,7 +56,8 @@ def made_up(tables, scale, path, seed=0):
             done = set(df[harness.key].itertuples(index=False, name=None))
             for cell in dict.fromkeys([*table.needs(scale), *table.cells(scale, df)]):
                 if results.has(cell, scale, done): continue
-                for step, what in [*per_cell.get(cell.method.split()[0], []), ('', 'accuracy'), ('', 'sparsity')]:
+                per_weight = [('', 'classes')] if table.__name__ == 'cyc_table2' else []
+                for step, what in [*per_weight, *per_cell.get(cell.method.split()[0], []), ('', 'accuracy'), ('', 'sparsity')]:
                     rows.append({**results.name(cell, scale), 'step': step, 'what': what, 'value': rng.uniform(40, 90), 'seconds': 1., 'commit': 'abc', 'machine': 'this'})
     pd.DataFrame(rows, columns=harness.columns).to_csv(path, index=False)
 
@@ -79,6 +80,14 @@ def test_every_table_is_filled_and_told(tmp_path, scale):
         assert all(c.text in part for c in t.claims(t.mine(df)))
     assert {p.name for p in (tmp_path/'figures').glob('*.png')} == {f'{n}_{scale}.png' for n in TABLES}
     assert 'too few seeds' not in page and f'| {scale} |' in page
+
+
+def test_a_page_of_dense_networks_alone(tmp_path):
+    import harness, report
+    results = harness.Results(tmp_path/'results.csv', 'jpg')
+    for cell in harness.dense_cells('resnet20', harness.SCALES['small'], range(2)): results.add(cell, harness.SCALES['small'], [('', 'accuracy', 80.+cell.seed)], 1.)
+    page = report.report_on(results.path).read_text()
+    assert 'ours 80.50 ± 0.71 (2)' in page and 'Too little was run to compare' in page and not list((tmp_path/'figures').iterdir())
 
 
 def test_tiny_is_told_only_where_there_is_nothing_else(tmp_path):
@@ -150,51 +159,77 @@ def test_a_cell_that_fails_leaves_the_others_alone(runner, capsys):
     assert 'seed 1: failed, ZeroDivisionError' in capsys.readouterr().out
 
 
-def keep_network(runner, cell):
-    "A file as a trained network leaves it"
-    import harness
-    path = harness.baseline(runner.cache, runner.scale, cell.model, cell.epochs)
-    path.parent.mkdir(exist_ok=True)
-    path.touch()
-
-
-def test_a_lost_network_is_trained_again_only_if_it_is_needed(runner):
-    import harness
-    ran = []
+@pytest.fixture
+def trained(runner):
+    "A Runner's maker whose dense networks have this weight and accuracy; `ran` is what it ran"
+    import harness, torch
+    from types import SimpleNamespace
+    it = SimpleNamespace(weight=3., accuracy=50., ran=[], needs=harness.dense_cells('resnet20', harness.SCALES['tiny']), cells=[harness.Cell('resnet20', 'gradual', 0.9, 5, s) for s in range(2)])
     def run(c):
-        ran.append(c.method)
-        if c.method == 'dense': keep_network(r, c)
-        return [('', 'accuracy', 50.)], 1.
-    needs, cells = harness.dense_cells('resnet20', harness.SCALES['tiny']), [harness.Cell('resnet20', 'gradual', 0.9, 5, s) for s in range(2)]
-    with runner(run) as r:
-        r.fill(needs, cells[:1])
-        r.fill(needs, cells[:1])
-        assert ran == ['dense', 'gradual']
+        it.ran.append(c.method)
+        if c.method != 'dense': return [('', 'accuracy', 40.)], 1.
+        rows = harness.keep_baseline(harness.Run(c, it.runner.scale, None, it.runner.cache), SimpleNamespace(model=SimpleNamespace(state_dict=lambda: {'w': torch.tensor([it.weight])})))
+        return [*rows, ('', 'accuracy', it.accuracy)], 1.
+    def make():
+        it.runner = runner(run)
+        return it.runner
+    it.make = make
+    return it
+
+
+def kept(runner): return [p.name for p in runner.cache.iterdir()]
+
+
+def test_a_lost_network_is_trained_again_only_if_it_is_needed(trained):
+    with trained.make() as r:
+        r.fill(trained.needs, trained.cells[:1])
+        r.fill(trained.needs, trained.cells[:1])
+        assert trained.ran == ['dense', 'gradual'] and kept(r) == ['300_0.25_resnet20_10.safetensors']
         next(r.cache.iterdir()).unlink()
-        r.fill(needs, cells[:1])
-        assert ran == ['dense', 'gradual']                                        # all is there
-        r.fill(needs, cells)
-        assert ran == ['dense', 'gradual', 'dense', 'gradual']
+        r.fill(trained.needs, trained.cells[:1])
+        assert trained.ran == ['dense', 'gradual']                                # all is there
+        r.fill(trained.needs, trained.cells)
+        assert trained.ran == ['dense', 'gradual', 'dense', 'gradual'] and len(kept(r)) == 1
     df = r.results.df
-    assert len(df) == 3 and (df.method == 'dense').sum() == 1
+    assert df[df.what == 'norm'].value.tolist() == [3.] and (df.what == 'accuracy').sum() == 3
 
 
-def test_a_network_that_comes_out_otherwise_is_not_started_from(runner, capsys):
+@pytest.mark.parametrize('weight, accuracy, says', [(3., 51., 'accuracy 51, not 50 as in'), (4., 50., 'norm 4, not 3 as in'), (4., 51., 'accuracy 51, not 50 and norm 4, not 3')])
+def test_a_network_that_comes_out_otherwise_is_not_started_from(trained, capsys, weight, accuracy, says):
     "All that starts from a trained network starts from the same one, in later runs too"
-    import harness
-    ran, dense = [], 50.
-    def run(c):
-        ran.append(c.method)
-        if c.method == 'dense': keep_network(r, c)
-        return [('', 'accuracy', dense if c.method == 'dense' else 40.)], 1.
-    needs, cells = harness.dense_cells('resnet20', harness.SCALES['tiny']), [harness.Cell('resnet20', 'gradual', 0.9, 5, s) for s in range(2)]
-    with runner(run) as r: r.fill(needs, cells[:1])
+    with trained.make() as r: r.fill(trained.needs, trained.cells[:1])
     next(r.cache.iterdir()).unlink()
-    dense = 51.
-    with runner(run) as r: r.fill(needs, cells)
-    assert ran == ['dense', 'gradual', 'dense'] and r.failed == needs and not list(r.cache.iterdir())
-    assert 'trained again it has 51' in (said := capsys.readouterr().out) and 'it has 50' in said and '--cache' in said
-    assert r.results.df.value.tolist() == [50., 40.]                               # nothing was added
+    trained.weight, trained.accuracy, before = weight, accuracy, r.results.path.read_text()
+    with trained.make() as r:
+        r.fill(trained.needs, trained.cells)
+        r.fill(trained.needs, trained.cells)                                      # as by another table: it isn't tried twice
+    assert trained.ran == ['dense', 'gradual', 'dense'] and r.failed == trained.needs and not kept(r)
+    assert says in (said := capsys.readouterr().out) and '--out' in said
+    assert r.results.path.read_text() == before
+
+
+def test_a_kept_network_is_never_replaced_by_another(trained, capsys):
+    "Two CSVs with one folder of networks"
+    with trained.make() as r: r.fill(trained.needs, trained.cells[:1])
+    r.results.path.unlink()
+    with trained.make() as r: r.fill(trained.needs, trained.cells[:1])            # the same network: both may start from it
+    assert not r.failed and len(r.results.finished()) == 2
+    r.results.path.unlink()
+    trained.weight = 4.
+    with trained.make() as r: r.fill(trained.needs, trained.cells[:1])
+    from fastprune.all import load_state
+    assert r.failed == trained.needs and float(load_state(next(r.cache.iterdir()))['w']) == 3. and len(kept(r)) == 1
+    assert 'norm 4, not 3' in capsys.readouterr().out
+
+
+def test_a_cell_that_was_cut_off_is_not_finished(runner):
+    import harness
+    cell = harness.Cell('resnet20', 'gradual', 0.9, 5, 0)
+    with runner(lambda c: ([('', 'classes', 6.), ('', 'accuracy', 50.)], 1.)) as r:
+        r.results.add(cell, r.scale, [('', 'classes', 6.)], 1.)
+        assert not r.results.finished()
+        r.fill([], [cell])
+    assert len(r.results.finished()) == 1 and r.results.of(cell, r.scale) == {'classes': 6., 'accuracy': 50.}
 
 
 def test_rows_that_say_nothing_are_left_out(tmp_path):
@@ -211,7 +246,7 @@ def test_the_page_is_what_the_csv_says():
     if not (paper/'results.csv').exists(): pytest.fail('results.csv is missing')
     page, shown = (paper/'RESULTS.md').read_text(), (paper/'figures').glob('*.png')
     assert page == report.text_of(report.read(paper/'results.csv'), 'results.csv', 'figures')
-    assert all(f'figures/{p.name}' in page for p in shown)
+    assert {f'figures/{p.name}' for p in shown} == set(re.findall(r'\((figures/[^)]+)\)', page))
 
 
 @pytest.mark.parametrize('args, says', [(['nothing'], "there is no table 'nothing'"), (['--data', '/nowhere'], 'there is no such folder'), (['--scale', 'huge'], 'invalid choice'),

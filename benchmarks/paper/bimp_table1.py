@@ -14,8 +14,7 @@ def epochs(scale, budget): return max(1, round(dense_epochs(scale)*budget))
 def stepped(run):
     learn = run.learner(**start)
     learn.fit(run.epochs, cbs=ParamScheduler({'lr': original}))
-    keep_baseline(run, learn)
-    return result(learn)
+    return [*keep_baseline(run, learn), *result(learn)]
 
 
 def retraining(name, run):
@@ -37,7 +36,7 @@ def cells(scale, df):
 # ---- what came out
 
 title = 'Budgeted IMP, table 1: retraining schedules, ResNet-56 on CIFAR-10'
-source = "Zimmer et al. 2023, table 1, which has a ResNet-50 on ImageNet: its figures stand here for the order of schedules, not for the values. Retraining for 2.22, 5.55 and 11.11% of the original epochs, at least one; those are 180 times the scale's `times`, 18 at least"
+source = "Zimmer et al. 2023, table 1, which has a ResNet-50 on ImageNet: its figures stand here for the order of schedules, not for the values; all start from the same trained network. Retraining for 2.22, 5.55 and 11.11% of the original epochs, at least one; those are 180 times the scale's `times`, 18 at least"
 paper = {'FT':   ('73.51', '73.98', '74.44', '70.45', '71.81', '72.68', '56.75', '61.60', '64.61'), 'LRW':  ('73.50', '73.99', '74.45', '70.45', '71.82', '72.67', '56.75', '61.61', '64.60'),
          'SLR':  ('70.93', '72.58', '73.69', '70.48', '72.37', '73.44', '67.19', '69.45', '70.80'), 'CLR':  ('72.22', '73.58', '74.49', '71.96', '73.30', '74.24', '68.72', '70.60', '71.51'),
          'LLR':  ('72.39', '73.65', '74.34', '72.07', '73.41', '74.23', '68.90', '70.48', '71.53'), 'ALLR': ('73.69', '74.37', '74.89', '72.96', '74.02', '74.71', '69.56', '71.19', '71.99')}

@@ -118,13 +118,18 @@ class Run:
         return learn
 
 
-def baseline(cache, scale, model, epochs): return cache/f'{scale.scale}_{scale.images}_{scale.batch:g}_{model}_{epochs}.safetensors'
+def baseline(cache, scale, model, epochs): return cache/f'{scale.images}_{scale.batch:g}_{model}_{epochs}.safetensors'
+
+def just_trained(path): return path.with_suffix('.new')
+
+def norm(state): return float(f'{sum(float(t.double().abs().sum()) for t in state.values()):.6g}')
 
 def keep_baseline(run, learn):
-    "The network of seed 0 is the one that methods start from"
-    if run.seed: return
+    "The network of seed 0 is the one that methods start from, if the Runner finds that it may be. Returns its row"
+    if run.seed: return []
     run.cache.mkdir(parents=True, exist_ok=True)
-    save_state(learn.model.state_dict(), baseline(run.cache, run.scale, run.model, run.epochs))
+    save_state(learn.model.state_dict(), just_trained(baseline(run.cache, run.scale, run.model, run.epochs)))
+    return [('', 'norm', norm(learn.model.state_dict()))]
 
 
 def result(learn):
@@ -137,8 +142,7 @@ def dense(run):
     "A trained network, as good as the epochs allow; its batches have 128 images at every scale"
     learn = run.learner(bs=128/run.scale.batch, wd=5e-4)
     learn.fit_one_cycle(run.epochs, 0.2, pct_start=0.3, div=10)
-    keep_baseline(run, learn)
-    return result(learn)
+    return [*keep_baseline(run, learn), *result(learn)]
 
 def dense_cells(model, scale, seeds=range(1)): return [Cell(model, 'dense', 0., scale.dense, seed) for seed in seeds]
 
@@ -180,12 +184,16 @@ class Results:
     def name(self, cell, scale):
         "What tells a cell from all others"
         return {k: v for k, v in {**asdict(scale), 'files': self.files, **asdict(cell)}.items() if k in key}
-    def finished(self): return set(self.df[key].itertuples(index=False, name=None))
+    def finished(self):
+        "Not what was cut off while it was written"
+        df = self.df
+        return set(df[(df.what == 'accuracy') & (df.step == '')][key].itertuples(index=False, name=None))
     def has(self, cell, scale, finished): return tuple(self.name(cell, scale)[k] for k in key) in finished
-    def accuracy(self, cell, scale):
-        "Of a finished cell"
+    def of(self, cell, scale):
+        "What is there of a cell as a whole: name -> value"
         df, name = self.df, self.name(cell, scale)
-        return df[(df[list(name)] == list(name.values())).all(axis=1) & (df.what == 'accuracy') & (df.step == '')].value.iloc[0]
+        df = df[(df[list(name)] == list(name.values())).all(axis=1) & (df.step == '')]
+        return dict(zip(df.what, df.value))
     def add(self, cell, scale, rows, seconds):
         new = not self.path.exists()
         with open(self.path, 'a', newline='') as f:
@@ -220,7 +228,7 @@ class Runner:
         "Run the cells that are not finished, after what they need, which is trained again if its network is lost, and must come out the same"
         cells, new = self.todo(cells), self.todo(needs)
         kept = lambda c: baseline(self.cache, self.scale, c.model, c.epochs).exists()
-        self._run([c for c in needs if (cells and not kept(c)) or c in new])
+        self._run([c for c in needs if c in new or cells and not kept(c) and c not in self.failed])
         if all(map(kept, needs)): self._run(cells)
 
     def _run(self, cells):
@@ -237,10 +245,21 @@ class Runner:
                 print(f'{what}: failed, {type(e).__name__}: {e}', flush=True)
                 traceback.print_exception(e)
                 continue
-            if cell in new: self.results.add(cell, self.scale, rows, seconds)
-            elif (now := next(float(f'{v:.6g}') for _, w, v in rows if w == 'accuracy')) != (was := self.results.accuracy(cell, self.scale)):
-                self.failed.append(cell)           # not the network that rows in the CSV began from: what starts from it would not compare with them
-                baseline(self.cache, self.scale, cell.model, cell.epochs).unlink()
-                print(f'{what}: trained again it has {now:g}, in {self.results.path} it has {was:g}: another device, or another number of threads, trains another network. Bring its file, in --cache, or start another CSV with --out', flush=True)
+            if why := self._another(cell, rows):
+                self.failed.append(cell)
+                print(f'{what}: {why}', flush=True)
                 continue
+            if cell in new: self.results.add(cell, self.scale, rows, seconds)
             print(f"{what}: {next((f'{v:.2f}' for _, w, v in reversed(rows) if w == 'accuracy'), '')} in {seconds:.0f} s", flush=True)
+
+    def _another(self, cell, rows):
+        "Why a network that was just trained is not what rows in the CSV started from, or None if it is, or is the first: then it is kept. What starts from another one does not compare"
+        now, was, path = {w: float(f'{v:.6g}') for _, w, v in rows}, self.results.of(cell, self.scale), baseline(self.cache, self.scale, cell.model, cell.epochs)
+        if 'norm' not in now: return
+        new = just_trained(path)
+        if path.exists(): was['norm'] = norm(load_state(path))
+        if other := [w for w in ('accuracy', 'norm') if w in was and was[w] != now[w]]:
+            new.unlink()
+            return (f'the trained network has {" and ".join(f"{w} {now[w]:g}, not {was[w]:g}" for w in other)} as in {path if path.exists() else self.results.path}: another device or number of threads trains another network. '
+                    f'Put the first one into {path.parent}, or start another CSV with --out, without --cache')
+        new.replace(path)

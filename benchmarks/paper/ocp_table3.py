@@ -42,7 +42,7 @@ def needed(df, scale, name):
 
 def needs(scale): return []
 def cells(scale, df):
-    df = df[(df.scale == scale.scale) & (df.images == scale.images)]
+    for f in about[:-1]: df = df[df[f] == getattr(scale, f)]                 # all but `files`, which all rows here share
     todo = lambda name, e: [Cell('resnet18', name, 0.95, e, seed) for seed in range(scale.seeds)]
     if any(accuracy_of(df, name, base(scale), scale.seeds) is None for name in methods): return [c for name in methods for c in todo(name, base(scale))]
     return [c for name in methods for e in [needed(df, scale, name)[1]] if e for c in todo(name, e)]
@@ -50,7 +50,7 @@ def cells(scale, df):
 # ---- what came out
 
 title = 'One-Cycle Pruning, table 3: the budget that a schedule needs, ResNet-18 at 95%'
-source = 'Hubens et al. 2021, table 3: epochs to reach 90% on CIFAR-10, relative to OCP. The epochs before pruning stay those of the base budget, for AGP too. Here the target is 90%, or what OCP reaches with the base budget if that is less; what takes place after that, the steps of iterative pruning and the rate, is stretched with the budget. Budgets tried are ' + ', '.join(f'{r:g}' for r in LADDER) + ' times the base'
+source = 'Hubens et al. 2021, table 3: epochs to reach 90% on CIFAR-10, relative to OCP. The epochs before pruning stay those of the base budget, here for AGP too; the steps of iterative pruning take all that comes after them, and the cycle of the learning rate takes the whole budget. The target is 90%, or what OCP reaches with the base budget if that is less. Budgets tried are ' + ', '.join(f'{r:g}' for r in LADDER) + ' times the base'
 paper = {'one-shot': '2.5×', 'iterative': '4×', 'AGP': '1×', 'OCP': '1×'}
 
 

@@ -23,7 +23,9 @@ def told(df):
     first = df[df.what == 'accuracy']
     hours = first.seconds.sum()/3600
     count = lambda n, what: f"{n} {what}{'s' if n > 1 else ''}"
-    return f"{count(len(first), 'training')} (or chains of rounds), {count(first.seed.nunique(), 'seed')}, {hours:.2g} hours in all. Machine: {'; '.join(sorted(set(df.machine)))}. Commits: {', '.join(dict.fromkeys(df.commit))}"
+    epochs = ', '.join(map(str, sorted({int(e) for e in first[~first.method.str.match('dense(,|$)')].epochs})))
+    return (f"{count(len(first), 'training')} (or chains of rounds); {f'epochs of one (or of a round): {epochs}; ' if epochs else ''}{count(first.seed.nunique(), 'seed')}; {hours:.2g} hours in all. "
+            f"Machine: {'. And: '.join(sorted(set(df.machine)))}. Commits (+: with changes): {', '.join(dict.fromkeys(df.commit))}")
 
 
 def settings(df):
