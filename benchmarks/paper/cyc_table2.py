@@ -44,8 +44,10 @@ def by_cycle(run, cycles=5, **kwargs):
 
 
 sparsities, methods = (0.9, 0.95, 0.98, 0.99), ('one-shot', 'gradual', 'cyclical')
-for name, f in zip(methods, (one_shot_, gradual, by_cycle)): METHODS[name], METHODS[f'{name}, last layer whole'] = f, partial(f, exclude='12')          # the last of ResNet-20's modules
-wholes = [f'{m}, last layer whole' for m in methods]
+wholes = {'last layer whole': '12', 'first and last layer whole': ['0.0', '12']}       # modules of ResNet-20
+for name, f in zip(methods, (one_shot_, gradual, by_cycle)):
+    METHODS[name] = f
+    for how, layers in wholes.items(): METHODS[f'{name}, {how}'] = partial(f, exclude=layers)
 intervals = {n: f'gradual, every {n}' for n in (1, 10, 100)}
 nested = {n: f'{name}, nested' for n, name in intervals.items()}      # what is pruned stays pruned
 for n in intervals: METHODS[intervals[n]], METHODS[nested[n]] = partial(gradual, interval=n), partial(gradual, interval=n, recover=False)
@@ -56,7 +58,7 @@ for r, name in ramps.items(): METHODS[name] = partial(gradual, ramp=r)
 def epochs(scale): return 5*scale.epochs_of(20)
 def needs(scale): return dense_cells('resnet20', scale)
 def cells(scale, df):
-    controls = (*wholes, *ramps.values(), *(m for n, m in intervals.items() if n != interval(scale.times)), *nested.values())
+    controls = (*(f'{m}, {how}' for how in wholes for m in methods), *ramps.values(), *(m for n, m in intervals.items() if n != interval(scale.times)), *nested.values())
     return [*(Cell('resnet20', m, s, epochs(scale), seed) for seed in range(scale.seeds) for s in reversed(sparsities) for m in (*methods, *(controls if s == 0.99 else ()))),
             *dense_cells('resnet20', scale, range(1, scale.seeds))]
 
@@ -74,7 +76,7 @@ notes = ["At 99% the paper's two tables differ: gradual pruning of 100 epochs ha
 that layer whole."""]
 
 
-def mine(df): return rows_of(df, 'resnet20', ('dense', *methods, *wholes, *intervals.values(), *nested.values(), *ramps.values()))
+def mine(df): return rows_of(df, 'resnet20', ('dense', *methods, *(f'{m}, {how}' for how in wholes for m in methods), *intervals.values(), *nested.values(), *ramps.values()))
 
 
 def at_interval(n, usual):
@@ -84,25 +86,25 @@ def at_interval(n, usual):
 
 def show(df):
     rows = [(f'{100*s:g}%', [(p, ours(values(df, m, s))) for p, m in zip(paper[s], methods)]) for s in sparsities]
-    beside = [(f'{100*s:g}%', m, ours(values(df, m, s)), ours(values(df, m, s, 'classes'), 1), ours(values(df, w, s)) if s == 0.99 else '') for s in sparsities for m, w in zip(methods, wholes) if values(df, m, s, 'classes')]
+    beside = [(f'{100*s:g}%', m, ours(values(df, m, s)), ours(values(df, m, s, 'classes'), 1), *(ours(values(df, f'{m}, {how}', s)) if s == 0.99 else '' for how in wholes)) for s in sparsities for m in methods if values(df, m, s, 'classes')]
     usual = interval(df.times.iloc[0])
     rises = {r: v for r, m in sorted({**ramps, 0.8: 'gradual'}.items()) if (v := values(df, m, 0.99))}
     updates = [(str(n), ours(a), ours(b)) for n in intervals for a, b in [[values(df, m, 0.99) for m in at_interval(n, usual)]] if a or b]
     return [f"Dense: paper 92.24, ours {ours(values(df, 'dense'))}.", *([side_by_side('sparsity', methods, rows)] if any(o != '–' for _, pairs in rows for _, o in pairs) else []),
-            *([markdown(['sparsity', 'method', 'accuracy', 'classes with a weight', 'accuracy, last layer whole'], beside)] if beside else []),
+            *([markdown(['sparsity', 'method', 'accuracy', 'classes with a weight', *(f'accuracy, {how}' for how in wholes)], beside)] if beside else []),
             *(['Gradual pruning at 99% by the iterations between mask updates; nested: what is pruned stays pruned.', markdown(['iterations', 'weights may come back', 'nested'], updates)] if len(updates) > 1 else []),
             *(["And by the part of training in which sparsity rises (the paper's equation 1 has all of it, its section 5.2 four fifths of a cycle): "+', '.join(f'{100*r:g}%: {ours(v)}' for r, v in rises.items())+'.'] if len(rises) > 1 else [])]
 
 
 def claims(df):
+    order = (('gradual', 'one-shot'), ('cyclical', 'gradual'), ('cyclical', 'one-shot'))
     pairs = lambda a, b, at: [(f'{100*s:g}%', values(df, a, s), values(df, b, s)) for s in at]
-    return [*(Claim(f'{a.capitalize()} is better than {b} at {100*s:g}%', pairs(a, b, (s,))) for s in (0.98, 0.99) for a, b in (('gradual', 'one-shot'), ('cyclical', 'gradual'), ('cyclical', 'one-shot'))),
+    return [*(Claim(f'{a.capitalize()} is better than {b} at {100*s:g}%', pairs(a, b, (s,))) for s in (0.98, 0.99) for a, b in order),
             Claim('Gradual is better than one-shot at 90 and 95%', pairs('gradual', 'one-shot', (0.9, 0.95))),
             Claim('Cyclical is no worse than gradual at 90 and 95%', pairs('cyclical', 'gradual', (0.9, 0.95)), no_worse=True),
             Claim("Not the paper's: gradual with masks at every iteration is better than one-shot at 99%", pairs(intervals[1], 'one-shot', (0.99,))),
             *(Claim(f"Not the paper's: gradual at 99% with masks at every {f'{n}th '*(n > 1)}iteration is better where weights may come back", pairs(*at_interval(n, interval(df.times.iloc[0])), (0.99,))) for n in intervals),
-            *(Claim(f"Not the paper's: {a} is better than {b} at 99% with the last layer whole", pairs(f'{a}, last layer whole', f'{b}, last layer whole', (0.99,)))
-              for a, b in (('gradual', 'one-shot'), ('cyclical', 'gradual')))]
+            *(Claim(f"Not the paper's: {a} is better than {b} at 99% with the {how}", pairs(f'{a}, {how}', f'{b}, {how}', (0.99,))) for how in wholes for a, b in order)]
 
 
 def figure(df, ax):
