@@ -133,7 +133,7 @@ def is_frozen(learn:Learner)->bool:
     "Has `learn.freeze()` or `learn.freeze_to(n)` been called, and not `learn.unfreeze()`?"
     return getattr(learn.opt, 'frozen_to', 0)!=0 or getattr(learn.opt, 'frozen_idx', 0)>0
 
-# %% ../nbs/05_callback.ipynb #6d47f654
+# %% ../nbs/05_callback.ipynb #d4910958
 def _score(criterion, weights, given):
     "The scores of `weights`, checked; `given` has what a criterion may ask for"
     asked = asks_for(criterion)
@@ -200,7 +200,7 @@ class SparsifyCallback(Callback):
                  criterion=magnitude, # Function from {name: weight} to {name: score}, larger = keep
                  scope:str='local', # 'local': each tensor reaches `sparsity`; 'global', 'erk', 'balanced': all of them together do
                  granularity:str='weight', # What is pruned together: 'weight', 'row', 'column', 'kernel', 'filter', or '2:4' and other n:m
-                 interval:int=10, # Iterations between mask updates while sparsity changes, at least 1. The fewer, the more often a weight can recover: 1 takes more time and can be worth points of accuracy in short trainings and at 99% (`benchmarks/paper`)
+                 interval:int=10, # Iterations between mask updates while sparsity changes, at least 1, which takes more time and can be worth points of accuracy in short trainings (`benchmarks/paper`)
                  initial:float|dict|None=None, # Sparsity at the start, like `sparsity`; what the model has, if None
                  recover:bool=True, # May pruned weights come back? If False, masks are nested
                  include=None, # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
