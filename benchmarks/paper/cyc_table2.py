@@ -74,7 +74,7 @@ notes = ["At 99% the paper's two tables differ: gradual pruning of 100 epochs ha
          """Every layer is pruned alike, also the last one, of which 99% leave 6 of 640 weights. A class without a weight there is a constant to the network, and of all constants one at most can ever be its answer: n classes with weights allow
 10(n+1)% at most. The paper says of local pruning that every layer gets the same sparsity, but its ResNet-56, which has the same last layer, reaches 70.99 at 99%: with 6 weights, 70 would be the most. So it kept more there; some of the trainings below have
 that layer whole.""",
-         """The first convolution keeps 4 of 432 weights at 99%, and recovery goes there: gradients are largest where few weights are left. One training was looked into (gradual, scale *eighth*, masks at every 100th iteration, seed 0): when 10 weights of that layer were left, all 10 had just
+         """The first convolution keeps 4 of 432 weights at 99%, and recovery may go there. One training was looked into (gradual, scale *eighth*, masks at every 100th iteration, seed 0): when 10 weights of that layer were left, all 10 had just
 come back, in place of those that were there, and the 4 at the end stood in one of its 16 filters, so that all that follows saw a single picture. Of most other layers no weight came back. Where what is pruned stays pruned, or the first layer is left out, that can't happen; below is what it costs. The first and last layer whole are 1,062 weights more, beside some 2,700."""]
 
 
