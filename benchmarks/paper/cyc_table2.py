@@ -48,6 +48,7 @@ wholes = {'last layer whole': '12', 'first and last layer whole': ['0.0', '12']}
 for name, f in zip(methods, (one_shot_, gradual, by_cycle)):
     METHODS[name] = f
     for how, layers in wholes.items(): METHODS[f'{name}, {how}'] = partial(f, exclude=layers)
+partly = [f'{m}, {how}' for how in wholes for m in methods]
 intervals = {n: f'gradual, every {n}' for n in (1, 10, 100)}
 nested = {n: f'{name}, nested' for n, name in intervals.items()}      # what is pruned stays pruned
 for n in intervals: METHODS[intervals[n]], METHODS[nested[n]] = partial(gradual, interval=n), partial(gradual, interval=n, recover=False)
@@ -58,7 +59,7 @@ for r, name in ramps.items(): METHODS[name] = partial(gradual, ramp=r)
 def epochs(scale): return 5*scale.epochs_of(20)
 def needs(scale): return dense_cells('resnet20', scale)
 def cells(scale, df):
-    controls = (*(f'{m}, {how}' for how in wholes for m in methods), *ramps.values(), *(m for n, m in intervals.items() if n != interval(scale.times)), *nested.values())
+    controls = (*partly, *ramps.values(), *(m for n, m in intervals.items() if n != interval(scale.times)), *nested.values())
     return [*(Cell('resnet20', m, s, epochs(scale), seed) for seed in range(scale.seeds) for s in reversed(sparsities) for m in (*methods, *(controls if s == 0.99 else ()))),
             *dense_cells('resnet20', scale, range(1, scale.seeds))]
 
@@ -78,7 +79,7 @@ that layer whole.""",
 come back, in place of those that were there, and the 4 at the end stood in one of its 16 filters, so that all that follows saw a single picture. Of most other layers no weight came back. Where what is pruned stays pruned, or the first layer is left out, that can't happen; below is what it costs. The first and last layer whole are 1,062 weights more, beside some 2,700."""]
 
 
-def mine(df): return rows_of(df, 'resnet20', ('dense', *methods, *(f'{m}, {how}' for how in wholes for m in methods), *intervals.values(), *nested.values(), *ramps.values()))
+def mine(df): return rows_of(df, 'resnet20', ('dense', *methods, *partly, *intervals.values(), *nested.values(), *ramps.values()))
 
 
 def at_interval(n, usual):

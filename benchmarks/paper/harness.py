@@ -122,14 +122,15 @@ def baseline(cache, scale, model, epochs): return cache/f'{scale.images}_{scale.
 
 def just_trained(path): return path.with_suffix('.new')
 
-def norm(state): return float(f'{sum(float(t.double().abs().sum()) for t in state.values()):.6g}')
+def norm(state): return sum(float(t.double().abs().sum()) for t in state.values())
 
 def keep_baseline(run, learn):
     "The network of seed 0 is the one that methods start from, if the Runner finds that it may be. Returns its row"
     if run.seed: return []
     run.cache.mkdir(parents=True, exist_ok=True)
-    save_state(learn.model.state_dict(), just_trained(baseline(run.cache, run.scale, run.model, run.epochs)))
-    return [('', 'norm', norm(learn.model.state_dict()))]
+    state = learn.model.state_dict()
+    save_state(state, just_trained(baseline(run.cache, run.scale, run.model, run.epochs)))
+    return [('', 'norm', norm(state))]
 
 
 def result(learn):
@@ -254,11 +255,12 @@ class Runner:
 
     def _another(self, cell, rows):
         "Why a network that was just trained is not what rows in the CSV started from, or None if it is, or is the first: then it is kept. What starts from another one does not compare"
-        now, was, path = {w: float(f'{v:.6g}') for _, w, v in rows}, self.results.of(cell, self.scale), baseline(self.cache, self.scale, cell.model, cell.epochs)
+        now = {w: v for _, w, v in rows}
         if 'norm' not in now: return
+        was, path = self.results.of(cell, self.scale), baseline(self.cache, self.scale, cell.model, cell.epochs)
         new = just_trained(path)
         if path.exists(): was['norm'] = norm(load_state(path))
-        if other := [w for w in ('accuracy', 'norm') if w in was and was[w] != now[w]]:
+        if other := [w for w in ('accuracy', 'norm') if w in was and f'{was[w]:.6g}' != f'{now[w]:.6g}']:          # as the CSV has them
             new.unlink()
             return (f'the trained network has {" and ".join(f"{w} {now[w]:g}, not {was[w]:g}" for w in other)} as in {path if path.exists() else self.results.path}: another device or number of threads trains another network. '
                     f'Put the first one into {path.parent}, or start another CSV with --out, without --cache')
