@@ -249,6 +249,22 @@ def test_the_page_is_what_the_csv_says():
     assert {f'figures/{p.name}' for p in shown} == set(re.findall(r'\((figures/[^)]+)\)', page))
 
 
+def test_a_run_that_ends_early_is_told(tmp_path, monkeypatch, capsys):
+    "As where a worker was killed for memory"
+    import harness, run
+    data = tmp_path/'train'/'cat'
+    data.mkdir(parents=True)
+    (data/'0.jpg').touch()
+    def fails_later(r, needs, cells):
+        if r.results.finished(): raise BrokenPipeError
+        r.results.add(cells[0], r.scale, [('', 'accuracy', 50.)], 1.)
+    monkeypatch.setattr(harness.Runner, 'fill', fails_later)
+    monkeypatch.setattr(harness, 'ProcessPoolExecutor', Now)
+    monkeypatch.setattr(sys, 'argv', ['run.py', '--data', str(tmp_path), '--out', str(tmp_path/'mine.csv')])
+    with pytest.raises(BrokenPipeError): run.main()
+    assert '50.00 (1)' in (tmp_path/'mine.md').read_text() and '1 cells in' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('args, says', [(['nothing'], "there is no table 'nothing'"), (['--data', '/nowhere'], 'there is no such folder'), (['--scale', 'huge'], 'invalid choice'),
                                         (['--workers', '0'], '--workers 0'), (['--sparsity', '98'], '--sparsity 98')])
 def test_wrong_flags(args, says):

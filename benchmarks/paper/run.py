@@ -38,12 +38,14 @@ def main():
     if first is None: raise SystemExit(f'--data {o.data}: there are no images in it')
     o.out.parent.mkdir(parents=True, exist_ok=True)
     scale, results = SCALES[o.scale], Results(o.out, first.suffix[1:])
-    with Runner(scale, o.data, results, o.workers, (o.cache or o.out.parent/'cache'/o.out.stem)/results.files) as runner:
-        for table in [TABLES[t] for t in o.tables or TABLES]:
-            finished = None
-            while finished != (finished := len(results.finished())):           # what came out may ask for more cells
-                runner.fill(table.needs(scale), [c for c in table.cells(scale, results.df) if not o.sparsity or c.sparsity in (0., *o.sparsity)])
-    print(f'{len(results.finished())} cells in {o.out}, told in {report_on(o.out)}')
+    try:
+        with Runner(scale, o.data, results, o.workers, (o.cache or o.out.parent/'cache'/o.out.stem)/results.files) as runner:
+            for table in [TABLES[t] for t in o.tables or TABLES]:
+                finished = None
+                while finished != (finished := len(results.finished())):       # what came out may ask for more cells
+                    runner.fill(table.needs(scale), [c for c in table.cells(scale, results.df) if not o.sparsity or c.sparsity in (0., *o.sparsity)])
+    finally:                                                                   # also of what was stopped, or lost a process
+        print(f'{len(results.finished())} cells in {o.out}, told in {report_on(o.out)}')
     if runner.failed: raise SystemExit(f'{len(runner.failed)} cells failed')
 
 
