@@ -159,6 +159,26 @@ def test_a_cell_that_fails_leaves_the_others_alone(runner, capsys):
     assert 'seed 1: failed, ZeroDivisionError' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('fast', [True, False])
+def test_layers_are_in_bfloat16_where_that_is_fast(runner, monkeypatch, fast):
+    "Without AVX-512 it takes 15 times as long as float32"
+    import harness, torch
+    from fastai.basics import DataLoader, DataLoaders, Learner
+    monkeypatch.setattr(harness, 'bfloat16_is_fast', lambda: fast)
+    data, seen, lost = [(torch.randn(3, 8, 8), torch.tensor(i % 2)) for i in range(8)], set(), set()
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten())
+    model[0].register_forward_hook(lambda m, x, out: seen.add(out.dtype))
+    def loss(pred, y):
+        lost.add(pred.dtype)
+        return torch.nn.functional.cross_entropy(pred, y)
+    learn = Learner(DataLoaders(DataLoader(data, bs=4), DataLoader(data, bs=4), device='cpu'), model, loss, harness.sgd, cbs=harness.Precision())
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.1)
+    assert seen == {torch.bfloat16 if fast else torch.float32} and lost == {model[0].weight.dtype} == {torch.float32}
+    cell = harness.Cell('resnet20', 'gradual', 0.9, 5)
+    with runner(lambda c: ([('', 'accuracy', 50.)], 1.)) as r: r.fill([], [cell])
+    assert r.results.df.machine[0].endswith('float32') != fast
+
+
 @pytest.fixture
 def trained(runner):
     "A Runner's maker whose dense networks have this weight and accuracy; `ran` is what it ran"

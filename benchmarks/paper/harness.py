@@ -71,13 +71,19 @@ def method(name):
     return add
 
 
-class Bfloat16(Callback):
-    "Layers in bfloat16 and channels last; weights, masks and the loss stay in float32"
+@lru_cache
+def bfloat16_is_fast():
+    "Without instructions for it a CPU takes some 15 times as long as in float32"
+    return torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability().startswith('AVX512')
+
+
+class Precision(Callback):
+    "Layers in bfloat16, where that is fast, and channels last; weights, masks and the loss stay in float32"
     order = 5                                      # after what moves model and batch
     def before_fit(self): self.model.to(memory_format=torch.channels_last)
     def before_batch(self):
         self.learn.xb = tuple(x.contiguous(memory_format=torch.channels_last) for x in self.xb)
-        self.autocast = torch.autocast(self.xb[0].device.type, torch.bfloat16)
+        self.autocast = torch.autocast(self.xb[0].device.type, torch.bfloat16, enabled=bfloat16_is_fast())
         self.autocast.__enter__()
     def after_pred(self):
         self.autocast.__exit__(None, None, None)
@@ -110,7 +116,7 @@ class Run:
     def learner(self, bs=128, opt=sgd, wd=1e-4, moms=(0.9, 0.9, 0.9), trained=None, valid_pct=0.):
         "A new Learner; from the network that was trained for so many epochs, if `trained`"
         set_seed(self.seed)
-        learn = Learner(self.dls(bs, valid_pct), network(self.model), CrossEntropyLossFlat(), opt, metrics=accuracy, wd=wd, moms=moms, cbs=Bfloat16())
+        learn = Learner(self.dls(bs, valid_pct), network(self.model), CrossEntropyLossFlat(), opt, metrics=accuracy, wd=wd, moms=moms, cbs=Precision())
         learn.remove_cb(ProgressCallback)
         learn.logger = noop
         if trained: learn.model.load_state_dict(load_state(baseline(self.cache, self.scale, self.model, trained)))
@@ -201,7 +207,7 @@ class Results:
             out = csv.DictWriter(f, columns)
             if new: out.writeheader()
             for step, what, value in rows:
-                out.writerow({**self.name(cell, scale), 'step': step, 'what': what, 'value': f'{value:.6g}', 'seconds': round(seconds, 1), 'commit': commit(), 'machine': machine()})
+                out.writerow({**self.name(cell, scale), 'step': step, 'what': what, 'value': f'{value:.6g}', 'seconds': round(seconds, 1), 'commit': commit(), 'machine': machine()+('' if bfloat16_is_fast() else ', layers in float32')})
 
 
 def read(path):
