@@ -1,5 +1,5 @@
 "What all tables share: scales, cells, how one is trained, and the CSV that they end up in. `run.py` runs them, `report.py` makes RESULTS.md"
-import csv, os, subprocess, sys, time, traceback, warnings
+import csv, os, shutil, subprocess, sys, time, traceback, warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -7,6 +7,7 @@ from multiprocessing import get_context
 from pathlib import Path
 import pandas as pd
 import torch
+from joblib import cpu_count
 from fastai.basics import Adam, Callback, CrossEntropyLossFlat, Learner, SGD, accuracy, noop, set_seed
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
@@ -45,7 +46,7 @@ SCALES = {s.scale: s for s in (
     Scale('eighth',  6_250,  2_000,  1/8, 0.2,  40,  32,  3,  3),        # an epoch has as many iterations as the papers'
     Scale('eighth-long', 6_250, 2_000, 1/8, 1., 40, 32, 3, 3),           # and their epochs too
     Scale('medium',  50_000, 10_000, 1.,  0.05, 30,  32,  5,  3),
-    Scale('large',   50_000, 10_000, 1.,  0.2,  60,  64,  10, 3),
+    Scale('large',   50_000, 10_000, 1.,  0.2,  40,  64,  10, 3),
     Scale('full',    50_000, 10_000, 1.,  1.,   200, 224, 18, 3))}
 
 
@@ -77,10 +78,21 @@ def bfloat16_is_fast():
     return torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability().startswith('AVX512')
 
 
+def compiles(cell, scale):
+    "On a CPU torch.compile takes the better part of a minute, and a third less time after it; it needs a compiler"
+    return scale.images*cell.epochs >= 50_000 and not torch.cuda.is_available() and shutil.which(os.environ.get('CXX', 'g++')) is not None
+
+
 class Precision(Callback):
-    "Layers in bfloat16, where that is fast, and channels last; weights, masks and the loss stay in float32"
+    "Layers in bfloat16, where that is fast, and channels last; weights, masks and the loss stay in float32. The model's forward compiled, if `compiled`"
     order = 5                                      # after what moves model and batch
-    def before_fit(self): self.model.to(memory_format=torch.channels_last)
+    def __init__(self, compiled): self.compiled = compiled
+    def before_fit(self):
+        self.model.to(memory_format=torch.channels_last)
+        if self.compiled:
+            torch.compiler.reset()                 # of other models in this process, which count towards a limit
+            self.model.compile(dynamic=False)
+            self.compiled = False
     def before_batch(self):
         self.learn.xb = tuple(x.contiguous(memory_format=torch.channels_last) for x in self.xb)
         self.autocast = torch.autocast(self.xb[0].device.type, torch.bfloat16, enabled=bfloat16_is_fast())
@@ -116,7 +128,7 @@ class Run:
     def learner(self, bs=128, opt=sgd, wd=1e-4, moms=(0.9, 0.9, 0.9), trained=None, valid_pct=0.):
         "A new Learner; from the network that was trained for so many epochs, if `trained`"
         set_seed(self.seed)
-        learn = Learner(self.dls(bs, valid_pct), network(self.model), CrossEntropyLossFlat(), opt, metrics=accuracy, wd=wd, moms=moms, cbs=Precision())
+        learn = Learner(self.dls(bs, valid_pct), network(self.model), CrossEntropyLossFlat(), opt, metrics=accuracy, wd=wd, moms=moms, cbs=Precision(compiles(self.cell, self.scale)))
         learn.remove_cb(ProgressCallback)
         learn.logger = noop
         if trained: learn.model.load_state_dict(load_state(baseline(self.cache, self.scale, self.model, trained)))
@@ -207,7 +219,7 @@ class Results:
             out = csv.DictWriter(f, columns)
             if new: out.writeheader()
             for step, what, value in rows:
-                out.writerow({**self.name(cell, scale), 'step': step, 'what': what, 'value': f'{value:.6g}', 'seconds': round(seconds, 1), 'commit': commit(), 'machine': machine()+('' if bfloat16_is_fast() else ', layers in float32')})
+                out.writerow({**self.name(cell, scale), 'step': step, 'what': what, 'value': f'{value:.6g}', 'seconds': round(seconds, 1), 'commit': commit(), 'machine': machine()+('' if bfloat16_is_fast() else ', layers in float32')+(', compiled' if compiles(cell, scale) else '')})
 
 
 def read(path):
@@ -241,7 +253,7 @@ class Runner:
     def _run(self, cells):
         if not cells: return
         new = set(self.todo(cells))
-        threads = max(1, (os.cpu_count() or 1)//min(self.workers, len(cells)))
+        threads = max(1, cpu_count()//min(self.workers, len(cells)))
         jobs = {self.pool.submit(run_cell, c, self.scale, self.data, self.cache, threads): c for c in cells}
         for n, job in enumerate(as_completed(jobs), 1):
             cell = jobs[job]

@@ -1,10 +1,11 @@
 """Fill the tables of the papers: `python benchmarks/paper/run.py --scale tiny`. What is finished in the CSV is not run again; RESULTS.md is made from it at the end.
 A table alone: `python benchmarks/paper/run.py ocp_table2 --scale small`"""
-import argparse, os
+import argparse
 from pathlib import Path
 import torch
+from joblib import cpu_count
 from fastai.basics import URLs, untar_data
-from harness import SCALES, Results, Runner, here
+from harness import METHODS, SCALES, Results, Runner, here
 from report import report_on
 from tables import TABLES
 
@@ -19,17 +20,28 @@ def arguments():
     add('--out', default=here/'results.csv', type=Path, help='CSV to add to; RESULTS.md and the figures come beside it')
     add('--workers', type=int, help='trainings at a time (default: one a core; with a GPU one for two cores, at most 8)')
     add('--sparsity', type=float, nargs='+', help='cells of these sparsities alone, such as 0.98 0.99, and dense ones')
+    add('--seeds', type=int, nargs='+', help='cells of these seeds alone, such as 0 1')
+    add('--methods', nargs='+', help="cells of these methods alone, as the CSV names them, such as gradual cyclical")
     add('--cache', type=Path, help='folder of the trained networks that methods start from (default: cache, beside the CSV)')
     o = parser.parse_args()
     for t in o.tables:
         if t not in TABLES: parser.error(f"there is no table {t!r}: use any of {', '.join(TABLES)}")
-    if o.workers is None: o.workers = max(1, min(8, os.cpu_count()//2)) if torch.cuda.is_available() else os.cpu_count()
+    if o.workers is None: o.workers = max(1, min(8, cpu_count()//2)) if torch.cuda.is_available() else cpu_count()
     if o.workers < 1: parser.error(f'--workers {o.workers}: needs at least 1')
     for s in o.sparsity or ():
         if not 0 < s < 1: parser.error(f'--sparsity {s:g}: needs a fraction of zeros in (0,1)')
+    for s in o.seeds or ():
+        if not 0 <= s < SCALES[o.scale].seeds: parser.error(f'--seeds {s}: {o.scale} has 0 to {SCALES[o.scale].seeds-1}')
+    for m in o.methods or ():
+        if m not in METHODS: parser.error(f"--methods {m!r}: there is no such method; use any of {', '.join(METHODS)}")
     o.data = untar_data(URLs.CIFAR) if o.data == 'download' else Path(o.data).expanduser()
     if not o.data.is_dir(): parser.error(f"--data {o.data}: there is no such folder; it needs train/class/image and test/class/image. '--data download' fetches CIFAR-10")
     return o
+
+
+def asked(cell, o):
+    "Is it one of the cells that the options leave?"
+    return not (o.sparsity and cell.sparsity not in (0., *o.sparsity) or o.seeds and cell.seed not in o.seeds or o.methods and cell.method not in o.methods)
 
 
 def main():
@@ -43,7 +55,7 @@ def main():
             for table in [TABLES[t] for t in o.tables or TABLES]:
                 finished = None
                 while finished != (finished := len(results.finished())):       # what came out may ask for more cells
-                    runner.fill(table.needs(scale), [c for c in table.cells(scale, results.df) if not o.sparsity or c.sparsity in (0., *o.sparsity)])
+                    runner.fill(table.needs(scale), [c for c in table.cells(scale, results.df) if asked(c, o)])
     finally:                                                                   # also of what was stopped, or lost a process
         print(f'{len(results.finished())} cells in {o.out}, told in {report_on(o.out)}')
     if runner.failed: raise SystemExit(f'{len(runner.failed)} cells failed')
