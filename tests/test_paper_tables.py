@@ -78,7 +78,7 @@ def test_every_table_is_filled_and_told(tmp_path, scale):
         part = page.split(f'## {t.title}')[1].split('\n## ')[0]
         assert '–' not in part.split('Commits')[1].split('| claim')[0], t.title            # no cell is empty
         assert all(c.text in part for c in t.claims(t.mine(df)))
-    assert {p.name for p in (tmp_path/'figures').glob('*.png')} == {f'{n}_{scale}.png' for n in TABLES}
+    assert {p.name for p in (tmp_path/'figures').glob('*.png')} == {f'{n}_{scale}_jpg.png' for n in TABLES}
     assert 'too few seeds' not in page and f'| {scale} |' in page
 
 
@@ -177,6 +177,60 @@ def test_layers_are_in_bfloat16_where_that_is_fast(runner, monkeypatch, fast):
     cell = harness.Cell('resnet20', 'gradual', 0.9, 5)
     with runner(lambda c: ([('', 'accuracy', 50.)], 1.)) as r: r.fill([], [cell])
     assert r.results.df.machine[0].endswith('float32') != fast
+
+
+def test_the_same_scale_with_other_files_has_its_own_section(tmp_path):
+    import harness, report
+    scale = harness.SCALES['small']
+    for files in ('jpg', 'png'):
+        results = harness.Results(tmp_path/'results.csv', files)
+        for m in ('gradual', 'one-shot'):
+            for seed in range(2): results.add(harness.Cell('resnet20', m, 0.98, 5, seed), scale, [('', 'accuracy', 50.)], 1.)
+    page = report.report_on(results.path).read_text()
+    assert '### Scale small (jpg)' in page and '### Scale small (png)' in page
+    assert {p.name for p in (tmp_path/'figures').iterdir()} == {f'cyc_table2_small_{f}.png' for f in ('jpg', 'png')}
+
+
+@pytest.mark.parametrize('images, epochs, gpu, compiler, compiled', [(50_000, 1, False, 'g++', True), (5_000, 10, False, 'g++', True), (5_000, 9, False, 'g++', False), (50_000, 20, True, 'g++', False), (50_000, 20, False, None, False)])
+def test_long_trainings_are_compiled_on_a_cpu(runner, monkeypatch, images, epochs, gpu, compiler, compiled):
+    import harness, torch
+    from dataclasses import replace
+    monkeypatch.setattr(harness.shutil, 'which', lambda name: compiler)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
+    cell, scale = harness.Cell('resnet20', 'gradual', 0.9, epochs), replace(harness.SCALES['tiny'], images=images)
+    assert harness.compiles(cell, scale) == compiled
+    if gpu: return                                                                # `machine` asks it for its name
+    with runner(lambda c: ([('', 'accuracy', 50.)], 1.)) as r:
+        r.scale = scale
+        r.fill([], [cell])
+    assert r.results.df.machine[0].endswith('compiled') == compiled
+
+
+def test_a_network_is_compiled_once(monkeypatch):
+    import harness, torch
+    from fastai.basics import DataLoader, DataLoaders, Learner
+    data, asked = [(torch.randn(3, 8, 8), torch.tensor(i % 2)) for i in range(8)], []
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self, **kwargs: asked.append((self, kwargs)))
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten())
+    learn = Learner(DataLoaders(DataLoader(data, bs=4), DataLoader(data, bs=4), device='cpu'), model, torch.nn.functional.cross_entropy, harness.sgd, cbs=harness.Precision(compiled=True))
+    with learn.no_bar(), learn.no_logging():
+        for _ in range(2): learn.fit(1, 0.1)
+    assert asked == [(model, dict(dynamic=False))]
+
+
+def test_validation_is_where_it_is_asked_for(runner):
+    "And wherever someone calls `learn.validate()`"
+    import harness, torch
+    from fastai.basics import Callback, DataLoader, DataLoaders, Learner, accuracy
+    class Seen(Callback):
+        order = 99
+        def before_validate(self): epochs.append(self.epoch)
+    data, epochs = [(torch.randn(3, 8, 8), torch.tensor(i % 2)) for i in range(8)], []
+    learn = Learner(DataLoaders(DataLoader(data, bs=4), DataLoader(data, bs=4), device='cpu'), torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten()), torch.nn.functional.cross_entropy,
+                    harness.sgd, metrics=accuracy, cbs=[harness.SeldomValidate(2), Seen()])
+    with learn.no_bar(), learn.no_logging(): learn.fit(5, 0.1)
+    assert epochs == [1, 3] and [len(v) for v in learn.recorder.values] == [1, 3, 1, 3, 1]
+    assert len(learn.validate()) == 2 and epochs == [1, 3, 4]
 
 
 @pytest.fixture
@@ -285,8 +339,16 @@ def test_a_run_that_ends_early_is_told(tmp_path, monkeypatch, capsys):
     assert '50.00 (1)' in (tmp_path/'mine.md').read_text() and '1 cells in' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('options, left', [({}, 16), (dict(sparsity=[0.99]), 6), (dict(seeds=[1]), 8), (dict(methods=['gradual']), 8), (dict(sparsity=[0.99], seeds=[0], methods=['gradual', 'dense']), 2)])
+def test_some_cells_alone(options, left):
+    import harness, run
+    from types import SimpleNamespace
+    cells = [harness.Cell('resnet20', m, s, 5, seed) for seed in range(2) for m, at in (('dense', [0.]), ('gradual', [0.9, 0.95, 0.98, 0.99]), ('one-shot', [0.98, 0.97, 0.99])) for s in at]
+    assert sum(run.asked(c, SimpleNamespace(**{'sparsity': None, 'seeds': None, 'methods': None, **options})) for c in cells) == left
+
+
 @pytest.mark.parametrize('args, says', [(['nothing'], "there is no table 'nothing'"), (['--data', '/nowhere'], 'there is no such folder'), (['--scale', 'huge'], 'invalid choice'),
-                                        (['--workers', '0'], '--workers 0'), (['--sparsity', '98'], '--sparsity 98')])
+                                        (['--workers', '0'], '--workers 0'), (['--sparsity', '98'], '--sparsity 98'), (['--seeds', '2'], '--seeds 2: tiny has 0 to 1'), (['--methods', 'gradul'], "'gradul': there is no such method")])
 def test_wrong_flags(args, says):
     done = subprocess.run([sys.executable, '-W', 'ignore', paper/'run.py', *args], capture_output=True, text=True)
     assert done.returncode == 2 and says in done.stderr

@@ -12,14 +12,14 @@ def epochs(scale, budget): return max(1, round(dense_epochs(scale)*budget))
 
 @method('dense, stepped')
 def stepped(run):
-    learn = run.learner(**start)
+    learn = run.learner(**start, validate=run.epochs)
     learn.fit(run.epochs, cbs=ParamScheduler({'lr': original}))
     return [*keep_baseline(run, learn), *result(learn)]
 
 
 def retraining(name, run):
     T = dense_epochs(run.scale)
-    learn = run.learner(**start, trained=T)
+    learn = run.learner(**start, trained=T, validate=run.epochs)
     learn.prune(run.sparsity, scope='global')
     learn.retrain(run.epochs, name, history=[original(t/(45*T)) for t in range(45*T)], original_epochs=T)
     return result(learn)

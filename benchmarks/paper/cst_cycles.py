@@ -7,7 +7,7 @@ start = dict(bs=128, wd=5e-4)
 
 def at_start(criterion, scope, n, run):
     "A mask from before training, then `n` cycles"
-    learn = run.learner(**start)
+    learn = run.learner(**start, validate=run.epochs)
     if run.sparsity: learn.prune(run.sparsity, criterion=criterion(run.seed), scope=scope)
     learn.fit_cyclic(n, run.epochs//n, lr=0.1, shape=shape)
     return result(learn)
@@ -20,14 +20,14 @@ METHODS['nothing pruned, one cycle'], METHODS['nothing pruned, cyclic'] = partia
 
 @method('SCULPT')
 def sculpt(run):
-    learn = run.learner(**start)
+    learn = run.learner(**start, validate=run.epochs)
     learn.fit_sculpt(run.sparsity, max(0., 1-2*(1-run.sparsity)), cycles-1, run.epochs//cycles, lr=0.1, shape=shape, criterion=partial(random_score, seed=run.seed))
     return result(learn)
 
 
 @method('LRR')
 def lrr(run):
-    learn = run.learner(**start)
+    learn = run.learner(**start, validate=run.epochs)
     learn.iterative_prune(cycles-1, run.epochs//cycles, 1-(1-run.sparsity)**(1/(cycles-1)), lr=0.1, shape=shape, seed=1000*run.seed)
     return result(learn)
 

@@ -20,21 +20,21 @@ def pruned(learn): return [('', 'classes', classes(learn)), *result(learn)]
 
 
 def one_shot_(run, **kwargs):
-    learn = run.learner(**start, trained=run.scale.dense)
+    learn = run.learner(**start, trained=run.scale.dense, validate=run.epochs)
     learn.prune(run.sparsity, **kwargs)
     learn.fit(run.epochs, cbs=ParamScheduler({'lr': rate}))
     return pruned(learn)
 
 
 def gradual(run, **kwargs):
-    learn = run.learner(**start, trained=run.scale.dense)
+    learn = run.learner(**start, trained=run.scale.dense, validate=run.epochs)
     learn.fit_cyclical(1, run.epochs, run.sparsity, lr_max=1e-2, **{'interval': interval(run.scale.times), **kwargs})
     return pruned(learn)
 
 
 def by_cycle(run, cycles=5, **kwargs):
     "`fit_cyclical`, with accuracy, the distance to the first cycle's mask and the classes left at each cycle's end"
-    learn = run.learner(**start, trained=run.scale.dense)
+    learn = run.learner(**start, trained=run.scale.dense, validate=run.epochs//cycles)
     learn.metrics.append(ValueMetric(partial(classes, learn), 'classes'))
     learn.fit_cyclical(cycles, run.epochs//cycles, run.sparsity, lr_max=1e-2, interval=interval(run.scale.times), track=True, **kwargs)
     at = {n: learn.recorder.metric_names.index(n)-1 for n in ('accuracy', 'mask_distance', 'classes')}

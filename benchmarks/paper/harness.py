@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from joblib import cpu_count
-from fastai.basics import Adam, Callback, CrossEntropyLossFlat, Learner, SGD, accuracy, noop, set_seed
+from fastai.basics import Adam, Callback, CancelValidException, CrossEntropyLossFlat, Learner, SGD, accuracy, noop, set_seed
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastprune.all import *
@@ -86,7 +86,7 @@ def compiles(cell, scale):
 class Precision(Callback):
     "Layers in bfloat16, where that is fast, and channels last; weights, masks and the loss stay in float32. The model's forward compiled, if `compiled`"
     order = 5                                      # after what moves model and batch
-    def __init__(self, compiled): self.compiled = compiled
+    def __init__(self, compiled=False): self.compiled = compiled
     def before_fit(self):
         self.model.to(memory_format=torch.channels_last)
         if self.compiled:
@@ -100,6 +100,15 @@ class Precision(Callback):
     def after_pred(self):
         self.autocast.__exit__(None, None, None)
         self.learn.pred = self.pred.float()
+
+
+class SeldomValidate(Callback):
+    "Validation at the end of each `every`th epoch alone: on a small scale it takes a fifth of the time"
+    def __init__(self, every): self.every = every
+    def before_epoch(self): self.trained = False   # nor in `learn.validate()`
+    def after_train(self): self.trained = True
+    def before_validate(self):
+        if self.trained and (self.epoch+1) % self.every: raise CancelValidException
 
 
 def network(name):
@@ -125,10 +134,10 @@ class Run:
         return cifar10_dls(self.data, bs=round(bs*s.batch), n_train=None if s.images >= 50_000 else s.images, n_test=None if s.test >= 10_000 else s.test,
                            valid_pct=valid_pct, size=s.pixels if self.model == 'resnet18' else None)
 
-    def learner(self, bs=128, opt=sgd, wd=1e-4, moms=(0.9, 0.9, 0.9), trained=None, valid_pct=0.):
-        "A new Learner; from the network that was trained for so many epochs, if `trained`"
+    def learner(self, bs=128, opt=sgd, wd=1e-4, moms=(0.9, 0.9, 0.9), trained=None, valid_pct=0., validate=1):
+        "A new Learner; from the network that was trained for so many epochs, if `trained`. It validates at every `validate`th epoch while it trains"
         set_seed(self.seed)
-        learn = Learner(self.dls(bs, valid_pct), network(self.model), CrossEntropyLossFlat(), opt, metrics=accuracy, wd=wd, moms=moms, cbs=Precision(compiles(self.cell, self.scale)))
+        learn = Learner(self.dls(bs, valid_pct), network(self.model), CrossEntropyLossFlat(), opt, metrics=accuracy, wd=wd, moms=moms, cbs=[Precision(compiles(self.cell, self.scale)), SeldomValidate(validate)])
         learn.remove_cb(ProgressCallback)
         learn.logger = noop
         if trained: learn.model.load_state_dict(load_state(baseline(self.cache, self.scale, self.model, trained)))
@@ -159,7 +168,7 @@ def result(learn):
 @method('dense')
 def dense(run):
     "A trained network, as good as the epochs allow; its batches have 128 images at every scale"
-    learn = run.learner(bs=128/run.scale.batch, wd=5e-4)
+    learn = run.learner(bs=128/run.scale.batch, wd=5e-4, validate=run.epochs)
     learn.fit_one_cycle(run.epochs, 0.2, pct_start=0.3, div=10)
     return [*keep_baseline(run, learn), *result(learn)]
 

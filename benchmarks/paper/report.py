@@ -18,6 +18,12 @@ def sections(df):
         for s in [s for s in scales if s[0] != 'tiny'] or scales: yield name, table, s[0], mine[(mine[about] == list(s)).all(axis=1)]
 
 
+def called(scale, rows): return f'{scale} ({rows.files.iloc[0]})'
+
+
+def picture(short, scale, rows): return f'{short}_{scale}_{rows.files.iloc[0]}.png'
+
+
 def told(df):
     "One line on how it was run"
     first = df[df.what == 'accuracy']
@@ -47,21 +53,21 @@ def verdict(claim, scale):
 def text_of(df, name, folder):
     "The page; `folder` is where its pictures are"
     parts, summary, before = [], [], None
-    for title, table, scale, rows in sections(df):
+    for short, table, scale, rows in sections(df):
         claims = [(c, verdict(c, scale)) for c in comparable(table, rows)]
-        for c, v in claims: summary.append([table.title.split(':')[0], c.text, scale, v])
+        for c, v in claims: summary.append([table.title.split(':')[0], c.text, called(scale, rows), v])
         if table is not before: parts += [f'## {table.title}', f'{table.source}.', *getattr(table, 'notes', ())]
-        parts += [f'### Scale {scale}', f'{told(rows)}.', *table.show(rows)]
-        if claims: parts += [markdown(['claim', 'verdict', 'difference (spread s)'], [[c.text, f'**{v}**', c.evidence] for c, v in claims]), f'![{table.title}, scale {scale}]({folder}/{title}_{scale}.png)']
+        parts += [f'### Scale {called(scale, rows)}', f'{told(rows)}.', *table.show(rows)]
+        if claims: parts += [markdown(['claim', 'verdict', 'difference (spread s)'], [[c.text, f'**{v}**', c.evidence] for c, v in claims]), f'![{table.title}, scale {called(scale, rows)}]({folder}/{picture(short, scale, rows)})']
         else: parts.append('Too little was run to compare.')
         before = table
     head = f"""# The papers' tables
 
 Made by `python benchmarks/paper/report.py` from `{name}`, which `python benchmarks/paper/run.py --scale NAME` adds to. Values are test accuracies in percent, mean ± standard deviation over seeds (how many, if fewer than three). Layers are in bfloat16, with
-weights, masks and losses in float32; all in float32 where the machine has no fast bfloat16, and says so. Rows whose `files` are jpg are of CIFAR-10 after JPEG at quality 75, which costs a point or two: compare methods with each other, not values with the papers'.
+weights, masks and losses in float32; all in float32 where the machine has no fast bfloat16, and says so. Long trainings on a CPU are compiled, which the machine says too: the same network, rounded in other places. Where `files` are png, they are CIFAR-10 as it is; jpg, after JPEG at quality 75, which costs some points: compare methods with each other, not values with the papers'.
 
 **Scales** shrink the papers' setting for every method alike. `images`, `test`: how many to train and to test on. `batch`: images in a batch, times the papers'. `times`: epochs, times the papers'. `dense`: epochs of the trained ResNet-20 that
-methods start from. `pixels`: a side, where a paper scales images up to 224. `rounds` of pruning: at most so many. `files`: what images are kept as. Learning rates of the pruned trainings are the papers' at every scale, where they give them (ours in BIMP, CST and for the trained network).
+methods start from. `pixels`: a side, where a paper scales images up to 224. `rounds` of pruning: at most so many. `files`: what images are kept as; in brackets behind a scale's name below. Learning rates of the pruned trainings are the papers' at every scale, where they give them (ours in BIMP, CST and for the trained network).
 
 {markdown(about, settings(df))}
 
@@ -79,16 +85,16 @@ Shown are all scales that were run, the largest first; *tiny*, which is there to
 def draw(df, folder):
     folder.mkdir(exist_ok=True, parents=True)
     drawn = set()
-    for title, table, scale, rows in sections(df):
+    for short, table, scale, rows in sections(df):
         if not comparable(table, rows): continue
         fig, ax = plt.subplots(figsize=(5.2, 3), layout='constrained')
         table.figure(rows, ax)
-        ax.set_title(f'{table.title.split(":")[0]}: scale {scale}', fontsize=9)
+        ax.set_title(f'{table.title.split(":")[0]}: scale {called(scale, rows)}', fontsize=9)
         if ax.get_legend_handles_labels()[0]: ax.legend(fontsize='x-small', loc='center left', bbox_to_anchor=(1, 0.5))
         ax.grid(alpha=0.3)
-        fig.savefig(folder/f'{title}_{scale}.png', dpi=90)
+        fig.savefig(folder/picture(short, scale, rows), dpi=90)
         plt.close(fig)
-        drawn.add(f'{title}_{scale}.png')
+        drawn.add(picture(short, scale, rows))
     for old in folder.glob('*.png'):
         if old.name not in drawn: old.unlink()
 
