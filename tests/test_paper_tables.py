@@ -230,7 +230,7 @@ def test_validation_is_where_it_is_asked_for(runner):
                     harness.sgd, metrics=accuracy, cbs=[harness.SeldomValidate(2), Seen()])
     with learn.no_bar(), learn.no_logging(): learn.fit(5, 0.1)
     assert epochs == [1, 3] and [len(v) for v in learn.recorder.values] == [1, 3, 1, 3, 1]
-    assert len(learn.validate()) == 2 and epochs == [1, 3, 4]
+    assert len(learn.validate()) == 2 and epochs == [1, 3, 0]
 
 
 @pytest.fixture

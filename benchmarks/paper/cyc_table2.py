@@ -19,6 +19,15 @@ def classes(learn):
 def pruned(learn): return [('', 'classes', classes(learn)), *result(learn)]
 
 
+def living(weights, learn):
+    "Magnitude, but weights of filters of which nothing is left rank behind all others"
+    scores = magnitude(weights)
+    for n, m in (learn.masks or {}).items():
+        dead = ~m.flatten(1).any(1)
+        scores[n] = scores[n].masked_fill(dead.view(-1, *[1]*(m.dim()-1)), 0.)
+    return scores
+
+
 def one_shot_(run, **kwargs):
     learn = run.learner(**start, trained=run.scale.dense, validate=run.epochs)
     learn.prune(run.sparsity, **kwargs)
@@ -36,7 +45,7 @@ def by_cycle(run, cycles=5, **kwargs):
     "`fit_cyclical`, with accuracy, the distance to the first cycle's mask and the classes left at each cycle's end"
     learn = run.learner(**start, trained=run.scale.dense, validate=run.epochs//cycles)
     learn.metrics.append(ValueMetric(partial(classes, learn), 'classes'))
-    learn.fit_cyclical(cycles, run.epochs//cycles, run.sparsity, lr_max=1e-2, interval=interval(run.scale.times), track=True, **kwargs)
+    learn.fit_cyclical(cycles, run.epochs//cycles, run.sparsity, lr_max=1e-2, track=True, **{'interval': interval(run.scale.times), **kwargs})
     at = {n: learn.recorder.metric_names.index(n)-1 for n in ('accuracy', 'mask_distance', 'classes')}
     ends = learn.recorder.values[run.epochs//cycles-1::run.epochs//cycles]
     rows = [(str(c), w, float(v)) for c, e in enumerate(ends, 1) for w, v in (('cycle accuracy', 100*e[at['accuracy']]), ('mask distance', e[at['mask_distance']]), ('cycle classes', e[at['classes']]))]
@@ -52,6 +61,10 @@ partly = [f'{m}, {how}' for how in wholes for m in methods]
 intervals = {n: f'gradual, every {n}' for n in (1, 10, 100)}
 nested = {n: f'{name}, nested' for n, name in intervals.items()}      # what is pruned stays pruned
 for n in intervals: METHODS[intervals[n]], METHODS[nested[n]] = partial(gradual, interval=n), partial(gradual, interval=n, recover=False)
+alive = {'gradual': 'gradual, dead filters last', 'cyclical': 'cyclical, dead filters last'}
+for m, name in alive.items(): METHODS[name] = partial({'gradual': gradual, 'cyclical': by_cycle}[m], criterion=living)
+alive_100 = 'gradual, every 100, dead filters last'
+METHODS[alive_100] = partial(gradual, interval=100, criterion=living)
 ramps = {r: f'gradual, ramp {r:g}' for r in (0.4, 1.)}              # gradual itself: 0.8
 for r, name in ramps.items(): METHODS[name] = partial(gradual, ramp=r)
 
@@ -59,7 +72,7 @@ for r, name in ramps.items(): METHODS[name] = partial(gradual, ramp=r)
 def epochs(scale): return 5*scale.epochs_of(20)
 def needs(scale): return dense_cells('resnet20', scale)
 def cells(scale, df):
-    controls = (*partly, *ramps.values(), *(m for n, m in intervals.items() if n != interval(scale.times)), *nested.values())
+    controls = (*partly, *ramps.values(), *alive.values(), *([alive_100] if interval(scale.times) != 100 else []), *(m for n, m in intervals.items() if n != interval(scale.times)), *nested.values())
     return [*(Cell('resnet20', m, s, epochs(scale), seed) for seed in range(scale.seeds) for s in reversed(sparsities) for m in (*methods, *(controls if s == 0.99 else ()))),
             *dense_cells('resnet20', scale, range(1, scale.seeds))]
 

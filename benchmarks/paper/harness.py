@@ -12,6 +12,7 @@ from fastai.basics import Adam, Callback, CancelValidException, CrossEntropyLoss
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastprune.all import *
+from fastprune.callback import in_fit
 from tell import *
 
 here = Path(__file__).resolve().parent
@@ -103,12 +104,10 @@ class Precision(Callback):
 
 
 class SeldomValidate(Callback):
-    "Validation at the end of each `every`th epoch alone: on a small scale it takes a fifth of the time"
+    "Within a fit, validation at the end of each `every`th epoch alone: on a small scale it takes a fifth of the time"
     def __init__(self, every): self.every = every
-    def before_epoch(self): self.trained = False   # nor in `learn.validate()`
-    def after_train(self): self.trained = True
     def before_validate(self):
-        if self.trained and (self.epoch+1) % self.every: raise CancelValidException
+        if in_fit(self.learn) and (self.epoch+1) % self.every: raise CancelValidException
 
 
 def network(name):
