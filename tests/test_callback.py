@@ -422,6 +422,45 @@ def test_recover(learner, fit, recover):
     assert all(nested) != recover and learn.masks.sparsity == pytest.approx(0.9, abs=1e-3)
 
 
+@pytest.mark.parametrize('criterion', [magnitude, lambda weights: {n: p.detach().abs()-3 for n, p in weights.items()}], ids=['magnitude', 'negative'])
+@pytest.mark.parametrize('scope', ['local', 'global'])
+def test_dead_filters_come_back_last(learner, fit, criterion, scope):
+    "Where sparsity falls, and steps are large"
+    came = {'alive': 0, 'dead': 0, 'dead before alive': 0}
+    class Watch(Callback):
+        order, last = 80, None
+        def after_step(self):
+            now = self.learn.masks
+            if self.last and scope == 'local':
+                for n, m in now.items():
+                    alive = self.last[n].flatten(1).any(1).view(-1, *[1]*(m.ndim-1)).expand_as(m)
+                    came['alive'] += int((m & ~self.last[n] & alive).sum())
+                    came['dead'] += int((m & ~alive).sum())
+                    came['dead before alive'] += bool((m & ~alive).any() and (alive & ~m).any())
+            self.last = now
+    learn = learner()
+    fit(learn, 2, 1., cbs=[SparsifyCallback(0.97, criterion=criterion, schedule=cyclical(cubic, 3, 0.2), scope=scope, recover='alive', interval=2), Watch()])
+    n = sum(m.numel() for m in learn.masks.values())
+    if scope == 'global': assert learn.masks.n_kept == n-round(0.97*n)
+    else: assert came['alive'] and came['dead'] and not came['dead before alive'] and all(int((~m).sum()) == round(0.97*m.numel()) for m in learn.masks.values())
+
+
+@pytest.mark.parametrize('shape, groups', [((6,), 0), ((6, 5), 0), ((6, 5, 3, 3), 0), ((6, 5, 3), 0), ((4, 6, 3, 3), 1), ((4, 6, 3, 3), 2), ((8, 3, 2), 4)])
+@pytest.mark.parametrize('absolute', [True, False])
+def test_which_filters_are_dead(shape, groups, absolute):
+    "Of a transposed convolution [in,out/groups,...], too"
+    from fastprune.callback import alive_first
+    out = torch.arange(shape[0]).view(-1, *[1]*(len(shape)-1)).expand(shape)          # the filter of each weight
+    if groups: out = (torch.arange(shape[0])//(shape[0]//groups))[:, None]*shape[1] + torch.arange(shape[1])
+    if groups: out = out.view(*shape[:2], *[1]*(len(shape)-2)).expand(shape)
+    torch.manual_seed(0)
+    mask, scores = torch.rand(shape) < len(out.unique())/out.numel()/2, torch.randn(shape)
+    dead = ~torch.isin(out, out[mask])
+    assert dead.any() and not dead.all()
+    ranked = alive_first({'w': scores}, {'w': mask}, absolute, {'w': groups} if groups else None)['w']
+    assert torch.equal(ranked[~dead], scores[~dead]) and (ranked[dead] == (0 if absolute else -float('inf'))).all()
+
+
 class CutShort(Callback):
     "No steps in the last part of the last epoch"
     order, run_valid = 20, False

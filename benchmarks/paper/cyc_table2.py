@@ -19,15 +19,6 @@ def classes(learn):
 def pruned(learn): return [('', 'classes', classes(learn)), *result(learn)]
 
 
-def living(weights, learn):
-    "Magnitude, but weights of filters of which nothing is left rank behind all others"
-    scores = magnitude(weights)
-    for n, m in (learn.masks or {}).items():
-        dead = ~m.flatten(1).any(1)
-        scores[n] = scores[n].masked_fill(dead.view(-1, *[1]*(m.dim()-1)), 0.)
-    return scores
-
-
 def one_shot_(run, **kwargs):
     learn = run.learner(**start, trained=run.scale.dense, validate=run.epochs)
     learn.prune(run.sparsity, **kwargs)
@@ -61,10 +52,8 @@ partly = [f'{m}, {how}' for how in wholes for m in methods]
 intervals = {n: f'gradual, every {n}' for n in (1, 10, 100)}
 nested = {n: f'{name}, nested' for n, name in intervals.items()}      # what is pruned stays pruned
 for n in intervals: METHODS[intervals[n]], METHODS[nested[n]] = partial(gradual, interval=n), partial(gradual, interval=n, recover=False)
-alive = {'gradual': 'gradual, dead filters last', 'cyclical': 'cyclical, dead filters last'}
-for m, name in alive.items(): METHODS[name] = partial({'gradual': gradual, 'cyclical': by_cycle}[m], criterion=living)
-alive_100 = 'gradual, every 100, dead filters last'
-METHODS[alive_100] = partial(gradual, interval=100, criterion=living)
+alive = {m: f'{m}, dead filters last' for m in ('gradual', 'cyclical', intervals[100])}
+for m, name in alive.items(): METHODS[name] = partial(METHODS[m], recover='alive')
 ramps = {r: f'gradual, ramp {r:g}' for r in (0.4, 1.)}              # gradual itself: 0.8
 for r, name in ramps.items(): METHODS[name] = partial(gradual, ramp=r)
 
@@ -72,8 +61,9 @@ for r, name in ramps.items(): METHODS[name] = partial(gradual, ramp=r)
 def epochs(scale): return 5*scale.epochs_of(20)
 def needs(scale): return dense_cells('resnet20', scale)
 def cells(scale, df):
-    controls = (*partly, *ramps.values(), *alive.values(), *([alive_100] if interval(scale.times) != 100 else []), *(m for n, m in intervals.items() if n != interval(scale.times)), *nested.values())
-    return [*(Cell('resnet20', m, s, epochs(scale), seed) for seed in range(scale.seeds) for s in reversed(sparsities) for m in (*methods, *(controls if s == 0.99 else ()))),
+    usual = intervals[interval(scale.times)]
+    controls = {0.98: [alive[m] for m in methods if m in alive], 0.99: [*partly, *ramps.values(), *(name for m, name in alive.items() if m != usual), *(m for m in intervals.values() if m != usual), *nested.values()]}
+    return [*(Cell('resnet20', m, s, epochs(scale), seed) for seed in range(scale.seeds) for s in reversed(sparsities) for m in (*methods, *controls.get(s, ()))),
             *dense_cells('resnet20', scale, range(1, scale.seeds))]
 
 # ---- what came out
@@ -92,34 +82,42 @@ that layer whole.""",
 come back, in place of those that were there, and the 4 at the end stood in one of its 16 filters, so that all that follows saw a single picture. Of most other layers no weight came back. Where what is pruned stays pruned, or the first layer is left out, that can't happen; below is what it costs. The first and last layer whole are 1,062 weights more, beside some 2,700."""]
 
 
-def mine(df): return rows_of(df, 'resnet20', ('dense', *methods, *partly, *intervals.values(), *nested.values(), *ramps.values()))
+def mine(df): return rows_of(df, 'resnet20', ('dense', *methods, *partly, *intervals.values(), *nested.values(), *alive.values(), *ramps.values()))
 
 
 def at_interval(n, usual):
-    "Gradual pruning with so many iterations between mask updates, where weights may come back and where not; `usual` is that of gradual itself"
-    return 'gradual' if n == usual else intervals[n], nested[n]
+    "Gradual pruning with so many iterations between mask updates: where weights may come back, where those of dead filters come last, and where none may; `usual` is that of gradual itself"
+    m = 'gradual' if n == usual else intervals[n]
+    return m, alive.get(m), nested[n]
 
 
 def show(df):
     rows = [(f'{100*s:g}%', [(p, ours(values(df, m, s))) for p, m in zip(paper[s], methods)]) for s in sparsities]
-    beside = [(f'{100*s:g}%', m, ours(values(df, m, s)), ours(values(df, m, s, 'classes'), 1), *(ours(values(df, f'{m}, {how}', s)) if s == 0.99 else '' for how in wholes)) for s in sparsities for m in methods if values(df, m, s, 'classes')]
+    asked = lambda s: [*([alive] if s in (0.98, 0.99) else ()), *([{m: f'{m}, {how}' for m in methods} for how in wholes] if s == 0.99 else ())]
+    beside = [(f'{100*s:g}%', m, ours(values(df, m, s)), ours(values(df, m, s, 'classes'), 1), *([ours(values(df, names[m], s)) if m in names else '' for names in asked(s)]+['']*3)[:3]) for s in sparsities for m in methods if values(df, m, s, 'classes')]
     usual = interval(df.times.iloc[0])
     rises = {r: v for r, m in sorted({**ramps, 0.8: 'gradual'}.items()) if (v := values(df, m, 0.99))}
-    updates = [(str(n), ours(a), ours(b)) for n in intervals for a, b in [[values(df, m, 0.99) for m in at_interval(n, usual)]] if a or b]
+    updates = [(str(n), *(ours(values(df, m, 0.99)) if m else '' for m in ms)) for n in intervals for ms in [at_interval(n, usual)] if any(values(df, m, 0.99) for m in ms if m)]
     return [f"Dense: paper 92.24, ours {ours(values(df, 'dense'))}.", *([side_by_side('sparsity', methods, rows)] if any(o != '–' for _, pairs in rows for _, o in pairs) else []),
-            *([markdown(['sparsity', 'method', 'accuracy', 'classes with a weight', *(f'accuracy, {how}' for how in wholes)], beside)] if beside else []),
-            *(['Gradual pruning at 99% by the iterations between mask updates; nested: what is pruned stays pruned.', markdown(['iterations', 'weights may come back', 'nested'], updates)] if len(updates) > 1 else []),
+            *([markdown(['sparsity', 'method', 'accuracy', 'classes with a weight', *(f'accuracy, {how}' for how in ('dead filters last', *wholes))], beside)] if beside else []),
+            *(['Gradual pruning at 99% by the iterations between mask updates; nested: what is pruned stays pruned.', markdown(['iterations', 'weights may come back', 'dead filters last', 'nested'], updates)] if len(updates) > 1 else []),
             *(["And by the part of training in which sparsity rises (the paper's equation 1 has all of it, its section 5.2 four fifths of a cycle): "+', '.join(f'{100*r:g}%: {ours(v)}' for r, v in rises.items())+'.'] if len(rises) > 1 else [])]
 
 
 def claims(df):
     order = (('gradual', 'one-shot'), ('cyclical', 'gradual'), ('cyclical', 'one-shot'))
     pairs = lambda a, b, at: [(f'{100*s:g}%', values(df, a, s), values(df, b, s)) for s in at]
+    updates = {n: at_interval(n, interval(df.times.iloc[0])) for n in intervals}
+    how_often = lambda n: f"with masks at every {f'{n}th '*(n > 1)}iteration"
     return [*(Claim(f'{a.capitalize()} is better than {b} at {100*s:g}%', pairs(a, b, (s,))) for s in (0.98, 0.99) for a, b in order),
             Claim('Gradual is better than one-shot at 90 and 95%', pairs('gradual', 'one-shot', (0.9, 0.95))),
             Claim('Cyclical is no worse than gradual at 90 and 95%', pairs('cyclical', 'gradual', (0.9, 0.95)), no_worse=True),
             Claim("Not the paper's: gradual with masks at every iteration is better than one-shot at 99%", pairs(intervals[1], 'one-shot', (0.99,))),
-            *(Claim(f"Not the paper's: gradual at 99% with masks at every {f'{n}th '*(n > 1)}iteration is better where weights may come back", pairs(*at_interval(n, interval(df.times.iloc[0])), (0.99,))) for n in intervals),
+            *(Claim(f"Not the paper's: gradual at 99% {how_often(n)} is better where weights may come back", pairs(back, none, (0.99,))) for n, (back, _, none) in updates.items()),
+            *(Claim(f"Not the paper's: gradual at 99% {how_often(n)} is better where dead filters come last than where {others}", pairs(last, than, (0.99,)))
+              for n, (back, last, none) in updates.items() if last for than, others in ((back, 'all weights may come back'), (none, 'no weight comes back'))),
+            *(Claim(f"Not the paper's: {m} at {100*s:g}% is better where dead filters come last", pairs(alive[m], m, (s,))) for s, m in ((0.98, 'gradual'), (0.98, 'cyclical'), (0.99, 'cyclical'))),
+            *(Claim(f"Not the paper's: {a} is better than {b} at {100*s:g}% where dead filters come last", pairs(alive[a], alive.get(b, b), (s,))) for s in (0.98, 0.99) for a, b in order),
             *(Claim(f"Not the paper's: {a} is better than {b} at 99% with the {how}", pairs(f'{a}, {how}', f'{b}, {how}', (0.99,))) for how in wholes for a, b in order)]
 
 
