@@ -61,7 +61,7 @@ def draw(rng):
     model = rng.choice(list(models))
     c = dict(model=model, granularity=rng.choice(list(models[model][1])) if rng.random() < 0.4 else 'weight', optimizer=rng.choice(list(optimizers)), wd=rng.choice([0., 0.01]),
              method=rng.choice(['SparsifyCallback']*12+list(baselines)), schedule=rng.choice(list(schedules)), criterion=rng.choice(list(criteria)), scope=rng.choice(SCOPES[:4]), sparsity=rng.choice([0., 0.3, 0.5, 0.8, 0.9, 0.97, round(rng.random()*0.98, 4)]),
-             interval=rng.choice([1, 2, 3, 10, 50]), initial=rng.choice([None]*4+[0.2]), recover=rng.random() < 0.7, refresh=rng.random() < 0.3, track=rng.random() < 0.3, fit=rng.choice(list(fits)), epochs=rng.choice([1, 2, 3]), bs=rng.choice([64, 128, 256]),
+             interval=rng.choice([1, 2, 3, 10, 50]), initial=rng.choice([None]*4+[0.2]), recover=rng.choice([True]*4+['alive']*3+[False]*3), refresh=rng.random() < 0.3, track=rng.random() < 0.3, fit=rng.choice(list(fits)), epochs=rng.choice([1, 2, 3]), bs=rng.choice([64, 128, 256]),
              precision=rng.choice(precisions), others=sorted(rng.sample(list(beside), rng.choice([0, 0, 1, 2]))), stop=None, life=rng.choice(lives), before=rng.choice([None]*5+['prune', 'fit', 'validate', 'lr_find']))
     if c['granularity'] in ('2:4', '1:4'): c['sparsity'] = rng.choice([0.3, 0.5])
     if c['precision'] in ('float16', 'bfloat16', 'fp16'): c['precision'] = c['precision'] if model in ('mlp', 'tied', '10 weights') else 'bf16'      # CPUs have no such LSTMs and BatchNorms

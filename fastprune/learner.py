@@ -83,6 +83,7 @@ def prune(self:Learner,
     weight. Raises `ValueError` for arguments that don't fit the model"""
     SparsifyCallback(sparsity, criterion=criterion, scope=scope, granularity=granularity)       # the same checks
     check_n_batches(n_batches)
+    if recover not in (True, False): raise ValueError(f"recover={recover!r}: needs True or False; 'alive' is for SparsifyCallback")
     scope,iterations = check_scope(scope),iterations if iterations is not None else 100 if getattr(criterion, 'func', criterion) is synflow else 1
     check_whole(iterations=iterations)
     if not isinstance(min_density, Number) or not 0<=min_density<1: raise ValueError(f"min_density={min_density!r}: needs the fraction of each tensor that stays, in [0,1)")

@@ -423,42 +423,74 @@ def test_recover(learner, fit, recover):
 
 
 @pytest.mark.parametrize('criterion', [magnitude, lambda weights: {n: p.detach().abs()-3 for n, p in weights.items()}], ids=['magnitude', 'negative'])
-@pytest.mark.parametrize('scope', ['local', 'global'])
+@pytest.mark.parametrize('scope', ['local', 'global', 'lamp'])
 def test_dead_filters_come_back_last(learner, fit, criterion, scope):
     "Where sparsity falls, and steps are large"
-    came = {'alive': 0, 'dead': 0, 'dead before alive': 0}
+    if scope == 'lamp' and criterion is not magnitude: criterion = lambda weights: {n: p.detach()**2 for n, p in weights.items()}
+    came, groups = {'alive': 0, 'dead': 0, 'dead before alive': 0}, [['0.0.weight'], ['1.0.weight'], ['2.0.weight'], ['5.weight']]
     class Watch(Callback):
         order, last = 80, None
         def after_step(self):
             now = self.learn.masks
-            if self.last and scope == 'local':
-                for n, m in now.items():
-                    alive = self.last[n].flatten(1).any(1).view(-1, *[1]*(m.ndim-1)).expand_as(m)
-                    came['alive'] += int((m & ~self.last[n] & alive).sum())
-                    came['dead'] += int((m & ~alive).sum())
-                    came['dead before alive'] += bool((m & ~alive).any() and (alive & ~m).any())
+            if self.last:
+                alive = {n: m.flatten(1).any(1).view(-1, *[1]*(m.ndim-1)).expand_as(m) for n, m in self.last.items()}
+                for names in groups if scope == 'local' else [sum(groups, [])]:
+                    back = [int((now[n] & ~self.last[n] & alive[n]).sum()) for n in names], [int((now[n] & ~alive[n]).sum()) for n in names]
+                    came['alive'] += sum(back[0])
+                    came['dead'] += sum(back[1])
+                    came['dead before alive'] += sum(back[1]) > 0 and any((alive[n] & ~now[n]).any() for n in names)
             self.last = now
     learn = learner()
-    fit(learn, 2, 1., cbs=[SparsifyCallback(0.97, criterion=criterion, schedule=cyclical(cubic, 3, 0.2), scope=scope, recover='alive', interval=2), Watch()])
+    cb = SparsifyCallback(0.97, criterion=criterion, schedule=cyclical(cubic, 3, 0.2), scope=scope, recover='alive', interval=2)
+    fit(learn, 2, 1., cbs=[cb, Watch()])
     n = sum(m.numel() for m in learn.masks.values())
-    if scope == 'global': assert learn.masks.n_kept == n-round(0.97*n)
-    else: assert came['alive'] and came['dead'] and not came['dead before alive'] and all(int((~m).sum()) == round(0.97*m.numel()) for m in learn.masks.values())
+    assert came['alive'] and came['dead'] and not came['dead before alive']
+    if scope == 'local': assert all(int((~m).sum()) == round(0.97*m.numel()) for m in learn.masks.values())
+    else: assert learn.masks.n_kept == n-round(0.97*n)
 
 
 @pytest.mark.parametrize('shape, groups', [((6,), 0), ((6, 5), 0), ((6, 5, 3, 3), 0), ((6, 5, 3), 0), ((4, 6, 3, 3), 1), ((4, 6, 3, 3), 2), ((8, 3, 2), 4)])
-@pytest.mark.parametrize('absolute', [True, False])
-def test_which_filters_are_dead(shape, groups, absolute):
-    "Of a transposed convolution [in,out/groups,...], too"
-    from fastprune.callback import alive_first
+@pytest.mark.parametrize('kind', ['magnitude', 'positive', 'negative', 'equal'])
+def test_which_filters_are_dead(shape, groups, kind):
+    "Of a transposed convolution [in,out/groups,...], too; they keep their order, behind all others"
+    from fastprune.callback import _dead_last
     out = torch.arange(shape[0]).view(-1, *[1]*(len(shape)-1)).expand(shape)          # the filter of each weight
-    if groups: out = (torch.arange(shape[0])//(shape[0]//groups))[:, None]*shape[1] + torch.arange(shape[1])
-    if groups: out = out.view(*shape[:2], *[1]*(len(shape)-2)).expand(shape)
+    if groups: out = ((torch.arange(shape[0])//(shape[0]//groups))[:, None]*shape[1] + torch.arange(shape[1])).view(*shape[:2], *[1]*(len(shape)-2)).expand(shape)
     torch.manual_seed(0)
     mask, scores = torch.rand(shape) < len(out.unique())/out.numel()/2, torch.randn(shape)
+    if kind == 'positive': scores = scores.abs()
+    if kind == 'equal': scores = -torch.ones(shape)
     dead = ~torch.isin(out, out[mask])
     assert dead.any() and not dead.all()
-    ranked = alive_first({'w': scores}, {'w': mask}, absolute, {'w': groups} if groups else None)['w']
-    assert torch.equal(ranked[~dead], scores[~dead]) and (ranked[dead] == (0 if absolute else -float('inf'))).all()
+    ranked = _dead_last({'w': scores}, {'w': mask}, kind == 'magnitude', {'w': groups} if groups else {})['w']
+    assert torch.equal(ranked[~dead], scores[~dead])
+    if kind == 'magnitude': ranked, scores = ranked.abs(), scores.abs()
+    assert ranked[dead].max() < ranked[~dead].min() and torch.equal(ranked[dead].argsort(stable=True), scores[dead].argsort(stable=True))
+
+
+def test_dead_filters_under_weight_norm(fit):
+    "Each column keeps its largest, in a dead row, too"
+    learn = Learner(digits_dls(), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(64, 10), dim=1)), CrossEntropyLossFlat())
+    fit(learn, 2, 0.5, cbs=SparsifyCallback(0.8, schedule=cyclical(cubic, 2, 0.2), recover='alive', interval=2))
+    mask = next(iter(learn.masks.values()))
+    assert mask.any(0).all() and learn.masks.n_kept == 640-512 and all(p.isfinite().all() for p in learn.model.parameters())
+
+
+@pytest.mark.parametrize('granularity', ['row', 'column', '2:4'])
+def test_dead_rows_of_other_groups(fit, granularity):
+    "Rows are dead where weights were pruned one by one before"
+    learn = Learner(digits_dls(), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), CrossEntropyLossFlat())
+    with torch.no_grad(): learn.model[1].weight[3:6] = 0
+    learn.prune(0.5)
+    for criterion in (magnitude, lambda weights: {n: p.detach().abs()-3 for n, p in weights.items()}): fit(learn, 1, 0.5, cbs=SparsifyCallback(0.5, criterion=criterion, granularity=granularity, recover='alive', interval=2))
+    (name, mask), = learn.masks.items()
+    assert mask.sum() == 320 and (learn.model.get_parameter(name)[~mask] == 0).all()
+
+
+@pytest.mark.parametrize('recover', ['dead', 2, None])
+def test_wrong_recover(learner, recover):
+    with pytest.raises(ValueError, match="recover=.*needs True, False or 'alive'"): SparsifyCallback(0.5, recover=recover)
+    with pytest.raises(ValueError, match="recover='alive': needs True or False"): learner().prune(0.5, recover='alive')
 
 
 class CutShort(Callback):

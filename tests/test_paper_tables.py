@@ -1,5 +1,5 @@
 "The harness of benchmarks/paper: verdicts, a CSV that only grows, and pages made from it alone"
-import re, subprocess, sys
+import re, shutil, subprocess, sys, sysconfig
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 
@@ -196,10 +196,9 @@ def test_long_trainings_are_compiled_on_a_cpu(runner, monkeypatch, images, epoch
     import harness, torch
     from dataclasses import replace
     monkeypatch.setattr(harness.shutil, 'which', lambda name: compiler)
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
+    monkeypatch.setattr(harness, 'default_device', lambda: torch.device('cuda' if gpu else 'cpu'))
     cell, scale = harness.Cell('resnet20', 'gradual', 0.9, epochs), replace(harness.SCALES['tiny'], images=images)
-    assert harness.compiles(cell, scale) == compiled
-    if gpu: return                                                                # `machine` asks it for its name
+    assert harness.compiles(cell, scale) == compiled and not harness.compiles(replace(cell, model='resnet18'), scale)
     with runner(lambda c: ([('', 'accuracy', 50.)], 1.)) as r:
         r.scale = scale
         r.fill([], [cell])
@@ -216,6 +215,21 @@ def test_a_network_is_compiled_once(monkeypatch):
     with learn.no_bar(), learn.no_logging():
         for _ in range(2): learn.fit(1, 0.1)
     assert asked == [(model, dict(dynamic=False))]
+
+
+@pytest.mark.skipif(shutil.which('g++') is None or not Path(sysconfig.get_path('include'), 'Python.h').exists(), reason='needs a C++ compiler')
+def test_a_compiled_network_learns_the_same():
+    import harness, torch
+    from fastai.basics import DataLoader, DataLoaders, Learner, set_seed
+    def trained(compiled):
+        set_seed(0)
+        data = [(torch.randn(3, 8, 8), torch.tensor(i % 2)) for i in range(8)]
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten())
+        learn = Learner(DataLoaders(DataLoader(data, bs=4), DataLoader(data, bs=4), device='cpu'), model, torch.nn.functional.cross_entropy, harness.sgd, cbs=harness.Precision(compiled))
+        with learn.no_bar(), learn.no_logging(): learn.fit(2, 0.1, cbs=harness.SparsifyCallback(0.5))
+        return list(learn.model.state_dict()), learn.model[0].weight.detach(), learn.masks.sparsity
+    (names, w, s), (names_compiled, compiled, s_compiled) = trained(False), trained(True)
+    assert names == names_compiled and s == s_compiled == 0.5 and torch.allclose(w, compiled, atol=0.02)
 
 
 def test_validation_is_where_it_is_asked_for(runner):

@@ -1,14 +1,14 @@
 "What all tables share: scales, cells, how one is trained, and the CSV that they end up in. `run.py` runs them, `report.py` makes RESULTS.md"
-import csv, os, shutil, subprocess, sys, time, traceback, warnings
+import csv, os, shutil, subprocess, sys, sysconfig, threading, time, traceback, warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 import pandas as pd
 import torch
 from joblib import cpu_count
-from fastai.basics import Adam, Callback, CancelValidException, CrossEntropyLossFlat, Learner, SGD, accuracy, noop, set_seed
+from fastai.basics import Adam, Callback, CancelValidException, CrossEntropyLossFlat, Learner, SGD, accuracy, default_device, noop, set_seed
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastprune.all import *
@@ -80,8 +80,9 @@ def bfloat16_is_fast():
 
 
 def compiles(cell, scale):
-    "On a CPU torch.compile takes the better part of a minute, and a third less time after it; it needs a compiler"
-    return scale.images*cell.epochs >= 50_000 and not torch.cuda.is_available() and shutil.which(os.environ.get('CXX', 'g++')) is not None
+    "Long trainings on a CPU, or long rounds: torch.compile takes the better part of a minute, and a third less time after it. It needs a compiler. Not ResNet-18: its tables tell seconds, of short steps"
+    compiler = shutil.which(os.environ.get('CXX', 'g++')) and Path(sysconfig.get_path('include'), 'Python.h').exists()
+    return bool(compiler) and cell.model != 'resnet18' and scale.images*cell.epochs >= 50_000 and default_device().type == 'cpu'
 
 
 class Precision(Callback):
@@ -104,7 +105,7 @@ class Precision(Callback):
 
 
 class SeldomValidate(Callback):
-    "Within a fit, validation at the end of each `every`th epoch alone: on a small scale it takes a fifth of the time"
+    "Within a fit, validation at the end of each `every`th epoch alone: it takes a fifth of the time at small scales"
     def __init__(self, every): self.every = every
     def before_validate(self):
         if in_fit(self.learn) and (self.epoch+1) % self.every: raise CancelValidException
@@ -184,8 +185,14 @@ def commit():
     return (git('rev-parse', '--short', 'HEAD') or 'unknown')+('+' if git('status', '--porcelain', '--', '../../fastprune', '*.py') else '')
 
 
+def _end_with_parent():
+    parent_process().join()
+    os._exit(1)
+
+
 def _ready():
-    "In each new process: the methods of all tables, and what they import"
+    "In each new process: the methods of all tables, and what they import. It ends with the process that started it, should that be killed"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.filterwarnings('ignore')
     import tables
     with quiet():

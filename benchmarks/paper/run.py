@@ -55,7 +55,8 @@ def main():
             for table in [TABLES[t] for t in o.tables or TABLES]:
                 finished = None
                 while finished != (finished := len(results.finished())):       # what came out may ask for more cells
-                    runner.fill(table.needs(scale), [c for c in table.cells(scale, results.df) if asked(c, o)])
+                    cells, needs = [c for c in table.cells(scale, results.df) if asked(c, o)], table.needs(scale)
+                    runner.fill(needs if runner.todo(cells) else [c for c in needs if asked(c, o)], cells)
     finally:                                                                   # also of what was stopped, or lost a process
         print(f'{len(results.finished())} cells in {o.out}, told in {report_on(o.out)}')
     if runner.failed: raise SystemExit(f'{len(runner.failed)} cells failed')
