@@ -125,5 +125,7 @@ def claims(df):
 
 
 def figure(df, ax):
-    for m in methods: line_over(ax, df, sparsities, m, m)
+    for i, m in enumerate(methods):
+        line_over(ax, df, sparsities, m, m, color=f'C{i}')
+        if m in alive: line_over(ax, df, sparsities, alive[m], alive[m], color=f'C{i}', ls=':', mfc='white')
     ax.set(xlabel='sparsity (%)', ylabel='test accuracy (%)')
