@@ -1,5 +1,5 @@
 "The harness of benchmarks/paper: verdicts, a CSV that only grows, and pages made from it alone"
-import re, shutil, subprocess, sys, sysconfig
+import re, subprocess, sys
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 
@@ -159,19 +159,27 @@ def test_a_cell_that_fails_leaves_the_others_alone(runner, capsys):
     assert 'seed 1: failed, ZeroDivisionError' in capsys.readouterr().out
 
 
+def small_learner(cbs, loss=None, **kwargs):
+    "One convolution, eight images"
+    import harness, torch
+    from fastai.basics import DataLoader, DataLoaders, Learner
+    data = [(torch.randn(3, 8, 8), torch.tensor(i % 2)) for i in range(8)]
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten())
+    return Learner(DataLoaders(DataLoader(data, bs=4), DataLoader(data, bs=4), device='cpu'), model, loss or torch.nn.functional.cross_entropy, harness.sgd, cbs=cbs, **kwargs)
+
+
 @pytest.mark.parametrize('fast', [True, False])
 def test_layers_are_in_bfloat16_where_that_is_fast(runner, monkeypatch, fast):
     "Without AVX-512 it takes 15 times as long as float32"
     import harness, torch
-    from fastai.basics import DataLoader, DataLoaders, Learner
     monkeypatch.setattr(harness, 'bfloat16_is_fast', lambda: fast)
-    data, seen, lost = [(torch.randn(3, 8, 8), torch.tensor(i % 2)) for i in range(8)], set(), set()
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten())
-    model[0].register_forward_hook(lambda m, x, out: seen.add(out.dtype))
+    seen, lost = set(), set()
     def loss(pred, y):
         lost.add(pred.dtype)
         return torch.nn.functional.cross_entropy(pred, y)
-    learn = Learner(DataLoaders(DataLoader(data, bs=4), DataLoader(data, bs=4), device='cpu'), model, loss, harness.sgd, cbs=harness.Precision())
+    learn = small_learner(harness.Precision(), loss)
+    model = learn.model
+    model[0].register_forward_hook(lambda m, x, out: seen.add(out.dtype))
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.1)
     assert seen == {torch.bfloat16 if fast else torch.float32} and lost == {model[0].weight.dtype} == {torch.float32}
     cell = harness.Cell('resnet20', 'gradual', 0.9, 5)
@@ -207,41 +215,35 @@ def test_long_trainings_are_compiled_on_a_cpu(runner, monkeypatch, images, epoch
 
 def test_a_network_is_compiled_once(monkeypatch):
     import harness, torch
-    from fastai.basics import DataLoader, DataLoaders, Learner
-    data, asked = [(torch.randn(3, 8, 8), torch.tensor(i % 2)) for i in range(8)], []
+    asked = []
     monkeypatch.setattr(torch.nn.Module, 'compile', lambda self, **kwargs: asked.append((self, kwargs)))
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten())
-    learn = Learner(DataLoaders(DataLoader(data, bs=4), DataLoader(data, bs=4), device='cpu'), model, torch.nn.functional.cross_entropy, harness.sgd, cbs=harness.Precision(compiled=True))
+    learn = small_learner(harness.Precision(compiled=True))
     with learn.no_bar(), learn.no_logging():
         for _ in range(2): learn.fit(1, 0.1)
-    assert asked == [(model, dict(dynamic=False))]
+    assert asked == [(learn.model, dict(dynamic=False))]
 
 
-@pytest.mark.skipif(shutil.which('g++') is None or not Path(sysconfig.get_path('include'), 'Python.h').exists(), reason='needs a C++ compiler')
 def test_a_compiled_network_learns_the_same():
     import harness, torch
-    from fastai.basics import DataLoader, DataLoaders, Learner, set_seed
+    from fastai.basics import set_seed
+    if not harness.can_compile(): pytest.skip('needs a C++ compiler and the headers of Python')
     def trained(compiled):
         set_seed(0)
-        data = [(torch.randn(3, 8, 8), torch.tensor(i % 2)) for i in range(8)]
-        model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten())
-        learn = Learner(DataLoaders(DataLoader(data, bs=4), DataLoader(data, bs=4), device='cpu'), model, torch.nn.functional.cross_entropy, harness.sgd, cbs=harness.Precision(compiled))
+        learn = small_learner(harness.Precision(compiled))
         with learn.no_bar(), learn.no_logging(): learn.fit(2, 0.1, cbs=harness.SparsifyCallback(0.5))
         return list(learn.model.state_dict()), learn.model[0].weight.detach(), learn.masks.sparsity
     (names, w, s), (names_compiled, compiled, s_compiled) = trained(False), trained(True)
     assert names == names_compiled and s == s_compiled == 0.5 and torch.allclose(w, compiled, atol=0.02)
 
 
-def test_validation_is_where_it_is_asked_for(runner):
+def test_validation_is_where_it_is_asked_for():
     "And wherever someone calls `learn.validate()`"
-    import harness, torch
-    from fastai.basics import Callback, DataLoader, DataLoaders, Learner, accuracy
+    import harness
+    from fastai.basics import Callback, accuracy
     class Seen(Callback):
         order = 99
         def before_validate(self): epochs.append(self.epoch)
-    data, epochs = [(torch.randn(3, 8, 8), torch.tensor(i % 2)) for i in range(8)], []
-    learn = Learner(DataLoaders(DataLoader(data, bs=4), DataLoader(data, bs=4), device='cpu'), torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten()), torch.nn.functional.cross_entropy,
-                    harness.sgd, metrics=accuracy, cbs=[harness.SeldomValidate(2), Seen()])
+    epochs, learn = [], small_learner([harness.SeldomValidate(2), Seen()], metrics=accuracy)
     with learn.no_bar(), learn.no_logging(): learn.fit(5, 0.1)
     assert epochs == [1, 3] and [len(v) for v in learn.recorder.values] == [1, 3, 1, 3, 1]
     assert len(learn.validate()) == 2 and epochs == [1, 3, 0]

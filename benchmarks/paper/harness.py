@@ -79,10 +79,14 @@ def bfloat16_is_fast():
     return torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability().startswith('AVX512')
 
 
+def can_compile():
+    "Is there what torch.compile needs on a CPU?"
+    return shutil.which(os.environ.get('CXX', 'g++')) is not None and Path(sysconfig.get_path('include'), 'Python.h').exists()
+
+
 def compiles(cell, scale):
-    "Long trainings on a CPU, or long rounds: torch.compile takes the better part of a minute, and a third less time after it. It needs a compiler. Not ResNet-18: its tables tell seconds, of short steps"
-    compiler = shutil.which(os.environ.get('CXX', 'g++')) and Path(sysconfig.get_path('include'), 'Python.h').exists()
-    return bool(compiler) and cell.model != 'resnet18' and scale.images*cell.epochs >= 50_000 and default_device().type == 'cpu'
+    "Long trainings on a CPU, or long rounds: torch.compile takes the better part of a minute, and a third less time after it. Not ResNet-18: its tables tell seconds, of short steps"
+    return can_compile() and cell.model != 'resnet18' and scale.images*cell.epochs >= 50_000 and default_device().type == 'cpu'
 
 
 class Precision(Callback):
