@@ -180,7 +180,7 @@ def synflow(weights:dict, # Name -> parameter of any shape
         ready = {n:torch.ones_like(b, dtype=torch.float64) if n.endswith('running_var') else torch.zeros_like(b, dtype=torch.float64) if n.endswith('running_mean')
                  else b.double() if b.is_floating_point() else b for n,b in model.named_buffers()}
         small = 2.**-400                                              # so that nothing that is bounded, as ReLU6, gets there; scores are in proportion
-        ones = tuple(torch.full_like(x[:1], small, dtype=torch.float64).as_subclass(torch.Tensor).to(dev) for x in xb)
+        ones = tuple(torch.full_like(x[:1], small, dtype=torch.float64).to(dev) for x in xb)
         run = lambda x: functional_call(model, {**flow, **ready}, x)
         try: out = run(ones)
         except (RuntimeError, TypeError, AttributeError, IndexError) as e: raise ValueError(f"synflow can't send float64 numbers through the model: {e}") from e

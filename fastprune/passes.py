@@ -56,10 +56,15 @@ def device_of(learn:Learner):
     "Where batches go: the DataLoaders' device, or the model's if they have none, as torch's"
     return getattr(learn.dls, 'device', None) or next(learn.model.parameters()).device
 
+def _plain(x):
+    "Without fastai's types, as in a fit: a compiled model does not take them"
+    if isinstance(x, (tuple,list)): return tuple(map(_plain, x))
+    return x.as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x
+
 def inputs_and_targets(learn:Learner, b):
-    "A batch as the Learner splits it"
+    "A batch as the Learner splits it: two tuples of plain tensors"
     n = getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)
-    return b[:n],b[n:]
+    return _plain(b[:n]),_plain(b[n:])
 
 def a_batch(learn:Learner,
             device=None, # Where to; the Learner's if None
@@ -68,7 +73,7 @@ def a_batch(learn:Learner,
     "Inputs of the first batch; use it inside of `undisturbed`. Raises `ValueError` if there is none"
     b = next((b for dl in ([learn.dls.valid] if valid else [])+[learn.dls.train] for b in dl), None)
     if b is None: raise ValueError(f"the {'' if valid else 'training '}DataLoader{'s have' if valid else ' has'} no batches")
-    return tuple(inputs_and_targets(learn, to_device(b, device_of(learn) if device is None else device))[0])
+    return inputs_and_targets(learn, to_device(b, device_of(learn) if device is None else device))[0]
 
 def forward(learn:Learner, xb):
     "What the model predicts; fastai's language models return their states, too, which are left out"

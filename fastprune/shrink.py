@@ -340,7 +340,7 @@ def shrink(self:Learner,
     check_whole("a batch's items", n_items=n_items)
     model = unwrap(self.model)
     with undisturbed(self): xb = a_batch(self, next(model.parameters()).device)
-    sets,_,report = _shrunk(model, tuple(x[:n_items].as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x for x in xb), tol, repeats)
+    sets,_,report = _shrunk(model, tuple(x[:n_items] if isinstance(x, torch.Tensor) else x for x in xb), tol, repeats)
     kept,frozen = _cut(model, sets),getattr(self.opt, 'frozen_idx', 0)
     if self.masks is not None:
         weights,masks = dict(model.named_parameters()),dict(self.masks)

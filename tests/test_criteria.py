@@ -2,7 +2,7 @@ import warnings
 from copy import deepcopy
 from functools import partial
 import numpy as np, pytest, torch
-from fastai.basics import CrossEntropyLossFlat, Learner, SGD, accuracy
+from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, SGD, TensorCategory, TensorImage, TfmdDL, accuracy
 from torch import nn
 from torch.nn import functional as F
 from fastprune.all import (CRITERIA, Masks, SparsifyCallback, asks_for, compute_masks, digits_convnet, digits_dls, grasp, lamp, large_init, layer_counts, movement, prunable_weights,
@@ -278,3 +278,16 @@ def test_least_density_in_units():
     learn.prune(0.6, scope='global', granularity='filter', exclude='5*', min_density=0.34)
     assert all(m.flatten(1).any(1).sum() >= 4 for m in learn.masks.values())
     with pytest.raises(ValueError, match='share of its own'): make(nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.ReLU(), nn.Linear(1, 4))).prune(0.9, min_density=0.1)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_compiled_model_gets_the_plain_tensors_of_a_fit():
+    learn = make()
+    ds = learn.dls.train.dataset
+    dl = TfmdDL([(TensorImage(x), TensorCategory(y)) for x, y in zip(ds.x[:64], ds.y[:64])], bs=32)
+    learn.dls = DataLoaders(dl, dl)
+    assert isinstance(learn.dls.one_batch()[0], TensorImage)
+    learn.model.compile(backend='eager', dynamic=False)
+    quietly(learn, learn.fit, 1, 1e-2)
+    learn.prune(0.5, criterion=taylor, n_batches=2)
+    assert learn.masks.sparsity == pytest.approx(0.5, abs=1e-3)
