@@ -187,6 +187,18 @@ def test_layers_are_in_bfloat16_where_that_is_fast(runner, monkeypatch, fast):
     assert r.results.df.machine[0].endswith('float32') != fast
 
 
+@pytest.mark.parametrize('model, gpu, as_it_is', [('resnet18', False, True), ('resnet18', True, False), ('resnet20', False, False)])
+def test_a_resnet18_on_a_cpu_is_trained_as_it_is(runner, monkeypatch, model, gpu, as_it_is):
+    import harness, torch
+    monkeypatch.setattr(harness, 'bfloat16_is_fast', lambda: True)
+    monkeypatch.setattr(harness, 'default_device', lambda: torch.device('cuda' if gpu else 'cpu'))
+    monkeypatch.setattr(harness.Run, 'dls', lambda self, bs, valid_pct=0.: small_learner([]).dls)
+    run = harness.Run(harness.Cell(model, 'gradual', 0.9), harness.SCALES['tiny'], None, None)
+    assert bool(run.learner().cbs.filter(lambda cb: isinstance(cb, harness.Precision))) != as_it_is
+    with runner(lambda c: ([('', 'accuracy', 50.)], 1.)) as r: r.fill([], [run.cell])
+    assert r.results.df.machine[0].endswith('float32') == as_it_is
+
+
 def test_the_same_scale_with_other_files_has_its_own_section(tmp_path):
     import harness, report
     scale = harness.SCALES['small']

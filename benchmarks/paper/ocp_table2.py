@@ -5,11 +5,14 @@ STARTS = {'one-shot': (one_shot, 0.4), 'iterative': (iterative, 0.2), 'AGP': (ag
 SCHEDULES = {n: window(*how) for n, how in STARTS.items()}
 
 
-def learner(run): return run.learner(bs=64, opt=Adam, wd=1e-2, moms=(0.95, 0.85, 0.95))
+fused = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True, betas=(0.9, 0.99), eps=1e-5)      # fastai's Adam, but that norms and biases decay too; half of a step is the optimizer's
 
 
-def train(run, cb):
-    learn = learner(run)
+def learner(run, opt=Adam): return run.learner(bs=64, opt=opt, wd=1e-2, moms=(0.95, 0.85, 0.95))
+
+
+def train(run, cb, opt=Adam):
+    learn = learner(run, opt)
     learn.fit_one_cycle(run.epochs, 1e-3, cbs=cb)
     return result(learn)
 

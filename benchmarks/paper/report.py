@@ -64,7 +64,7 @@ def text_of(df, name, folder):
     head = f"""# The papers' tables
 
 Made by `python benchmarks/paper/report.py` from `{name}`, which `python benchmarks/paper/run.py --scale NAME` adds to. Values are test accuracies in percent, mean ± standard deviation over seeds (how many, if fewer than three). Layers are in bfloat16, with
-weights, masks and losses in float32; all in float32 where the machine has no fast bfloat16, and says so. Long trainings on a CPU are compiled, which the machine says too: the same network, rounded in other places. Where `files` are png, they are CIFAR-10 as it is; jpg, after JPEG at quality 75, which costs accuracy: compare methods with each other, not values with the papers'.
+weights, masks and losses in float32; all in float32 where the machine has no fast bfloat16, and a ResNet-18 on a CPU, which is faster so; the machine says it. Long trainings on a CPU are compiled, which the machine says too: the same network, rounded in other places. Where `files` are png, they are CIFAR-10 as it is; jpg, after JPEG at quality 75, which costs accuracy: compare methods with each other, not values with the papers'.
 
 **Scales** shrink the papers' setting for every method alike. `images`, `test`: how many to train and to test on. `batch`: images in a batch, times the papers'. `times`: epochs, times the papers'. `dense`: epochs of the trained ResNet-20 that
 methods start from. `pixels`: a side, where a paper scales images up to 224. `rounds` of pruning: at most so many. `files`: what images are kept as; in brackets behind a scale's name below. Learning rates of the pruned trainings are the papers' at every scale, where they give them (ours in BIMP, CST and for the trained network).
