@@ -36,6 +36,10 @@ def test_a_verdict_says_what_it_is_of():
     assert report.verdict(claim, 'small') == 'holds (99%)'
     claim.pairs[0] = ('98%', [90, 91], [80, 81])
     assert report.verdict(claim, 'small') == 'holds' and report.verdict(claim, 'tiny') == "can't tell at this scale"
+    claim.pairs.append(('90%', [80, 90], [80, 90]))
+    assert report.verdict(claim, 'small') == "can't tell at this scale, 2 of 3 hold" and report.verdict(claim, 'tiny') == "can't tell at this scale"
+    claim.pairs += [('80%', [80, 81], [90, 91]), ('70%', [90], [80])]
+    assert report.verdict(claim, 'small') == "doesn't, 2 of 4 hold (98%, 99%, 90%, 80%)"
 
 
 def test_few_seeds_are_said():

@@ -45,9 +45,13 @@ def comparable(table, rows):
 
 
 def verdict(claim, scale):
-    "With what was compared, if that is less than all of the claim"
-    told = [where for where, d, *_ in claim.each() if d is not None]
-    return ("can't tell at this scale" if scale == 'tiny' else claim.verdict)+(f' ({", ".join(told)})' if len(told) < len(claim.pairs) else '')
+    "With what was compared, if that is less than all of the claim, and how many comparisons hold, if some do and others don't"
+    told = [(where, v) for where, d, _, v in claim.each() if d is not None]
+    if scale == 'tiny': v = "can't tell at this scale"
+    else:
+        v, held = claim.verdict, [v for _, v in told].count('holds')
+        if 0 < held < len(told): v += f', {held} of {len(told)} hold{"s"*(held == 1)}'
+    return v+(f' ({", ".join(w for w, _ in told)})' if len(told) < len(claim.pairs) else '')
 
 
 def text_of(df, name, folder):

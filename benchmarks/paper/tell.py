@@ -34,7 +34,7 @@ def side_by_side(first, names, rows):
 
 RULE = """**The rule.** A claim is one or more comparisons of two means over seeds. Let d be their difference, in the direction that the paper claims, and s the spread of it, the root of the sum of
 the two variances over seeds. *holds*: d > s in every comparison. *doesn't*: d < -s in some comparison. *can't tell at this scale*: anything else; also where nothing has two seeds, where neither accuracy is
-above 20%, twice chance, and all of the scale *tiny*, with its 300 images to test on. In brackets: what was compared, where that is less than the claim; the verdict is on that. A claim that one is *no worse* than another holds if d > s, or d ≥ -s and s is below 2 points, and doesn't if d < -s. Claims of which nothing was compared are not listed."""
+above 20%, twice chance, and all of the scale *tiny*, with its 300 images to test on. Where some comparisons hold and others don't, it says how many do. In brackets: what was compared, where that is less than the claim; the verdict is on that. A claim that one is *no worse* than another holds if d > s, or d ≥ -s and s is below 2 points, and doesn't if d < -s. Claims of which nothing was compared are not listed."""
 
 FLOOR = 20.
 
