@@ -58,13 +58,13 @@ def device_of(learn:Learner):
 
 def _plain(x):
     "Without fastai's types, as in a fit: a compiled model does not take them"
-    if isinstance(x, (tuple,list)): return tuple(map(_plain, x))
+    if isinstance(x, tuple): return tuple(map(_plain, x))
     return x.as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x
 
 def inputs_and_targets(learn:Learner, b):
     "A batch as the Learner splits it: two tuples of plain tensors"
     n = getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)
-    return _plain(b[:n]),_plain(b[n:])
+    return _plain(tuple(b[:n])),_plain(tuple(b[n:]))
 
 def a_batch(learn:Learner,
             device=None, # Where to; the Learner's if None
