@@ -47,11 +47,10 @@ def comparable(table, rows):
 def verdict(claim, scale):
     "With what was compared, if that is less than all of the claim, and how many comparisons hold, if some do and others don't"
     told = [(where, v) for where, d, _, v in claim.each() if d is not None]
-    if scale == 'tiny': v = "can't tell at this scale"
-    else:
-        v, held = claim.verdict, [v for _, v in told].count('holds')
-        if 0 < held < len(told): v += f', {held} of {len(told)} hold{"s"*(held == 1)}'
-    return v+(f' ({", ".join(w for w, _ in told)})' if len(told) < len(claim.pairs) else '')
+    held = sum(v == 'holds' for _, v in told)
+    some = f', {held} of {len(told)} hold{"s"*(held == 1)}' if 0 < held < len(told) else ''
+    of = f' ({", ".join(where for where, _ in told)})' if len(told) < len(claim.pairs) else ''
+    return ("can't tell at this scale" if scale == 'tiny' else claim.verdict+some)+of
 
 
 def text_of(df, name, folder):
