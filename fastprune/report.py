@@ -170,8 +170,8 @@ def _measure(learn, bs, seconds):
     with undisturbed(learn), torch.no_grad():
         device,xs = device_of(learn),a_batch(learn)
         if not all(isinstance(x, torch.Tensor) for x in xs): raise ValueError(f"the model's inputs are {', '.join(type(x).__name__ for x in xs)}: latency needs tensors")
-        xs = [x[:bs] for x in xs]
-        model,example = unwrap(learn.model).to(device).eval(),xs[0] if len(xs)==1 else tuple(xs)
+        xs = tuple(x[:bs] for x in xs)
+        model,example = unwrap(learn.model).to(device).eval(),xs[0] if len(xs)==1 else xs
         sparse = sparse_inference(model, example, seconds=0.9*seconds)
         times = latency({'dense':model, 'sparse':sparse}, example, seconds=0.1*seconds).ms.to_dict()
         return sparse.inference_report,times,f"a batch of {', '.join('x'.join(map(str, x.shape)) for x in xs)} on {_machine(device)}"
