@@ -34,6 +34,11 @@ paper = {'one-shot': '72.213 ± 0.009', 'iterative': '85.778 ± 0.003', 'AGP': '
 def by_round(df, n, what): return [(m, values(df, f'tickets {n}', 0.95, what, m)) for m in steps(df, f'tickets {n}', what)]
 
 
+def above_ends(df, n):
+    "By round: the error half-way less the mean error of the two trainings"
+    return [(m, [half+a-100 for half, a in zip(v, accuracy)]) for (m, v), (_, accuracy) in zip(by_round(df, n, 'instability'), by_round(df, n, 'ticket accuracy'))]
+
+
 def mine(df): return rows_of(df, 'resnet18', methods)
 
 
@@ -41,9 +46,11 @@ def show(df):
     last = {n: by_round(df, n, 'ticket accuracy') or [(0, [])] for n in SCHEDULES}
     rounds = max(len(v) for v in last.values())
     left = by_round(df, next((n for n in SCHEDULES if steps(df, f'tickets {n}', 'left')), 'OCP'), 'left')
-    table = lambda what: markdown(['weights left', *(f'{statistics.mean(v):.1f}%' for _, v in left)], [[n, *(ours(v) for _, v in by_round(df, n, what))] for n in SCHEDULES if by_round(df, n, what)])
+    table = lambda rounds: markdown(['weights left', *(f'{statistics.mean(v):.1f}%' for _, v in left)], [[n, *(ours(v) for _, v in rounds(n))] for n in SCHEDULES if rounds(n)])
     return [f"The last round's ticket, trained; {rounds-1} rounds.", side_by_side('', list(SCHEDULES), [('accuracy (%)', [(paper[n], ours(last[n][-1][1])) for n in SCHEDULES])]),
-            'Accuracy of tickets (%), by round:', table('ticket accuracy'), 'Instability, the error half-way between two trainings (%), by round:', table('instability')]
+            'Accuracy of tickets (%), by round:', table(lambda n: by_round(df, n, 'ticket accuracy')),
+            'Instability, the error half-way between two trainings (%), by round:', table(lambda n: by_round(df, n, 'instability')),
+            "What of it is above the mean error of the two trainings (points). Where that is about 0 the two are linearly connected, and instability repeats the tickets' accuracy:", table(lambda n: above_ends(df, n))]
 
 
 def claims(df):
