@@ -61,7 +61,7 @@ def show(df):
     seconds = lambda m, s: df[(df.method == m) & ((df.sparsity-s).abs() < 1e-9) & (df.what == 'accuracy')].seconds.tolist()
     beside = [(f'{100*s:g}%', who, ours(values(df, m, s)), ours(values(df, m, s, 'sparsity'), 5), ours(seconds(m, s), 0)) for s in sparsities for who, m in sides.items()]
     return [f"Dense: ours {ours(values(df, 'train dense'))}, in {ours(seconds('train dense', 0.), 0)} seconds.", side_by_side('sparsity', list(SCHEDULES), rows),
-            'OCP with fastprune and with fasterai; the same Learner and budget. fasterai makes masks at every batch while a training has fewer than a thousand, and about a thousand times in longer ones; what it has pruned stays pruned, where fastprune lets weights come back. Seconds are of a whole training with its evaluation; on a CPU there is a training on each core. Compare them within a sparsity: the machines above are of different sparsities.',
+            'OCP with fastprune and with fasterai; the same Learner and budget. fasterai makes masks at every batch while a training has fewer than a thousand, and about a thousand times in longer ones; what it has pruned stays pruned, where fastprune lets weights come back. Seconds are of a whole training with its evaluation; on a CPU there is a training on each core. Compare them within a sparsity: one may have been run on another machine than the next.',
             markdown(['sparsity', 'OCP with', 'accuracy', 'zeros', 'seconds'], beside)]
 
 
