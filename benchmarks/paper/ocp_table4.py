@@ -46,7 +46,7 @@ def show(df):
     last = {n: by_round(df, n, 'ticket accuracy') or [(0, [])] for n in SCHEDULES}
     rounds = max(len(v) for v in last.values())
     left = by_round(df, next((n for n in SCHEDULES if steps(df, f'tickets {n}', 'left')), 'OCP'), 'left')
-    table = lambda rounds: markdown(['weights left', *(f'{statistics.mean(v):.1f}%' for _, v in left)], [[n, *(ours(v) for _, v in rounds(n))] for n in SCHEDULES if rounds(n)])
+    table = lambda by: markdown(['weights left', *(f'{statistics.mean(v):.1f}%' for _, v in left)], [[n, *(ours(v) for _, v in by(n))] for n in SCHEDULES if by(n)])
     return [f"The last round's ticket, trained; {rounds-1} rounds.", side_by_side('', list(SCHEDULES), [('accuracy (%)', [(paper[n], ours(last[n][-1][1])) for n in SCHEDULES])]),
             'Accuracy of tickets (%), by round:', table(lambda n: by_round(df, n, 'ticket accuracy')),
             'Instability, the error half-way between two trainings (%), by round:', table(lambda n: by_round(df, n, 'instability')),
