@@ -38,12 +38,13 @@ def plain(run): return train(run, None)
 
 sparsities = (0.8, 0.9, 0.95)
 methods, usual, nested, peer = {n: f'train {n}, every batch' for n in SCHEDULES}, 'train OCP', 'train OCP, nested', 'train OCP, fasterai'
+trained = (*methods.values(), usual, nested, peer)
 
 
 def needs(scale): return []
 def cells(scale, df):
     return [c for seed in range(scale.seeds) for c in (
-        *(Cell('resnet18', m, s, scale.epochs_of(50, 2), seed) for s in reversed(sparsities) for m in (*methods.values(), usual, nested, peer)),
+        *(Cell('resnet18', m, s, scale.epochs_of(50, 2), seed) for s in reversed(sparsities) for m in trained),
         Cell('resnet18', 'train dense', 0., scale.epochs_of(50, 2), seed))]
 
 # ---- what came out
@@ -54,7 +55,7 @@ paper = {0.8: ('93.10 ± 0.03', '93.13 ± 0.03', '93.22 ± 0.22', '93.49 ± 0.14
 sides = {'fastprune, every 10th batch': usual, 'fastprune, every batch': methods['OCP'], 'fastprune, every batch, nested': nested, 'fasterai': peer}
 
 
-def mine(df): return rows_of(df, 'resnet18', ('train dense', *methods.values(), usual, nested, peer))
+def mine(df): return rows_of(df, 'resnet18', ('train dense', *trained))
 
 
 def show(df):
