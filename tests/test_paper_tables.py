@@ -380,7 +380,7 @@ def test_some_cells_alone(options, left):
 
 
 @pytest.mark.parametrize('args, says', [(['nothing'], "there is no table 'nothing'"), (['--data', '/nowhere'], 'there is no such folder'), (['--scale', 'huge'], 'invalid choice'),
-                                        (['--workers', '0'], '--workers 0'), (['--sparsity', '98'], '--sparsity 98'), (['--seeds', '2'], '--seeds 2: tiny has 0 to 1'), (['--methods', 'gradul'], "'gradul': there is no such method")])
+                                        (['--workers', '0'], '--workers 0'), (['--sparsity', '98'], '--sparsity 98'), (['--seeds', '4'], '--seeds 4: tiny has 0 to 3'), (['cst_cycles', '--seeds', '2'], '--seeds 2: tiny has 0 to 1'), (['--methods', 'gradul'], "'gradul': there is no such method")])
 def test_wrong_flags(args, says):
     done = subprocess.run([sys.executable, '-W', 'ignore', paper/'run.py', *args], capture_output=True, text=True)
     assert done.returncode == 2 and says in done.stderr

@@ -29,8 +29,10 @@ def told(df):
     first = df[df.what == 'accuracy']
     hours = first.seconds.sum()/3600
     count = lambda n, what: f"{n} {what}{'s' if n > 1 else ''}"
-    epochs = ', '.join(map(str, sorted({int(e) for e in first[~first.method.str.match('dense(,|$)')].epochs})))
-    return (f"{count(len(first), 'training')} (or chains of rounds); {f'epochs of one (or of a round): {epochs}; ' if epochs else ''}{count(first.seed.nunique(), 'seed')}; {hours:.2g} hours in all. "
+    pruned = first[~first.method.str.match('dense(,|$)')]
+    epochs = ', '.join(map(str, sorted({int(e) for e in pruned.epochs})))
+    seeds = (first if pruned.empty else pruned).groupby(['method', 'sparsity', 'epochs']).seed.nunique()
+    return (f"{count(len(first), 'training')} (or chains of rounds); {f'epochs of one (or of a round): {epochs}; ' if epochs else ''}{f'{seeds.min()} to ' if seeds.min() < seeds.max() else ''}{count(seeds.max(), 'seed')}; {hours:.2g} hours in all. "
             f"Machine: {'. And: '.join(sorted(set(df.machine)))}. Commits (+: with changes): {', '.join(dict.fromkeys(df.commit))}")
 
 

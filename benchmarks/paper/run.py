@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from joblib import cpu_count
 from fastai.basics import URLs, untar_data
-from harness import METHODS, SCALES, Results, Runner, here
+from harness import METHODS, SCALES, Results, Runner, here, read
 from report import report_on
 from tables import TABLES
 
@@ -30,8 +30,9 @@ def arguments():
     if o.workers < 1: parser.error(f'--workers {o.workers}: needs at least 1')
     for s in o.sparsity or ():
         if not 0 < s < 1: parser.error(f'--sparsity {s:g}: needs a fraction of zeros in (0,1)')
+    most = max(c.seed for t in o.tables or TABLES for c in TABLES[t].cells(SCALES[o.scale], read(o.out)))
     for s in o.seeds or ():
-        if not 0 <= s < SCALES[o.scale].seeds: parser.error(f'--seeds {s}: {o.scale} has 0 to {SCALES[o.scale].seeds-1}')
+        if not 0 <= s <= most: parser.error(f'--seeds {s}: {o.scale} has 0 to {most}')
     for m in o.methods or ():
         if m not in METHODS: parser.error(f"--methods {m!r}: there is no such method; use any of {', '.join(METHODS)}")
     o.data = untar_data(URLs.CIFAR) if o.data == 'download' else Path(o.data).expanduser()
