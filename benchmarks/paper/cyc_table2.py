@@ -74,7 +74,7 @@ paper = {0.9: ('90.10 ± 0.2', '90.78 ± 0.4', '90.90 ± 0.1'), 0.95: ('86.52 ±
          0.98: ('78.55 ± 0.2', '83.44 ± 0.1', '85.79 ± 0.1'), 0.99: ('33.43 ± 0.0', '50.77 ± 2.7', '66.04 ± 2.4')}
 
 
-notes = ["At scale *eighth* a cycle has 4 epochs, the paper's 20: cyclical is behind gradual at 95 and 99% there. With the paper's epochs, *eighth-long*, its mean is ahead at 98 and 99%, by less than the spread.",
+notes = ["At scale *eighth* a cycle has 4 epochs, the paper's 20: cyclical is behind gradual at 95, 98 and 99% there. With the paper's epochs, *eighth-long*, its mean is ahead at 98 and 99%, by less than the spread.",
          "At 99% the paper's two tables differ: gradual pruning of 100 epochs has 50.77 in table 2, and in table 5 a first cycle of 20 epochs, which is gradual pruning too, has 62.74. So of the 15 points between gradual and cyclical, about 5 are later cycles' (62.74 to 67.56).",
          """Every layer is pruned alike, also the last one, of which 99% leave 6 of 640 weights. A class without a weight there is a constant to the network, and of all constants one at most can ever be its answer: n classes with weights allow
 10(n+1)% at most. The paper says of local pruning that every layer gets the same sparsity, but its ResNet-56, which has the same last layer, reaches 70.99 at 99%: with 6 weights, 70 would be the most. So it kept more there; some of the trainings below have
