@@ -381,6 +381,15 @@ def test_some_cells_alone(options, left):
     assert sum(run.asked(c, SimpleNamespace(**{'sparsity': None, 'seeds': None, 'methods': None, **options})) for c in cells) == left
 
 
+def test_seeds_of_a_table_of_which_nothing_is_left(tmp_path, monkeypatch):
+    import harness, run
+    from tables import TABLES
+    made_up(TABLES, harness.SCALES['tiny'], tmp_path/'mine.csv')
+    assert TABLES['ocp_table3'].cells(harness.SCALES['tiny'], harness.read(tmp_path/'mine.csv')) == []
+    monkeypatch.setattr(sys, 'argv', ['run.py', 'ocp_table3', '--seeds', '1', '--data', str(tmp_path), '--out', str(tmp_path/'mine.csv')])
+    assert run.arguments().seeds == [1]
+
+
 @pytest.mark.parametrize('args, says', [(['nothing'], "there is no table 'nothing'"), (['--data', '/nowhere'], 'there is no such folder'), (['--scale', 'huge'], 'invalid choice'),
                                         (['--workers', '0'], '--workers 0'), (['--sparsity', '98'], '--sparsity 98'), (['--seeds', '4'], '--seeds 4: tiny has 0 to 3'), (['cst_cycles', '--seeds', '2'], '--seeds 2: tiny has 0 to 1'), (['--methods', 'gradul'], "'gradul': there is no such method")])
 def test_wrong_flags(args, says):
