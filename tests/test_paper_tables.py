@@ -1,5 +1,5 @@
 "The harness of benchmarks/paper: verdicts, a CSV that only grows, and pages made from it alone"
-import re, subprocess, sys
+import re, sys
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 
@@ -392,6 +392,8 @@ def test_seeds_of_a_table_of_which_nothing_is_left(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('args, says', [(['nothing'], "there is no table 'nothing'"), (['--data', '/nowhere'], 'there is no such folder'), (['--scale', 'huge'], 'invalid choice'),
                                         (['--workers', '0'], '--workers 0'), (['--sparsity', '98'], '--sparsity 98'), (['--seeds', '4'], '--seeds 4: tiny has 0 to 3'), (['cst_cycles', '--seeds', '2'], '--seeds 2: tiny has 0 to 1'), (['--methods', 'gradul'], "'gradul': there is no such method")])
-def test_wrong_flags(args, says):
-    done = subprocess.run([sys.executable, '-W', 'ignore', paper/'run.py', *args], capture_output=True, text=True)
-    assert done.returncode == 2 and says in done.stderr
+def test_wrong_flags(args, says, monkeypatch, capsys):
+    import run
+    monkeypatch.setattr(sys, 'argv', ['run.py', *args])
+    with pytest.raises(SystemExit) as e: run.main()
+    assert e.value.code == 2 and says in capsys.readouterr().err
