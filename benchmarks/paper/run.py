@@ -30,9 +30,11 @@ def arguments():
     if o.workers < 1: parser.error(f'--workers {o.workers}: needs at least 1')
     for s in o.sparsity or ():
         if not 0 < s < 1: parser.error(f'--sparsity {s:g}: needs a fraction of zeros in (0,1)')
-    most = max([SCALES[o.scale].seeds-1, *(c.seed for t in o.tables or TABLES for c in TABLES[t].cells(SCALES[o.scale], read(o.out)))])
-    for s in o.seeds or ():
-        if not 0 <= s <= most: parser.error(f'--seeds {s}: {o.scale} has 0 to {most}')
+    if o.seeds:
+        df = read(o.out)
+        most = max([SCALES[o.scale].seeds-1, *(c.seed for t in o.tables or TABLES for c in TABLES[t].cells(SCALES[o.scale], df))])
+        for s in o.seeds:
+            if not 0 <= s <= most: parser.error(f'--seeds {s}: {o.scale} has 0 to {most}')
     for m in o.methods or ():
         if m not in METHODS: parser.error(f"--methods {m!r}: there is no such method; use any of {', '.join(METHODS)}")
     o.data = untar_data(URLs.CIFAR) if o.data == 'download' else Path(o.data).expanduser()
