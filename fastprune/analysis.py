@@ -12,8 +12,8 @@ import numpy as np, pandas as pd, torch
 from torch.nn.attention import SDPBackend,sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
-from fastai.basics import Callback,Learner,patch,store_attr,to_device
-from .passes import a_batch,check_n_batches,check_whole,device_of,forward,inputs_and_targets,loss_of,reset_state,undisturbed
+from fastai.basics import Callback,Learner,apply,find_bs,patch,store_attr
+from .passes import a_batch,as_in_fit,check_n_batches,check_whole,loss_of,random_kept,reset_state,to_model,undisturbed
 from .weights import check_sparsity,prunable_weights,transposed_groups,unwrap
 from .criteria import magnitude
 from .masks import Masks,check_bool,compute_masks
@@ -137,14 +137,14 @@ def hessian_spectrum(self:Learner,
     if N<2: raise ValueError(f"there are {N} weights that are not pruned, and the search needs 2 at least")
     if isinstance(k, bool) or not isinstance(k, Integral) or not 1<=k<N: raise ValueError(f"k={k!r}: needs a whole number from 1 to {N-1}")
     pick = lambda n,t: t.flatten() if kept[n] is None else t.flatten()[kept[n]]
-    ps,dev = list(params.values()),device_of(self)
+    ps = list(params.values())
     if isinstance(tol, bool) or not isinstance(tol, Number) or not 0<=tol<1: raise ValueError(f"tol={tol!r}: needs a relative accuracy in [0,1)")
-    with undisturbed(self), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):                    # other attention has no second derivative
+    with undisturbed(self), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), as_in_fit(self, False):    # other attention has no second derivative
         seed_round(self, seed)
-        self.model.to(dev).eval()
-        batches = [inputs_and_targets(self, to_device(b, dev)) for b in itertools.islice(self.dls.train, n_batches)]
+        to_model(self, False)
+        batches = list(itertools.islice(self.dls.train, n_batches))
         if not batches: raise ValueError("the training DataLoader has no batches")
-        n_items = sum(len(yb[0]) for _,yb in batches)
+        n_items = sum(map(find_bs, batches))
         def product(v):
             parts = []
             for (n,p),x in zip(params.items(), torch.as_tensor(v).split(sizes)):
@@ -154,8 +154,10 @@ def hessian_spectrum(self:Learner,
                 parts.append(full.view_as(p))
             res = np.zeros(N)
             reset_state(self)
-            for xb,yb in batches:
-                loss = loss_of(self, xb, yb)*len(yb[0])/n_items
+            for i,b in enumerate(batches):
+                with random_kept(self): loss = loss_of(self, b, i)
+                if loss is None: continue
+                loss = loss*find_bs(b)/n_items
                 g = torch.autograd.grad(loss, ps, create_graph=True, allow_unused=True)
                 dot = sum((a*b).sum() for a,b in zip(g, parts) if a is not None)
                 if not torch.is_tensor(dot) or not dot.requires_grad: continue                   # linear
@@ -290,11 +292,11 @@ def flops(self:Learner,
     weights = prunable_weights(self.model, include, exclude)
     with undisturbed(self), torch.no_grad(), _no_mkldnn():
         xb = a_batch(self)
-        self.model.to(device_of(self)).eval()
+        to_model(self, False)
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with _Flops({p.untyped_storage().data_ptr():n for n,p in weights.items()}) as counted: forward(self, tuple(x[:1] if isinstance(x, torch.Tensor) else x for x in xb))
+            with _Flops({p.untyped_storage().data_ptr():n for n,p in weights.items()}) as counted: self.model(*apply(lambda x: x[:1] if isinstance(x, torch.Tensor) and x.ndim else x, xb))
         finally: torch.backends.mha.set_fastpath_enabled(fast)
     rows = {n:(k, round(k*int(weights[n].count_nonzero())/weights[n].numel()) if n in weights else k) for n,k in counted.flops.items()}
     df = pd.DataFrame([rows.get(n, (0,0)) for n in [*weights,'other']], index=pd.Index([*weights,'other'], name='name'), columns=['dense','nonzero'])

@@ -14,7 +14,7 @@ from torch import nn
 from fastai.basics import Learner,Recorder,find_bs,patch,store_attr,to_device
 from fastai.callback.progress import ProgressCallback
 from .weights import unwrap
-from .passes import check_n_batches,device_of,forward,inputs_and_targets,mean_everywhere,reset_state,together,undisturbed
+from .passes import check_n_batches,device_of,mean_everywhere,reset_state,together,undisturbed
 from .lottery import Ticket,_check_ticket,count_steps
 from .rounds import StateAt,borrowed,seed_round,smaller_is_better,state_of
 
@@ -182,7 +182,7 @@ def _recalibrated(learn, points, put, n_batches, memory):
                     if stats[i]:
                         for b,kept in zip((m.running_mean, m.running_var, m.num_batches_tracked), stats[i][k]): b.copy_(kept)
                     m.train()
-                for b in chunk: forward(learn, inputs_and_targets(learn, b)[0])
+                for i,b in enumerate(chunk): learn.one_batch(i, b)
                 stats[i] = [(m.running_mean.clone(), m.running_var.clone(), m.num_batches_tracked.clone()) for m in layers]
     finally:
         for m,o in zip(layers, momenta):

@@ -9,16 +9,19 @@ __all__ = ['CRITERIA', 'magnitude', 'squared_magnitude', 'small_magnitude', 'ran
            'grasp', 'synflow', 'wanda', 'asks_for']
 
 # %% ../nbs/03_criteria.ipynb #36b2b386
-import inspect,itertools,zlib
+import contextlib,inspect,itertools,math,zlib
 from functools import partial
+from numbers import Number
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend,sdpa_kernel
 from torch.nn.utils.parametrize import is_parametrized
-from fastai.basics import Learner,to_device
+from fastai.basics import Callback,Learner,apply,store_attr
+from fastai.losses import BaseLoss
 from .shards import is_dtensor,shard_like
-from .passes import check_n_batches,device_of,forward,inputs_and_targets,loss_of,mean_everywhere,reset_state,summed_gradients,together,undisturbed
+from .passes import (a_batch,as_in_fit,check_n_batches,check_whole,forward,loss_of,mean_everywhere,random_kept,reset_state,summed_gradients,
+                     to_model,together,undisturbed)
 from .weights import unwrap
 
 # %% ../nbs/03_criteria.ipynb #cd571e94
@@ -125,23 +128,74 @@ def snip(weights:dict, # Name -> parameter of any shape
         if not any(g.any() for g in grads.values()): raise ValueError("snip: all gradients are 0, so no weight is better than another")
         return {n:(p.detach()*grads[n]).abs() for n,p in weights.items()}
 
+_regression = nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss
+
+def _as_classes(learn):
+    "The classes of a batch's items if it has one for each, a whole number, and nothing else; or None"
+    y,loss = learn.yb[0] if len(learn.yb)==1 else None,learn.loss_func
+    if not torch.is_tensor(y) or y.ndim!=1 or y.is_floating_point() or isinstance(loss, _regression): return None
+    return None if isinstance(loss, BaseLoss) and loss.floatify else y
+
+def _balanced(learn, per_class):
+    "Batches of `per_class` items of each class, taken from training batches, the classes in turns; None if the targets are no classes"
+    items,found,n_classes = [],{},getattr(learn.dls, 'c', None)
+    for b in learn.dls.train:
+        learn._split(b)
+        classes = _as_classes(learn)
+        if classes is None or not all(torch.is_tensor(x) and len(x)==len(classes) for x in learn.xb): return None
+        for j,c in enumerate(classes.tolist()):
+            if found.setdefault(c, 0)==per_class: continue
+            items.append((found[c], c, [t[j].clone() for t in b]))
+            found[c] += 1
+        if len(found)==n_classes and min(found.values())==per_class: break
+    items = [ts for *_,ts in sorted(items, key=lambda o: o[:2])]
+    size = getattr(learn.dls.train, 'bs', None) or len(items)
+    return [tuple(map(torch.stack, zip(*items[a:a+size]))) for a in range(0, len(items), size)] if items else []
+
+class _Temperature(Callback):
+    "Divides logits"
+    order = 10_000
+    def __init__(self, temperature): store_attr()
+    def after_pred(self):
+        if self.temperature==1: return
+        if not torch.is_tensor(self.pred): raise ValueError(f"temperature={self.temperature:g}: divides logits in one tensor, and the predictions are {type(self.pred).__name__}: use temperature=1")
+        self.learn.pred = self.pred/self.temperature
+
+def _check_grasp(n_batches, temperature, per_class):
+    check_n_batches(n_batches)
+    if temperature is not None and (isinstance(temperature, bool) or not isinstance(temperature, Number) or not 0<temperature<math.inf):
+        raise ValueError(f"temperature={temperature!r}: needs a positive number that logits are divided by, 1 to leave them as they are")
+    if per_class is None: return
+    check_whole('items of each class', per_class=per_class)
+    if n_batches is not None: raise ValueError(f"per_class={per_class} and n_batches={n_batches}: give one of them, a balanced batch or training batches as they are")
+
 def grasp(weights:dict, # Name -> parameter of any shape
           learn:Learner, # For its batches and loss
-          n_batches:int|None=None, # Training batches to sum gradients over; 1 if None
+          n_batches:int|None=None, # Training batches, as they are, to sum gradients over; a balanced batch if None
+          temperature:float|None=None, # What logits are divided by, above 0; if None, 200 with the balanced batch, and 1 with others
+          per_class:int|None=None, # Items of each class in the balanced batch; 25 if None. Where targets are no classes, one training batch takes its place
          )->dict: # Name -> score, same shapes
-    "weight * (Hessian @ gradient): keeps what holds up the flow of gradients, before training (Wang et al. 2020, with the sign turned so that larger is kept)"
+    """weight * (Hessian @ gradient): keeps what holds up the flow of gradients, before training (Wang et al. 2020, with the sign turned so that larger is kept; temperature and balanced
+    batch are those of the authors' code)"""
+    _check_grasp(n_batches, temperature, per_class)
     _needs_grad('grasp', weights)
-    ps,dev = list(weights.values()),device_of(learn)
-    check_n_batches(n_batches)
-    with undisturbed(learn), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):                  # other attention has no second derivative
-        learn.model.to(dev).train()
-        batches = [inputs_and_targets(learn, to_device(b, dev)) for b in itertools.islice(learn.dls.train, n_batches or 1)]
+    ps = list(weights.values())
+    with undisturbed(learn), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), as_in_fit(learn):    # other attention has no second derivative
+        to_model(learn)
+        batches = _balanced(learn, per_class or 25) if n_batches is None else None
+        if batches is None and per_class: raise ValueError(f"per_class={per_class}: the targets of the training batches are not one class for each item, a whole number: leave it out")
+        if batches is not None and temperature is None: temperature = 200
+        if batches is None: batches = list(itertools.islice(learn.dls.train, n_batches or 1))
+        if temperature is not None:
+            cool = _Temperature(temperature)
+            cool.learn = learn
+            learn.cbs.append(cool)
         if not batches: raise ValueError("grasp: the training DataLoader has no batches")
         def sums(f):
             "Sum over batches of a list of tensors; Dropout drops the same each time"
             reset_state(learn)
-            with torch.random.fork_rng(devices=list({p.device for p in ps if p.is_cuda})):
-                res = [f(loss_of(learn, xb, yb)) for xb,yb in batches]
+            with random_kept(learn): res = [f(loss) for i,b in enumerate(batches) if (loss := loss_of(learn, b, i)) is not None]
+            if not res: raise ValueError("grasp: callbacks cancel all batches")
             res = [sum(o) for o in zip(*res)]
             return [mean_everywhere(o.contiguous()) for o in res] if together(learn) else res
         total = sums(lambda loss: list(_has_grad('grasp', weights, torch.autograd.grad(loss, ps, allow_unused=True)).values()))
@@ -155,6 +209,15 @@ def grasp(weights:dict, # Name -> parameter of any shape
 # %% ../nbs/03_criteria.ipynb #2038dbbc
 _not_linear = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Tanh, nn.LocalResponseNorm, nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention, nn.modules.instancenorm._InstanceNorm)
 
+@contextlib.contextmanager
+def _one_of_ones(learn):
+    "As a fit's validation, with inputs for one item: ones, in float64"
+    def one(x):
+        if torch.is_tensor(x) and x.is_floating_point(): return torch.ones_like(x[:1], dtype=torch.float64)
+        raise ValueError(f"synflow needs inputs of floats, and the batches have {getattr(x, 'dtype', type(x).__name__)}: use another criterion, such as `snip`")
+    xb = apply(one, a_batch(learn))
+    with as_in_fit(learn, False): yield xb
+
 def synflow(weights:dict, # Name -> parameter of any shape
             learn:Learner, # For its model, and the shape of its inputs
            )->dict: # Name -> score in float64, same shapes
@@ -164,14 +227,8 @@ def synflow(weights:dict, # Name -> parameter of any shape
     for n,m in model.named_modules():
         if is_parametrized(m) or hasattr(m, 'weight_g'): raise ValueError(f"synflow can't take {n!r}, whose weight is computed from others, as by weight_norm: use another criterion, such as `snip`")
         if isinstance(m, _not_linear): raise ValueError(f"synflow can't take {n!r} ({type(m).__name__}): a flow of positive numbers means nothing behind it. Use another criterion, such as `snip`")
-    with undisturbed(learn), torch.enable_grad():
-        b = next(iter(learn.dls.train), None)
-        if b is None: raise ValueError("synflow needs the shape of inputs, and the training DataLoader has no batches")
-        xb,_ = inputs_and_targets(learn, b)
-        for x in xb:
-            if not torch.is_tensor(x) or not x.is_floating_point(): raise ValueError(f"synflow needs inputs of floats, and the batches have {getattr(x, 'dtype', type(x).__name__)}: use another criterion, such as `snip`")
-        dev = device_of(learn)
-        model.to(dev).eval()
+    with undisturbed(learn), torch.enable_grad(), _one_of_ones(learn) as ones:
+        to_model(learn, False)
         flow = {n:torch.zeros_like(p, dtype=torch.float64) if n not in weights and n.rpartition('.')[2].startswith('bias') else p.detach().double().abs() for n,p in model.named_parameters()}
         for n,m in model.named_modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm):
@@ -180,15 +237,16 @@ def synflow(weights:dict, # Name -> parameter of any shape
         ready = {n:torch.ones_like(b, dtype=torch.float64) if n.endswith('running_var') else torch.zeros_like(b, dtype=torch.float64) if n.endswith('running_mean')
                  else b.double() if b.is_floating_point() else b for n,b in model.named_buffers()}
         small = 2.**-400                                              # so that nothing that is bounded, as ReLU6, gets there; scores are in proportion
-        ones = tuple(torch.full_like(x[:1], small, dtype=torch.float64).to(dev) for x in xb)
-        run = lambda x: functional_call(model, {**flow, **ready}, x)
-        try: out = run(ones)
+        def run(x):
+            learn.pred = functional_call(model, {**flow, **ready}, apply(lambda t: t*x, ones))
+            learn('after_pred')                                       # a callback may pick one of many outputs
+            return learn.pred[0] if isinstance(learn.pred, (tuple,list)) else learn.pred
+        try: out = run(small)
         except (RuntimeError, TypeError, AttributeError, IndexError) as e: raise ValueError(f"synflow can't send float64 numbers through the model: {e}") from e
-        out = out[0] if isinstance(out, (tuple,list)) else out
         if not torch.is_tensor(out): raise ValueError(f"synflow needs a tensor as the model's output, or a tuple that starts with one, and got {type(out).__name__}")
         if not out.requires_grad: raise ValueError("synflow: the model's output does not depend on the weights")
-        with torch.no_grad(): twice = run(tuple(2*x for x in ones))
-        if not torch.allclose((twice[0] if isinstance(twice, (tuple,list)) else twice)/small, 2*out/small, rtol=1e-6, equal_nan=True):
+        with torch.no_grad(): twice = run(2*small)
+        if not torch.allclose(twice/small, 2*out/small, rtol=1e-6, equal_nan=True):
             raise ValueError("synflow: what comes out of the model is not in proportion to what goes in, as behind a softmax, a sigmoid or a normalisation. Use another criterion, such as `snip`")
         grads = torch.autograd.grad(out.sum(), [flow[n] for n in weights], allow_unused=True)
     for n,g in zip(weights, grads):
@@ -220,13 +278,11 @@ def wanda(weights:dict, # Name -> weight of a linear layer or a convolution
             squares[name] = squares.get(name, 0) + x.square().sum(dims)
         return hook
     try:
-        with undisturbed(learn), torch.no_grad():
+        with undisturbed(learn), torch.no_grad(), as_in_fit(learn, False):
             for n,m in owners.items(): hooks.append(m.register_forward_pre_hook(watch(n), with_kwargs=True))
-            learn.model.to(device_of(learn)).eval()
+            to_model(learn, False)
             seen = 0
-            for seen,b in enumerate(itertools.islice(learn.dls.train, n_batches or 1), 1):
-                xb,_ = inputs_and_targets(learn, to_device(b, device_of(learn)))
-                forward(learn, xb)
+            for seen,b in enumerate(itertools.islice(learn.dls.train, n_batches or 1), 1): forward(learn, b, seen-1)
     finally:
         for h in hooks: h.remove()
     if not seen: raise ValueError("wanda: the training DataLoader has no batches")

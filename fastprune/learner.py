@@ -10,6 +10,8 @@ import contextlib,math,warnings
 from numbers import Number
 import numpy as np, pandas as pd, torch
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from fastai.basics import Learner,patch,store_attr
 from .passes import check_n_batches,check_whole,gradients,summed_gradients,undisturbed
 from .weights import check_not_torch_pruned,expand_sparsity,prunable_weights,transposed_groups,unwrap
@@ -185,16 +187,65 @@ class GradientHistogram:
             for o,v in zip(every, values):
                 if len(v): ax.stairs(100*np.histogram(v, edges)[0]/len(v), edges, label=o.label)
             ax.set(xlabel=label, ylabel='share (%)', yscale='log')
-            if not ends: ax.set_title('no activation modules')
+            if not ends: ax.set_title('no activations')
         axs[0].legend(fontsize='small')
         return axs
 
-_not_hidden = (nn.MultiheadAttention, nn.Softmax, nn.Softmin, nn.Softmax2d, nn.LogSoftmax)
+_names = '''relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish glu threshold hardtanh hardswish hardsigmoid sigmoid tanh logsigmoid
+            softplus softsign tanhshrink softshrink hardshrink'''.split()
+_activations = {getattr(place, n) for place in (F, torch, torch.Tensor) for o in _names for n in (o, o+'_') if hasattr(place, n)}
+
+class _Hidden(TorchFunctionMode):
+    "Samples what activations put out while `model` runs, in proportion to their sizes: modules and calls of torch's functions alike, and recurrent layers"
+    def __init__(self, model, n_values):
+        super().__init__()
+        self.model,self.n_values,self.running,self.found,self.starts,self.batches = model,n_values,False,[],[],[]
+
+    def __enter__(self):
+        self.hooks = [self.model.register_forward_pre_hook(self._start), self.model.register_forward_hook(self._stop)]
+        for m in self.model.modules():
+            if isinstance(m, nn.RNNBase): self.hooks.append(m.register_forward_hook(lambda m,i,o: self._add(o[0])))
+            elif not m._parameters and not m._modules:
+                self.hooks += [m.register_forward_pre_hook(lambda m,i: self.starts.append(len(self.found))), m.register_forward_hook(self._replace)]
+        return super().__enter__()
+
+    def __exit__(self, *args):
+        for h in self.hooks: h.remove()
+        return super().__exit__(*args)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if self.running and func in _activations: self._add(out)
+        return out
+
+    def _add(self, x):
+        x = getattr(x, 'data', x).as_subclass(torch.Tensor)                     # of a PackedSequence
+        self.found.append((x.numel(), _pick(x, self.n_values)))
+
+    def _replace(self, m, i, out):
+        "A layer such as Swish, x*sigmoid(x), counts by what it puts out, not by the sigmoid inside"
+        start = self.starts.pop()
+        if len(self.found)==start or not isinstance(out, torch.Tensor): return
+        del self.found[start:]
+        self._add(out)
+
+    def _start(self, *args): self.running,self.found,self.starts = True,[],[]
+    def _stop(self, *args):
+        self.running = False
+        sizes = np.array([n for n,_ in self.found], dtype=int)
+        if not (total := int(sizes.sum())): return
+        ends = np.round(sizes.cumsum()/total*min(self.n_values, total)).astype(int)
+        self.batches.append((total, torch.cat([x[:k] for (_,x),k in zip(self.found, np.diff(ends, prepend=0).tolist())])))
+
+    def values(self):
+        "A sample of all batches, in which each has its share"
+        rate = min((len(x)/n for n,x in self.batches), default=1)
+        return [x[torch.randperm(len(x))[:round(n*rate)]] for n,x in self.batches]
 
 def _pick(x, n):
-    "Up to `n` random values of `x`, on the CPU"
+    "Up to `n` random values of `x`, on the CPU, in random order"
     x = x.detach().flatten()
-    return (x if len(x)<=n else x[torch.randint(len(x), (n,), device=x.device)]).float().cpu()
+    return x[torch.randperm(len(x), device=x.device) if len(x)<=n else torch.randint(len(x), (n,), device=x.device)].float().cpu()
 
 @patch
 def gradient_histogram(self:Learner,
@@ -202,21 +253,17 @@ def gradient_histogram(self:Learner,
                        n_batches:int|None=10, # Training batches, each with its gradient; an epoch if None
                        n_values:int=10_000, # Values kept of each batch, at most
                       )->GradientHistogram: # With `.gradients`, `.hidden`, and `.plot(*others)`
-    "The distribution of the batches' gradients, of weights that are kept, and of hidden representations (Liu et al. 2021, figure 1)"
-    masks,grads,hidden = self.masks or {},[],[]
-    weights = prunable_weights(self.model)
-    modules = [m for m in self.model.modules() if type(m).__module__=='torch.nn.modules.activation' and not isinstance(m, _not_hidden)]
-    hooks = []
-    try:
-        with undisturbed(self):
-            for m in modules: hooks.append(m.register_forward_hook(lambda m,i,o: hidden.append(_pick(o, max(1, n_values//len(modules))))))
+    """The distribution of the batches' gradients, of weights that are kept, and of hidden representations, which are what activations and recurrent layers put out, all
+    pooled (Liu et al. 2021, figure 1)"""
+    check_whole('values', n_values=n_values)
+    masks,grads,weights = self.masks or {},[],prunable_weights(self.model)
+    with undisturbed(self), torch.enable_grad(), _Hidden(self.model, n_values) as hidden:
+        for p in self.model.parameters(): p.grad = None
+        for _ in gradients(self, n_batches):
+            kept = [p.grad[masks[n]] if n in masks else p.grad.flatten() for n,p in weights.items() if p.grad is not None]
+            if kept: grads.append(_pick(torch.cat(kept), n_values))
             for p in self.model.parameters(): p.grad = None
-            for _ in gradients(self, n_batches):
-                kept = [p.grad[masks[n]] if n in masks else p.grad.flatten() for n,p in weights.items() if p.grad is not None]
-                if kept: grads.append(_pick(torch.cat(kept), n_values))
-                for p in self.model.parameters(): p.grad = None
-    finally:
-        for h in hooks: h.remove()
+        hidden = hidden.values()
     if not grads: raise ValueError("no prunable weight has a gradient: are all frozen?")
     values = [torch.cat(v).numpy() if v else np.empty(0, 'float32') for v in (grads,hidden)]
     return GradientHistogram(label or f'{100*Masks(masks).density if masks else 100:.3g}% left', *values)

@@ -10,8 +10,9 @@ import inspect,math
 from functools import partial
 from numbers import Number
 import numpy as np, torch
-from fastai.basics import Callback,Learner,even_mults,patch,store_attr
+from fastai.basics import Callback,Learner,OptimWrapper,even_mults,patch,store_attr
 from fastai.callback.schedule import ParamScheduler
+from fastai.optimizer import detuplify_pg
 from .schedules import cubic,cyclical,one_shot,schedule_name,window
 from .passes import check_whole
 from .lr import _check_retraining,allr_discount,lr_retrain,lr_warmup,s_cyc_max_lr
@@ -37,6 +38,21 @@ def group_rates(learn:Learner,
     if len(rates) not in (1,n) or not (np.isfinite(rates).all() and (rates>0).all()):
         raise ValueError(f"{what}={lr!r}: needs a positive number, a slice, or one rate for each of {n} parameter groups")
     return rates if len(set(rates))>1 else float(rates[0])
+
+def _own_hypers(learn):
+    "What `learn.create_opt()` sets, by name, one for each parameter group: all but the rate; of an optimizer that is given ready-made, its momentum alone"
+    made = learn.opt_func
+    if isinstance(made, OptimWrapper):
+        first = {made.fwd_map.get(k, k):v for k,v in detuplify_pg(made.opt.defaults).items()}
+        return {'mom':[first['mom']]*len(made.hypers)} if first.get('mom') is not None and 'mom' in made.hypers[0] else {}
+    hypers = made(learn.splitter(learn.model), lr=learn.lr).hypers
+    return {k:[h[k] for h in hypers] for k in hypers[0] if k!='lr'} if len(hypers)==len(learn.opt.hypers) else {}
+
+def _fit(learn, *args, **kwargs):
+    "`learn.fit` with the optimizer's own momentum, weight decay and so on, not with what a fit before, such as one-cycle, has left there"
+    if learn.opt is None: learn.create_opt()
+    for k,v in _own_hypers(learn).items(): learn.opt.set_hyper(k, v)
+    learn.fit(*args, **kwargs)
 
 def _ready(learn):
     if is_frozen(learn): raise ValueError("the Learner is frozen, and a frozen one can't be pruned as a whole: call `learn.unfreeze()` first")
@@ -82,7 +98,7 @@ def fit_cyclical(self:Learner,
     cb = SparsifyCallback(sparsity, schedule=schedule if n==n_cycles else window(schedule, 0., n/n_cycles), **{'initial':0., **kwargs})
     cb.targets(self.model, self)
     lr = partial(_repeat, _shaped(shape, group_rates(self, lr_max, 'lr_max')), n_cycles)
-    self.fit(n_cycles*epochs_per_cycle, cbs=[cb, ParamScheduler({'lr':lr}), *_list(cbs)], wd=wd, reset_opt=reset_opt)
+    _fit(self, n_cycles*epochs_per_cycle, cbs=[cb, ParamScheduler({'lr':lr}), *_list(cbs)], wd=wd, reset_opt=reset_opt)
     return cb
 
 def _list(cbs): return [] if cbs is None else list(cbs) if isinstance(cbs, (list,tuple)) or hasattr(cbs, 'map') else [cbs]
@@ -115,7 +131,7 @@ def fit_cyclic(self:Learner,
               )->list|None: # `state_dict`s, one for each cycle, if `ends`
     "Cyclic training of whatever is masked now: the rate starts again in each cycle, masks stay, weights go on (Gadhikar et al. 2024)"
     sched,kept = _cycles(self, n_cycles, epochs_per_cycle, lr, shape, ends)
-    self.fit(n_cycles*epochs_per_cycle, cbs=[sched, *([kept] if kept else []), *_list(cbs)], wd=wd, reset_opt=reset_opt)
+    _fit(self, n_cycles*epochs_per_cycle, cbs=[sched, *([kept] if kept else []), *_list(cbs)], wd=wd, reset_opt=reset_opt)
     return kept and kept.states
 
 @patch
@@ -148,7 +164,7 @@ def fit_sculpt(self:Learner,
     if (present := _present(self, weights).sparsity)>start_sparsity+1/sum(p.numel() for p in weights.values()):
         raise ValueError(f"start_sparsity={start_sparsity:g}: the Learner is {100*present:.4g}% sparse already, and SCULPT starts from weights that are not: make a new one")
     self.prune(start_sparsity, criterion, start_scope, include=list(weights), recover=False, n_batches=n_batches)
-    self.fit((n_cycles+1)*epochs_per_cycle, cbs=[cb, sched, *_list(cbs)], wd=wd)
+    _fit(self, (n_cycles+1)*epochs_per_cycle, cbs=[cb, sched, *_list(cbs)], wd=wd)
     return cb
 
 # %% ../nbs/09_recipes.ipynb #09f7843a
@@ -187,7 +203,7 @@ def retrain(self:Learner,
         if self.keep_masks._change is None: raise ValueError("ALLR needs to know how much pruning has changed: call `learn.prune` right before, or give `discount`")
         discount = min(1., max(self.keep_masks._change, length))
     lr = lr_retrain(schedule, history, length, 1. if discount is None else discount, warmup, scale)
-    self.fit(epochs, cbs=[ParamScheduler({'lr':lr}), *_list(cbs)], wd=wd)
+    _fit(self, epochs, cbs=[ParamScheduler({'lr':lr}), *_list(cbs)], wd=wd)
     self._retrained = dict(lrs=self._fit_lrs, history=history, epochs=original_epochs, scale=scale)
 
 # %% ../nbs/09_recipes.ipynb #12ae46e7
@@ -248,7 +264,7 @@ def fit_bimp(self:Learner,
     _ready(self)
     cb = BudgetedCallback(sparsity, dense_epochs/epochs, cycles, group_rates(self, lr_max, 'lr_max'), scope=scope, **kwargs)
     cb.targets(self.model, self)
-    self.fit(epochs, cbs=[cb, *_list(cbs)], wd=wd)
+    _fit(self, epochs, cbs=[cb, *_list(cbs)], wd=wd)
     return cb
 
 # %% ../nbs/09_recipes.ipynb #7bcaeda6
@@ -329,7 +345,7 @@ class _Iterative:
         if m>0 or self.train_first:
             best,at = BestEpoch(self.monitor, self.patience) if self.early_stop else None, StateAt(self.rewind_to) if m==0 and self.rewind=='weights' else None
             learn.opt = None
-            learn.fit(self.epochs, cbs=[ParamScheduler({'lr':lr}), *[cb for cb in (best,at) if cb], *self.cbs], wd=self.wd)
+            _fit(learn, self.epochs, cbs=[ParamScheduler({'lr':lr}), *[cb for cb in (best,at) if cb], *self.cbs], wd=self.wd)
             values = dict(zip(learn.recorder.metric_names[1:], best.values if best else learn.recorder.values[-1]))
             if at: self.start = at.reached()
             if self.rewind=='finetune' and m>0: max_lr = np.max(lr(0.))

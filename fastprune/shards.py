@@ -12,8 +12,8 @@ import torch
 # %% ../nbs/02c_shards.ipynb #6810389f
 def is_dtensor(t)->bool: # Anything
     "Is it one of torch's DTensors?"
-    module = sys.modules.get('torch.distributed.tensor')                # where nobody has imported it there is none
-    return module is not None and isinstance(t, module.DTensor)
+    kind = getattr(sys.modules.get('torch.distributed.tensor'), 'DTensor', None)      # where nobody has imported it, or a thread is about to, there is none
+    return kind is not None and isinstance(t, kind)
 
 def _in_one_piece(mesh, placements):
     "Is each process's part a box of the whole? torch's strided shards are, where the dimension of the mesh that they leave room for comes behind"
