@@ -14,7 +14,7 @@ from functools import partial
 from numbers import Integral
 import numpy as np, torch
 from fastcore.foundation import L
-from fastai.basics import Callback,CancelBackwardException,CancelBatchException,Learner,Recorder,apply,noop,num_distrib,to_device
+from fastai.basics import Callback,CancelBackwardException,CancelBatchException,Learner,Metric,Recorder,apply,noop,num_distrib,to_device
 from fastai.losses import BaseLoss
 
 # %% ../nbs/02b_passes.ipynb #78763069
@@ -85,10 +85,10 @@ def takes_part(cb:Callback)->bool:
     if any(c.__name__ in _aside or vars(c).get('order', 0)>=Recorder.order for c in fastais): return False
     return any(hasattr(cb, e) for e in _events)
 
-def _contents(o): return o.items if isinstance(o, L) else o if isinstance(o, (list,dict,set)) else None
+def _contents(o): return o.items if isinstance(o, L) else vars(o) if isinstance(o, Metric) else o if isinstance(o, (list,dict,set)) else None
 
 def _put_back(cb, attrs, contents):
-    "A callback's attributes as they were, and what lists, dicts and sets among them had"
+    "A callback's attributes as they were, and what lists, dicts, sets and metrics among them had"
     cb.__dict__.clear()
     cb.__dict__.update(attrs)
     for k,old in contents.items():
