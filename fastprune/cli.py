@@ -6,8 +6,8 @@
 __all__ = ['make_model', 'main']
 
 # %% ../nbs/12_cli.ipynb #f68b0656
-import difflib,sys,time
-from functools import wraps
+import contextlib,difflib,math,os,sys,time
+from functools import partial,wraps
 from pathlib import Path
 import pandas as pd, torch
 from fastcore.script import anno_parser,store_true
@@ -31,30 +31,37 @@ def make_model(arch:str, # A name that torchvision or timm knows
     try: from torchvision import models
     except (ImportError, RuntimeError) as e: raise ValueError(f"arch={arch!r} needs torchvision, which can't be imported: {e}") from e
     known = models.list_models(module=models)
-    if arch in known:
-        more = {'image_size':size} if arch.startswith('vit') else {'aux_logits':False, 'init_weights':True} if arch in ('googlenet','inception_v3') else {}
-        return models.get_model(arch, weights=None, num_classes=n_out, **more)
-    try: import timm
-    except ImportError: timm = None
-    if timm and timm.is_model(arch):
+    timm = None
+    if arch not in known:
+        with contextlib.suppress(ImportError): import timm
+    def make():
+        if arch in known:
+            more = {'image_size':size} if arch.startswith('vit') else {'aux_logits':False, 'init_weights':True} if arch in ('googlenet','inception_v3') else {}
+            return models.get_model(arch, weights=None, num_classes=n_out, **more)
         try: return timm.create_model(arch, num_classes=n_out, img_size=size)
         except TypeError: return timm.create_model(arch, num_classes=n_out)         # one that takes any size
-    close = difflib.get_close_matches(arch, [*known, *(timm.list_models() if timm else [])], n=4)
+    if arch in known or timm and timm.is_model(arch):
+        try: return make()
+        except (AssertionError, RuntimeError, ValueError) as e: raise ValueError(f"arch={arch!r} can't be made for images of size={size}: {e}") from e
+    close = difflib.get_close_matches(arch, dict.fromkeys([*known, *(timm.list_models() if timm else [])]), n=4)
     raise ValueError(f"arch={arch!r} is unknown to torchvision{' and timm' if timm else ' (and timm is not installed)'}."
                      + (f" Did you mean {', '.join(close)}?" if close else f" There are {', '.join(known[:6])}, ..."))
 
 # %% ../nbs/12_cli.ipynb #bc196d1c
-def _learner(data, arch, bs, size, valid_pct, seed, pretrained):
+def _learner(data, arch, bs, size, valid_pct, seed, pretrained, check=False):
     "A Learner on `data`, the same for the same seed"
     set_seed(seed, reproducible=True)
     if not size: size = (224 if arch else 64) if data else (32 if arch else 8)
-    dls = (folder_dls(data, bs=bs, size=size, valid_pct=valid_pct, seed=seed) if data else
+    dls = (folder_dls(data, bs=bs, size=size, valid_pct=valid_pct, seed=seed, check=check) if data else
            digits_dls(bs=bs, size=size, valid_pct=valid_pct, channels=3 if arch else 1, seed=seed))
     kwargs = dict(loss_func=CrossEntropyLossFlat(), metrics=accuracy)
     if pretrained:
         from fastai.vision.all import vision_learner
         from torchvision import models
-        return vision_learner(dls, getattr(models, arch, arch), **kwargs)
+        try: return vision_learner(dls, getattr(models, arch, arch), **kwargs)
+        except OSError as e: raise OSError(f"pretrained: the weights of arch={arch!r} can't be downloaded: {e}") from e
+        except (StopIteration, NotImplementedError, RuntimeError, AttributeError, TypeError, IndexError) as e:
+            raise ValueError(f"pretrained: fastai can't cut arch={arch!r} into body and head: {e or type(e).__name__}. Use another network, such as resnet18, or leave the flag out") from e
     model = make_model(arch, dls.c, size) if arch else digits_convnet(c_in=3 if data else 1, n_out=dls.c)
     try: model.eval()(dls.valid.one_batch()[0].to(next(model.parameters()).device))
     except (RuntimeError, AssertionError) as e: raise ValueError(f"arch={arch!r} can't take images of size={size}: {e}") from e
@@ -64,12 +71,13 @@ def _choice(what, name, choices):
     if name not in choices: raise ValueError(f"{what}={name!r} is unknown: use one of {', '.join(choices)}")
     return choices[name] if isinstance(choices, dict) else name
 
-def _callback(model, sparsity, schedule, start, scope, granularity, criterion, exclude):
-    "The SparsifyCallback that the flags ask for, checked against `model`, and the names of weights that can't have the granularity"
+def _callback(learn, sparsity, schedule, start, scope, granularity, criterion, exclude):
+    "The SparsifyCallback that the flags ask for, checked against the model, and the names of weights that can't have the granularity"
+    model = learn.model
     best = {'one_shot':0.4, 'iterative':0.2, 'cubic':0.2, 'agp':0.2}          # Hubens et al. 2021, section 4
     sched = _choice('schedule', schedule, SCHEDULES)
     start = best.get(schedule, 0.) if start is None else start
-    exclude = [o.strip() for o in exclude.split(',')] if exclude else []
+    exclude = [o.strip() for o in (exclude or '').split(',') if o.strip()]
     check_granularity(granularity, check_sparsity(sparsity))
     transposed = transposed_groups(model)
     def unfit(n, p):
@@ -78,7 +86,7 @@ def _callback(model, sparsity, schedule, start, scope, granularity, criterion, e
     left = [n for n,p in prunable_weights(model, exclude=exclude).items() if unfit(n, p)]
     cb = SparsifyCallback(sparsity, schedule=window(sched, start) if start else sched, criterion=_choice('criterion', criterion, CRITERIA),
                           scope=scope, granularity=granularity, exclude=exclude+left)
-    cb.targets(model)
+    cb.targets(model, learn)
     return cb,left
 
 def _train(learn, epochs, lr, pretrained, cbs=None):
@@ -102,17 +110,21 @@ def _plot_training(cb, accs):
 # %% ../nbs/12_cli.ipynb #376f17a7
 def _run(data, arch, sparsity, schedule, start, scope, granularity, criterion, exclude, epochs, lr, bs, size, valid_pct, seed, pretrained, out):
     for what,v in dict(epochs=epochs, lr=lr, bs=bs, size=1 if size is None else size).items():
-        if not v>0: raise ValueError(f"{what}={v!r}: needs a number above 0")
+        if not 0<v<math.inf: raise ValueError(f"{what}={v!r}: needs a number above 0")
+    for what,v in dict(data=data, arch=arch, out=out).items():
+        if v=='': raise ValueError(f"{what}='': needs a name, or leave the flag out")
     if seed<0: raise ValueError(f"seed={seed!r}: needs a number of at least 0")
     if not 0<valid_pct<1: raise ValueError(f"valid_pct={valid_pct!r}: needs a fraction in (0,1)")
     if Path(out).exists() and not Path(out).is_dir(): raise ValueError(f"out={out!r} is a file: needs a folder")
     if pretrained and not arch: raise ValueError("pretrained needs a network: give its name with --arch")
     if pretrained: make_model(arch, 2, size or 224)
-    make = lambda: _learner(data, arch, bs, size, valid_pct, seed, pretrained)
-    runs,learn = {'dense':make()},make()
-    cb,left = _callback(learn.model, sparsity, schedule, start, scope, granularity, criterion, exclude)
+    make = partial(_learner, data, arch, bs, size, valid_pct, seed, pretrained)
+    runs,learn = {'dense':make(check=True)},make()
+    cb,left = _callback(learn, sparsity, schedule, start, scope, granularity, criterion, exclude)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK): raise PermissionError(f"out={str(out)!r}: this folder can't be written to")
+    if (n := learn.dls.train.bs)<bs: print(f"bs={bs}: there are {n} images to train on, all of them one batch")
     if left: print(f"left dense, since granularity {granularity!r} does not fit: {', '.join(left)}")
     runs[f'{schedule} {100*sparsity:g}%'] = learn
     rows,accs = [],{}
@@ -126,6 +138,14 @@ def _run(data, arch, sparsity, schedule, start, scope, granularity, criterion, e
     report.to_csv(out/'report.csv')
     for name,fig in (('training', _plot_training(cb, accs)), ('layers', plot_layers(report).figure)): fig.savefig(out/f'{name}.png', dpi=110)
     return pd.DataFrame(rows, columns=['run','sparsity','accuracy','weights left','seconds'])
+
+class _Stop(SystemExit):
+    "An end with one line on standard error: status 2 where files, the network or a package are what is missing, 1 for a value that does not fit"
+    def __init__(self, e):
+        message = f"fastprune: {' '.join(str(e).split()) or type(e).__name__}"
+        sys.stderr.write(message+'\n')
+        super().__init__(message)
+        self.code = 2 if isinstance(e, (OSError,ImportError)) or isinstance(e.__cause__, (OSError,ImportError)) else 1
 
 def _flags(func, *command):
     "The arguments that the command line gives `func`, after the words of `command`"
@@ -142,7 +162,7 @@ def _commands(train):
         from fastprune.report import report_file                                          # a later notebook's
         flags = _flags(report_file, 'report')
         try: path = report_file(**flags)
-        except (ValueError, ImportError, OSError) as e: sys.exit(f'fastprune: {e}')
+        except (ValueError, ImportError, OSError) as e: sys.exit(f"fastprune: {' '.join(str(e).split())}")
         print(f'The report is in {path} ({path.stat().st_size/1e6:.1f} MB)')
     return main
 
@@ -155,7 +175,7 @@ def main(
     start:float=None, # Position in training, in [0,1), at which pruning starts; if not given, what is best in the OCP paper: one_shot 0.4, iterative and agp 0.2, others 0
     scope:str='local', # local: each layer reaches the sparsity; global, erk or balanced: all of them together do
     granularity:str='weight', # What is pruned together: weight, row, column, kernel, filter, or 2:4 and other n:m
-    criterion:str='magnitude', # What says which weights go: magnitude, taylor or random_score
+    criterion:str='magnitude', # What says which weights go: magnitude, taylor, snip, random_score or another of the library's criteria
     exclude:str=None, # Layers to leave dense: names or glob patterns, separated by commas
     epochs:int=12, # Epochs for each of the two runs
     lr:float=1e-2, # Largest learning rate of the one-cycle schedule
@@ -170,5 +190,6 @@ def main(
     import matplotlib
     if matplotlib.get_backend().lower()!='agg' and not hasattr(sys, 'ps1'): matplotlib.use('agg')
     try: table = _run(data, arch, sparsity, schedule, start, scope, granularity, criterion, exclude, epochs, lr, bs, size, valid_pct, seed, pretrained, out)
-    except ValueError as e: sys.exit(f'fastprune: {e}')
+    except torch.OutOfMemoryError as e: raise _Stop(ValueError(f"bs={bs}: does not fit into memory, use a smaller one or a smaller --size: {e}")) from None
+    except (ValueError, ImportError, OSError) as e: raise _Stop(e) from None
     print(f"\n{table.to_string(index=False)}\n\nmodel.pth, report.csv, training.png and layers.png are in {out}")

@@ -86,6 +86,15 @@ def test_flags(tmp_path, flags):
     (dict(valid_pct=0.), 'valid_pct=0.0: needs a fraction in (0,1)'),
     (dict(out=__file__), 'is a file: needs a folder'),
     (dict(arch='inception_v3', size=32), "arch='inception_v3' can't take images of size=32"),
+    (dict(arch='vit_b_16', size=33), "arch='vit_b_16' can't be made for images of size=33"),
+    (dict(lr=float('inf')), 'lr=inf: needs a number above 0'),
+    (dict(seed=2**40), 'seed=1099511627776: needs a whole number below 2**32'),
+    (dict(valid_pct=0.001), 'valid_pct=0.001: leaves 2 of 1797 images'),
+    (dict(valid_pct=0.999), 'valid_pct=0.999: leaves 1 of 1797 images to train on'),
+    (dict(data=''), "data='': needs a name"),
+    (dict(arch=''), "arch='': needs a name"),
+    (dict(out=''), "out='': needs a name"),
+    (dict(criterion='synflow', arch='vit_b_16', size=32), 'criterion synflow'),
 ])
 def test_wrong_flags(tmp_path, monkeypatch, capsys, args, message):
     "End at once, with one line and nothing written"
