@@ -14,13 +14,14 @@ from fastai.basics import Callback,Learner,even_mults,patch,store_attr
 from fastai.callback.schedule import ParamScheduler
 from .schedules import cubic,cyclical,one_shot,schedule_name,window
 from .passes import check_whole
-from .lr import _check_retraining,allr_discount,lr_retrain,lr_warmup,s_cyc_max_lr
+from .lr import _check_retraining,allr_discount,at_prune_rate,lr_retrain,lr_warmup
 from .weights import check_sparsity,transposed_groups
 from .criteria import magnitude,random_score
 from .callback import SparsifyCallback,_present,is_frozen
 from .learner import GradientHistogram
 from .files import load_state,save_state
-from .rounds import BestEpoch,RoundStore,Rounds,StateAt,check_rounds,load_into,run_rounds,seed_round,smaller_is_better,state_of
+from .rounds import (BestEpoch,RoundStore,Rounds,StateAt,check_rounds,load_into,run_rounds,seed_round,smaller_is_better,starting_at,state_of,
+                     steps_by_epoch)
 
 # %% ../nbs/09_recipes.ipynb #dfe08607
 def group_rates(learn:Learner,
@@ -269,7 +270,7 @@ class _Iterative:
         self.weights,_ = cb.targets(learn.model, learn)
         rates = group_rates(learn, lr)
         self.top,self.groups = float(np.max(rates)),rates/np.max(rates)
-        if isinstance(max_lr, partial) and max_lr.func is s_cyc_max_lr: self.max_lr = partial(max_lr, **{'p':rate, **max_lr.keywords})
+        self.max_lr = at_prune_rate(max_lr, rate)
         self.total = sum(p.numel() for p in self.weights.values())
         self.store = RoundStore(folder, self._config(rates))
         held = learn.masks or {}
@@ -297,7 +298,7 @@ class _Iterative:
         if self.rewind_to and not self.train_first: raise ValueError(f"rewind_to={self.rewind_to}: there is no first training to rewind into, since train_first is False")
         if self.criterion is magnitude: self.n_batches = None
         else: check_whole(n_batches=self.n_batches)
-        steps = self.epochs*len(self.learn.dls.train)
+        steps = steps_by_epoch(self.learn, self.epochs, self.cbs)[-1]
         if self.rewind_to>steps: raise ValueError(f"rewind_to={self.rewind_to}: a round has {steps} steps")
         names = ['train_loss', 'valid_loss', *[m.name for m in self.learn.metrics]]
         if self.monitor not in names: raise ValueError(f"monitor={self.monitor!r} is not measured: use one of {', '.join(names)}")
@@ -329,9 +330,10 @@ class _Iterative:
         if m>0 or self.train_first:
             best,at = BestEpoch(self.monitor, self.patience) if self.early_stop else None, StateAt(self.rewind_to) if m==0 and self.rewind=='weights' else None
             learn.opt = None
-            learn.fit(self.epochs, cbs=[ParamScheduler({'lr':lr}), *[cb for cb in (best,at) if cb], *self.cbs], wd=self.wd)
+            passed = starting_at(self.store.notes.get('start', 0)) if m>0 and self.rewind=='weights' else []
+            learn.fit(self.epochs, cbs=[ParamScheduler({'lr':lr}), *[cb for cb in (best,at) if cb], *passed, *self.cbs], wd=self.wd)
             values = dict(zip(learn.recorder.metric_names[1:], best.values if best else learn.recorder.values[-1]))
-            if at: self.start = at.reached()
+            if at: self.start,self.store.notes['start'] = at.reached(),at.batches
             if self.rewind=='finetune' and m>0: max_lr = np.max(lr(0.))
         else: max_lr,values,self.start = math.nan,self._measure(learn.dls.valid),state_of(learn)
         kept = sum(int(learn.masks[n].count_nonzero()) if learn.masks and n in learn.masks else p.numel() for n,p in self.weights.items())
