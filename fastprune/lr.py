@@ -154,7 +154,7 @@ def lr_retrain(name:str, # 'ft', 'lrw', 'slr', 'clr', 'llr' or 'allr'
                scale=1., # The rates are multiplied by this: a number, or an array with one for each parameter group
               ): # Function from the position in retraining, in [0,1), to the rate
     """The rate while retraining (Zimmer et al. 2023). FT: the last one. LRW: the last ones again, for a `length` up to 1. SLR: all of them from the largest on, in the
-    time there is. CLR: a cosine from the largest to the smallest. LLR: linear from the largest to 0. ALLR: LLR, the largest discounted by d"""
+    time there is; the authors' code keeps the time that the original training warmed up in, at the largest rate. CLR: a cosine from the largest to the smallest. LLR: linear from the largest to 0. ALLR: LLR, the largest discounted by d"""
     if not isinstance(history, (list,tuple,np.ndarray)) or not all(isinstance(o, Number) or getattr(o, 'ndim', 1)==0 for o in history):
         raise ValueError(f"history={history!r}: needs a list with one number for each epoch or iteration")
     if not len(history): raise ValueError("history is empty: needs the rates of the original training")
@@ -176,7 +176,7 @@ def lr_retrain(name:str, # 'ft', 'lrw', 'slr', 'clr', 'llr' or 'allr'
     return partial(_warm, warmup, top, after, scale)
 
 # %% ../nbs/01_lr.ipynb #a0c1fbe4
-def allr_discount(before, # Weights before pruning: name -> tensor, or a list
+def allr_discount(before, # Prunable weights before pruning: name -> tensor, or a list
                   after, # Weights after it, the same names and shapes
                   sparsity:float, # Fraction of the weights that this step pruned, in (0,1]
                   budget:float=0., # Length of retraining, as a fraction of the original training: T_rt/T

@@ -170,7 +170,7 @@ def retrain(self:Learner,
             schedule:str='allr', # 'ft', 'lrw', 'slr', 'clr', 'llr' or 'allr'; see `lr_retrain`
             history=None, # Rates of the original training: one an epoch, or with `original_epochs` one an iteration; those that the Recorder has, if None
             original_epochs:float|None=None, # Epochs of the original training, where `history` does not have one rate for each
-            discount:float|None=None, # ALLR's d, in [0,1]; from what `learn.prune` has changed, if None
+            discount:float|None=None, # ALLR's d, in [0,1]; from what `learn.prune` has changed of the prunable weights, if None
             warmup:float=0.1, # Length of the warm-up, as a fraction of retraining
             wd=None, # Weight decay; the Learner's if None
             cbs=None, # More callbacks
@@ -377,7 +377,7 @@ def iterative_prune(self:Learner,
                     scope:str='global', # 'global', 'local', 'erk' or 'balanced'
                     granularity:str='weight', # As for `compute_masks`
                     rewind:str='lr', # 'lr', 'finetune' or 'weights'
-                    rewind_to:int=0, # Steps of the first training after which weights are as they are rewound to
+                    rewind_to:int=0, # Optimizer steps of the first training after which weights are as they are rewound to; later rounds start there
                     include=None, # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
                     exclude=None, # The same, to leave alone
                     n_batches:int=10, # Training batches to sum gradients over, for criteria other than magnitude

@@ -169,6 +169,7 @@ class BestEpoch(TrackerCallback):
         if self.state is not None: unwrap(self.learn.model).load_state_dict(self.state)
         self.state = None
 
+# %% ../nbs/06b_rounds.ipynb #5d1c60a2
 class StateAt(Callback):
     "Remembers the model's state after `iteration` optimizer steps, and in `batches` how many batches those took; before the first, if that is 0"
     order,run_valid = 80,False
@@ -261,6 +262,7 @@ def steps_by_epoch(learn:Learner,
         res.append(steps)
     return res
 
+# %% ../nbs/06b_rounds.ipynb #5d1c60a6
 def bar_over(learn:Learner,
              rounds, # Range of rounds
             ): # Iterator over them
