@@ -306,16 +306,16 @@ def flops(self:Learner,
 def _numbers(path):
     "Both barriers, and the error half way"
     above,line = path.barrier,path.line_barrier
-    return dict(loss_barrier=above.loss, error_barrier=above.error, loss_line_barrier=line.loss, error_line_barrier=line.error,
-                instability=path.instability)
+    return dict(loss_barrier=above.loss, error_barrier=above.error, loss_line_barrier=line.loss,
+                error_line_barrier=line.error, instability=path.instability)
 
 class CyclePaths(list):
     "Linear paths between the ends of consecutive cycles"
     @property
-    def df(self)->pd.DataFrame: # A row a pair of cycles: barriers, the error half way, and the same of training data with the prefix 'train_'
+    def df(self)->pd.DataFrame: # A row a pair of cycles: barriers, the error half way; with 'train_' on training data
         "The numbers"
-        named = [(f'{i+1} to {i+2}', p) for i,p in enumerate(self)]
-        rows = [dict(cycles=k, **_numbers(p), **({} if p.train is None else {f'train_{c}':v for c,v in _numbers(p.train).items()})) for k,p in named]
+        trained = lambda p: {} if p.train is None else {f'train_{c}':v for c,v in _numbers(p.train).items()}
+        rows = [dict(cycles=f'{i+1} to {i+2}', **_numbers(p), **trained(p)) for i,p in enumerate(self)]
         return pd.DataFrame(rows).set_index('cycles')
     def plot(self, axs=None):
         "Losses and errors of all paths"

@@ -91,7 +91,8 @@ class DPF(_Behind):
                 ): super().__init__(sparsity, schedule=schedule, interval=interval, scope=scope, **{'refresh':True, **kwargs})
 
 class DNW(DPF):
-    "Discovering neural wirings: as DPF, with the final sparsity at every iteration, the first included, and a new mask after each (Wortsman et al. 2019)"
+    """Discovering neural wirings: as DPF, with the final sparsity from the first forward pass on, and a new mask
+    after every iteration (Wortsman et al. 2019)"""
     def __init__(self,
                  sparsity:float|dict, # Fraction of zeros, in [0,1), as for `SparsifyCallback`
                  scope:str='global', # As for `SparsifyCallback`
@@ -100,7 +101,8 @@ class DNW(DPF):
 
     def _plan_fit(self):
         super()._plan_fit()
-        self._update(self._sparsity(0), self.criterion if has_gradients(self._weights) else magnitude)       # before the first forward pass
+        criterion = self.criterion if has_gradients(self._weights) else magnitude
+        self._update(self._sparsity(0), criterion)                     # before the first forward pass
         self._show()
 
 # %% ../nbs/08b_baselines.ipynb #27f90eb7
@@ -286,9 +288,11 @@ class _DenseUntilEnd(_HardEnd, SparsifyCallback):
         return compute_masks(scores, self._end if self.scope=='local' else self.sparsity, self.scope, self.granularity, None, absolute, self._transposed)
 
 class GSM(_DenseUntilEnd):
-    """Global sparse momentum: in each step only the weights with the largest |weight * gradient|, as many as will be left, get their gradient; the others only go on with their momentum and decay (Ding et al. 2019, eq. 8 and 9).
-    Give the fit some weight decay, and the optimizer a high momentum, 0.98 in the paper, as by `learn.fit_one_cycle(..., moms=(0.98,0.98,0.98))`: the decay goes through the momentum, whether the optimizer
-    decouples the two otherwise or not, and that makes it 1/(1-momentum) times as strong"""
+    """Global sparse momentum: in each step only the weights with the largest |weight * gradient|, as many as will be
+    left, get their gradient; the others only go on with their momentum and decay (Ding et al. 2019, eq. 8 and 9).
+    Give the fit some weight decay, and the optimizer a high momentum: 0.98 in the paper, as by
+    `moms=(0.98,0.98,0.98)` for `learn.fit_one_cycle`. The decay goes through the momentum, also where the optimizer
+    decouples the two: with SGD that makes it 1/(1-momentum) times as strong"""
     def __init__(self,
                  sparsity:float|dict, # Fraction of zeros at the end, in [0,1), as for `SparsifyCallback`
                  scope:str='global', # As for `SparsifyCallback`
@@ -299,7 +303,7 @@ class GSM(_DenseUntilEnd):
         super()._plan_fit()
         if not any(h.get('wd') for h in self.opt.hypers): warnings.warn("GSM relies on weight decay to shrink weights, and the optimizer has none: `learn.fit(..., wd=1e-3)`", stacklevel=2)
 
-    _coupling = None                                          # open while the optimizer's decay is coupled, for one step
+    _coupling = None                    # open while the optimizer's decay is coupled, for one step
     def before_step(self):
         if not self._active: return
         grads = {n:p.grad for n,p in self._weights.items() if p.grad is not None}
@@ -325,7 +329,7 @@ class GSM(_DenseUntilEnd):
 
 @contextlib.contextmanager
 def coupled_decay(opt):
-    "A context in which an optimizer adds its weight decay to the gradients, as L2 regularisation, in place of shrinking weights directly"
+    "A context in which an optimizer adds its weight decay to the gradients, and does not shrink weights directly"
     if isinstance(opt, OptimWrapper):
         had = [g.get('decoupled_weight_decay') for g in opt.opt.param_groups]
         for g in opt.opt.param_groups:
@@ -514,9 +518,13 @@ class SET(_AlwaysSparse):
     def _grow_by(self, t): return random_score(self._weights, zlib.crc32(f'{self.seed} {t}'.encode()))
 
 class SNFS(_AlwaysSparse):
-    """Sparse networks from scratch: at the end of each epoch, a part of each tensor's weights goes, the smallest, and as many in all come where the momentum is largest, in each tensor in proportion to the mean momentum of its weights
-    (Dettmers and Zettlemoyer 2019, algorithm 1). As in the authors' code, a tensor that is nearly dense, with less than 20% zeros, and has more than its share of the momentum, loses no larger a part than it has zeros, and at most 99% of its places
-    are filled. The momentum is the callback's own, of dense gradients. Starts as `RigL`"""
+    """Sparse networks from scratch: at the end of each epoch, a part of each tensor's weights goes, the smallest, and
+    as many in all come where the momentum is largest, in each tensor in proportion to the mean momentum of its
+    weights (Dettmers and Zettlemoyer 2019, algorithm 1). As in the authors' code, a tensor with less than 20% zeros
+    and more than the mean momentum drops no larger a part than it has zeros, and only 99% of the free places of a
+    tensor are filled. That does not protect small tensors: where filters have died behind a BatchNorm, their
+    gradients are huge, draw nearly all growth to their tensor, and the others wither, as at 95% of a small network.
+    The momentum is the callback's own, of dense gradients. Starts as `RigL`"""
     def __init__(self,
                  sparsity:float|dict, # Fraction of zeros, in [0,1), as for `SparsifyCallback`
                  fraction:float=0.5, # Part of a tensor's weights that moves, at the start; it falls along a cosine
@@ -562,8 +570,8 @@ class SNFS(_AlwaysSparse):
 
     def _growth(self, drops):
         free = {n:int((~self.learn.masks[n]).count_nonzero())+k for n,k in drops.items()}
-        room = {n:int(0.99*k) for n,k in free.items()}
-        return shared_out(sum(drops.values()), self._shares(), room if sum(room.values())>=sum(drops.values()) else free)
+        room,total = {n:int(0.99*k) for n,k in free.items()},sum(drops.values())
+        return shared_out(total, self._shares(), room if sum(room.values())>=total else free)
 
     def _forget(self):
         super()._forget()

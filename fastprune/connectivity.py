@@ -14,7 +14,8 @@ from torch import nn
 from fastai.basics import Learner,Recorder,find_bs,patch,store_attr,to_device
 from fastai.callback.progress import ProgressCallback
 from .weights import unwrap
-from .passes import check_n_batches,check_whole,device_of,forward,inputs_and_targets,mean_everywhere,reset_state,together,undisturbed
+from .passes import (check_n_batches,check_whole,device_of,forward,inputs_and_targets,mean_everywhere,reset_state,
+                     together,undisturbed)
 from .callback import SparsifyCallback,set_masks
 from .lottery import Ticket,_check_ticket,plan_of
 from .rounds import StartAt,StateAt,borrowed,seed_round,smaller_is_better,starting_at,state_of
@@ -39,8 +40,8 @@ def _error(metrics, n=1):
     return values if smaller_is_better(name) else 1-values
 
 class LinearPath:
-    """Losses and metrics on the straight line between two states; `train` is the same on training data, if that was asked
-    for, and `half` has the metrics half way, if no point is there"""
+    """Losses and metrics on the straight line between two states. `train` is the same on training data, if that was
+    asked for; `half` has the metrics half way, if none of the points is there"""
     def __init__(self, alphas:np.ndarray, losses:np.ndarray, metrics:dict, train=None, half=None): store_attr()
     def __repr__(self): return f"LinearPath({len(self.alphas)} points, barrier={self.barrier!r})"
 
@@ -51,13 +52,14 @@ class LinearPath:
 
     @property
     def barrier(self)->Barrier: # The loss barrier as a float, with `.loss` and `.error`
-        """How far the worst point, ends included, is above the mean of both ends (Frankle et al. 2020). Where the ends differ that is
-        at least half of their difference: see `line_barrier`"""
+        """How far the worst point, ends included, is above the mean of both ends (Frankle et al. 2020). It is never
+        less than half of the difference between the ends: see `line_barrier`"""
         return Barrier(*(_above(y, (y[0]+y[-1])/2) for y in (self.losses, self.errors)))
 
     @property
     def line_barrier(self)->Barrier: # The same for the other definition
-        "How far the worst point is above the straight line between the values at both ends (Entezari et al. 2022): 0 if there is no bump"
+        """How far the worst point is above the straight line between both ends' values (Entezari et al. 2022): 0
+        without a bump"""
         ends = self.alphas[[0,-1]]
         return Barrier(*(_above(y, np.interp(self.alphas, ends, y[[0,-1]])) for y in (self.losses, self.errors)))
 
@@ -246,7 +248,8 @@ def linear_path(self:Learner,
     _check_states(unwrap(self.model).state_dict(), a=a, b=b)
     states = [_on(s, self) for s in (a,b)]
     n,alphas = int(n),np.linspace(0, 1, int(n))
-    points = [(1-float(x), float(x)) for x in [*alphas, *([] if n%2 else [0.5])]]               # the last one for `.instability` alone
+    at = alphas if n%2 else [*alphas, 0.5]                           # the last one is for `.instability` alone
+    points = [(1-float(x), float(x)) for x in at]
     metrics = self.metrics if metrics is None else _as_metrics(metrics)
     def on(dl):
         losses,values = _evaluate(self, dl, points, put, metrics, memory)
@@ -271,7 +274,8 @@ def _start_of(learn, start):
     return start._with(state={n:t.clone() for n,t in start.state.items()})
 
 def _copies(learn, start, fit, seeds, passed):
-    "States after training from `start` with each of `seeds`; `passed()` are callbacks that pass over what lies behind it"
+    """States after training from `start` with each of `seeds`; `passed` makes callbacks that pass over what lies
+    behind it"""
     with borrowed(learn):
         res = []
         for seed in seeds:
@@ -314,12 +318,12 @@ def instability(self:Learner,
                 fit, # Function (learn, cbs) that trains
                 seeds=(0,1), # Of the noise in training, one for each copy
                 n:int=11, # Points of the path
-                skip:int|None=None, # Batches of the training that lie behind `start`, which the copies pass over; those of the ticket, or 0, if None
+                skip:int|None=None, # Batches of `fit` that lie behind `start`: passed over; the ticket's, or 0, if None
                 **kwargs, # As for `linear_path`: dl, metrics, bn, train, ...
                )->LinearPath: # The path between the two copies
-    """Trains two copies that differ in SGD noise alone, and gives the path between them (Frankle et al. 2020). Each copy has a new optimizer. From
-    a state within a training they train the rest of it: a ticket whose weights were rewound knows where that is. The Learner's weights and
-    masks are as before when it ends"""
+    """Trains two copies that differ in SGD noise alone, and gives the path between them (Frankle et al. 2020). From a
+    state within a training they train the rest of it: a ticket with rewound weights knows where that is. Each copy
+    has a new optimizer. The Learner's weights and masks are as before when it ends"""
     _check_path(n, **kwargs)
     if start is not None and not isinstance(start, Ticket): _check_states(unwrap(self.model).state_dict(), start=_state(start, 'start'))
     check_whole('batches', 0, skip=skip or 0)
@@ -340,7 +344,8 @@ class Stability(pd.DataFrame):
             ): # Matplotlib axes
         "Mean and standard deviation over pairs of seeds"
         x = next(k for k in ('round','step') if k in self.columns)
-        if metric not in self.columns: raise ValueError(f"metric={metric!r} is no column of this table: use one of {', '.join(_ROW)}")
+        if metric not in self.columns:
+            raise ValueError(f"metric={metric!r} is no column of this table: use one of {', '.join(_ROW)}")
         if ax is None:
             import matplotlib.pyplot as plt
             ax = plt.subplots(figsize=(5,3), layout='constrained')[1]
@@ -355,8 +360,8 @@ class Stability(pd.DataFrame):
 
 _ROW = ('instability', 'error', 'error_barrier', 'loss_barrier', 'error_line_barrier', 'loss_line_barrier')
 def _row(path):
-    above,line = path.barrier,path.line_barrier
-    return dict(zip(_ROW, (path.instability, float((path.errors[0]+path.errors[-1])/2), above.error, above.loss, line.error, line.loss)))
+    above,line,error = path.barrier,path.line_barrier,float((path.errors[0]+path.errors[-1])/2)
+    return dict(zip(_ROW, (path.instability, error, above.error, above.loss, line.error, line.loss)))
 
 @patch
 def instability_by_round(self:Learner,
@@ -384,9 +389,10 @@ def instability_by_rewind(self:Learner,
                           seed:int=0, # Of the first training
                           **kwargs, # As for `linear_path`
                          )->Stability: # Columns step, instability, error of the copies, and barriers; with `.plot()`
-    """How far into training a network becomes stable (Frankle et al. 2020, figure 3). From step k, copies train the steps after it with their rates,
-    their positions in the data and, if `fit` prunes, their sparsities; each copy has a new optimizer, as in the authors' code. After the last step there is nothing left
-    to train, and no instability. The Learner's weights and masks are as before when it ends"""
+    """How far into training a network becomes stable (Frankle et al. 2020, figure 3). From step k, copies train the
+    steps after it with their rates, their positions in the data and, if `fit` prunes, their sparsities. Each copy has
+    a new optimizer, as in the authors' code. After the last step nothing is left to train, and the barrier is 0. The
+    Learner's weights and masks are as before when it ends"""
     steps,pairs,_ = list(steps),_pairs(seeds),_check_path(n, **kwargs)
     if not steps or not all(isinstance(o, Integral) and o>=0 for o in steps): raise ValueError(f"steps={steps!r}: needs whole numbers of at least 0")
     total = plan_of(self, fit).steps[-1]
@@ -398,7 +404,7 @@ def instability_by_rewind(self:Learner,
         fit(self, list(moments.values()))
     for cb in moments.values(): cb.reached()
     def row(k, pair):
-        "Copies from step `k`: they make their plans from the first state, as the training did, and go on from that of the step"
+        "Copies make their plans from the first state, as the training did, and then go on from that of step `k`"
         copies = _copies(self, first, fit, pair, lambda: [StartAt(moments[k].batches, moments[k].begin)])
         return dict(step=k, seeds=str(pair), **_row(self.linear_path(*copies, n=n, **kwargs)))
     return Stability([row(k, s) for k in steps for s in pairs])

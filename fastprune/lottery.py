@@ -46,7 +46,7 @@ class Ticket:
 
     @property
     def start(self)->int: # Batches
-        "How much of a training lies behind the state, where weights were rewound to later than the first: trainings from the ticket pass over it"
+        "How much of a training lies behind a state that was rewound to: trainings from the ticket pass over it"
         check_whole('batches', 0, start=(start := self.story.get('start', 0)))
         return start
 
@@ -208,7 +208,8 @@ def plan_of(learn:Learner,
             *args, # More arguments for `fit`
             start:int=0, # Batches that the training is to pass over
            )->_Plan: # With `.batches`, all of them, and `.steps`, the optimizer steps after each epoch
-    "What `fit` takes, without training. Raises `ValueError` if it would train nothing, does not hand on `cbs`, or ends before `start`"
+    """What `fit` takes, without training. Raises `ValueError` if that is nothing, `cbs` are not handed on, or it ends
+    before `start`"""
     if not callable(fit): raise ValueError(f"fit={fit!r} is not a function: needs one such as `lambda learn, cbs: learn.fit_one_cycle(5, cbs=cbs)`")
     try: inspect.signature(fit).bind(learn, [], *args)
     except TypeError as e: raise ValueError(f"fit={schedule_name(fit)} can't be called with a Learner and callbacks{', and a rate' if args else ''}: {e}") from e
@@ -217,21 +218,25 @@ def plan_of(learn:Learner,
     plan = _Plan()
     try:
         learn.load = learn.save = lambda *a, **k: learn                        # a SaveModelCallback has nothing to do here
-        with borrowed(learn), learn.removed_cbs(own), learn.no_bar(), learn.no_logging(): fit(learn, [_Probe(plan, own)], *args)
+        with borrowed(learn), learn.removed_cbs(own), learn.no_bar(), learn.no_logging():
+            fit(learn, [_Probe(plan, own)], *args)
     finally:
         del learn.__dict__['load'], learn.__dict__['save']
         for k,v in records.items(): setattr(learn.recorder, k, v)
-    if not plan.batches: raise ValueError(f"fit={schedule_name(fit)} trains nothing, or does not hand on `cbs`: needs a function such as `lambda learn, cbs: learn.fit_one_cycle(5, cbs=cbs)`")
+    if not plan.batches:
+        raise ValueError(f"fit={schedule_name(fit)} trains nothing, or does not hand on `cbs`: "
+                         "needs a function such as `lambda learn, cbs: learn.fit_one_cycle(5, cbs=cbs)`")
     if start>plan.batches:
-        raise ValueError(f"fit={schedule_name(fit)} has {plan.batches} batches, and {start} of a training lie behind the state to start from: "
-                         "needs a training as long as that one")
+        raise ValueError(f"fit={schedule_name(fit)} has {plan.batches} batches, and {start} of a training lie behind "
+                         "the state to start from: needs a training as long as that one")
     return plan
 
 def count_steps(learn:Learner,
                 fit, # Function (learn, cbs) that trains
                 *args, # More arguments for `fit`
                )->int:
-    "How many optimizer steps `fit` takes, without training. Raises `ValueError` if it would train nothing, or does not hand on `cbs`"
+    """How many optimizer steps `fit` takes, without training. Raises `ValueError` if that is nothing, or `cbs` are
+    not handed on"""
     return plan_of(learn, fit, *args).steps[-1]
 
 def _rewind_step(rewind_to, by_epoch):
@@ -300,8 +305,9 @@ class _Search:
         return _metrics(learn)
 
     def ticket(self, m, state, masks, start=0):
-        return Ticket(state, masks, initial=self.initial, round=m, seed=self.seed, rewind=self.rewind, rewind_to=self.rewind_to,
-                      schedule=schedule_name(self.schedule), prune_rate=self.prune_rate, **({'start':start} if start else {}))
+        story = dict(round=m, seed=self.seed, rewind=self.rewind, rewind_to=self.rewind_to,
+                     schedule=schedule_name(self.schedule), prune_rate=self.prune_rate, **({'start':start} if start else {}))
+        return Ticket(state, masks, initial=self.initial, **story)
 
     def first(self):
         "Ticket 0: the dense network, as it is before training"

@@ -106,7 +106,7 @@ def s_cyc_max_lr(m:int, # Rounds of pruning that are completed, at least 0
                  delta:float, # How much larger it gets in the end, positive
                  beta:float=5., # Steepness: the larger, the later it rises (3 to 6 in the paper)
                  q:float=1., # Rounds before it rises (0 to 3 in the paper)
-                 p:float=0.2, # Fraction of the remaining weights that a round prunes, in (0,1); `find_tickets` and `iterative_prune` give theirs, if you bind none
+                 p:float=0.2, # Fraction of the remaining weights that a round prunes, in (0,1); searches give theirs
                 )->float: # Largest rate of the next round
     "S-Cyc's max_lr for the round after `m` rounds of pruning (Liu et al. 2021, eq. 2)"
     for n,v in dict(eps=eps, delta=delta, beta=beta).items():
@@ -153,8 +153,10 @@ def lr_retrain(name:str, # 'ft', 'lrw', 'slr', 'clr', 'llr' or 'allr'
                warmup:float=0.1, # Length of the linear rise from 0, as a fraction of retraining; for 'slr', 'clr', 'llr' and 'allr'
                scale=1., # The rates are multiplied by this: a number, or an array with one for each parameter group
               ): # Function from the position in retraining, in [0,1), to the rate
-    """The rate while retraining (Zimmer et al. 2023). FT: the last one. LRW: the last ones again, for a `length` up to 1. SLR: all of them from the largest on, in the
-    time there is; the authors' code keeps the time that the original training warmed up in, at the largest rate. CLR: a cosine from the largest to the smallest. LLR: linear from the largest to 0. ALLR: LLR, the largest discounted by d"""
+    """The rate while retraining (Zimmer et al. 2023). FT: the last one. LRW: the last ones again, for a `length` up
+    to 1. SLR: all of them from the largest on, in the time there is; the authors' code keeps the original's warm-up
+    as time at the largest rate. CLR: a cosine from the largest to the smallest. LLR: linear from the largest to 0.
+    ALLR: LLR, the largest discounted by d"""
     if not isinstance(history, (list,tuple,np.ndarray)) or not all(isinstance(o, Number) or getattr(o, 'ndim', 1)==0 for o in history):
         raise ValueError(f"history={history!r}: needs a list with one number for each epoch or iteration")
     if not len(history): raise ValueError("history is empty: needs the rates of the original training")

@@ -20,8 +20,8 @@ from .criteria import magnitude,random_score
 from .callback import SparsifyCallback,_present,is_frozen
 from .learner import GradientHistogram
 from .files import load_state,save_state
-from .rounds import (BestEpoch,RoundStore,Rounds,StateAt,check_rounds,load_into,run_rounds,seed_round,smaller_is_better,starting_at,state_of,
-                     steps_by_epoch)
+from .rounds import (BestEpoch,RoundStore,Rounds,StateAt,check_rounds,load_into,run_rounds,seed_round,smaller_is_better,
+                     starting_at,state_of,steps_by_epoch)
 
 # %% ../nbs/09_recipes.ipynb #dfe08607
 def group_rates(learn:Learner,
@@ -170,7 +170,7 @@ def retrain(self:Learner,
             schedule:str='allr', # 'ft', 'lrw', 'slr', 'clr', 'llr' or 'allr'; see `lr_retrain`
             history=None, # Rates of the original training: one an epoch, or with `original_epochs` one an iteration; those that the Recorder has, if None
             original_epochs:float|None=None, # Epochs of the original training, where `history` does not have one rate for each
-            discount:float|None=None, # ALLR's d, in [0,1]; from what `learn.prune` has changed of the prunable weights, if None
+            discount:float|None=None, # ALLR's d, in [0,1]; from how `learn.prune` changed prunable weights if None
             warmup:float=0.1, # Length of the warm-up, as a fraction of retraining
             wd=None, # Weight decay; the Learner's if None
             cbs=None, # More callbacks
@@ -331,7 +331,8 @@ class _Iterative:
             best,at = BestEpoch(self.monitor, self.patience) if self.early_stop else None, StateAt(self.rewind_to) if m==0 and self.rewind=='weights' else None
             learn.opt = None
             passed = starting_at(self.store.notes.get('start', 0)) if m>0 and self.rewind=='weights' else []
-            learn.fit(self.epochs, cbs=[ParamScheduler({'lr':lr}), *[cb for cb in (best,at) if cb], *passed, *self.cbs], wd=self.wd)
+            own = [ParamScheduler({'lr':lr}), *[cb for cb in (best,at) if cb], *passed]
+            learn.fit(self.epochs, cbs=[*own, *self.cbs], wd=self.wd)
             values = dict(zip(learn.recorder.metric_names[1:], best.values if best else learn.recorder.values[-1]))
             if at: self.start,self.store.notes['start'] = at.reached(),at.batches
             if self.rewind=='finetune' and m>0: max_lr = np.max(lr(0.))
@@ -377,7 +378,7 @@ def iterative_prune(self:Learner,
                     scope:str='global', # 'global', 'local', 'erk' or 'balanced'
                     granularity:str='weight', # As for `compute_masks`
                     rewind:str='lr', # 'lr', 'finetune' or 'weights'
-                    rewind_to:int=0, # Optimizer steps of the first training after which weights are as they are rewound to; later rounds start there
+                    rewind_to:int=0, # Optimizer steps of the first training: later rounds start there
                     include=None, # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
                     exclude=None, # The same, to leave alone
                     n_batches:int=10, # Training batches to sum gradients over, for criteria other than magnitude

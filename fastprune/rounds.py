@@ -171,7 +171,8 @@ class BestEpoch(TrackerCallback):
 
 # %% ../nbs/06b_rounds.ipynb #5d1c60a2
 class StateAt(Callback):
-    "Remembers the model's state after `iteration` optimizer steps, and in `batches` how many batches those took; before the first, if that is 0"
+    """Remembers the model's state after `iteration` optimizer steps, 0 for before the first, and how many `batches`
+    those took"""
     order,run_valid = 80,False
     def __init__(self, iteration:int):
         self.iteration,self.steps,self.batches,self.state = iteration,0,0,None
@@ -188,8 +189,8 @@ class StateAt(Callback):
     def reached(self)->dict:
         "The state. Raises `ValueError` if the fit was stopped before"
         if self.state is None:
-            raise ValueError(f"the first training was stopped after {self.steps} steps, before the {self.iteration} to rewind to: "
-                             "use an earlier one")
+            raise ValueError(f"the first training was stopped after {self.steps} steps, "
+                             f"before the {self.iteration} to rewind to: use an earlier one")
         return self.state
 
 class StartAt(Callback):

@@ -1,10 +1,12 @@
 "What papers say of S-Cyc's rate, GSM's decay, DNW's first step and SNFS's dense tensors"
 from functools import partial
 import pytest, torch
-from fastai.basics import Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, MSELossFlat, OptimWrapper, SGD, accuracy
+from fastai.basics import (Adam, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, MSELossFlat,
+                           OptimWrapper, SGD, accuracy)
 from fastai.optimizer import l2_reg, weight_decay
 from torch import nn
-from fastprune.all import DNW, DPF, GSM, SNFS, at_prune_rate, digits_dls, prunable_weights, s_cyc_max_lr, state_of, taylor
+from fastprune.all import (DNW, DPF, GSM, SNFS, at_prune_rate, digits_dls, prunable_weights, s_cyc_max_lr, state_of,
+                           taylor)
 from test_recipes import quietly
 
 SC = partial(s_cyc_max_lr, eps=0.1, delta=0.2)
@@ -69,7 +71,8 @@ class Silent:
 def passive(opt, cb, n, wd=5e-4, lr=0.01):
     "What is left of a passive weight after `n` steps, right before the hard one"
     torch.manual_seed(0)
-    learn = Learner(DataLoaders(*[DataLoader(Silent(k), bs=1) for k in (n, 1)]), nn.Linear(4, 2), loss_func=MSELossFlat(), opt_func=opt)
+    dls = DataLoaders(*[DataLoader(Silent(k), bs=1) for k in (n, 1)])
+    learn = Learner(dls, nn.Linear(4, 2), loss_func=MSELossFlat(), opt_func=opt)
     first, seen = learn.model.weight[0, 3].item(), []
     class Look(Callback):
         order, run_valid = -100, False                                                       # before the hard step
@@ -91,7 +94,8 @@ def test_gsm_decays_through_the_momentum():
     assert list(opt.cbs)[0] is weight_decay                                                # only within its steps
 
 
-@pytest.mark.parametrize('opt', [partial(SGD, mom=0.98, decouple_wd=False), partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.98)], ids=['fastai', 'torch'])
+@pytest.mark.parametrize('opt', [partial(SGD, mom=0.98, decouple_wd=False),
+                                 partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.98)], ids=['fastai', 'torch'])
 def test_gsm_does_not_decay_twice(opt):
     assert passive(opt, GSM(0.5), 100)[0] == pytest.approx(by_hand(100), rel=1e-5)
 
@@ -122,7 +126,8 @@ def test_other_methods_decay_as_the_optimizer_does():
 
 # DNW
 
-@pytest.mark.parametrize('kw', [dict(), dict(scope='local'), dict(criterion=taylor), dict(sparsity={'1.weight': 0.9}, scope='local')])
+@pytest.mark.parametrize('kw', [dict(), dict(scope='local'), dict(criterion=taylor),
+                                dict(sparsity={'1.weight': 0.9}, scope='local')])
 def test_dnw_is_sparse_from_the_first_forward_pass(kw):
     learn, seen = make(), []
     first = state_of(learn)
@@ -134,8 +139,9 @@ def test_dnw_is_sparse_from_the_first_forward_pass(kw):
     pruned = ['1.weight'] if 'sparsity' in kw else list(seen[0])
     total = sum(seen[0][n].numel() for n in pruned)
     for ws in seen: assert sum(zeros(ws)[n] for n in pruned) == round((0.9 if 'sparsity' in kw else 0.8)*total)
-    for n, w in seen[0].items(): assert torch.equal(w, first[n]*(w != 0))                                # the rest is as it was
-    if not kw: assert min(w[w != 0].abs().min() for w in seen[0].values()) >= max((first[n]*(w == 0)).abs().max() for n, w in seen[0].items())
+    for n, w in seen[0].items(): assert torch.equal(w, first[n]*(w != 0))                    # the rest is as it was
+    left, gone = ([(first[n][(w == 0) == o]).abs() for n, w in seen[0].items()] for o in (False, True))
+    if not kw: assert min(w.min() for w in left) >= max(w.max() for w in gone)
 
 
 # SNFS

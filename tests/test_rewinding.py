@@ -4,7 +4,8 @@ import pytest, torch
 from fastai.basics import Callback, CrossEntropyLossFlat, Learner, SGD, accuracy
 from fastai.callback.all import EarlyStoppingCallback, GradientAccumulation, SaveModelCallback
 from torch import nn
-from fastprune.all import SparsifyCallback, StartAt, StateAt, Ticket, count_steps, digits_convnet, digits_dls, one_shot, seed_round, state_of, window
+from fastprune.all import (SparsifyCallback, StartAt, StateAt, Ticket, count_steps, digits_convnet, digits_dls,
+                           one_shot, seed_round, state_of, window)
 from test_recipes import quietly
 
 EPOCHS = 3
@@ -26,8 +27,9 @@ class Log(Callback):
     def before_train(self):
         if self.epoch == 0: self.fits.append([])
     def before_batch(self):
-        self.fits[-1].append((self.epoch, self.iter, self.train_iter, round(self.pct_train, 9), round(self.opt.hypers[-1]['lr'], 12),
-                              round(self.opt.hypers[-1]['mom'], 12), float(self.xb[0].sum())))
+        h = self.opt.hypers[-1]
+        self.fits[-1].append((self.epoch, self.iter, self.train_iter, round(self.pct_train, 9), round(h['lr'], 12),
+                              round(h['mom'], 12), float(self.xb[0].sum())))
 
 
 def logged(learn, train, cbs=()):
@@ -57,7 +59,8 @@ def test_a_training_starts_in_its_middle(k):
 def test_no_instability_after_the_last_step(model, seeds):
     learn = make(model and model())
     table = learn.instability_by_rewind([36], fit, seeds=seeds, n=4)
-    assert table.error_barrier[0] == table.loss_barrier[0] == table.error_line_barrier[0] == 0 and table.instability[0] == table.error[0]
+    assert table.error_barrier[0] == table.loss_barrier[0] == table.error_line_barrier[0] == 0
+    assert table.instability[0] == table.error[0]
 
 
 def test_copies_train_the_rest_from_their_step():
@@ -69,8 +72,8 @@ def test_copies_train_the_rest_from_their_step():
     learn.add_cb(Starts())
     fits = logged(learn, lambda: learn.instability_by_rewind([15], fit, n=2))
     assert [len(f) for f in fits] == [36, 21, 21]
-    assert [[row[:6] for row in f] for f in fits[1:]] == [[row[:6] for row in fits[0][15:]]]*2       # the same positions and rates,
-    assert fits[1][0][6] != fits[2][0][6]                                                             # other batches
+    assert [[row[:6] for row in f] for f in fits[1:]] == [[row[:6] for row in fits[0][15:]]]*2   # the same rates,
+    assert fits[1][0][6] != fits[2][0][6]                                                        # other batches
     (_, first), (_, parent), *copies = starts
     assert len(copies) == 2 and not torch.equal(first['1.weight'], parent['1.weight'])
     for i, copy in copies: assert i == 15 and all(torch.equal(copy[n], t) for n, t in parent.items())
@@ -163,7 +166,8 @@ def test_other_rewinding_trains_whole_rounds():
 
 def test_rounds_of_iterative_prune_train_the_rest(tmp_path):
     learn = make()
-    go = lambda rounds: quietly(learn, learn.iterative_prune, rounds, EPOCHS, rate=0.5, lr=0.1, rewind='weights', rewind_to=7, folder=tmp_path)
+    kw = dict(rate=0.5, lr=0.1, rewind='weights', rewind_to=7, folder=tmp_path)
+    go = lambda rounds: quietly(learn, learn.iterative_prune, rounds, EPOCHS, **kw)
     fits = logged(learn, lambda: go(1))
     assert [len(f) for f in fits] == [36, 29] and fits[1][0][4] == fits[0][7][4]
     fits = logged(learn, lambda: go(2))                                     # stopped rounds go on alike
@@ -172,7 +176,8 @@ def test_rounds_of_iterative_prune_train_the_rest(tmp_path):
 
 def test_trackers_see_only_what_is_trained():
     learn = make()
-    def patient(learn, cbs): fit(learn, [EarlyStoppingCallback('accuracy', patience=1), SaveModelCallback('accuracy', with_opt=False), *cbs])
+    def patient(learn, cbs):
+        fit(learn, [EarlyStoppingCallback('accuracy', patience=1), SaveModelCallback('accuracy', with_opt=False), *cbs])
     fits = logged(learn, lambda: learn.instability_by_rewind([25], patient, n=2))
     assert [len(f) for f in fits] == [36, 11, 11]
 
@@ -203,7 +208,8 @@ def test_accumulation_inside_of_fit_and_in_rounds():
     inside = lambda learn, cbs: fit(learn, [GradientAccumulation(256), *cbs])
     assert count_steps(learn, inside) == 16
     assert learn.find_tickets(1, inside, rewind_to=4, measure='none')[1].start == 8
-    fits = logged(learn, lambda: quietly(learn, learn.iterative_prune, 1, EPOCHS, lr=0.1, rewind='weights', rewind_to=4, cbs=GradientAccumulation(256)))
+    kw = dict(lr=0.1, rewind='weights', cbs=GradientAccumulation(256))
+    fits = logged(learn, lambda: quietly(learn, learn.iterative_prune, 1, EPOCHS, rewind_to=4, **kw))
     assert [len(f) for f in fits] == [36, 28]
     with pytest.raises(ValueError, match='has 16 steps'):
-        learn.iterative_prune(1, EPOCHS, lr=0.1, rewind='weights', rewind_to=17, cbs=GradientAccumulation(256))
+        learn.iterative_prune(1, EPOCHS, rewind_to=17, **kw)
