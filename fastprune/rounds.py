@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['Rounds', 'RoundStore', 'load_into', 'borrowed', 'state_of', 'seed_round', 'smaller_is_better', 'check_rounds',
-           'BestEpoch', 'StateAt', 'bar_over', 'run_rounds']
+           'BestEpoch', 'StateAt', 'StartAt', 'starting_at', 'steps_by_epoch', 'bar_over', 'run_rounds']
 
 # %% ../nbs/06b_rounds.ipynb #9608f80d
 import contextlib,json,random,re
 from pathlib import Path
 import numpy as np, pandas as pd
-from fastai.basics import Callback,CancelFitException,Learner,progress_bar,set_seed
+from fastai.basics import Callback,CancelEpochException,CancelFitException,Learner,progress_bar,set_seed
 from fastai.callback.tracker import TrackerCallback
-from .passes import train_loader
+from fastai.callback.training import GradientAccumulation
+from .passes import check_whole,train_loader
 from .weights import unwrap
 from .files import atomically,load_state,save_state
 from .masks import Masks,count_units,layer_counts
@@ -168,20 +169,101 @@ class BestEpoch(TrackerCallback):
         if self.state is not None: unwrap(self.learn.model).load_state_dict(self.state)
         self.state = None
 
+# %% ../nbs/06b_rounds.ipynb #5d1c60a2
 class StateAt(Callback):
-    "Remembers the model's state after `iteration` steps of a fit; before the first, if that is 0"
+    """Remembers the model's state after `iteration` optimizer steps, 0 for before the first, and how many `batches`
+    those took"""
     order,run_valid = 80,False
-    def __init__(self, iteration:int): self.iteration,self.steps,self.state = iteration,0,None
+    def __init__(self, iteration:int):
+        self.iteration,self.steps,self.batches,self.state = iteration,0,0,None
+        self._seen,self._stepped = 0,False
     def before_train(self):
-        if self.iteration==0 and self.state is None: self.state = state_of(self.learn)
+        if self.iteration==0 and self.state is None: self._take()
+    def after_step(self): self._stepped = True            # not where gradients are only accumulated
     def after_batch(self):
-        self.steps += 1
-        if self.steps==self.iteration: self.state = state_of(self.learn)
+        self._seen += 1
+        self.steps += self._stepped
+        if self._stepped and self.steps==self.iteration: self._take()
+        self._stepped = False
+    def _take(self): self.state,self.batches = state_of(self.learn),self._seen
     def reached(self)->dict:
         "The state. Raises `ValueError` if the fit was stopped before"
-        if self.state is None: raise ValueError(f"the first training was stopped after {self.steps} steps, before the {self.iteration} to rewind to: use an earlier one")
+        if self.state is None:
+            raise ValueError(f"the first training was stopped after {self.steps} steps, "
+                             f"before the {self.iteration} to rewind to: use an earlier one")
         return self.state
 
+class StartAt(Callback):
+    """Starts a training in its middle, from the model's present state: its first `batches` are passed over, without a
+    forward pass. From there on rates, positions and the order of data are those of the whole training. Epochs that are
+    passed over as a whole end before their first batch, and are not validated"""
+    order = 1000                                          # after all others, which must not see that such an epoch ends
+    def __init__(self,
+                 batches:int, # Batches of the training that lie behind, over all fits with this callback
+                 begin=None, # Function (learn) to call right before the first batch that is trained
+                ):
+        check_whole('batches', 0, batches=batches)
+        self.left,self.begin,self._begun,self._off = batches,begin,False,[]
+
+    def before_epoch(self):
+        if not self._begun: self.learn.all_batches = self._rest
+
+    def _rest(self):
+        "In place of `learn.all_batches`, for one epoch"
+        learn,n = self.learn,len(self.learn.dl)
+        self._unpatch()
+        learn.n_iter,skip = n,min(self.left, n)
+        self.left -= skip
+        learn.train_iter += skip
+        if skip==n and learn.epoch<learn.n_epoch-1: self._pass_over()
+        if self.left==0:
+            self._begun = True
+            if self.begin: self.begin(learn)
+        learn.pct_train += skip/(n*learn.n_epoch)
+        if skip==n: return                                # the last epoch: it is validated all the same
+        for i,b in enumerate(learn.dl):
+            if i>=skip: learn.one_batch(i, b)
+
+    def _pass_over(self):
+        "The whole epoch, as far as other callbacks can see; the order of data is drawn as if it had been trained"
+        if hasattr(self.learn.dl, 'randomize'):
+            self.learn.dl.randomize()
+            self.learn.dl.get_idxs()
+        self._off = [cb for cb in self.learn.cbs if cb is not self and cb.run]
+        for cb in self._off: cb.run = False
+        raise CancelEpochException
+
+    def _unpatch(self): self.learn.__dict__.pop('all_batches', None)
+    def after_train(self): self._unpatch()
+    def after_epoch(self):
+        self._unpatch()
+        for cb in self._off: cb.run = True
+        self._off = []
+    def after_fit(self): self._unpatch()
+
+def starting_at(batches:int)->list: # Callbacks for `fit`
+    "A `StartAt`, if there is something to pass over"
+    return [StartAt(batches)] if batches else []
+
+def steps_by_epoch(learn:Learner,
+                   n_epoch:int, # Epochs of a fit
+                   cbs=(), # Callbacks beside the Learner's
+                  )->list: # Optimizer steps after 1, 2, ... epochs
+    "How many optimizer steps a fit has taken after each epoch, `GradientAccumulation` considered"
+    dl,n = learn.dls.train,len(learn.dls.train)
+    accumulates = next((cb.n_acc for cb in [*learn.cbs, *cbs] if isinstance(cb, GradientAccumulation)), None)
+    bs = getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None)
+    if accumulates is None or bs is None: return [(e+1)*n for e in range(n_epoch)]
+    sizes,res,steps,items = [bs]*n,[],0,0
+    if not getattr(dl, 'drop_last', True) and (rest := (getattr(dl, 'n', None) or len(dl.dataset))%bs): sizes[-1] = rest
+    for _ in range(n_epoch):
+        for size in sizes:
+            items += size
+            if items>=accumulates: steps,items = steps+1,0
+        res.append(steps)
+    return res
+
+# %% ../nbs/06b_rounds.ipynb #5d1c60a6
 def bar_over(learn:Learner,
              rounds, # Range of rounds
             ): # Iterator over them

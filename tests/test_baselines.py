@@ -50,9 +50,10 @@ class Slow:
         return self.ws
 
 
-def slow_dpf(learn, s, interval):
+def slow_dpf(learn, s, interval, masked_first=False):
     r = Slow(learn, s)
     masks = {0: torch.ones(5, 6), 2: torch.ones(3, 5)}
+    if masked_first: masks = dict(zip((0, 2), r.top([r.ws[0].abs(), r.ws[2].abs()])))
     for t, (x, y) in enumerate(batches):
         gs = r.grads([w * masks[i] if i in masks else w for i, w in enumerate(r.ws)], x, y)
         r.ws = [r.step(i, w, gr) for i, (w, gr) in enumerate(zip(r.ws, gs))]
@@ -76,8 +77,8 @@ def slow_gsm(learn, s, wd):
     r = Slow(learn, s)
     for x, y in batches:
         gs = r.grads(r.ws, x, y)
-        for i, m in zip((0, 2), r.top([(r.ws[i] * gs[i]).abs() for i in (0, 2)])): gs[i] = gs[i] * m
-        r.ws = [r.step(i, w * (1 - LR * wd) if i in (0, 2) else w, gr) for i, (w, gr) in enumerate(zip(r.ws, gs))]
+        for i, m in zip((0, 2), r.top([(r.ws[i] * gs[i]).abs() for i in (0, 2)])): gs[i] = gs[i] * m + wd * r.ws[i]
+        r.ws = [r.step(i, w, gr) for i, (w, gr) in enumerate(zip(r.ws, gs))]
     return r.hard()
 
 
@@ -189,8 +190,10 @@ def check(learn, cb, expected, wd=None):
 
 def test_gmp(): check(make(), GMP(0.7, interval=1), slow_gmp(make(), 0.7))
 def test_dpf(): check(make(), DPF(0.7, schedule=one_shot, interval=3), slow_dpf(make(), 0.7, 3))
-def test_dnw(): check(make(), DNW(0.7), slow_dpf(make(), 0.7, 1))
+def test_dnw(): check(make(), DNW(0.7), slow_dpf(make(), 0.7, 1, masked_first=True))
 def test_gsm(): check(make(), GSM(0.7), slow_gsm(make(), 0.7, 0.5), wd=0.5)
+def test_gsm_coupled():
+    check(make(opt=partial(SGD, mom=MOM, decouple_wd=False)), GSM(0.7), slow_gsm(make(), 0.7, 0.5), wd=0.5)
 def test_lc_decoupled(): check(make(), LC(0.7, growth=1.5), slow_lc(make(), 0.7, 0.5, 1.5, False), wd=0.5)
 def test_lc_coupled(): check(make(opt=partial(SGD, mom=MOM, decouple_wd=False)), LC(0.7, growth=1.5), slow_lc(make(), 0.7, 0.5, 1.5, True), wd=0.5)
 def test_gradual_l2(): check(make(), GradualL2(0.7, penalty=0.3), slow_l2(make(), 0.7, 0.3))

@@ -235,7 +235,8 @@ def test_path_numbers():
     path = LinearPath(np.linspace(0, 1, 5), np.array([1., 2, 5, 2, 2]), {'accuracy': np.array([.9, .8, .3, .8, .7])})
     assert path.barrier == path.barrier.loss == 3.5 and path.barrier.error == pytest.approx(0.5) and path.instability == pytest.approx(0.7)
     down = LinearPath(np.linspace(0, 1, 4), np.array([3., 2, 1.5, 1]), {'error_rate': np.array([.3, .2, .15, .1])})
-    assert down.barrier == 0 and down.barrier.error == 0 and down.instability == pytest.approx(0.175)
+    assert down.barrier == 1 and down.barrier.error == pytest.approx(0.1) and down.instability == pytest.approx(0.175)
+    assert down.line_barrier == 0 and down.line_barrier.error == 0
     assert list(down.df.columns) == ['loss', 'error_rate'] and down.df.index.name == 'alpha'
 
 

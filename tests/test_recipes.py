@@ -166,7 +166,8 @@ def test_what_a_round_starts_from(rewind):
         for n, p in ends.starts[m].items(): assert torch.equal(p, torch.where(p != 0, frm[n], p)), (m, n)
         kept = sum(int(p.count_nonzero()) for n, p in ends.starts[m].items() if n.endswith('weight'))
         assert kept == table.weights[m]
-    assert ends.rates[1] == ([ends.rates[0][-1]]*len(ends.rates[0]) if rewind == 'finetune' else ends.rates[0])
+    first = ends.rates[0]
+    assert ends.rates[1] == {'finetune': [first[-1]]*len(first), 'lr': first, 'weights': first[3:]}[rewind]
 
 
 def test_masks_are_nested_over_rounds_and_exact():
