@@ -14,10 +14,10 @@ from torch import nn
 from fastai.basics import CancelStepException,CancelValidException
 from fastai.optimizer import OptimWrapper,l2_reg
 from .schedules import check_schedule,cubic,linear,one_shot,progress_at
-from .weights import normed_rows
+from .weights import EXPERTS,EXPERTS_TURNED,normed_rows
 from .criteria import magnitude,random_score
 from .masks import Masks,check_nan,compute_masks
-from .callback import SparsifyCallback,_present,_sparsities,hold_rows
+from .callback import SparsifyCallback,_present,_sparsities,hold_rows,ranked
 from .resume import states_of
 from .connectivity import _evaluate,_evaluating
 
@@ -128,7 +128,7 @@ class _Thresholds(_HardEnd, _Behind):
     def _plan_fit(self):
         super()._plan_fit()
         if self.decay is not None and isinstance(self.opt, OptimWrapper): raise ValueError(f"decay={self.decay:g}: one of torch's optimizers decays thresholds as it does weights, so leave it out, or use fastai's, such as `opt_func=SGD`")
-        if normed := self._weights.keys() & normed_rows(self.learn.model).keys(): raise ValueError(f"{type(self).__name__} can't prune {sorted(normed)[0]!r}, since thresholds may empty a row, and weight_norm divides by its norm: leave it out by `exclude`")
+        if normed := self._weights.keys() & normed_rows(self.learn.model).keys(): raise ValueError(f"{type(self).__name__} can't prune {sorted(normed)[0]!r}, since thresholds may empty it, or a row, and weight_norm and spectral_norm divide by the norm: leave it out by `exclude`")
         self.hard,self._counts = None,None
         self.thresholds = {n:nn.Parameter(self._first_threshold(n, p)) for n,p in self._weights.items()}
         for n,p in self._weights.items(): self._lists[n] = next(ps for ps in self.opt.param_lists if any(q is p for q in ps))
@@ -230,9 +230,9 @@ class DST(_Thresholds):
         self.alpha = alpha
 
     def _first_threshold(self, n, p):
-        shape = [1]*p.ndim
-        shape[1 if n in self._transposed else 0] = -1
-        return torch.zeros(p.shape[1 if n in self._transposed else 0], dtype=p.dtype, device=p.device).view(shape)
+        layout = self._transposed.get(n, 0)
+        of = {EXPERTS:(0,1), EXPERTS_TURNED:(0,2)}.get(layout, (1,) if layout else (0,))           # one for each output
+        return torch.zeros([k if d in of else 1 for d,k in enumerate(p.shape)], dtype=p.dtype, device=p.device)
 
     def _shown(self, n, w, t):
         mask = w.abs()>t
@@ -325,7 +325,7 @@ class LC(_DenseUntilEnd):
         "The optimizer will decay all: the difference goes into gradients, or is made up for after the step"
         self._correction = {}
         if not self._active: return
-        large,more = self._largest({n:p.detach() for n,p in self._weights.items()}, True),self.growth**self.epoch-1
+        large,more = self._largest(*ranked(magnitude, self._weights, self.learn.model)),self.growth**self.epoch-1
         where = {id(p):i for i,ps in enumerate(self.opt.param_lists) for p in ps}
         for n,p in self._weights.items():
             if p.grad is None: continue

@@ -12,11 +12,11 @@ import numpy as np, pandas as pd, torch
 from torch import nn
 from fastai.basics import Learner,patch,store_attr
 from .passes import check_n_batches,check_whole,gradients,summed_gradients,undisturbed
-from .weights import check_not_torch_pruned,expand_sparsity,prunable_weights,transposed_groups,unwrap
+from .weights import check_not_torch_pruned,check_zeros_stay,expand_sparsity,in_use,prunable_weights,transposed_groups,unwrap
 from .criteria import asks_for,magnitude,synflow
 from .files import load_sparse_masks,save_sparse
-from .masks import Masks,check_scope,compute_masks,count_units,lamp
-from .callback import SparsifyCallback,_nothing,ranked,set_masks
+from .masks import Masks,check_scope,compute_masks,count_units,lamp,nonzeros
+from .callback import SparsifyCallback,_nothing,check_rows,ranked,set_masks
 
 # %% ../nbs/06_learner.ipynb #7a7e01f4
 def _square(weights): return sum(float(torch.linalg.vector_norm(p.detach()))**2 for p in weights.values())
@@ -90,7 +90,10 @@ def prune(self:Learner,
     check_not_torch_pruned(self.model)
     weights = prunable_weights(self.model, include, exclude)
     if not weights: raise ValueError(f"nothing to prune: {_nothing(self.model)}")
-    weights = {n:weights[n] for n in expand_sparsity(sparsity, weights)}
+    target = expand_sparsity(sparsity, weights)
+    weights = {n:weights[n] for n in target}
+    check_zeros_stay(self.model, weights)
+    check_rows(self.model, weights, target if scope=='local' else sparsity, scope, granularity)
     held = {n:m for n,m in (self.masks or {}).items() if n in weights}
     keep = None if recover else Masks({n:held.get(n, torch.ones_like(p, dtype=torch.bool)) for n,p in weights.items()})
     kind = (scope, granularity, min_density, transposed_groups(self.model))
@@ -107,16 +110,20 @@ def prune(self:Learner,
 @patch
 def sparsity_report(self:Learner,
                    )->pd.DataFrame: # A row a prunable tensor and a last one 'total', by name: shape, weights, nonzero, sparsity
-    "How much of each prunable tensor is pruned: by `learn.masks` where they have it, else by its zeros; without those on the meta device. A column `empty` shows layer collapse, if there is any"
+    "How much of each prunable tensor is pruned: by `learn.masks` where they have it, else by its zeros; of weights that are computed, as under spectral_norm, by the zeros of what is in use; without those on the meta device. A column `empty` shows layer collapse, if there is any"
     masks = self.masks or {}
     weights = prunable_weights(self.model)
     weights.update({n:p for n,p in unwrap(self.model).named_parameters() if n in masks})
     weights = {n:p for n,p in weights.items() if not p.is_meta}
-    rows = [(n, 'x'.join(map(str, p.shape)), p.numel(), int(p.count_nonzero()), int(masks.get(n, p!=0).count_nonzero())) for n,p in weights.items()]
+    used = in_use(self.model)
+    def row(n, p):
+        w = used[n](p.detach()) if n in used else p
+        return n, 'x'.join(map(str, p.shape)), p.numel(), nonzeros(w), nonzeros(w if n in used or n not in masks else masks[n])
+    rows = [row(n, p) for n,p in weights.items()]
     df = pd.DataFrame(rows, columns=['name','shape','weights','nonzero','kept']).set_index('name')
     df.loc['total'] = ['', df.weights.sum(), df.nonzero.sum(), df.kept.sum()]
     empty = (df.kept==0) & (df.weights>0)
-    df['sparsity'] = 1 - df.pop('kept')/df.weights.clip(lower=1)
+    df['sparsity'] = (df.weights-df.pop('kept'))/df.weights.clip(lower=1)
     if empty.any(): df['empty'] = empty
     return df
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['reset_state', 'train_loader', 'undisturbed', 'device_of', 'inputs_and_targets', 'a_batch', 'forward', 'loss_of',
-           'together', 'mean_everywhere', 'check_whole', 'check_n_batches', 'gradients', 'summed_gradients']
+           'together', 'mean_everywhere', 'check_whole', 'check_n_batches', 'dense_gradients', 'gradients',
+           'summed_gradients']
 
 # %% ../nbs/02b_passes.ipynb #6eab5929
 import contextlib,itertools,random
@@ -107,6 +108,11 @@ def check_n_batches(n): # Anything
     "Make sure that it is None or a number of batches"
     if n is not None: check_whole('training batches', n_batches=n)
 
+def dense_gradients(params): # Iterable of parameters
+    "Gradients of `nn.Embedding(sparse=True)` and the like as plain tensors, in place"
+    for p in params:
+        if p.grad is not None and p.grad.layout!=torch.strided: p.grad = p.grad.to_dense()
+
 def gradients(learn:Learner,
               n_batches:int|None=None, # Number of training batches; an epoch if None
              ): # Iterator over the batches' losses; the model's gradients add up until they are cleared
@@ -119,6 +125,7 @@ def gradients(learn:Learner,
         xb,yb = inputs_and_targets(learn, to_device(b, device))
         loss = loss_of(learn, xb, yb)
         loss.backward()
+        dense_gradients(learn.model.parameters())
         yield loss.detach()
     if together(learn):
         for p in learn.model.parameters():
