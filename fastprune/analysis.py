@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from fastai.basics import Callback,Learner,patch,store_attr,to_device
 from .passes import a_batch,check_n_batches,check_whole,device_of,forward,inputs_and_targets,loss_of,reset_state,undisturbed
-from .weights import check_sparsity,prunable_weights,transposed_groups,unwrap
+from .weights import check_sparsity,prunable_weights,to_state_names,transposed_groups,unwrap
 from .criteria import magnitude
 from .masks import Masks,check_bool,compute_masks
 from .callback import in_fit,ranked
@@ -38,7 +38,7 @@ def sign_flips(self:Learner,
     "Weights with opposite signs in two states (Gadhikar et al. 2024, figure 3a)"
     a,b = _state(a, 'a'),_state(self if b is None else b, 'b')
     _check_states(unwrap(self.model).state_dict(), a=a, b=b)
-    a = {n:a[n].to(b[n].device) for n in prunable_weights(self.model)}
+    a = {n:a[n].to(b[n].device) for n in to_state_names(self.model, prunable_weights(self.model))}
     rows = [(n, int(((w!=0) & (b[n]!=0)).count_nonzero()), _flips(w, b[n])) for n,w in a.items()]
     df = pd.DataFrame(rows, columns=['name','weights','flips']).set_index('name')
     df.loc['total'] = df.sum()

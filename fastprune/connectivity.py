@@ -13,7 +13,7 @@ import numpy as np, pandas as pd, torch
 from torch import nn
 from fastai.basics import Learner,Recorder,find_bs,patch,store_attr,to_device
 from fastai.callback.progress import ProgressCallback
-from .weights import unwrap
+from .weights import shape_of,state_names,unwrap
 from .passes import check_n_batches,device_of,forward,inputs_and_targets,mean_everywhere,reset_state,together,undisturbed
 from .lottery import Ticket,_check_ticket,count_steps
 from .rounds import StateAt,borrowed,seed_round,smaller_is_better,state_of
@@ -79,7 +79,9 @@ def _state(x, what):
     "A `state_dict` from a model, a Learner, a Ticket or a dict"
     if isinstance(x, Learner): x = x.model
     if isinstance(x, nn.Module): return unwrap(x).state_dict()
-    if isinstance(x, Ticket): return x.end or {n:t*x.masks[n].to(t.device) if n in x.masks else t for n,t in x.state.items()}
+    if isinstance(x, Ticket):
+        masks = {x.names.get(n, n):m for n,m in x.masks.items()}
+        return x.end or {n:t*masks[n].to(t.device) if n in masks else t for n,t in x.state.items()}
     if isinstance(x, dict): return x
     raise ValueError(f"{what}={type(x).__name__}: needs a model, a Learner, a state_dict, or a Ticket (its end, if it has one)")
 
@@ -87,9 +89,13 @@ def _check_states(mine, **states):
     for what,s in states.items():
         for n,t in mine.items():
             if n not in s: raise ValueError(f"{what} is of another model: it has no {n!r}")
-            if s[n].shape!=t.shape: raise ValueError(f"{what} is of another model: {n!r} has shape {tuple(s[n].shape)}, and {tuple(t.shape)} in the Learner's")
+            if shape_of(s[n])!=shape_of(t): raise ValueError(f"{what} is of another model: {n!r} has shape {shape_of(s[n])}, and {shape_of(t)} in the Learner's")
         for n in s:
             if n not in mine: raise ValueError(f"{what} is of another model: there is no {n!r} in the Learner's")
+
+def _tensors_of(learn):
+    "The model's state, without what is no tensor"
+    return {n:t for n,t in unwrap(learn.model).state_dict().items() if isinstance(t, torch.Tensor)}
 
 @contextlib.contextmanager
 def _evaluating(learn, inner=False):
@@ -100,16 +106,16 @@ def _evaluating(learn, inner=False):
     with undisturbed(learn), learn.removed_cbs(records):
         try:
             learn.training = False
-            with learn.validation_context(inner=inner): yield unwrap(learn.model).state_dict()
+            with learn.validation_context(inner=inner): yield _tensors_of(learn)
         finally:
             with torch.no_grad():
-                for n,t in unwrap(learn.model).state_dict().items(): t.copy_(mine[n])
+                for n,t in _tensors_of(learn).items(): t.copy_(mine[n])
             for k in names: learn.__dict__.pop(k, None)
             learn.__dict__.update(had)
 
 def _on(state, learn):
     "Copies of a state with the model's types, where it is"
-    return {n:state[n].detach().to(t.device, t.dtype, copy=True) for n,t in unwrap(learn.model).state_dict().items()}
+    return {n:state[n].detach().to(t.device, t.dtype, copy=True) for n,t in _tensors_of(learn).items()}
 
 def _mix(target, states, coefs):
     "`target` = the weighted sum of `states`, in place; counters, which are whole numbers, are the first's"
@@ -393,7 +399,7 @@ def plane(self:Learner,
     _check_bn(bn)
     named = dict(a=_state(a, 'a'), b=_state(b, 'b'), c=_state(c, 'c'))
     _check_states(unwrap(self.model).state_dict(), **named)
-    names = [k for k,_ in unwrap(self.model).named_parameters()]
+    names = list(state_names(self.model).values())
     states = [_on(s, self) for s in named.values()]
     u,v = (torch.cat([(s[k]-states[0][k]).flatten().double() for k in names]) for s in states[1:])
     x,along = float(u.norm()),float(u@v)/max(float(u.norm()), 1e-12)

@@ -12,7 +12,7 @@ import numpy as np, pandas as pd, torch
 from torch import nn
 from fastai.basics import Learner,patch,store_attr
 from .passes import check_n_batches,check_whole,gradients,summed_gradients,undisturbed
-from .weights import check_not_torch_pruned,check_zeros_stay,expand_sparsity,in_use,prunable_weights,transposed_groups,unwrap
+from .weights import check_not_torch_pruned,check_zeros_stay,expand_sparsity,from_state_names,in_use,prunable_weights,shape_of,to_state_names,transposed_groups,unwrap
 from .criteria import asks_for,magnitude,synflow
 from .files import load_sparse_masks,save_sparse
 from .masks import Masks,check_scope,compute_masks,count_units,lamp,nonzeros
@@ -27,10 +27,11 @@ def _protected(scores, absolute, keep, granularity, min_density, transposed):
     best = compute_masks(scores, {n:1-max(1, math.ceil(min_density*k))/k for n,k in sizes.items() if k}, 'local', granularity, keep, absolute, transposed)
     return {n:torch.where(best[n], math.inf, s.abs() if absolute else s) for n,s in scores.items()}
 
-def _as_weights(initial, weights):
+def _as_weights(initial, weights, model):
     "Weights as they were at first, from a `state_dict` or a model"
-    initial = initial.state_dict() if isinstance(initial, nn.Module) else initial
-    if not isinstance(initial, dict): raise ValueError(f"initial={type(initial).__name__}: needs the weights as they were at first, by name, such as a `state_dict`")
+    initial = from_state_names(initial, initial.state_dict()) if isinstance(initial, nn.Module) else initial
+    if isinstance(initial, dict): initial = {**from_state_names(model, initial), **{n:v for n,v in initial.items() if n in weights}}
+    else: raise ValueError(f"initial={type(initial).__name__}: needs the weights as they were at first, by name, such as a `state_dict`")
     for n,p in weights.items():
         if not isinstance(initial.get(n), torch.Tensor) or initial[n].shape!=p.shape:
             raise ValueError(f"initial[{n!r}]: needs a tensor of shape {tuple(p.shape)}, got {tuple(initial[n].shape) if isinstance(initial.get(n), torch.Tensor) else type(initial.get(n)).__name__ if n in initial else 'none'}")
@@ -97,7 +98,7 @@ def prune(self:Learner,
     held = {n:m for n,m in (self.masks or {}).items() if n in weights}
     keep = None if recover else Masks({n:held.get(n, torch.ones_like(p, dtype=torch.bool)) for n,p in weights.items()})
     kind = (scope, granularity, min_density, transposed_groups(self.model))
-    given = dict(learn=self, n_batches=n_batches, initial=None if initial is None else _as_weights(initial, weights))
+    given = dict(learn=self, n_batches=n_batches, initial=None if initial is None else _as_weights(initial, weights, self.model))
     sums = n_batches if not asks_for(criterion) and criterion is not magnitude else None         # gradients for a criterion that takes what is there
     masks = _in_steps(self, weights, sparsity, criterion, given, keep, iterations, kind, sums)
     _warn_of_empty(masks)
@@ -134,7 +135,7 @@ def save_sparse(self:Learner,
                 half:bool=False, # Keep the values of tensors with zeros as float16? Half as large, and rounded
                ):
     "Write the model without its zeros, and its masks"
-    save_sparse(unwrap(self.model).state_dict(), path, half, self.masks)
+    save_sparse(unwrap(self.model).state_dict(), path, half, self.masks and to_state_names(self.model, self.masks))
 
 @patch
 def load_sparse(self:Learner,
@@ -144,12 +145,12 @@ def load_sparse(self:Learner,
     state,masks = load_sparse_masks(path)
     mine = unwrap(self.model).state_dict()
     for n in {**mine, **state}:
-        if n not in state or n not in mine or state[n].shape!=mine[n].shape:
-            there,here = (f'of shape {tuple(d[n].shape)}' if n in d else 'missing' for d in (state,mine))
+        if n not in state or n not in mine or shape_of(state[n])!=shape_of(mine[n]):
+            there,here = (f'of shape {shape_of(d[n])}' if n in d else 'missing' for d in (state,mine))
             raise ValueError(f"{path} is of another model: {n!r} is {there} there, and {here} here")
     self.remove_masks()
     unwrap(self.model).load_state_dict(state)
-    if masks: set_masks(self, masks)
+    if masks: set_masks(self, from_state_names(self.model, masks))
 
 # %% ../nbs/06_learner.ipynb #893fd862
 def plot_layers(report:pd.DataFrame, # From `learn.sparsity_report()`

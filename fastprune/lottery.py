@@ -11,12 +11,12 @@ from numbers import Integral,Number
 import numpy as np, pandas as pd, torch
 from fastai.basics import Callback,CancelFitException,Learner,patch,store_attr
 from .schedules import check_schedule,one_shot,schedule_name
-from .weights import transposed_groups,unwrap
+from .weights import shape_of,state_names,to_state_names,transposed_groups,unwrap
 from .criteria import magnitude
 from .masks import Masks,check_scope
 from .callback import SparsifyCallback,is_frozen
 from .passes import check_n_batches,check_whole
-from .files import load_state,load_tensors,save_state
+from .files import check_state,load_state,load_tensors,save_state
 from .rounds import RoundStore,StateAt,bar_over,borrowed,check_rounds,load_into,seed_round,state_of
 
 # %% ../nbs/07_lottery.ipynb #d3703c2d
@@ -31,9 +31,11 @@ class Ticket:
                  masks:dict, # Name -> bool tensor, True where a weight is kept
                  metrics:dict|None=None, # Name -> what training the ticket once more gave
                  initial:dict|None=None, # Name -> (mean, standard deviation, 'normal', 'uniform' or 'constant') of the network's first weights, for `reinit`
+                 names:dict|None=None, # Name of a parameter -> its name in `state`, where the two differ
                  **story, # How it was found: round, seed, rewind, ... numbers and strings
                 ):
         self.state,self.masks,self.metrics,self.initial,self.story = state,Masks(masks),dict(metrics or {}),dict(initial or {}),story
+        self.names = dict(names or {})
         self.end = None                     # the state after training it, where that is known
 
     def __repr__(self): return f"Ticket({', '.join([f'sparsity={self.sparsity:.4g}', *(f'{k}={v!r}' for k,v in {**self.story, **self.metrics}.items())])})"
@@ -42,7 +44,7 @@ class Ticket:
         "How sparse the ticket is"
         return self.masks.sparsity
 
-    def _with(self, **kwargs): return Ticket(**{**dict(state=self.state, masks=self.masks, initial=self.initial), **self.story, **kwargs})
+    def _with(self, **kwargs): return Ticket(**{**dict(state=self.state, masks=self.masks, initial=self.initial, names=self.names), **self.story, **kwargs})
 
     def reinit(self,
                seed:int=0, # Another seed gives other weights
@@ -52,7 +54,7 @@ class Ticket:
         if not self.initial: raise ValueError("this ticket does not know how its network was initialised: it was not found by `find_tickets`")
         gen,state = _generator('reinit', seed),dict(self.state)
         for n,(mean,std,kind) in self.initial.items():
-            t = self.state[n]
+            t = self.state[n := self.names.get(n, n)]
             x = (torch.rand(t.shape, generator=gen)*2-1)*3**0.5 if kind=='uniform' else torch.randn(t.shape, generator=gen)
             state[n] = (mean+std*x).to(t.device, t.dtype) if std>0 else torch.full_like(t, mean)
         return self._with(state=state, kind='reinit', kind_seed=seed)
@@ -63,15 +65,17 @@ class Ticket:
         "The same weights, and as many of each tensor kept, in random places. Where a state has no weights but those that are kept, as after learning-rate rewinding, they move with the mask"
         gen,masks,state = _generator('shuffle', seed),{},dict(self.state)
         for n,m in self.masks.items():
-            order,w = torch.randperm(m.numel(), generator=gen),state[n]
+            k = self.names.get(n, n)
+            order,w = torch.randperm(m.numel(), generator=gen),state[k]
             masks[n] = m.flatten().cpu()[order].view(m.shape)
-            if not m.all() and not w.cpu()[~m.cpu()].any(): state[n] = w.flatten()[order.to(w.device)].view(w.shape)
+            if not m.all() and not w.cpu()[~m.cpu()].any(): state[k] = w.flatten()[order.to(w.device)].view(w.shape)
         return self._with(masks=masks, state=state, kind='shuffle', kind_seed=seed)
 
     def dense(self)->'Ticket':
         "The network before it was pruned: nothing masked, and fresh weights where the state has none any more"
         fresh = self.reinit(0).state if self.initial else self.state
-        state = {n:torch.where(self.masks[n].to(t.device) | (t!=0), t, fresh[n]) if n in self.masks else t for n,t in self.state.items()}
+        masks = {self.names.get(n, n):m for n,m in self.masks.items()}
+        state = {n:torch.where(masks[n].to(t.device) | (t!=0), t, fresh[n]) if n in masks else t for n,t in self.state.items()}
         return self._with(state=state, masks={n:torch.ones_like(m) for n,m in self.masks.items()}, kind='dense')
 
     def save(self,
@@ -79,7 +83,7 @@ class Ticket:
             ):
         "Write to `path`: the state, and the masks with one bit a weight"
         bits = {f'mask {n}':torch.from_numpy(np.packbits(m.flatten().cpu().numpy())) for n,m in self.masks.items()}
-        story = dict(format='fastprune ticket', story=json.dumps(self.story), metrics=json.dumps(self.metrics), initial=json.dumps(self.initial))
+        story = dict(format='fastprune ticket', story=json.dumps(self.story), metrics=json.dumps(self.metrics), initial=json.dumps(self.initial), names=json.dumps(self.names))
         save_state({**{f'state {n}':t for n,t in self.state.items()}, **bits}, path, story)
 
     @classmethod
@@ -90,11 +94,11 @@ class Ticket:
         tensors,meta = load_tensors(path)
         if meta.get('format')!='fastprune ticket': raise ValueError(f"{path} is not a ticket: it was not written by Ticket.save")
         try:
-            story,metrics,initial = (json.loads(meta[k]) for k in ('story','metrics','initial'))
+            story,metrics,initial,names = (json.loads(meta.get(k, '{}') if k=='names' else meta[k]) for k in ('story','metrics','initial','names'))
             state,bits = ({n.removeprefix(kind):t for n,t in tensors.items() if n.startswith(kind)} for kind in ('state ','mask '))
-            masks = {n:Masks._unpack(path, n, b, ','.join(map(str, state[n].shape))) for n,b in bits.items()}
+            masks = {n:Masks._unpack(path, n, b, ','.join(map(str, state[names.get(n, n)].shape))) for n,b in bits.items()}
             return cls(state, masks, metrics,
-                       {n:tuple(o) for n,o in initial.items()}, **story)
+                       {n:tuple(o) for n,o in initial.items()}, names, **story)
         except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as e: raise ValueError(f"{path} is damaged: {e!r}") from e
 
 def _distribution(t):
@@ -120,7 +124,7 @@ def _check_ticket(learn, ticket):
     mine = unwrap(learn.model).state_dict()
     for n,t in mine.items():
         if n not in ticket.state: raise ValueError(f"the ticket is for another model: it has no {n!r}")
-        if ticket.state[n].shape!=t.shape: raise ValueError(f"the ticket is for another model: {n!r} has shape {tuple(t.shape)} here, and {tuple(ticket.state[n].shape)} in the ticket")
+        if shape_of(ticket.state[n])!=shape_of(t): raise ValueError(f"the ticket is for another model: {n!r} has shape {shape_of(t)} here, and {shape_of(ticket.state[n])} in the ticket")
     for n in ticket.state:
         if n not in mine: raise ValueError(f"the ticket is for another model: there is no {n!r} here")
     ticket.masks.check(dict(unwrap(learn.model).named_parameters()))
@@ -221,6 +225,8 @@ def _rewind_step(rewind_to, steps, epoch):
     if k>steps: raise ValueError(f"rewind_to={rewind_to!r} is past the end of a round, which has {steps} steps")
     return k
 
+def _other_names(learn): return {n:k for n,k in state_names(learn.model).items() if n!=k}
+
 class _Search:
     "One search for tickets"
     def __init__(self, learn, rounds, fit, prune_rate, rewind, rewind_to, scope, schedule, criterion, granularity, include, exclude, max_lr, n_batches, seed, measure, ends, folder):
@@ -235,6 +241,8 @@ class _Search:
         check_schedule(schedule)
         self.scope = check_scope(scope)
         self.weights,_ = self._callback(1).targets(learn.model, learn)
+        to_state_names(learn.model, self.weights)
+        if folder: check_state(unwrap(learn.model).state_dict())
         check_rounds(self.weights, lambda m,n: self.sparsity(m), rounds, self.scope, granularity, transposed_groups(learn.model))
         check_n_batches(n_batches)
         if max_lr is not None: self._check_rates()
@@ -271,12 +279,13 @@ class _Search:
         return _metrics(learn)
 
     def ticket(self, m, state, masks):
-        return Ticket(state, masks, initial=self.initial, round=m, seed=self.seed, rewind=self.rewind, rewind_to=self.rewind_to, schedule=schedule_name(self.schedule), prune_rate=self.prune_rate)
+        return Ticket(state, masks, initial=self.initial, names=self.names, round=m, seed=self.seed, rewind=self.rewind, rewind_to=self.rewind_to, schedule=schedule_name(self.schedule), prune_rate=self.prune_rate)
 
     def first(self):
         "Ticket 0: the dense network, as it is before training"
         learn = self.learn
         learn.remove_masks()
+        self.names = _other_names(learn)
         self.initial = {n:_distribution(p) for n,p in unwrap(learn.model).named_parameters()}
         return self.ticket(0, state_of(learn), {n:torch.ones_like(p, dtype=torch.bool) for n,p in self.weights.items()})
 
@@ -312,7 +321,7 @@ class _Search:
             res.append(Ticket.load(self.store.path('ticket', m)))
             if self.store.path('end', m).exists(): res[-1].end = load_state(self.store.path('end', m))
             if row['rates']: self.rates = row['rates']
-        if res: self.initial = res[0].initial
+        if res: self.initial,self.names = res[0].initial,_other_names(self.learn)
         return res
 
     def run(self):
@@ -413,7 +422,7 @@ def compare_tickets(self:Learner,
         _check_ticket(self, t)
         if 'reinit' in kinds: t.reinit(0)                                        # raises, if it can't be
     count_steps(self, fit)
-    tickets,rows = [t._with(state={n:x.clone() for n,x in t.state.items()}) for t in tickets],[]
+    tickets,rows = [t._with(state={n:x.clone() if isinstance(x, torch.Tensor) else x for n,x in t.state.items()}) for t in tickets],[]
     make = {'ticket':lambda t,s: t, 'reinit':Ticket.reinit, 'shuffle':Ticket.shuffle, 'dense':lambda t,s: t.dense()}
     with borrowed(self):
         for i,t in enumerate(tickets):

@@ -15,11 +15,11 @@ from fastai.callback.schedule import ParamScheduler
 from .schedules import cubic,cyclical,one_shot,schedule_name,window
 from .passes import check_whole
 from .lr import _check_retraining,allr_discount,lr_retrain,lr_warmup,s_cyc_max_lr
-from .weights import check_sparsity,transposed_groups
+from .weights import check_sparsity,transposed_groups,unwrap
 from .criteria import magnitude,random_score
 from .callback import SparsifyCallback,_present,is_frozen
 from .learner import GradientHistogram
-from .files import load_state,save_state
+from .files import check_state,load_state,save_state
 from .rounds import BestEpoch,RoundStore,Rounds,StateAt,check_rounds,load_into,run_rounds,seed_round,smaller_is_better,state_of
 
 # %% ../nbs/09_recipes.ipynb #dfe08607
@@ -271,6 +271,7 @@ class _Iterative:
         self.top,self.groups = float(np.max(rates)),rates/np.max(rates)
         if isinstance(max_lr, partial) and max_lr.func is s_cyc_max_lr: self.max_lr = partial(max_lr, **{'p':rate, **max_lr.keywords})
         self.total = sum(p.numel() for p in self.weights.values())
+        if folder: check_state(unwrap(learn.model).state_dict())
         self.store = RoundStore(folder, self._config(rates))
         held = learn.masks or {}
         self.kept = self.store.notes.setdefault('kept', {n:int(held[n].count_nonzero()) if n in held else p.numel() for n,p in self.weights.items()})

@@ -7,9 +7,9 @@ __all__ = ['Rounds', 'RoundStore', 'load_into', 'borrowed', 'state_of', 'seed_ro
            'BestEpoch', 'StateAt', 'bar_over', 'run_rounds']
 
 # %% ../nbs/06b_rounds.ipynb #9608f80d
-import contextlib,json,random,re
+import contextlib,copy,json,random,re
 from pathlib import Path
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, torch
 from fastai.basics import Callback,CancelFitException,Learner,progress_bar,set_seed
 from fastai.callback.tracker import TrackerCallback
 from .passes import train_loader
@@ -109,9 +109,9 @@ def borrowed(learn:Learner):
         if masks is not None: set_masks(learn, masks, how)
         learn.opt = None
 
-def state_of(learn:Learner)->dict: # Name -> tensor, copies
+def state_of(learn:Learner)->dict: # Name -> tensor, or what a module's `get_extra_state` returns; copies
     "The model's `state_dict` as it is now"
-    return {n:t.detach().clone() for n,t in unwrap(learn.model).state_dict().items()}
+    return {n:t.detach().clone() if isinstance(t, torch.Tensor) else copy.deepcopy(t) for n,t in unwrap(learn.model).state_dict().items()}
 
 # %% ../nbs/06b_rounds.ipynb #f784c7ae
 def seed_round(learn:Learner,
