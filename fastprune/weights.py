@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['EXPERTS', 'EXPERTS_TURNED', 'unwrap', 'named_as_weight', 'match', 'parameter_names', 'state_names', 'shape_of',
            'to_state_names', 'from_state_names', 'prunable_weights', 'check_sparsity', 'check_sparsities',
-           'expand_sparsity', 'transposed_groups', 'in_use', 'check_zeros_stay', 'normed_rows', 'torch_pruned',
-           'check_not_torch_pruned']
+           'expand_sparsity', 'is_turned_linear', 'transposed_groups', 'in_use', 'check_zeros_stay', 'normed_rows',
+           'torch_pruned', 'check_not_torch_pruned']
 
 # %% ../nbs/02_weights.ipynb #1cec52d3
 import difflib,re
@@ -216,6 +216,17 @@ def _layout(owner, name, p):
     if len(orders)!=1 or None in orders: return EXPERTS if p.ndim==3 and 'expert' in type(owner).__name__.lower() else 0
     if p.ndim==3: return EXPERTS if 'out in' in orders else EXPERTS_TURNED
     return int('in out' in orders)
+
+def is_turned_linear(m:nn.Module)->bool: # Any module
+    "Is it a linear layer that keeps its weight as [in, out], such as GPT-2's `Conv1D`? Of those, and of nothing else, the weight is the only matrix and the bias the only vector"
+    w,b = m._parameters.get('weight'),m._parameters.get('bias')
+    if w is None or w.ndim!=2 or m._modules or not {'weight','bias'}>={n for n,p in m._parameters.items() if p is not None} or _layout(m, 'weight', w)!=1: return False
+    if b is not None and b.shape!=w.shape[1:]: return False
+    x = torch.arange(2*len(w), dtype=w.dtype, device=w.device).view(2, -1)/len(w)
+    try:
+        with torch.no_grad(): y = m(x)
+        return torch.is_tensor(y) and y.shape==(2,w.shape[1]) and torch.allclose(y, nn.functional.linear(x, w.t(), b), rtol=1e-3, atol=1e-5)
+    except (RuntimeError, TypeError, ValueError): return False
 
 def transposed_groups(model:nn.Module, # Any module
                      )->dict: # Name of the weight -> groups of a transposed convolution; 1 for a matrix [in, out]; `EXPERTS` or `EXPERTS_TURNED` for matrices in one tensor
