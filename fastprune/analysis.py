@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend,sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from fastai.basics import Callback,Learner,patch,store_attr,to_device
-from .passes import a_batch,check_n_batches,check_whole,device_of,forward,inputs_and_targets,loss_of,reset_state,undisturbed
+from .passes import a_batch,check_n_batches,check_whole,device_of,forward,inputs_and_targets,loss_of,reset_state,second_derivatives,undisturbed
 from .weights import check_sparsity,prunable_weights,to_state_names,transposed_groups,unwrap
 from .criteria import magnitude
 from .masks import Masks,check_bool,compute_masks
@@ -139,7 +139,7 @@ def hessian_spectrum(self:Learner,
     pick = lambda n,t: t.flatten() if kept[n] is None else t.flatten()[kept[n]]
     ps,dev = list(params.values()),device_of(self)
     if isinstance(tol, bool) or not isinstance(tol, Number) or not 0<=tol<1: raise ValueError(f"tol={tol!r}: needs a relative accuracy in [0,1)")
-    with undisturbed(self), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):                    # other attention has no second derivative
+    with undisturbed(self), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), second_derivatives('hessian_spectrum'):   # other attention has none
         seed_round(self, seed)
         self.model.to(dev).eval()
         batches = [inputs_and_targets(self, to_device(b, dev)) for b in itertools.islice(self.dls.train, n_batches)]

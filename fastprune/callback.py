@@ -15,7 +15,7 @@ from fastai.basics import Callback,Learner,patch,store_attr
 from fastai.callback import schedule as _          # fit_one_cycle, fine_tune, lr_find
 from fastai.callback.tracker import SaveModelCallback
 from .schedules import check_schedule,ocp,progress_at,schedule_name,update_steps
-from .passes import check_whole,dense_gradients,together
+from .passes import check_whole,dense_gradients,sparse_embeddings,together
 from .weights import EXPERTS,EXPERTS_TURNED,check_not_torch_pruned,check_sparsities,check_zeros_stay,expand_sparsity,in_use,normed_rows,prunable_weights,transposed_groups,unwrap
 from .criteria import CRITERIA,asks_for,has_gradients,magnitude
 from .masks import Masks,check_bool,check_granularity,check_nan,check_scope,check_scores,compute_masks,count_units,layer_counts,unit_dims
@@ -240,7 +240,7 @@ def _sparsities(masks, scope):
 class SparsifyCallback(Callback):
     "Prunes a Learner's model while it trains, to exactly `sparsity`"
     order,run_valid = 55,False                       # between Recorder and what shows or logs its table; training steps only
-    _active,_planned,_skipped,_aside,_weights = False,False,False,False,None
+    _active,_planned,_skipped,_aside,_weights,_sparse = False,False,False,False,None,None
 
     def __init__(self,
                  sparsity:float|dict, # Fraction of zeros at the end, in [0,1); or by name, pattern or module: {'*':0.9, 'head':0.5}, the last match counts
@@ -308,6 +308,7 @@ class SparsifyCallback(Callback):
             warnings.warn("SaveModelCallback loads the best epoch at the end, and that may be one from before pruning had ended: use `SaveModelCallback(at_end=True)`", stacklevel=2)
         self._weights,end = self.targets(self.learn.model)
         self._n = sum(p.numel() for p in self._weights.values())
+        self._check_sparse_gradients()
         self._transposed,self._how = transposed_groups(self.learn.model),(self.criterion, self.scope, self.granularity)
         T = max(1, self.n_epoch*len(self.dls.train))
         self._progress = [progress_at(self.schedule, (t+1)/T) for t in range(T)]
@@ -319,6 +320,16 @@ class SparsifyCallback(Callback):
         self._cycle_end,self._present = ends[0] if ends else T,_present(self.learn, self._weights) if self.track else None
         self._ever,self._first,self._recovered,self._distance = self._present and Masks({n:~m for n,m in self._present.items()}),None,0,math.nan
         for o in (self.iters,self.asked,self.reached,self.lrs,self.recovered,self.mask_distance): o.clear()
+
+    def _check_sparse_gradients(self):
+        sparse = {id(m.weight) for m in sparse_embeddings(self.learn.model)}
+        self._sparse = {n:p for n,p in self._weights.items() if id(p) in sparse}
+        if self._sparse and isinstance(getattr(self.opt, 'opt', None), torch.optim.SparseAdam):
+            raise ValueError(f"torch's SparseAdam takes sparse gradients alone, and those of {next(iter(self._sparse))!r} are dense while it is pruned: use another optimizer, or leave it out by `exclude`")
+
+    def after_backward(self):
+        "Pruning, and most optimizers, read gradients as plain tensors"
+        if self._active and self._sparse: dense_gradients(self._sparse.values())
 
     def _copies(self, what):
         "The weights as they are, if the criterion will ask for them"
@@ -404,7 +415,7 @@ class SparsifyCallback(Callback):
     def _forget(self):
         "However a fit ends, what it needed is gone"
         self._active = False
-        self._weights = self._progress = self._due = self._ever = self._first = self._present = self._first_weights = self._last_weights = None
+        self._weights = self._sparse = self._progress = self._due = self._ever = self._first = self._present = self._first_weights = self._last_weights = None
 
     _lasting = ('iters','asked','reached','lrs','recovered','mask_distance','_begin','_counts','_reached','_seen','_first_weights','_last_weights','_cycle_end','_present','_ever','_first','_recovered','_distance')
 

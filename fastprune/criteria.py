@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend,sdpa_kernel
 from torch.nn.utils.parametrize import is_parametrized
 from fastai.basics import Learner,to_device
 from .shards import is_dtensor,shard_like
-from .passes import check_n_batches,device_of,forward,inputs_and_targets,loss_of,mean_everywhere,reset_state,summed_gradients,together,undisturbed
+from .passes import check_n_batches,device_of,forward,inputs_and_targets,loss_of,mean_everywhere,reset_state,second_derivatives,summed_gradients,together,undisturbed
 from .weights import is_turned_linear,unwrap
 
 # %% ../nbs/03_criteria.ipynb #cd571e94
@@ -150,7 +150,8 @@ def grasp(weights:dict, # Name -> parameter of any shape
             dot = sum((a*b).sum() for a,b in zip(g, total))
             h = torch.autograd.grad(dot, ps, allow_unused=True) if dot.requires_grad else [None]*len(ps)
             return [torch.zeros_like(p) if o is None else o for o,p in zip(h, ps)]
-        return {n:p.detach()*o for (n,p),o in zip(weights.items(), sums(product))}
+        with second_derivatives('grasp'): products = sums(product)
+        return {n:p.detach()*o for (n,p),o in zip(weights.items(), products)}
 
 # %% ../nbs/03_criteria.ipynb #2038dbbc
 _not_linear = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Tanh, nn.LocalResponseNorm, nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention, nn.modules.instancenorm._InstanceNorm)
