@@ -212,7 +212,7 @@ def _layout(owner, name, p):
     if isinstance(owner, nn.modules.conv._ConvTransposeNd): return owner.groups
     if isinstance(owner, (*_layers, nn.Embedding, nn.EmbeddingBag)) or p.ndim not in (2,3): return 0
     orders = uses_of(type(owner)).orders.get(name, ())
-    if not orders and type(owner).__name__=='Conv1D' and p.ndim==2: orders = {'in out'}            # without source code
+    if not orders and (type(owner).__name__,name,p.ndim)==('Conv1D','weight',2): orders = {'in out'}            # without source code
     if len(orders)!=1 or None in orders: return EXPERTS if p.ndim==3 and 'expert' in type(owner).__name__.lower() else 0
     if p.ndim==3: return EXPERTS if 'out in' in orders else EXPERTS_TURNED
     return int('in out' in orders)
