@@ -89,7 +89,7 @@ def _check_states(mine, **states):
     for what,s in states.items():
         for n,t in mine.items():
             if n not in s: raise ValueError(f"{what} is of another model: it has no {n!r}")
-            if shape_of(s[n])!=shape_of(t): raise ValueError(f"{what} is of another model: {n!r} has shape {shape_of(s[n])}, and {shape_of(t)} in the Learner's")
+            if shape_of(n, s[n])!=shape_of(n, t): raise ValueError(f"{what} is of another model: {n!r} has shape {shape_of(n, s[n])}, and {shape_of(n, t)} in the Learner's")
         for n in s:
             if n not in mine: raise ValueError(f"{what} is of another model: there is no {n!r} in the Learner's")
 

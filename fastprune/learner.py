@@ -145,8 +145,8 @@ def load_sparse(self:Learner,
     state,masks = load_sparse_masks(path)
     mine = unwrap(self.model).state_dict()
     for n in {**mine, **state}:
-        if n not in state or n not in mine or shape_of(state[n])!=shape_of(mine[n]):
-            there,here = (f'of shape {shape_of(d[n])}' if n in d else 'missing' for d in (state,mine))
+        if n not in state or n not in mine or shape_of(n, state[n])!=shape_of(n, mine[n]):
+            there,here = (f'of shape {shape_of(n, d[n])}' if n in d else 'missing' for d in (state,mine))
             raise ValueError(f"{path} is of another model: {n!r} is {there} there, and {here} here")
     self.remove_masks()
     unwrap(self.model).load_state_dict(state)

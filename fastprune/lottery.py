@@ -124,7 +124,7 @@ def _check_ticket(learn, ticket):
     mine = unwrap(learn.model).state_dict()
     for n,t in mine.items():
         if n not in ticket.state: raise ValueError(f"the ticket is for another model: it has no {n!r}")
-        if shape_of(ticket.state[n])!=shape_of(t): raise ValueError(f"the ticket is for another model: {n!r} has shape {shape_of(t)} here, and {shape_of(ticket.state[n])} in the ticket")
+        if shape_of(n, ticket.state[n])!=shape_of(n, t): raise ValueError(f"the ticket is for another model: {n!r} has shape {shape_of(n, t)} here, and {shape_of(n, ticket.state[n])} in the ticket")
     for n in ticket.state:
         if n not in mine: raise ValueError(f"the ticket is for another model: there is no {n!r} here")
     ticket.masks.check(dict(unwrap(learn.model).named_parameters()))

@@ -417,8 +417,8 @@ def _read(path):
 def _into(model, state, path, arch):
     mine = model.state_dict()
     for n in {**mine, **state}:
-        if n not in state or n not in mine or shape_of(state[n])!=shape_of(mine[n]):
-            there,here = (f'of shape {shape_of(d[n])}' if n in d else 'missing' for d in (state,mine))
+        if n not in state or n not in mine or shape_of(n, state[n])!=shape_of(n, mine[n]):
+            there,here = (f'of shape {shape_of(n, d[n])}' if n in d else 'missing' for d in (state,mine))
             raise ValueError(f"{path} is not of arch={arch!r}: {n!r} is {there} in the file, and {here} in the network")
     model.load_state_dict(state)
     return model

@@ -189,7 +189,7 @@ class Checkpoint(Callback):
         "What makes this fit, to tell it from others"
         opt = self.learn.opt
         return dict(epochs=self.n_epoch, batches=len(self.dls.train), pruning=[_told(cb) for cb in self.learn.cbs.sorted('order') if isinstance(cb, SparsifyCallback)],
-                    optimizer=[type(opt).__name__, type(getattr(opt, 'opt', None)).__name__, [getattr(f, '__name__', type(f).__name__) for f in getattr(opt, 'cbs', [])], *([len(ps),sorted(h)] for ps,h in zip(opt.param_lists, opt.hypers))], model={n:list(shape_of(t)) for n,t in unwrap(self.learn.model).state_dict().items()})
+                    optimizer=[type(opt).__name__, type(getattr(opt, 'opt', None)).__name__, [getattr(f, '__name__', type(f).__name__) for f in getattr(opt, 'cbs', [])], *([len(ps),sorted(h)] for ps,h in zip(opt.param_lists, opt.hypers))], model={n:list(shape_of(n, t)) for n,t in unwrap(self.learn.model).state_dict().items()})
 
     def before_epoch(self):
         if in_fit(self.learn) and self.epoch<self._at: raise CancelEpochException
@@ -208,7 +208,7 @@ class Checkpoint(Callback):
         try:
             state = unpack(json.loads(meta['fit']), tensors)
             phase,epoch,fit = state['phase'],state['epoch'],state['fit']
-            whole = all(isinstance(state[k], (dict,list,type(None))) for k in ('model','opt','masks','grads','callbacks','recorder','scaler','rng')) and {n:list(shape_of(t)) for n,t in state['model'].items()}==fit['model']
+            whole = all(isinstance(state[k], (dict,list,type(None))) for k in ('model','opt','masks','grads','callbacks','recorder','scaler','rng')) and {n:list(shape_of(n, t)) for n,t in state['model'].items()}==fit['model']
             if not (whole and isinstance(phase, int) and isinstance(epoch, int)): raise ValueError('its parts are not those of a fit')
         except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as e: raise ValueError(f"{self.path} is no checkpoint of a fit, or is damaged: {e}") from e
         if phase<self.phase: return

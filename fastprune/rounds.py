@@ -96,7 +96,7 @@ def _short(x):
 def load_into(learn:Learner, state:dict):
     "Load a `state_dict` into the model of `learn`, forgetting its masks"
     learn.remove_masks()
-    unwrap(learn.model).load_state_dict(state)
+    unwrap(learn.model).load_state_dict({n:t if isinstance(t, torch.Tensor) else copy.deepcopy(t) for n,t in state.items()})
 
 @contextlib.contextmanager
 def borrowed(learn:Learner):

@@ -110,9 +110,11 @@ def state_names(model:nn.Module, # Any module
     res = {n:keys.get(id(p), n) for n,p in model.named_parameters()}
     return {n:k for n,k in res.items() if k in state}
 
-def shape_of(t)->tuple: # What a `state_dict` has: a tensor, or what a module's `get_extra_state` returns
-    "A tensor's shape; () for what is none"
-    return tuple(getattr(t, 'shape', ()))
+def shape_of(name:str, # Name in a `state_dict`
+             t, # What it has there: a tensor, or what a module's `get_extra_state` returns
+            )->tuple:
+    "A tensor's shape; () for extra state, which may be anything"
+    return () if name.rpartition('.')[2]=='_extra_state' else tuple(getattr(t, 'shape', ()))
 
 def to_state_names(model:nn.Module, # Any module
                    named:dict, # By names in `named_parameters()`, such as masks
@@ -209,8 +211,9 @@ EXPERTS,EXPERTS_TURNED = '[experts, out, in]','[experts, in, out]'
 
 def _layout(owner, name, p):
     "How a weight's dimensions lie, where it is otherwise than [out, in, ...]"
+    if p.ndim<2: return 0
     if isinstance(owner, nn.modules.conv._ConvTransposeNd): return owner.groups
-    if isinstance(owner, (*_layers, nn.Embedding, nn.EmbeddingBag)) or p.ndim not in (2,3): return 0
+    if isinstance(owner, (*_layers, nn.Embedding, nn.EmbeddingBag)) or p.ndim>3: return 0
     orders = uses_of(type(owner)).orders.get(name, ())
     if not orders and (type(owner).__name__,name,p.ndim)==('Conv1D','weight',2): orders = {'in out'}            # without source code
     if len(orders)!=1 or None in orders: return EXPERTS if p.ndim==3 and 'expert' in type(owner).__name__.lower() else 0
