@@ -321,7 +321,7 @@ def _plain(model):
 def _as_linear(model):
     "Layers that keep their weight as [in, out], such as GPT-2's `Conv1D`, as linear ones"
     for name,m in list(model.named_modules()):
-        if name and not _hooked(m) and is_turned_linear(m): _set(model, name, _linear(m.weight.t().contiguous(), m.bias))
+        if name and not _hooked(m) and is_turned_linear(m): _set(model, name, _linear(m.weight.t().contiguous(), m._parameters.get('bias')))
 
 _columns = ['kind','shape','sparsity','form','dense_ms','ms','why']
 

@@ -69,9 +69,9 @@ class _Reader(ast.NodeVisitor):
         if not (node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str)): return [self._multiplies(o, None) for o in node.args[1:]]
         ins,_,out = node.args[0].value.replace(' ', '').replace('...', '').partition('->')
         for letters,o in zip(ins.split(','), node.args[1:]):
-            summed = [i for i,c in enumerate(letters) if c not in out]
             last = len(letters)-1
-            self._multiplies(o, None if len(summed)!=1 or last not in (1,2) else 'out in' if summed[0]==last else 'in out' if summed[0]==last-1 else None)
+            summed = [last-i for i,c in enumerate(letters) if c not in out and (i or last<2)]        # the first of three is for experts, summed up or not
+            self._multiplies(o, {0:'out in', 1:'in out'}[summed[0]] if len(summed)==1 and last in (1,2) else None)
 
     def visit_Call(self, node):
         name,args = _function(node),[o for o in node.args]
