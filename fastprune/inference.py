@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from fastai.basics import Learner,patch
 from fastai.callback.hook import Hook,Hooks
 from .passes import a_batch,check_whole,device_of,undisturbed
-from .weights import check_sparsity,prunable_weights,unwrap
+from .weights import check_sparsity,is_turned_linear,prunable_weights,unwrap
 from .kernel import SparseConv,SparseLinear,_both,looks_like
 
 # %% ../nbs/13a_inference.ipynb #cc0622c9
@@ -318,6 +318,11 @@ def _plain(model):
         m.__class__ = type(m).__bases__[0]
         for n,v in values.items(): m.register_parameter(n, nn.Parameter(v, requires_grad=False))
 
+def _as_linear(model):
+    "Layers that keep their weight as [in, out], such as GPT-2's `Conv1D`, as linear ones"
+    for name,m in list(model.named_modules()):
+        if name and not _hooked(m) and is_turned_linear(m): _set(model, name, _linear(m.weight.t().contiguous(), m._parameters.get('bias')))
+
 _columns = ['kind','shape','sparsity','form','dense_ms','ms','why']
 
 def _why(best, trial, missing):
@@ -349,10 +354,12 @@ def sparse_inference(model:nn.Module, # Pruned model; it is not changed
         if (d := off(whole))>rtol: raise ValueError(f"the model's outputs differ by {d:.1g} of the largest from one call to the next, rtol={rtol:g}: is it random in evaluation mode, or does it keep a state?")
         sparse = copy_model(whole)
         _plain(sparse)
+        _as_linear(sparse)
         folded = _fold(sparse, inputs)
         if folded and off(sparse)>rtol:                                  # a layer is used otherwise than by its calls, or in float16
             sparse,folded = copy_model(whole),[]
             _plain(sparse)
+            _as_linear(sparse)
         dense = copy_model(sparse) if folded else whole
         rows = _replace(sparse, inputs, min_sparsity, seconds)
         models = {'sparse':sparse, 'folded':dense, 'as it was':whole} if folded else {'sparse':sparse, 'as it was':whole}

@@ -20,9 +20,9 @@ from fastcore.xml import (Body,Div,Figcaption,Figure,Footer,H1,H2,Head,Header,Ht
                           Table,Tbody,Td,Th,Thead,Title,Tr,to_xml)
 from .schedules import schedule_name
 from .passes import a_batch,check_whole,device_of,undisturbed
-from .weights import _is_weight,unwrap
+from .weights import named_as_weight,shape_of,to_state_names,unwrap
 from .files import _kind,atomically,load_sparse_masks,load_tensors,save_sparse
-from .masks import Masks
+from .masks import Masks,nonzeros
 from .callback import SparsifyCallback
 from .lottery import Tickets
 from .connectivity import LinearPath
@@ -345,10 +345,12 @@ def _check(path, pictures, bs, seconds):
     check_whole('pictures', 0, pictures=pictures)
     if isinstance(seconds, bool) or not isinstance(seconds, Number) or not 0<=seconds<math.inf: raise ValueError(f"seconds={seconds!r}: needs a number of seconds, or 0 to measure no latency")
 
-def _write(path, title, layers, weights, masks, state, js, flops=(None,None), measured=(None,None), unrun=None, pictures=12, sections=(), subtitle=''):
+def _tensors_alone(state): return {n:t for n,t in state.items() if isinstance(t, torch.Tensor)}
+
+def _write(path, title, layers, weights, masks, state, js, flops=(None,None), measured=(None,None), unrun=None, pictures=12, sections=(), subtitle='', saved=None):
     "Put the page together"
     found = measured[0]
-    size = _try(_sizes, state, masks)
+    size = _try(_sizes, state, masks if saved is None else saved)
     if found: layers = _with_times(layers, found)
     content = [_headline(layers, size, flops, measured, unrun), _layer_section(layers, found and found[1]), _mask_section(weights, masks, pictures), *sections]
     page,path = _page(title, subtitle, [o for o in content if o is not None], js),Path(path)
@@ -378,8 +380,8 @@ def report(self:Learner,
     if not len(layers): raise ValueError("the model has no weights that can be pruned")
     params = dict(model.named_parameters())
     measured = _try(_measure, self, bs, seconds) if seconds else (None,'not measured: seconds=0')
-    return _write(path, title or type(model).__name__, _kept(layers), {n:params[n].detach() for n in layers.index}, masks, model.state_dict(), js, _try(self.flops), measured, pictures=pictures,
-                  sections=[_curve_section(self, callback), _ticket_section(tickets), _path_section(paths)], subtitle=(f'{type(model).__name__}, ' if title else '')+f'{sum(p.numel() for p in params.values()):,} parameters')
+    return _write(path, title or type(model).__name__, _kept(layers), {n:params[n].detach() for n in layers.index}, masks, _tensors_alone(model.state_dict()), js, _try(self.flops), measured, pictures=pictures,
+                  saved=to_state_names(model, masks), sections=[_curve_section(self, callback), _ticket_section(tickets), _path_section(paths)], subtitle=(f'{type(model).__name__}, ' if title else '')+f'{sum(p.numel() for p in params.values()):,} parameters')
 
 def _kept(report):
     "The columns of a page's table from those of `sparsity_report`"
@@ -415,8 +417,8 @@ def _read(path):
 def _into(model, state, path, arch):
     mine = model.state_dict()
     for n in {**mine, **state}:
-        if n not in state or n not in mine or state[n].shape!=mine[n].shape:
-            there,here = (f'of shape {tuple(d[n].shape)}' if n in d else 'missing' for d in (state,mine))
+        if n not in state or n not in mine or shape_of(n, state[n])!=shape_of(n, mine[n]):
+            there,here = (f'of shape {shape_of(n, d[n])}' if n in d else 'missing' for d in (state,mine))
             raise ValueError(f"{path} is not of arch={arch!r}: {n!r} is {there} in the file, and {here} in the network")
     model.load_state_dict(state)
     return model
@@ -450,9 +452,9 @@ def report_file(file:str, # Weights: a state_dict, as torch.save, learn.save, sa
         learn = _file_learner(_into(make_model(arch, classes or len(last), size), state, file, arch), arch, size)
         if masks: learn.masks = Masks(masks)
         return learn.report(out, seconds=seconds, pictures=pictures, title=f'{file.name}: {arch}')
-    weights = {n:t for n,t in state.items() if n in masks or _is_weight(None, n.rpartition('.')[2], t)}
+    weights = {n:t.float() if t.dtype.itemsize<2 else t for n,t in state.items() if n in masks or named_as_weight(n, t)}
     if not weights: raise ValueError(f"{file} has no weights that can be pruned")
-    kept = {n:int(masks.get(n, t).count_nonzero()) for n,t in weights.items()}
+    kept = {n:nonzeros(masks.get(n, t)) for n,t in weights.items()}
     layers = pd.DataFrame([('x'.join(map(str, t.shape)), t.numel(), kept[n], 1-kept[n]/max(1, t.numel())) for n,t in weights.items()], index=pd.Index(list(weights), name='name'), columns=['shape','weights','kept','sparsity'])
     return _write(out, file.name, layers, weights, masks, state, js, unrun='not measured: a file of weights is no network to run. Name it by --arch', pictures=pictures,
-                  subtitle=f'{sum(t.numel() for t in state.values()):,} numbers in {len(state)} tensors. Without a network, all that has two dimensions or more counts as a weight, embeddings, too.')
+                  subtitle=f'{sum(t.numel() for t in state.values()):,} numbers in {len(state)} tensors. Without a network, names tell: all that has two dimensions or more counts as a weight, embeddings, too, but for what is called a bias, norm, scale, token, position or the like.')
