@@ -36,7 +36,7 @@ class GMP(SparsifyCallback):
 class _Behind(SparsifyCallback):
     "Dense weights behind the model's: the optimizer's steps are made on them"
     dense,_swapped = None,False
-    _lasting = (*SparsifyCallback._lasting, 'dense')
+    lasting = {**SparsifyCallback.lasting, 'dense':dict[str,torch.Tensor]}
     def _plan_fit(self):
         super()._plan_fit()
         self.dense,self._swapped = {n:p.detach().clone() for n,p in self._weights.items()},False
@@ -120,6 +120,7 @@ class _HardEnd:
 
 class _Thresholds(_HardEnd, _Behind):
     "Thresholds that are learned: what the model shows is `shown` of the dense weights"
+    lasting = {**_Behind.lasting, 'thresholds':dict[str,list]}                # each with the optimizer's state of it
     def __init__(self, sparsity, scope, include, exclude, decay):
         super().__init__(0. if sparsity is None else sparsity, schedule=_at_end, scope=scope, interval=1, include=include, exclude=exclude, recover=False)
         if decay is not None and (isinstance(decay, bool) or not isinstance(decay, Number) or decay<0): raise ValueError(f"decay={decay!r}: needs a weight decay of at least 0, or None for the optimizer's")
@@ -363,7 +364,7 @@ class GradualL2(_DenseUntilEnd):
 # %% ../nbs/08b_baselines.ipynb #d1b9a72d
 class _AlwaysSparse(SparsifyCallback):
     "A mask of constant size whose weights move"
-    _lasting = (*SparsifyCallback._lasting, 'changes')
+    lasting = {**SparsifyCallback.lasting, 'changes':list[dict]}
     def __init__(self, sparsity, fraction, interval, end, scope, seed, include, exclude):
         super().__init__(sparsity, schedule=one_shot, scope=scope, interval=1 if interval is None else interval, include=include, exclude=exclude)
         if isinstance(fraction, bool) or not isinstance(fraction, Number) or not 0<fraction<=1: raise ValueError(f"fraction={fraction!r}: needs the part of a tensor's weights that moves, in (0,1]")
@@ -489,7 +490,7 @@ class SNFS(_AlwaysSparse):
         if isinstance(momentum, bool) or not isinstance(momentum, Number) or not 0<=momentum<1: raise ValueError(f"momentum={momentum!r}: needs a number in [0,1)")
         super().__init__(sparsity, fraction, interval, end, scope, seed, include, exclude)
         self.momentum = momentum
-    _lasting = (*_AlwaysSparse._lasting, '_mean')
+    lasting = {**_AlwaysSparse.lasting, '_mean':dict[str,torch.Tensor]}
 
     def _plan_fit(self):
         super()._plan_fit()

@@ -119,6 +119,8 @@ def _do_fit(self:Learner):
         self._in_fit = False
         for cb in self.cbs.filter(lambda cb: isinstance(cb, SparsifyCallback)): cb._forget()
         if self.masks is not None: self.keep_masks.project()
+        for cb in self.cbs:
+            if hasattr(type(cb), 'end_fit'): cb.end_fit()
 
 def in_fit(learn:Learner)->bool:
     "Is a fit running? Not in a `validate` or `get_preds` by itself"
@@ -212,6 +214,12 @@ class SparsifyCallback(Callback):
     "Prunes a Learner's model while it trains, to exactly `sparsity`"
     order,run_valid = 55,False                       # between Recorder and what shows or logs its table; training steps only
     _active,_planned,_skipped,_aside,_weights = False,False,False,False,None
+    _arguments = (),{}                               # what the constructor was called with, positional and by name
+
+    def __new__(cls, *args, **kwargs):
+        self = super().__new__(cls)
+        self._arguments = args,kwargs
+        return self
 
     def __init__(self,
                  sparsity:float|dict, # Fraction of zeros at the end, in [0,1); or by name, pattern or module: {'*':0.9, 'head':0.5}, the last match counts
@@ -375,17 +383,20 @@ class SparsifyCallback(Callback):
         self._active = False
         self._weights = self._progress = self._due = self._ever = self._first = self._present = self._first_weights = self._last_weights = None
 
-    _lasting = ('iters','asked','reached','lrs','recovered','mask_distance','_begin','_counts','_reached','_seen','_first_weights','_last_weights','_cycle_end','_present','_ever','_first','_recovered','_distance')
+    # What a checkpoint keeps, with types: `dict[str,...]` has the names of the weights, and tensors have their shapes
+    lasting = dict(iters=list[int], asked=list[float], reached=list[float], lrs=list[float], recovered=list[int], mask_distance=list[float],
+                   _begin=dict[str,float], _counts=int|dict[str,int]|None, _reached=float, _seen=int, _recovered=int, _distance=float, _cycle_end=int,
+                   _first_weights=dict[str,torch.Tensor]|None, _last_weights=dict[str,torch.Tensor]|None, _present=Masks|None, _ever=Masks|None, _first=Masks|None)
 
     def state_dict(self)->dict: # Numbers, lists, dicts and tensors
         "What a fit that was stopped needs to go on"
-        return {k:getattr(self, k, None) for k in self._lasting} if self._active else {}
+        return {k:getattr(self, k, None) for k in self.lasting} if self._active else {}
 
     def load_state_dict(self,
                         state:dict, # From `state_dict`, in a fit that has begun
                        ):
-        "Go on from there"
-        self.__dict__.update({k:Masks(v) if k in ('_present','_ever','_first') and v is not None else v for k,v in state.items()})
+        "Go on from there. Nothing is set but what `lasting` names"
+        for k in self.lasting.keys() & state.keys(): self.__dict__[k] = Masks(state[k]) if self.lasting[k]==Masks|None and state[k] is not None else state[k]
 
     def _add_column(self):
         names = self.recorder.metric_names

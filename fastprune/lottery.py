@@ -17,6 +17,7 @@ from .masks import Masks,check_scope
 from .callback import SparsifyCallback,is_frozen
 from .passes import check_n_batches,check_whole
 from .files import load_state,load_tensors,save_state
+from .identity import callbacks_identity,data_identity,describe,fit_identity,model_identity,remember_start,start_identity
 from .rounds import RoundStore,StateAt,bar_over,borrowed,check_rounds,load_into,seed_round,state_of
 
 # %% ../nbs/07_lottery.ipynb #d3703c2d
@@ -176,10 +177,12 @@ class Tickets(list):
 REWINDS = ('weights', 'lr', 'finetune')
 
 class _Probe(Callback):
-    "Counts the steps that a fit would take, and stops it before the first"
-    order,steps = -200,0
+    "Counts the steps that a fit would take, says what fit it is, and stops it before the first"
+    order = -200
+    def __init__(self): self.steps,self.fits = 0,[]
     def before_train(self):
-        type(self).steps += self.learn.n_epoch*len(self.learn.dls.train)
+        self.steps += self.learn.n_epoch*len(self.learn.dls.train)
+        self.fits.append(fit_identity(self.learn))
         raise CancelFitException
 
 class _HoldRate(Callback):
@@ -193,20 +196,26 @@ def count_steps(learn:Learner,
                 *args, # More arguments for `fit`
                )->int:
     "How many optimizer steps `fit` takes, without training. Raises `ValueError` if it would train nothing, or does not hand on `cbs`"
+    return _probed(learn, fit, *args).steps
+
+def _probed(learn, fit, *args):
+    "What `fit` would do, from a new optimizer: `.steps`, and `.fits` with an identity each"
     if not callable(fit): raise ValueError(f"fit={fit!r} is not a function: needs one such as `lambda learn, cbs: learn.fit_one_cycle(5, cbs=cbs)`")
     try: inspect.signature(fit).bind(learn, [], *args)
     except TypeError as e: raise ValueError(f"fit={schedule_name(fit)} can't be called with a Learner and callbacks{', and a rate' if args else ''}: {e}") from e
-    class Probe(_Probe): pass
+    probe = _Probe()
     records = {k:getattr(learn.recorder, k) for k in ('lrs','iters','losses','values') if hasattr(learn.recorder, k)} if hasattr(learn, 'recorder') else {}
     own = [cb for cb in learn.cbs if not type(cb).__module__.startswith(('fastai.callback.core', 'fastai.learner', 'fastai.callback.progress', 'fastprune')) or hasattr(cb, 'file')]
     try:
         learn.load = learn.save = lambda *a, **k: learn                        # a SaveModelCallback has nothing to do here
-        with borrowed(learn), learn.removed_cbs(own), learn.no_bar(), learn.no_logging(): fit(learn, [Probe()], *args)
+        with borrowed(learn), learn.removed_cbs(own), learn.no_bar(), learn.no_logging():
+            learn.opt = None
+            fit(learn, [probe], *args)
     finally:
         del learn.__dict__['load'], learn.__dict__['save']
         for k,v in records.items(): setattr(learn.recorder, k, v)
-    if not Probe.steps: raise ValueError(f"fit={schedule_name(fit)} trains nothing, or does not hand on `cbs`: needs a function such as `lambda learn, cbs: learn.fit_one_cycle(5, cbs=cbs)`")
-    return Probe.steps
+    if not probe.steps: raise ValueError(f"fit={schedule_name(fit)} trains nothing, or does not hand on `cbs`: needs a function such as `lambda learn, cbs: learn.fit_one_cycle(5, cbs=cbs)`")
+    return probe
 
 def _rewind_step(rewind_to, steps, epoch):
     "`rewind_to` in steps"
@@ -240,11 +249,14 @@ class _Search:
         if max_lr is not None: self._check_rates()
         if criterion is magnitude: self.n_batches = None
         self.classic = schedule is one_shot
-        self.steps = count_steps(learn, fit, *self._rate(0))
+        probe = _probed(learn, fit, *self._rate(0))
+        self.steps = probe.steps
         self.k = _rewind_step(rewind_to, self.steps, len(learn.dls.train))
-        self.config = dict(prune_rate=prune_rate, rewind=rewind, rewind_to=rewind_to, scope=scope, schedule=schedule_name(schedule), criterion=schedule_name(criterion), granularity=granularity,
-                           n_batches=self.n_batches, seed=seed, rates=[self.max_lr(m) for m in range(rounds+1)] if max_lr else None, measure=measure, ends=ends, steps=self.steps, items=len(learn.dls.train_ds), opt=schedule_name(learn.opt_func), loss=str(learn.loss_func), progress=[float(schedule(o)) for o in (0.1, 0.25, 0.5, 0.75, 0.9)],
+        self.config = dict(prune_rate=prune_rate, rewind=rewind, rewind_to=rewind_to, scope=scope, schedule=describe(schedule), criterion=describe(criterion), granularity=granularity,
+                           n_batches=self.n_batches, seed=seed, rates=[self.max_lr(m) for m in range(rounds+1)] if max_lr else None, measure=measure, ends=ends, steps=self.steps, progress=[float(schedule(o)) for o in (0.1, 0.25, 0.5, 0.75, 0.9)],
                            metrics=[m.name for m in learn.metrics], weights={n:list(p.shape) for n,p in self.weights.items()})
+        self.start = start_identity(learn, folder) if folder else {}
+        if folder: self.config.update(fit=probe.fits, callbacks=callbacks_identity(learn.cbs), data=data_identity(learn), **model_identity(learn), **self.start)
 
     def _check_rates(self):
         if not callable(self.max_lr): raise ValueError(f"max_lr={self.max_lr!r}: needs a function from the number of completed rounds to a rate, as `partial(s_cyc_max_lr, eps=0.03, delta=0.04)`")
@@ -316,7 +328,14 @@ class _Search:
         return res
 
     def run(self):
-        learn,self.store = self.learn,RoundStore(self.folder, self.config)
+        self.store = RoundStore(self.folder, self.config)
+        try: return self.rest()
+        finally:
+            if self.folder: remember_start(self.learn, self.folder, self.start)
+
+    def rest(self):
+        "Tickets that are on disk, and those that are not yet"
+        learn = self.learn
         tickets = learn.tickets = self.restored()
         if not tickets:
             tickets.append(self.first())

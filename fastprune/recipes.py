@@ -20,6 +20,7 @@ from .criteria import magnitude,random_score
 from .callback import SparsifyCallback,_present,is_frozen
 from .learner import GradientHistogram
 from .files import load_state,save_state
+from .identity import describe,learner_identity,loader_identity,remember_start,start_identity
 from .rounds import BestEpoch,RoundStore,Rounds,StateAt,check_rounds,load_into,run_rounds,seed_round,smaller_is_better,state_of
 
 # %% ../nbs/09_recipes.ipynb #dfe08607
@@ -207,7 +208,7 @@ class BudgetedCallback(SparsifyCallback):
         super().__init__(sparsity, schedule=partial(_geometric, sparsity, dense, cycles), interval=1, **kwargs)
         self.dense,self.cycles,self.lr_max,self.discounts,self.budget = dense,cycles,lr_max,[],(1-dense)/cycles/dense
 
-    _lasting = (*SparsifyCallback._lasting, 'discounts')
+    lasting = {**SparsifyCallback.lasting, 'discounts':list[float]}
 
     def before_fit(self):
         super().before_fit()
@@ -271,6 +272,7 @@ class _Iterative:
         self.top,self.groups = float(np.max(rates)),rates/np.max(rates)
         if isinstance(max_lr, partial) and max_lr.func is s_cyc_max_lr: self.max_lr = partial(max_lr, **{'p':rate, **max_lr.keywords})
         self.total = sum(p.numel() for p in self.weights.values())
+        self.first = start_identity(learn, folder) if folder else {}
         self.store = RoundStore(folder, self._config(rates))
         held = learn.masks or {}
         self.kept = self.store.notes.setdefault('kept', {n:int(held[n].count_nonzero()) if n in held else p.numel() for n,p in self.weights.items()})
@@ -278,15 +280,17 @@ class _Iterative:
 
     def _config(self, rates):
         "What makes this experiment"
-        names = ('epochs','rate','shape','criterion','scope','granularity','rewind','rewind_to','n_batches','monitor','early_stop','patience','histograms','train_first','seed','wd')
+        names = ('epochs','rate','shape','criterion','scope','granularity','rewind','rewind_to','n_batches','monitor','early_stop','patience','histograms','train_first','seed')
+        learn,wd = self.learn,self.learn.wd if self.wd is None else self.wd
         every = [self.rate_of(m) for m in range(self.rounds+1)]
         for m,lr in enumerate(every):
             if not isinstance(lr, Number) or not 0<lr<math.inf: raise ValueError(f"max_lr={_name(self.max_lr)}: needs a positive rate, or a function of the round that gives one; it is {lr!r} for round {m}")
             _shaped(self.shape, lr*self.groups)
         shape = [np.max(self.shape(1.)(pos)) for pos in (0., 0.1, 0.25, 0.5, 0.75, 0.9)]
-        return dict({k:_name(getattr(self, k)) for k in names}, lr=np.ravel(rates).tolist(), rates=[float(o) for o in every], shape_of_1=[float(o) for o in shape], test_dl=self.test_dl is not None,
-                    steps=len(self.learn.dls.train), items=len(self.learn.dls.train_ds), opt=_name(self.learn.opt_func), metrics=[m.name for m in self.learn.metrics],
-                    weights={n:list(p.shape) for n,p in self.weights.items()})
+        res = dict({k:describe(getattr(self, k)) for k in names}, wd=wd, lr=np.ravel(rates).tolist(), rates=[float(o) for o in every], shape_of_1=[float(o) for o in shape],
+                   metrics=[m.name for m in learn.metrics], weights={n:list(p.shape) for n,p in self.weights.items()})
+        if self.folder: res.update(test_dl=self.test_dl and loader_identity(self.test_dl), steps=len(learn.dls.train), **learner_identity(learn, self.cbs), **self.first)
+        return res
 
     def _check(self):
         check_whole(rounds=self.rounds, epochs=self.epochs, **({} if self.patience is None else {'patience':self.patience}))
@@ -350,6 +354,12 @@ class _Iterative:
         return {'histogram':{k:torch.from_numpy(getattr(self.hists[-1], k)) for k in ('gradients','hidden')}}
 
     def run(self):
+        try: return self.rest()
+        finally:
+            if self.folder: remember_start(self.learn, self.folder, self.first)
+
+    def rest(self):
+        "The rounds that are on disk, and those that are not yet"
         store,learn = self.store,self.learn
         if store.rows and self.rewind=='weights': self.start = load_state(store.folder/'start.safetensors')
         if self.histograms:

@@ -17,6 +17,7 @@ from .weights import unwrap
 from .files import atomically,load_state,save_state
 from .masks import Masks,count_units,layer_counts
 from .callback import is_frozen,set_masks
+from .identity import differences
 
 # %% ../nbs/06b_rounds.ipynb #2217c352
 class Rounds(pd.DataFrame):
@@ -55,10 +56,12 @@ class RoundStore:
         if not folder or not self.table.exists(): return
         try: old = json.loads(self.table.read_text())
         except ValueError as e: raise ValueError(f"{self.table} is damaged: {e}") from e
-        for k in sorted(old['config'].keys()|self.config.keys()):
-            a,b = old['config'].get(k),self.config.get(k)
-            if k=='rates' and a and b: a,b = a[:len(b)],b[:len(a)]                  # of each round: another number of rounds will do
-            if a!=b: raise ValueError(f"folder={str(folder)!r} belongs to another experiment: {k} was {_short(a)} there, and is {_short(b)} now. Use another folder")
+        kinds = dict(config=dict, rows=list, notes=dict)
+        if not (isinstance(old, dict) and all(isinstance(old.get(k), t) for k,t in kinds.items())): raise ValueError(f"{self.table} is damaged: it needs config, rows and notes")
+        then,now = old['config'],dict(self.config)
+        if isinstance(then.get('rates'), list) and now.get('rates'):                # of each round: another number of rounds will do
+            then,now = {**then, 'rates':then['rates'][:len(now['rates'])]},{**now, 'rates':now['rates'][:len(then['rates'])]}
+        if text := differences(then, now): raise ValueError(f"folder={str(folder)!r} belongs to another experiment: {text}. Use another folder")
         self.rows,self.notes = old['rows'],old['notes']
 
     @property
@@ -88,10 +91,6 @@ class RoundStore:
         "Put the state after round `m` into `learn`"
         load_into(learn, load_state(self.path('state', m)))
         if self.path('masks', m).exists(): set_masks(learn, Masks.load(self.path('masks', m)))
-
-def _short(x):
-    text = repr(x)
-    return text if len(text)<80 else text[:77]+'...'
 
 def load_into(learn:Learner, state:dict):
     "Load a `state_dict` into the model of `learn`, forgetting its masks"
