@@ -118,10 +118,11 @@ def _class(c, seen):
     plain = lambda o: getattr(o, '__func__', getattr(o, 'fget', o))
     return f'{c.__name__} {_crc([[n, _code(plain(o).__code__, seen)] for k in own for n,o in sorted(vars(k).items()) if isinstance(plain(o), types.FunctionType)])}'
 
-def _object(x, seen, skip=()):
+def _object(x, seen):
     attrs = getattr(x, '__dict__', {})
-    inner = 'training' in attrs                                                # fastai's losses have a copy of a module's attributes
-    res = {k:_described(v, seen) for k,v in attrs.items() if not k.startswith('_' if inner else '__') and k!='training' and k not in skip}
+    copied = getattr(attrs.get('__wrapped__'), '__dict__', {})                 # fastai's losses have the attributes of the module inside, too
+    skip = '_' if isinstance(x, nn.Module) else '__'
+    res = {k:_described(v, seen) for k,v in attrs.items() if not k.startswith(skip) and k!='training' and k not in copied}
     return {'class':_class(type(x), seen), **res} if res else _class(type(x), seen)
 
 def _module(x, seen):

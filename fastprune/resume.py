@@ -431,11 +431,14 @@ class Checkpoint(Callback):
             if cb is not self: cb.run = run
 
     def _read(self):
-        "What is in the file, and of which fit"
+        "What is in the file; of a later fit than this one, what it says of those before it"
         tensors,meta = load_tensors(self.path)
         try:
-            state = unpack(json.loads(meta['fit']), tensors, self.n_epoch*len(self.dls.train)+len(self.dls.train))
-            _need(isinstance(state, dict), 'it is no dict')
+            packed = json.loads(meta['fit'])
+            _need(isinstance(packed, dict) and packed.keys()=={'d'}, 'it is no dict')
+            if (phase := dict(packed['d']).get('phase'))!=self.phase and _is_whole(phase):
+                return _unpacked({'d':[o for o in packed['d'] if o[0] in ('phase','earlier')]}, tensors, 0)
+            state = unpack(packed, tensors, self.n_epoch*len(self.dls.train))
             for k in ('phase','fit','earlier',*_parts): _need(k in state, f"it has no {k!r}, as if from another version of fastprune")
             _need(_is_whole(state['phase']) and isinstance(state['earlier'], list) and len(state['earlier'])==state['phase'], 'its fits are not in order')
             json.dumps([state['fit'], state['earlier']])                        # no tensors
@@ -464,7 +467,8 @@ class Checkpoint(Callback):
         state = self._read()
         if state['phase']<self.phase: return
         if state['phase']>self.phase:                                            # an earlier one of this call, which was finished
-            self._check_same(state['earlier'][self.phase])
+            if not isinstance(earlier := state.get('earlier'), list) or len(earlier)!=state['phase']: raise self._damaged("it does not say what fits came before")
+            self._check_same(earlier[self.phase])
             self._skipped = True
             raise CancelFitException
         self._check_same(state['fit'], state.pop('weights'))
