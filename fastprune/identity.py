@@ -8,7 +8,7 @@ __all__ = ['describe', 'loader_identity', 'data_identity', 'pruned_by', 'pruning
            'remember_start', 'differences']
 
 # %% ../nbs/05b_identity.ipynb #ea4a6858
-import dis,inspect,json,sys,sysconfig,types,zlib
+import dis,inspect,itertools,json,sys,sysconfig,types,zlib
 from collections.abc import Mapping
 from enum import Enum
 from functools import partial
@@ -29,7 +29,7 @@ def describe(x, # Anything that training may depend on: numbers, functions, loss
             ): # Numbers, strings, lists and dicts of them
     """What `x` is, in words that are the same in another process: functions by their code, defaults and what they close over,
     objects by their class and attributes, tensors by a checksum"""
-    return json.loads(json.dumps(_described(x, ())))
+    return json.loads(json.dumps(_described(x, (itertools.count(),))))
 
 def _crc(obj): return f'{zlib.crc32(json.dumps(obj, sort_keys=True).encode()):08x}'
 
@@ -41,7 +41,8 @@ def _described(x, seen):
     if isinstance(x, (torch.Tensor,np.ndarray)): return _tensor(x, seen)
     if isinstance(x, Path): return '/'.join(x.parts[-2:])
     if isinstance(x, (Enum,slice,range,bytes,complex,torch.dtype,types.EllipsisType)): return repr(x)
-    if id(x) in seen or len(seen)>8 or isinstance(x, (Learner,DataLoaders,torch.device,types.ModuleType)): return type(x).__name__
+    if id(x) in seen or len(seen)>9 or isinstance(x, (Learner,DataLoaders,torch.device,types.ModuleType)): return type(x).__name__
+    if next(seen[0])>20*_most: return type(x).__name__                             # something that has the whole world inside
     return _composed(x, (*seen, id(x)))
 
 def _composed(x, seen):
@@ -54,6 +55,8 @@ def _composed(x, seen):
     if isinstance(x, type): return _class(x, seen)
     if isinstance(x, nn.Module): return _module(x, seen)
     if hasattr(x, 'iloc') and hasattr(x, 'to_csv'): return [len(x), _crc(x.iloc[_spread(len(x))].to_csv())]     # of pandas
+    if isinstance(x, OptimWrapper): return _described(x.opt, seen)
+    if isinstance(x, torch.optim.Optimizer): return [type(x).__name__, _described(x.defaults, seen)]
     if inspect.isroutine(x) or isinstance(x, np.ufunc): return x.__name__
     return _object(x, seen)
 
@@ -174,7 +177,7 @@ def pruning_identity(cb:SparsifyCallback, model:nn.Module)->dict: # Its class as
     asked = _asked(cb)
     mine = {k:v for k,v in vars(cb).items() if k in asked or k in inspect.signature(SparsifyCallback.__init__).parameters}
     words = {**asked, **{k:v for k,v in mine.items() if asked.get(k, v) is not None or v is None}}
-    return dict(method=_class(type(cb), ()), **describe({k:v for k,v in words.items() if k not in ('include','exclude')}), names=list(pruned_by(cb, model)))
+    return dict(method=describe(type(cb)), **describe({k:v for k,v in words.items() if k not in ('include','exclude')}), names=list(pruned_by(cb, model)))
 
 # callbacks of fastai, and ours, that change what is trained; those that show, log or save do not
 _changing = ('MixHandler','GradientAccumulation','GradientClip','EarlyStoppingCallback','ReduceLROnPlateau','ShortEpochCallback','BnFreeze','RNNCallback','RNNRegularizer',
