@@ -384,9 +384,10 @@ class SparsifyCallback(Callback):
         self._weights = self._progress = self._due = self._ever = self._first = self._present = self._first_weights = self._last_weights = None
 
     # What a checkpoint keeps, with types: `dict[str,...]` has the names of the weights, and tensors have their shapes
-    lasting = dict(iters=list[int], asked=list[float], reached=list[float], lrs=list[float], recovered=list[int], mask_distance=list[float],
-                   _begin=dict[str,float], _counts=int|dict[str,int]|None, _reached=float, _seen=int, _recovered=int, _distance=float, _cycle_end=int,
-                   _first_weights=dict[str,torch.Tensor]|None, _last_weights=dict[str,torch.Tensor]|None, _present=Masks|None, _ever=Masks|None, _first=Masks|None)
+    lasting = dict(iters=list[int], asked=list[float], reached=list[float], lrs=list[float], recovered=list[int],
+                   mask_distance=list[float], _begin=dict[str,float], _counts=int|dict[str,int]|None, _reached=float,
+                   _seen=int, _recovered=int, _distance=float, _cycle_end=int, _present=Masks|None, _ever=Masks|None,
+                   _first=Masks|None, _first_weights=dict[str,torch.Tensor]|None, _last_weights=dict[str,torch.Tensor]|None)
 
     def state_dict(self)->dict: # Numbers, lists, dicts and tensors
         "What a fit that was stopped needs to go on"
@@ -396,7 +397,9 @@ class SparsifyCallback(Callback):
                         state:dict, # From `state_dict`, in a fit that has begun
                        ):
         "Go on from there. Nothing is set but what `lasting` names"
-        for k in self.lasting.keys() & state.keys(): self.__dict__[k] = Masks(state[k]) if self.lasting[k]==Masks|None and state[k] is not None else state[k]
+        for k in self.lasting.keys() & state.keys():
+            masks = self.lasting[k]==Masks|None and state[k] is not None
+            self.__dict__[k] = Masks(state[k]) if masks else state[k]
 
     def _add_column(self):
         names = self.recorder.metric_names

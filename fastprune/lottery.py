@@ -17,7 +17,8 @@ from .masks import Masks,check_scope
 from .callback import SparsifyCallback,is_frozen
 from .passes import check_n_batches,check_whole
 from .files import load_state,load_tensors,save_state
-from .identity import callbacks_identity,data_identity,describe,fit_identity,model_identity,remember_start,start_identity
+from .identity import (callbacks_identity,data_identity,describe,fit_identity,model_identity,remember_start,
+                                start_identity)
 from .rounds import RoundStore,StateAt,bar_over,borrowed,check_rounds,load_into,seed_round,state_of
 
 # %% ../nbs/07_lottery.ipynb #d3703c2d
@@ -256,7 +257,8 @@ class _Search:
                            n_batches=self.n_batches, seed=seed, rates=[self.max_lr(m) for m in range(rounds+1)] if max_lr else None, measure=measure, ends=ends, steps=self.steps, progress=[float(schedule(o)) for o in (0.1, 0.25, 0.5, 0.75, 0.9)],
                            metrics=[m.name for m in learn.metrics], weights={n:list(p.shape) for n,p in self.weights.items()})
         self.start = start_identity(learn, folder) if folder else {}
-        if folder: self.config.update(fit=probe.fits, callbacks=callbacks_identity(learn.cbs), data=data_identity(learn), **model_identity(learn), **self.start)
+        if folder: self.config.update(fit=probe.fits, callbacks=callbacks_identity(learn.cbs), data=data_identity(learn),
+                                      **model_identity(learn), **self.start)
 
     def _check_rates(self):
         if not callable(self.max_lr): raise ValueError(f"max_lr={self.max_lr!r}: needs a function from the number of completed rounds to a rate, as `partial(s_cyc_max_lr, eps=0.03, delta=0.04)`")

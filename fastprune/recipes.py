@@ -289,7 +289,8 @@ class _Iterative:
         shape = [np.max(self.shape(1.)(pos)) for pos in (0., 0.1, 0.25, 0.5, 0.75, 0.9)]
         res = dict({k:describe(getattr(self, k)) for k in names}, wd=wd, lr=np.ravel(rates).tolist(), rates=[float(o) for o in every], shape_of_1=[float(o) for o in shape],
                    metrics=[m.name for m in learn.metrics], weights={n:list(p.shape) for n,p in self.weights.items()})
-        if self.folder: res.update(test_dl=self.test_dl and loader_identity(self.test_dl), steps=len(learn.dls.train), **learner_identity(learn, self.cbs), **self.first)
+        if self.folder: res.update(test_dl=None if self.test_dl is None else loader_identity(self.test_dl),
+                                   steps=len(learn.dls.train), **learner_identity(learn, self.cbs), **self.first)
         return res
 
     def _check(self):

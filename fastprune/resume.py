@@ -20,7 +20,8 @@ from .weights import transposed_groups,unwrap
 from .masks import Masks
 from .callback import KeepMasks,SparsifyCallback,in_fit,is_frozen,set_masks
 from .files import load_tensors,save_state
-from .identity import data_identity,differences,fit_identity,model_identity,pruned_by,remember_start,scheduled_names,start_identity,state_checksum
+from .identity import (arguments_of,data_identity,differences,fit_identity,model_identity,pruned_by,
+                                remember_start,scheduled_names,start_identity,state_checksum)
 from .rounds import load_into
 
 # %% ../nbs/06c_resume.ipynb #96915339
@@ -41,26 +42,37 @@ def rng_state(learn:Learner,
 
 def _check_python_rng(s, what):
     ok = isinstance(s, list) and len(s)==3 and _is_whole(s[0], 3, 3) and isinstance(s[1], list) and len(s[1])==625
-    _need(ok and all(_is_whole(v, 0, 2**32-1) for v in s[1]) and s[1][-1]<=624, f"{what} is no state of python's random numbers")
-    _need(s[2] is None or isinstance(s[2], float) and math.isfinite(s[2]), f"{what}: {s[2]!r} is no number that was drawn")
+    ok = ok and all(_is_whole(v, 0, 2**32-1) for v in s[1]) and s[1][-1]<=624
+    ok = ok and (s[2] is None or isinstance(s[2], float) and math.isfinite(s[2]))
+    _need(ok, f"{what} is no state of python's random numbers")
+
+def _are_bytes(s): return isinstance(s, torch.Tensor) and s.dtype==torch.uint8 and s.ndim==1
 
 def _check_torch_rng(s, what, device='cpu'):
-    _need(isinstance(s, torch.Tensor) and s.dtype==torch.uint8 and s.ndim==1, f"{what} is no state of torch's random numbers")
+    _need(_are_bytes(s), f"{what} is no state of torch's random numbers")
     try: torch.Generator(device).set_state(s)
     except (RuntimeError, TypeError) as e: raise ValueError(f"{what} is no state of torch's random numbers: {e}") from e
 
+def _check_numpy_rng(s):
+    _need(isinstance(s, list) and len(s)==5 and isinstance(s[0], str), "numpy is no state of numpy's random numbers")
+    name,key,at,has,last = s
+    ok = name=='MT19937' and isinstance(key, torch.Tensor) and key.dtype==torch.int64 and key.shape==(624,)
+    _need(ok and bool(((key>=0) & (key<2**32)).all()), "numpy's key is not one of 624 numbers")
+    ok = _is_whole(at, 0, 624) and _is_whole(has, 0, 1) and _is_number(last) and math.isfinite(last)
+    _need(ok, f"numpy's position {at!r} and what follows are out of range")
+
+_generators = {'python','numpy','torch','cuda','loader','generator'}
 def check_rng_state(state): # Anything
-    "Make sure that it is what `rng_state` gives, before a generator is touched: a wrong position crashes numpy. Raises `ValueError`"
-    _need(isinstance(state, dict) and state.keys()=={'python','numpy','torch','cuda','loader','generator'}, 'the random numbers need python, numpy, torch, cuda, loader and generator')
+    """Make sure that it is what `rng_state` gives, before a generator is touched: a wrong position crashes numpy.
+    Raises `ValueError`"""
+    ok = isinstance(state, dict) and state.keys()==_generators
+    _need(ok, f"the random numbers need {', '.join(sorted(_generators))}")
     _check_python_rng(state['python'], 'python')
     if state['loader'] is not None: _check_python_rng(state['loader'], 'loader')
-    n = state['numpy']
-    _need(isinstance(n, list) and len(n)==5 and isinstance(n[0], str) and n[0]=='MT19937', "numpy is no state of numpy's random numbers")
-    _need(isinstance(n[1], torch.Tensor) and n[1].dtype==torch.int64 and n[1].shape==(624,) and bool(((n[1]>=0) & (n[1]<2**32)).all()), "numpy's key is not one of 624 numbers")
-    _need(_is_whole(n[2], 0, 624) and _is_whole(n[3], 0, 1) and _is_number(n[4]) and math.isfinite(n[4]), f"numpy's position {n[2]!r} and what follows are out of range")
+    _check_numpy_rng(state['numpy'])
     _check_torch_rng(state['torch'], 'torch')
     if state['generator'] is not None: _check_torch_rng(state['generator'], 'generator')
-    _need(isinstance(state['cuda'], list) and all(isinstance(s, torch.Tensor) and s.dtype==torch.uint8 and s.ndim==1 for s in state['cuda']), 'cuda is no list of states')
+    _need(isinstance(state['cuda'], list) and all(map(_are_bytes, state['cuda'])), 'cuda is no list of states')
     if torch.cuda.is_available():
         for s in state['cuda']: _check_torch_rng(s, 'cuda', 'cuda')
 
@@ -101,7 +113,7 @@ def pack(obj, # Dicts with names or whole numbers as keys, lists, tensors, numbe
 
 def unpack(obj, # From `pack`
            tensors:dict, # With the tensors
-           most:int|None=None, # Length of the longest list of scalar tensors, which take far more memory than the file; any if None
+           most:int|None=None, # Length of the longest list of scalar tensors, each far larger than in the file
           ): # What was packed; lists where there were tuples
     "Put the tensors back, each in one place alone. Raises `ValueError` for what `pack` has not written"
     left = dict(tensors)
@@ -116,10 +128,12 @@ def _unpacked(obj, left, most):
     _need(len(obj)==1, f"{len(obj)} kinds in one place")
     (kind,v), = obj.items()
     if kind=='d':
-        _need(len({k for k,_ in v})==len(v) and all(isinstance(k, (str,int)) for k,_ in v), 'names are not those of a dict')
+        names = [k for k,_ in v]
+        _need(len(set(names))==len(v) and all(isinstance(k, (str,int)) for k in names), 'names are not those of a dict')
         return {k:_unpacked(o, left, most) for k,o in v}
     if kind=='l': return [_unpacked(o, left, most) for o in v]
-    _need(kind in ('t','n','s') and isinstance(v, str) and v in left, f"there is no tensor {v!r}, or it is in two places")
+    ok = kind in ('t','n','s') and isinstance(v, str) and v in left
+    _need(ok, f"there is no tensor {v!r}, or it is in two places")
     t = left.pop(v)
     if kind=='t': return t
     _need(t.ndim==1 and (kind=='s' or t.dtype in (torch.int64,torch.float64)), f"tensor {v!r} is no list of numbers")
@@ -154,37 +168,44 @@ def opt_state(learn:Learner)->dict: # Of the parameters, by name, and hyper-para
 _flags = ('do_wd','force_train')
 
 def _after_a_step(opt, p, hyper):
-    "What the optimizer keeps after a step with a small parameter of as many dimensions, and that parameter; None if that can't be told"
+    """What the optimizer keeps after a step with a small parameter of as many dimensions, and that parameter; None if
+    that can't be told"""
     q = nn.Parameter(torch.zeros([2]*p.ndim, dtype=p.dtype))
     q.grad = torch.zeros_like(q)
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             if not isinstance(opt, OptimWrapper):
                 state = {}
-                for cb in opt.cbs: state.update(new if isinstance(new := cb(q, **{**state, **hyper}), dict) else {})
+                for cb in opt.cbs: state.update(cb(q, **{**state, **hyper}) or {})
                 return state,q
             asked = inspect.signature(type(opt.opt)).parameters
             new = type(opt.opt)([q], **{k:v for k,v in opt.opt.defaults.items() if k in asked})
             new.step()
             return dict(new.state[q]),q
-    except Exception: return None                                              # an optimizer of the user's own, with other needs
+    except Exception: return None                                # an optimizer of the user's own, with other needs
 
 def _check_param_state(name, state, p, usual):
     "Is this what an optimizer keeps for a parameter: what it has after a step, or nothing yet?"
     what = f"the optimizer's state of {name!r}"
-    _need(isinstance(state, dict) and all(isinstance(k, str) and k.isidentifier() and k!='p' for k in state), f"{what} has no names")
-    rest = {k:v for k,v in state.items() if k not in _flags}
-    _need(all(isinstance(state[k], bool) for k in state.keys() & set(_flags)), f"{what} has flags that are not True or False")
-    if usual and rest: _need(rest.keys()==usual[0].keys()-set(_flags), f"{what} has {sorted(rest)}, not {sorted(usual[0].keys()-set(_flags))}")
-    for k,v in rest.items(): _need(_as_usual(v, p, *((usual[0][k],usual[1]) if usual else (v,p))), f"{what}: {k!r} is not what the optimizer keeps")
+    ok = isinstance(state, dict) and all(isinstance(k, str) and k.isidentifier() and k!='p' for k in state)
+    _need(ok, f"{what} has no names")
+    flags,rest = ({k:v for k,v in state.items() if (k in _flags)==which} for which in (True,False))
+    _need(all(isinstance(v, bool) for v in flags.values()), f"{what} has flags that are not True or False")
+    like,q = usual or (rest,p)
+    want = like.keys()-set(_flags)
+    if rest: _need(rest.keys()==want, f"{what} has {sorted(rest)}, not {sorted(want)}")
+    for k,v in rest.items(): _need(_as_usual(v, p, like[k], q), f"{what}: {k!r} is not what the optimizer keeps")
 
 def _as_usual(v, p, like, q):
     "May an optimizer keep `v` for a parameter `p`, if it keeps `like` for `q`?"
     if like is None or isinstance(like, bool): return type(v) is type(like)
     if _is_number(like): return (isinstance(v, int) or isinstance(like, float)) and _is_scalar(v) and math.isfinite(v)
     if not isinstance(like, torch.Tensor): return False
-    if like.numel()==1: return _is_scalar(v) and (not isinstance(v, torch.Tensor) or v.shape==like.shape and v.dtype==like.dtype)
-    return isinstance(v, torch.Tensor) and v.dtype==like.dtype and (v.shape==p.shape if like.shape==q.shape else v.numel()<=p.numel())
+    if not isinstance(v, torch.Tensor): return like.numel()==1 and _is_number(v)
+    if like.numel()==1: return v.shape==like.shape and v.dtype==like.dtype
+    return v.dtype==like.dtype and (v.shape==p.shape if like.shape==q.shape else v.numel()<=p.numel())
+
+def _is_like(v, p, dtype=None): return isinstance(v, torch.Tensor) and v.shape==p.shape and v.dtype==(dtype or p.dtype)
 
 def _is_scalar(v): return _is_number(v) or isinstance(v, torch.Tensor) and v.numel()==1 and v.is_floating_point()
 
@@ -193,8 +214,8 @@ def check_opt_state(learn:Learner,
                    ):
     "Make sure that it is what `opt_state` gives for this Learner. Raises `ValueError`"
     opt,names = learn.opt,_names(learn)
-    slow = getattr(opt, 'slow_weights', None) is not None or hasattr(opt, 'slow_weights')
-    _need(isinstance(saved, dict) and saved.keys()-({'count','slow'} if slow else set())=={'params','hypers'}, 'the optimizer needs params and hypers')
+    more = {'count','slow'} if hasattr(opt, 'slow_weights') else set()                       # Lookahead
+    _need(isinstance(saved, dict) and saved.keys()-more=={'params','hypers'}, 'the optimizer needs params and hypers')
     params = {names[id(p)]:(p,i) for i,ps in enumerate(opt.param_lists) for p in ps if id(p) in names}
     _need(isinstance(saved['params'], dict), "the optimizer's params are no dict")
     usual = {}
@@ -207,16 +228,21 @@ def check_opt_state(learn:Learner,
     if 'slow' in saved or 'count' in saved: _check_slow(opt, saved)
 
 def _check_hypers(opt, hypers):
-    _need(isinstance(hypers, list) and len(hypers)==len(opt.hypers), f"the optimizer has {len(opt.hypers)} groups of hyper-parameters")
+    ok = isinstance(hypers, list) and len(hypers)==len(opt.hypers)
+    _need(ok, f"the optimizer has {len(opt.hypers)} groups of hyper-parameters")
     for old,now in zip(hypers, opt.hypers):
-        _need(isinstance(old, dict) and old.keys()==_numeric(now).keys(), f"the optimizer's hyper-parameters are {sorted(_numeric(now))}")
-        for k,v in old.items(): _need(_is_number(v) and math.isfinite(v) and (v>=0 or now[k]<0), f"the optimizer's {k!r} is {v!r}")
+        names = sorted(_numeric(now))
+        ok = isinstance(old, dict) and old.keys()==set(names)
+        _need(ok, f"the optimizer's hyper-parameters are {', '.join(names)}")
+        for k,v in old.items():
+            _need(_is_number(v) and math.isfinite(v) and (v>=0 or now[k]<0), f"the optimizer's {k!r} is {v!r}")
 
 def _check_slow(opt, saved):
     slow = saved.get('slow')
-    _need(_is_whole(saved.get('count')) and isinstance(slow, list) and len(slow)==len(opt.param_lists), "the optimizer's slow weights are not those of its groups")
+    ok = _is_whole(saved.get('count')) and isinstance(slow, list) and len(slow)==len(opt.param_lists)
+    _need(ok, "the optimizer's slow weights are not those of its groups")
     for ps,qs in zip(opt.param_lists, slow):
-        ok = isinstance(qs, list) and len(qs)==len(ps) and all(isinstance(q, torch.Tensor) and q.shape==p.shape and q.dtype==p.dtype for p,q in zip(ps, qs))
+        ok = isinstance(qs, list) and len(qs)==len(ps) and all(_is_like(q, p) for p,q in zip(ps, qs))
         _need(ok, "the optimizer's slow weights have other shapes")
 
 def load_opt_state(learn:Learner, saved:dict):
@@ -232,52 +258,58 @@ def load_opt_state(learn:Learner, saved:dict):
 
 # %% ../nbs/06c_resume.ipynb #54eaf2a3
 def _of_type(v, t, weights):
-    "Is `v` of a type that `lasting` declares? `dict[str,...]` and `Masks` go by the names of weights, and have their shapes"
+    "Is `v` of a type that `lasting` declares? `dict[str,...]` and `Masks` have the names and shapes of weights"
     if isinstance(t, types.UnionType): return any(_of_type(v, o, weights) for o in get_args(t))
     if t is types.NoneType: return v is None
     if t is bool: return isinstance(v, bool)
     if t is int: return _is_whole(v, -1)
     if t is float: return _is_number(v)
-    if t is Masks: return _like(v, weights, lambda m,w: m.dtype==torch.bool)
     if get_origin(t) is list: return isinstance(v, list) and all(_of_type(o, get_args(t)[0], weights) for o in v)
-    if get_args(t)==(str,torch.Tensor): return _like(v, weights, lambda m,w: m.dtype==w.dtype)
-    if get_origin(t) is dict: return isinstance(v, dict) and v.keys()==weights.keys() and all(_of_type(o, get_args(t)[1], weights) for o in v.values())
-    return t is dict and isinstance(v, dict) and all(isinstance(k, str) and (_is_number(o) or _of_type(o, dict, weights)) for k,o in v.items())
-
-def _like(tensors, weights, also):
-    "Are these tensors by the names of `weights`, and of their shapes?"
-    return isinstance(tensors, dict) and tensors.keys()==weights.keys() and all(isinstance(t, torch.Tensor) and t.shape==weights[n].shape and also(t, weights[n]) for n,t in tensors.items())
+    if not isinstance(v, dict): return False
+    if t is dict: return all(isinstance(k, str) and (_is_number(o) or _of_type(o, dict, weights)) for k,o in v.items())
+    if v.keys()!=weights.keys(): return False
+    if t is Masks: return all(_is_like(o, weights[n], torch.bool) for n,o in v.items())
+    if get_args(t)==(str,torch.Tensor): return all(_is_like(o, weights[n]) for n,o in v.items())
+    return all(_of_type(o, get_args(t)[1], weights) for o in v.values())
 
 def _check_lasting(learn, cb, state):
     name,weights = type(cb).__name__,pruned_by(cb, learn.model)
     _need(isinstance(state, dict), f"{name} has no state")
     want = {} if is_frozen(learn) else cb.lasting
-    _need(state.keys()==want.keys(), f"{name} does not keep just this: {', '.join(sorted(map(str, state.keys()^want.keys())))}")
-    for k,t in want.items(): _need(_check_thresholds(cb, state[k], weights) if k=='thresholds' else _of_type(state[k], t, weights), f"{name}.{k} has a value of another kind")
+    other = sorted(map(str, state.keys()^want.keys()))
+    _need(not other, f"{name} does not keep just this: {', '.join(other)}")
+    for k,t in want.items():
+        ok = _are_thresholds(cb, state[k], weights) if k=='thresholds' else _of_type(state[k], t, weights)
+        _need(ok, f"{name}.{k} has a value of another kind")
 
-def _check_thresholds(cb, kept, weights):
+def _are_thresholds(cb, kept, weights):
+    "Are these the thresholds of STR or DST, each with the optimizer's state?"
     if not isinstance(kept, dict) or kept.keys()!=weights.keys(): return False
-    cb._transposed = transposed_groups(unwrap(cb.learn.model))
+    opt,cb._transposed = cb.learn.opt,transposed_groups(unwrap(cb.learn.model))
     for n,v in kept.items():
         t = cb._first_threshold(n, weights[n])
-        if not (isinstance(v, list) and len(v)==2 and isinstance(v[0], torch.Tensor) and v[0].shape==t.shape and v[0].dtype==t.dtype): return False
-        opt,i = cb.learn.opt,next(i for i,ps in enumerate(cb.learn.opt.param_lists) if any(q is weights[n] for q in ps))
-        _check_param_state(f'threshold of {n}', v[1], t, _after_a_step(opt, t, opt.hypers[i]))
+        if not (isinstance(v, list) and len(v)==2 and _is_like(v[0], t)): return False
+        hyper = next(h for ps,h in zip(opt.param_lists, opt.hypers) if any(q is weights[n] for q in ps))
+        _check_param_state(f'threshold of {n}', v[1], t, _after_a_step(opt, t, hyper))
     return True
 
-# of other callbacks: what fastai changes while it trains although it is an argument, and what it finds out anew before each fit
+# of other callbacks: an argument that fastai changes while it trains, and what it finds out anew before each fit
 _moving,_anew = ('loss_scale',),('idx',)
 
 def _may_last(cb, k):
-    "May a checkpoint keep this attribute of a callback that declares nothing? Numbers that training changes; never an argument of the constructor, or what the callback has from fastai's base class"
-    fixed = [p for c in type(cb).__mro__ if '__init__' in vars(c) for p in inspect.signature(c.__init__).parameters]
-    return isinstance(k, str) and not k.startswith('_') and k not in _anew and not hasattr(Callback, k) and (k in _moving or k not in fixed)
+    """May a checkpoint keep this attribute of a callback that declares nothing? Never an argument of the constructor,
+    or what the callback has from fastai's base class"""
+    if not isinstance(k, str) or k.startswith('_') or k in _anew or hasattr(Callback, k): return False
+    return k in _moving or k not in arguments_of(type(cb))
 
-def _plain_state(cb): return {k:v.item() if isinstance(v, np.generic) else v for k,v in vars(cb).items() if isinstance(v, (bool,int,float,np.generic)) and _may_last(cb, k)}
+def _plain_state(cb):
+    plain = {k:v for k,v in vars(cb).items() if isinstance(v, (bool,int,float,np.generic)) and _may_last(cb, k)}
+    return {k:v.item() if isinstance(v, np.generic) else v for k,v in plain.items()}
 
 def _live(cb):
     "The attributes that a callback has now, those of its class, too, unless that is one of fastai's"
-    return {k:v for c in reversed(type(cb).__mro__) if not c.__module__.startswith('fastai.') for k,v in vars(c).items()} | vars(cb)
+    own = [c for c in reversed(type(cb).__mro__) if not c.__module__.startswith('fastai.')]
+    return {k:v for o in (*own, cb) for k,v in vars(o).items()}
 
 def _check_plain(cb, state):
     name = type(cb).__name__
@@ -288,7 +320,8 @@ def _check_plain(cb, state):
         now = live.get(k)
         now = now.item() if isinstance(now, np.generic) else now
         ok = now is None or type(v) is type(now) or isinstance(now, float) and _is_number(v)
-        _need(ok and (not isinstance(v, int) or abs(v)<2**63), f"{name}.{k} is {v!r} in the file, and {now!r} in the callback: it needs the same type")
+        ok = ok and (not isinstance(v, int) or abs(v)<2**63)
+        _need(ok, f"{name}.{k} is {v!r} in the file, and {now!r} in the callback: it needs the same type")
 
 def _resumed(learn): return [cb for cb in learn.cbs.sorted('order') if not isinstance(cb, (Checkpoint,KeepMasks,Recorder))]
 
@@ -300,7 +333,8 @@ def _matched(learn, states):
         if at is not None: yield cb,left.pop(at)[1]
 
 def _check_callbacks(learn, states):
-    _need(isinstance(states, list) and all(isinstance(o, list) and len(o)==2 and isinstance(o[0], str) for o in states), 'callbacks are no list of names and states')
+    ok = isinstance(states, list) and all(isinstance(o, list) and len(o)==2 and isinstance(o[0], str) for o in states)
+    _need(ok, 'callbacks are no list of names and states')
     for cb,state in _matched(learn, states):
         if isinstance(cb, SparsifyCallback): _check_lasting(learn, cb, state)
         elif hasattr(type(cb), 'load_state_dict'): _need(isinstance(state, dict), f"{type(cb).__name__} has no state")
@@ -325,47 +359,59 @@ def fit_state(learn:Learner)->dict: # Dicts, lists, numbers and tensors
     "All that a fit has come to, at the end of an epoch"
     model,rec,scaler = unwrap(learn.model),learn.__dict__.get('recorder'),learn.__dict__.get('scaler')
     grads = {n:p.grad for n,p in model.named_parameters() if p.grad is not None and p.grad.any()}               # in the middle of an accumulation
+    kept = lambda cb: cb.state_dict() if hasattr(type(cb), 'state_dict') else _plain_state(cb)
     return dict(epoch=learn.epoch, n_epoch=learn.n_epoch, model=dict(model.state_dict()), opt=opt_state(learn), masks=learn.masks and dict(learn.masks), grads=grads,
-                callbacks=[[type(cb).__name__, cb.state_dict() if hasattr(type(cb), 'state_dict') else _plain_state(cb)] for cb in _resumed(learn)],
+                callbacks=[[type(cb).__name__, kept(cb)] for cb in _resumed(learn)],
                 recorder=rec and {**{k:[list(o) if isinstance(o, (list,L)) else o for o in getattr(rec, k)] for k in _records}, 'smooth':[rec.smooth_loss.count, rec.smooth_loss.val]},
                 scaler=dict(scaler.state_dict()) if scaler else None, rng=_everyones(learn, rng_state(learn)))
 
 def _same_tensors(kept, now, what):
     _need(isinstance(kept, dict) and kept.keys()==now.keys(), f"{what} has other names")
-    for n,t in kept.items(): _need(isinstance(t, torch.Tensor) and t.shape==now[n].shape and t.dtype==now[n].dtype, f"{what}: {n!r} has another shape or type")
+    for n,t in kept.items():
+        if isinstance(now[n], torch.Tensor): _need(_is_like(t, now[n]), f"{what}: {n!r} has another shape or type")
 
 def _check_recorder(rec, steps, epochs):
-    _need(isinstance(rec, dict) and rec.keys()=={*_records,'smooth'}, f"the recorder needs {', '.join(_records)} and smooth")
-    _need(all(isinstance(rec[k], list) and len(rec[k])<=(epochs if k in ('values','iters') else steps) for k in _records), 'the recorder has more than the steps that were made')
-    _need(all(isinstance(o, list) and all(v is None or isinstance(v, (int,float,torch.Tensor)) for v in o) for o in rec['values']), "the recorder's values are no lists of numbers")
-    scalar = lambda o: _is_number(o) or isinstance(o, torch.Tensor) and o.ndim==0 and o.is_floating_point()
-    _need(all(map(scalar, rec['losses'])) and all(map(_is_number, rec['lrs'])) and all(map(_is_whole, rec['iters'])), "the recorder's losses, rates and steps are no numbers")
+    ok = isinstance(rec, dict) and rec.keys()=={*_records,'smooth'} and all(isinstance(rec[k], list) for k in _records)
+    _need(ok, f"the recorder needs lists of {', '.join(_records)}, and smooth")
+    ok = all(len(rec[k])<=(epochs if k in ('values','iters') else steps) for k in _records)
+    _need(ok, 'the recorder has more than the steps that were made')
+    number = lambda v: v is None or isinstance(v, (int,float,torch.Tensor))
+    ok = all(isinstance(o, list) and all(map(number, o)) for o in rec['values'])
+    _need(ok, "the recorder's values are no lists of numbers")
+    ok = all(map(_is_single, rec['losses'])) and all(map(_is_number, rec['lrs'])) and all(map(_is_whole, rec['iters']))
+    _need(ok, "the recorder's losses, rates and steps are no numbers")
     s = rec['smooth']
-    _need(isinstance(s, list) and len(s)==2 and _is_whole(s[0]) and scalar(s[1]), "the recorder's smooth loss is no number")
+    ok = isinstance(s, list) and len(s)==2 and _is_whole(s[0]) and _is_single(s[1])
+    _need(ok, "the recorder's smooth loss is no number")
+
+def _is_single(o): return _is_scalar(o) and (not isinstance(o, torch.Tensor) or o.ndim==0)
 
 def _check_scaler(learn, state):
     live = learn.__dict__.get('scaler')
     if state is None or not live: return
     now = live.state_dict()
     _need(isinstance(state, dict) and state.keys()==now.keys(), 'the loss scaler has other names')
-    for k,v in state.items(): _need(_is_number(v) and math.isfinite(v) and v>=0 and (isinstance(now[k], float) or isinstance(v, int)), f"the loss scaler's {k!r} is {v!r}")
+    for k,v in state.items():
+        ok = _is_number(v) and math.isfinite(v) and v>=0 and (isinstance(now[k], float) or isinstance(v, int))
+        _need(ok, f"the loss scaler's {k!r} is {v!r}")
 
 _parts = ('epoch','n_epoch','model','opt','masks','grads','callbacks','recorder','scaler','rng')
 
 def check_fit_state(learn:Learner, # In a fit that has begun
                     state, # Anything
                    ):
-    "Make sure that it is what `fit_state` gives for this Learner and fit. Raises `ValueError` for what is missing or does not fit, and changes nothing"
+    """Make sure that it is what `fit_state` gives for this Learner and fit. Raises `ValueError` for what is missing or
+    does not fit, and changes nothing"""
     _need(isinstance(state, dict), 'it is no dict')
     for k in _parts: _need(k in state, f"it has no {k!r}, as if from another version of fastprune")
     model,epoch = unwrap(learn.model),state['epoch']
     params = dict(model.named_parameters())
     _need(_is_whole(epoch) and _is_whole(state['n_epoch'], epoch+1), f"epoch {epoch!r} of {state['n_epoch']!r} is none")
     _same_tensors(state['model'], model.state_dict(), 'the model')
-    for what in ('masks','grads'):
-        if state[what] is None and what=='masks': continue
-        _need(isinstance(state[what], dict) and state[what].keys()<=params.keys(), f"{what} are not by names of parameters")
-        _need(all(isinstance(t, torch.Tensor) and t.shape==params[n].shape and t.dtype==(torch.bool if what=='masks' else params[n].dtype) for n,t in state[what].items()), f"{what} have other shapes or types")
+    for what,dtype in dict(masks=torch.bool, grads=None).items():
+        if (kept := state[what]) is None and what=='masks': continue
+        _need(isinstance(kept, dict) and kept.keys()<=params.keys(), f"{what} are not by names of parameters")
+        _need(all(_is_like(t, params[n], dtype) for n,t in kept.items()), f"{what} have other shapes or types")
     check_opt_state(learn, state['opt'])
     _check_callbacks(learn, state['callbacks'])
     if state['recorder'] is not None: _check_recorder(state['recorder'], (epoch+1)*len(learn.dls.train), epoch+1)
@@ -376,7 +422,8 @@ def check_fit_state(learn:Learner, # In a fit that has begun
 def restore_fit(learn:Learner,
                 state:dict, # From `fit_state`
                ):
-    "Put all that a fit had come to into a Learner, in the fit that goes on. Raises `ValueError`, and changes nothing, for what does not fit"
+    """Put all that a fit had come to into a Learner, in the fit that goes on. Raises `ValueError`, and changes nothing,
+    for what does not fit"""
     check_fit_state(learn, state)
     model,dev = unwrap(learn.model),next(learn.model.parameters()).device
     model.load_state_dict(state['model'])
@@ -395,11 +442,13 @@ def restore_fit(learn:Learner,
 
 # %% ../nbs/06c_resume.ipynb #0d0d06ea
 _start = ('first_masks','first_weights')
-_wrong = KeyError,ValueError,TypeError,AttributeError,IndexError,OverflowError,RecursionError,RuntimeError                   # what a file of another form leads to
+# what a file of another form leads to
+_wrong = KeyError,ValueError,TypeError,AttributeError,IndexError,OverflowError,RecursionError,RuntimeError
 
 class Checkpoint(Callback):
     """Writes all that a fit needs to go on to a file, after every epoch, and goes on from there if the same fit is started again. A fit that is finished is not run again: what it had come to is loaded. Fits that one call makes one after the other, as `fine_tune` does, are told apart.
-    Raises `ValueError` before any training, and changes nothing, if the file is damaged, or of another fit: other first weights or data, another rate, loss or method, ..."""
+    Raises `ValueError` before any training, and changes nothing, if the file is damaged, or of another fit: with other
+    first weights or data, or another rate, loss or method. Callbacks of your own are not compared"""
     order = 200                         # after all that has to do with an epoch
     def __init__(self,
                  file, # Name of the file, in `learn.path/learn.model_dir`; '.safetensors' is added
@@ -419,7 +468,8 @@ class Checkpoint(Callback):
     def _fit(self):
         "What makes this fit, to tell it from others; in several processes, the first one's"
         learn = self.learn
-        res = dict(**fit_identity(learn, self._left_over), data=data_identity(learn), **model_identity(learn), **start_identity(learn, self.path))
+        start = start_identity(learn, self.path)
+        res = dict(**fit_identity(learn, self._left_over), data=data_identity(learn), **model_identity(learn), **start)
         self._left_over |= scheduled_names(learn)
         return _everyones(learn, res)[0]
 
@@ -439,8 +489,11 @@ class Checkpoint(Callback):
             if (phase := dict(packed['d']).get('phase'))!=self.phase and _is_whole(phase):
                 return _unpacked({'d':[o for o in packed['d'] if o[0] in ('phase','earlier')]}, tensors, 0)
             state = unpack(packed, tensors, self.n_epoch*len(self.dls.train))
-            for k in ('phase','fit','earlier',*_parts): _need(k in state, f"it has no {k!r}, as if from another version of fastprune")
-            _need(_is_whole(state['phase']) and isinstance(state['earlier'], list) and len(state['earlier'])==state['phase'], 'its fits are not in order')
+            for k in ('phase','fit','earlier',*_parts):
+                _need(k in state, f"it has no {k!r}, as if from another version of fastprune")
+            earlier = state['earlier']
+            ok = _is_whole(state['phase']) and isinstance(earlier, list) and len(earlier)==state['phase']
+            _need(ok, 'its fits are not in order')
             json.dumps([state['fit'], state['earlier']])                        # no tensors
             return {**state, 'weights':state_checksum(state['model'])}
         except _wrong as e: raise self._damaged(e) from e
@@ -450,7 +503,8 @@ class Checkpoint(Callback):
     def _check_same(self, then, kept=None):
         "Is what was written there this fit? It may start from the weights that are `kept` there, too"
         now = self._fits[-1]
-        if isinstance(then, dict) and (self._skipped or kept==now['first_weights']): now = {**now, **{k:then.get(k) for k in _start}}
+        if isinstance(then, dict) and (self._skipped or kept==now['first_weights']):
+            now = {**now, **{k:then.get(k) for k in _start}}
         if not (text := differences(then, now)):
             self._fits[-1] = then
             return
@@ -466,8 +520,9 @@ class Checkpoint(Callback):
         if not self.resume or not self.path.exists(): return
         state = self._read()
         if state['phase']<self.phase: return
-        if state['phase']>self.phase:                                            # an earlier one of this call, which was finished
-            if not isinstance(earlier := state.get('earlier'), list) or len(earlier)!=state['phase']: raise self._damaged("it does not say what fits came before")
+        if state['phase']>self.phase:                            # an earlier one of this call, which was finished
+            if not isinstance(earlier := state.get('earlier'), list) or len(earlier)!=state['phase']:
+                raise self._damaged("it does not say what fits came before")
             self._check_same(earlier[self.phase])
             self._skipped = True
             raise CancelFitException

@@ -57,11 +57,14 @@ class RoundStore:
         try: old = json.loads(self.table.read_text())
         except ValueError as e: raise ValueError(f"{self.table} is damaged: {e}") from e
         kinds = dict(config=dict, rows=list, notes=dict)
-        if not (isinstance(old, dict) and all(isinstance(old.get(k), t) for k,t in kinds.items())): raise ValueError(f"{self.table} is damaged: it needs config, rows and notes")
+        if not (isinstance(old, dict) and all(isinstance(old.get(k), t) for k,t in kinds.items())):
+            raise ValueError(f"{self.table} is damaged: it needs config, rows and notes")
         then,now = old['config'],dict(self.config)
-        if isinstance(then.get('rates'), list) and now.get('rates'):                # of each round: another number of rounds will do
-            then,now = {**then, 'rates':then['rates'][:len(now['rates'])]},{**now, 'rates':now['rates'][:len(then['rates'])]}
-        if text := differences(then, now): raise ValueError(f"folder={str(folder)!r} belongs to another experiment: {text}. Use another folder")
+        if isinstance(then.get('rates'), list) and now.get('rates'):           # another number of rounds will do
+            both = min(len(o['rates']) for o in (then,now))
+            then,now = ({**o, 'rates':o['rates'][:both]} for o in (then,now))
+        if text := differences(then, now):
+            raise ValueError(f"folder={str(folder)!r} belongs to another experiment: {text}. Use another folder")
         self.rows,self.notes = old['rows'],old['notes']
 
     @property

@@ -126,7 +126,8 @@ def _finished(path, story):
     if not ok: raise ValueError(f"{path} is damaged: remove it to run it again")
     if text := differences(run, story):
         what = ', '.join(k for k in story if not isinstance(run, dict) or run.get(k)!=story[k])
-        raise ValueError(f"{path} is a run of another experiment: {what} differs ({text}). Use another folder for this one, or remove the file")
+        raise ValueError(f"{path} is a run of another experiment: {what} differs ({text}). "
+                         "Use another folder for this one, or remove the file")
     return row
 
 def _with_ray(jobs, address):
@@ -149,7 +150,8 @@ def sweep(make, # Function (seed) that returns a new Learner
           measure=None, # Function from a trained Learner to a dict of more columns
           bar:bool=True, # Show a progress bar, where runs are here?
          )->Sweep: # A DataFrame with a row a run: method, sparsity, seed, sparsity reached, loss and metrics, seconds; with `.summary()` and `.plot()`
-    """Accuracy against sparsity for many methods and seeds. A run that fails is named; those that are finished stay in the folder, with what `make` and the method were: their code, and the numbers, functions and classes that they use. Raises `ValueError` for arguments that don't fit and for finished runs of another experiment, before any run"""
+    """Accuracy against sparsity for many methods and seeds. A run that fails is named; those that are finished stay in the
+    folder, with what `make` and the method were: their code, and the numbers, functions and classes that they use. Raises `ValueError` for arguments that don't fit and for finished runs of another experiment, before any run"""
     if not callable(make): raise ValueError(f"make={make!r} is not a function: needs one from a seed to a new Learner")
     if not isinstance(methods, dict) or not methods or not all(map(callable, methods.values())): raise ValueError("methods: needs a dict from names to functions (learn, sparsity, seed), as `paper_methods` gives")
     for n in methods:
@@ -166,7 +168,7 @@ def sweep(make, # Function (seed) that returns a new Learner
     if folder: Path(folder).mkdir(parents=True, exist_ok=True)
     rows,jobs = {},[]
     for name,method in methods.items():
-        story = json.loads(json.dumps(dict(make=describe(make), method=describe(method), measure=describe(measure), n_threads=n_threads)))
+        story = dict(make=describe(make), method=describe(method), measure=describe(measure), n_threads=n_threads)
         for s in sparsities:
             for seed in seeds:
                 path = Path(folder)/f'{name}_{s!r}_{seed}.json' if folder else None
