@@ -6,7 +6,7 @@
 __all__ = ['paper_methods', 'Sweep', 'sweep']
 
 # %% ../nbs/09c_sweep.ipynb #191ef86a
-import inspect,json,re,time,zlib
+import json,re,time
 from functools import partial
 from numbers import Number
 from pathlib import Path
@@ -20,6 +20,7 @@ from .criteria import random_score,snip,synflow
 from .masks import Masks
 from .callback import SparsifyCallback
 from .files import atomically
+from .identity import describe,differences
 from .rounds import seed_round
 from . import analysis as _, baselines as _, lottery as _, recipes as _          # what methods use in other processes
 
@@ -93,14 +94,6 @@ class Sweep(pd.DataFrame):
         ax.grid(alpha=0.3)
         return ax
 
-def _story(f):
-    "What a function does, in words that are the same in another process: to tell whether a finished run is of the same experiment"
-    if isinstance(f, partial): return [_story(f.func), [_story(o) for o in f.args], {k:_story(v) for k,v in f.keywords.items()}]
-    if inspect.isroutine(f):
-        try: return f'{f.__qualname__} {zlib.crc32(inspect.getsource(f).encode()):08x}'
-        except (OSError, TypeError): return f.__qualname__
-    return re.sub(' at 0x[0-9a-f]+', '', repr(f))
-
 def _run_one(make, name, method, sparsity, seed, n_threads, path, story, measure):
     "One run, in whatever process; its row, which is also written to `path`"
     threads,state = torch.get_num_threads(),torch.get_rng_state()
@@ -131,9 +124,10 @@ def _finished(path, story):
         ok = isinstance(row, dict) and all(k in row for k in ('method','sparsity','seed','reached','seconds'))
     except (ValueError, KeyError, TypeError, UnicodeDecodeError): ok = False
     if not ok: raise ValueError(f"{path} is damaged: remove it to run it again")
-    if run!=story:
-        what = ', '.join(k for k in story if run.get(k)!=story[k])
-        raise ValueError(f"{path} is a run of another experiment: {what} differs. Use another folder for this one, or remove the file")
+    if text := differences(run, story):
+        what = ', '.join(k for k in story if not isinstance(run, dict) or run.get(k)!=story[k])
+        raise ValueError(f"{path} is a run of another experiment: {what} differs ({text}). "
+                         "Use another folder for this one, or remove the file")
     return row
 
 def _with_ray(jobs, address):
@@ -156,8 +150,8 @@ def sweep(make, # Function (seed) that returns a new Learner
           measure=None, # Function from a trained Learner to a dict of more columns
           bar:bool=True, # Show a progress bar, where runs are here?
          )->Sweep: # A DataFrame with a row a run: method, sparsity, seed, sparsity reached, loss and metrics, seconds; with `.summary()` and `.plot()`
-    """Accuracy against sparsity for many methods and seeds. A run that fails is named; those that are finished stay in the folder, with what `make` and the method were: their source, and what is bound by `partial`, but not what
-    they use beyond that. Raises `ValueError` for arguments that don't fit and for finished runs of another experiment, before any run"""
+    """Accuracy against sparsity for many methods and seeds. A run that fails is named; those that are finished stay in the
+    folder, with what `make` and the method were: their code, and the numbers, functions and classes that they use. Raises `ValueError` for arguments that don't fit and for finished runs of another experiment, before any run"""
     if not callable(make): raise ValueError(f"make={make!r} is not a function: needs one from a seed to a new Learner")
     if not isinstance(methods, dict) or not methods or not all(map(callable, methods.values())): raise ValueError("methods: needs a dict from names to functions (learn, sparsity, seed), as `paper_methods` gives")
     for n in methods:
@@ -174,7 +168,7 @@ def sweep(make, # Function (seed) that returns a new Learner
     if folder: Path(folder).mkdir(parents=True, exist_ok=True)
     rows,jobs = {},[]
     for name,method in methods.items():
-        story = json.loads(json.dumps(dict(make=_story(make), method=_story(method), measure=_story(measure), n_threads=n_threads)))
+        story = dict(make=describe(make), method=describe(method), measure=describe(measure), n_threads=n_threads)
         for s in sparsities:
             for seed in seeds:
                 path = Path(folder)/f'{name}_{s!r}_{seed}.json' if folder else None

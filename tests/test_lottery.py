@@ -153,8 +153,9 @@ from test_lottery import *
 class Kill(Callback):
     def before_train(self):
         if len(getattr(self.learn, 'tickets', [])) == 3: os._exit(9)
-learn = make(convnet, seed=0 if sys.argv[2] == '1' else 7)
+learn = make(convnet)
 if sys.argv[2] == '1': learn.add_cb(Kill())
+else: torch.manual_seed(7)
 learn.find_tickets(4, fit, prune_rate=0.4, folder=sys.argv[1], {kw}).df.to_csv(sys.argv[1]+'/table.csv')
 '''
 
@@ -173,6 +174,7 @@ def test_a_killed_search_goes_on_to_the_same_table(tmp_path, kw):
     trained = []
     tickets = make(convnet).find_tickets(4, lambda learn, cbs: (trained.append(1), fit(learn, cbs)), prune_rate=0.4, folder=tmp_path/'a', **eval(f'dict({kw})'))
     assert len(trained) == 1 and np.allclose(tickets.df.values, want.values)          # the dry run alone
+    with pytest.raises(ValueError, match='first_weights was'): make(convnet, seed=7).find_tickets(4, fit, prune_rate=0.4, folder=tmp_path/'a', **eval(f'dict({kw})'))
     with pytest.raises(ValueError, match='prune_rate was 0.4 there, and is 0.3 now'): make(convnet).find_tickets(4, fit, prune_rate=0.3, folder=tmp_path/'a')
 
 

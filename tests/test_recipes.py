@@ -348,6 +348,8 @@ def test_the_same_learner_goes_on_too(tmp_path):
     sparse.prune(0.5, scope='global')
     quietly(sparse, sparse.iterative_prune, 1, 1, lr=0.1, folder=tmp_path/'sparse')
     fresh = mlp_learner()
+    with pytest.raises(ValueError, match='first_masks was'): quietly(fresh, fresh.iterative_prune, 2, 1, lr=0.1, folder=tmp_path/'sparse')
+    fresh.prune(0.5, scope='global')
     assert np.allclose(quietly(fresh, fresh.iterative_prune, 2, 1, lr=0.1, folder=tmp_path/'sparse').sparsity, [0.5, 0.6, 0.68], atol=1e-3)
 
 
