@@ -7,16 +7,13 @@ __all__ = ['GRANULARITIES', 'SCOPES', 'Masks', 'check_granularity', 'unit_dims',
            'layer_counts', 'check_scores', 'check_nan', 'check_bool', 'compute_masks']
 
 # %% ../nbs/04_masks.ipynb #9488208f
-import math,re
-from pathlib import Path
-import numpy as np, torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import math,os,re
+import torch
 from .shards import Parts,agree,is_dtensor,shard_like
 from .weights import expand_sparsity
 from .selection import PIECE,NaNError,lowest
 from .radix import lowest_everywhere
-from .files import INTS,atomically
+from .files import INTS,load_tensors,pack_bits,save_state,unpack_bits
 
 # %% ../nbs/04_masks.ipynb #1a2d9f6e
 def _zero(w, mask):
@@ -104,30 +101,33 @@ class Masks(dict):
              path, # File to write, in safetensors format with 1 bit a weight
             ):
         "Write to `path`. DTensors are gathered one after the other: all processes of their mesh have to call it, and its first one writes. Of pieces of plain tensors, each process writes its own: give each a name"
-        packed = {n:torch.from_numpy(np.packbits((m.full_tensor() if is_dtensor(m) else m).flatten().cpu().numpy())) for n,m in self.items()}
+        packed = {n:pack_bits(m.full_tensor() if is_dtensor(m) else m) for n,m in self.items()}
         spread = next(filter(is_dtensor, self.values()), None)
         if spread is not None and any(spread.device_mesh.get_coordinate()): return
-        meta = {'format':'fastprune masks', **{f'shape {n}':','.join(map(str, m.shape)) for n,m in self.items()}}
-        atomically(lambda p: save_file(packed, p, metadata=meta), Path(path), every=True)
+        shapes = {f'shape {n}':','.join(map(str, m.shape)) for n,m in self.items()}
+        save_state(packed, path, {'format':'fastprune masks', **shapes}, every=True)
 
     @classmethod
     def load(cls,
              path, # File that `save` wrote
             )->'Masks': # On the CPU; they go to a weight's device when applied
-        "Read from `path`. Raises `ValueError` for a file that is not one of masks"
-        try:
-            with safe_open(path, 'pt') as f: meta,packed = f.metadata() or {},{n:f.get_tensor(n) for n in f.keys()}
-        except (SafetensorError, UnicodeDecodeError) as e: raise ValueError(f"{path} is not a file of masks: {e}") from e
-        if meta.get('format')!='fastprune masks': raise ValueError(f"{path} is not a file of masks: it was not written by Masks.save")
-        return cls({n:cls._unpack(path, n, bits, meta.get(f'shape {n}')) for n,bits in packed.items()})
+        "Read from `path`. Raises `ValueError` for a file that is damaged, or not one of masks"
+        os.stat(path)                                                    # FileNotFoundError
+        packed,meta = load_tensors(path, foreign=True)
+        if meta.pop('format', None)!='fastprune masks':
+            raise ValueError(f"{path} is not a file of masks: it was not written by Masks.save")
+        meta.pop('checksum', None)                                       # those of earlier versions have none
+        shapes = {n:meta.pop(f'shape {n}', 'none') for n in packed}
+        if meta: raise ValueError(f"{path} is damaged: it says {next(iter(meta))[:80]!r}, which no file of masks does")
+        try: return cls({n:unpack_bits(packed.pop(n), cls._shape(n, shape), n) for n,shape in shapes.items()})
+        except ValueError as e: raise ValueError(f"{path} is damaged: {e}") from e
 
     @staticmethod
-    def _unpack(path, n, bits, shape):
-        try: shape = [int(o) for o in shape.split(',') if o]
-        except (AttributeError, ValueError): shape = None
-        if shape is None or any(o<0 for o in shape) or bits.dtype!=torch.uint8 or bits.numel()!=(math.prod(shape)+7)//8:
-            raise ValueError(f"{path} is damaged: the shape and size of {n!r} don't agree")
-        return torch.from_numpy(np.unpackbits(bits.numpy(), count=math.prod(shape)).astype(bool)).view(shape)
+    def _shape(n, text):
+        "A shape from its numbers, separated by commas"
+        if not re.fullmatch(r'(\d{1,19}(,\d{1,19}){0,63})?', text, re.ASCII):
+            raise ValueError(f"the shape and size of {n[:80]!r} don't agree")
+        return tuple(map(int, filter(None, text.split(','))))
 
     @classmethod
     def from_zeros(cls,
