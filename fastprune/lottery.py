@@ -6,7 +6,7 @@
 __all__ = ['REWINDS', 'KINDS', 'Ticket', 'Tickets', 'count_steps', 'Comparison']
 
 # %% ../nbs/07_lottery.ipynb #8852e0b0
-import inspect,json,re,warnings,zlib
+import inspect,json,math,re,warnings,zlib
 from numbers import Integral,Number
 import numpy as np, pandas as pd, torch
 from fastai.basics import Callback,CancelFitException,Learner,patch,store_attr
@@ -16,13 +16,24 @@ from .criteria import magnitude
 from .masks import Masks,check_scope
 from .callback import SparsifyCallback,is_frozen
 from .passes import check_n_batches,check_whole
-from .files import load_state,load_tensors,save_state
-from .rounds import RoundStore,StateAt,bar_over,borrowed,check_rounds,load_into,seed_round,state_of
+from .files import is_number,load_tensors,pack_bits,parse_json,save_state,unpack_bits
+from .rounds import RoundStore,StateAt,bar_over,borrowed,check_numbers,check_rounds,load_into,seed_round,state_of
 
 # %% ../nbs/07_lottery.ipynb #d3703c2d
 def _generator(what, seed):
     "Not torch's own numbers for `seed`: the network that a ticket is from may have been made with them, and fresh weights would be the old ones"
     return torch.Generator().manual_seed(zlib.crc32(f'{what} {seed}'.encode()))
+
+def _check_initial(initial, state):
+    "Make sure that `reinit` can draw from these distributions; raises `ValueError`"
+    for n,o in initial.items():
+        if n not in state: raise ValueError(f"initial: there is no {n!r} in the state")
+        sound = isinstance(o, (list,tuple)) and len(o)==3 and o[2] in ('normal','uniform','constant')
+        if not sound or not all(isinstance(v, Number) and not isinstance(v, bool) and math.isfinite(v) for v in o[:2]) or o[1]<0:
+            raise ValueError(f"initial[{n!r}]={o!r}: needs a mean, a standard deviation, and 'normal', 'uniform' or 'constant'")
+        dtype = state[n].dtype
+        most = 1 if dtype is torch.bool else (torch.finfo if dtype.is_floating_point or dtype.is_complex else torch.iinfo)(dtype).max
+        if abs(o[0])>most: raise ValueError(f"initial[{n!r}]={o!r}: a {dtype} can't hold that")
 
 class Ticket:
     "A state to train from, with masks, and how it was found. The state has pruned weights, too, unless they had been pruned by then"
@@ -50,6 +61,7 @@ class Ticket:
         """Fresh weights, the same masks: each tensor is drawn anew from the normal or uniform distribution that the network's first weights had, by their
         mean and standard deviation. Buffers, and tensors that were constant at first, stay as they are"""
         if not self.initial: raise ValueError("this ticket does not know how its network was initialised: it was not found by `find_tickets`")
+        _check_initial(self.initial, self.state)
         gen,state = _generator('reinit', seed),dict(self.state)
         for n,(mean,std,kind) in self.initial.items():
             t = self.state[n]
@@ -78,7 +90,7 @@ class Ticket:
              path, # File to write, in safetensors format
             ):
         "Write to `path`: the state, and the masks with one bit a weight"
-        bits = {f'mask {n}':torch.from_numpy(np.packbits(m.flatten().cpu().numpy())) for n,m in self.masks.items()}
+        bits = {f'mask {n}':pack_bits(m) for n,m in self.masks.items()}
         story = dict(format='fastprune ticket', story=json.dumps(self.story), metrics=json.dumps(self.metrics), initial=json.dumps(self.initial))
         save_state({**{f'state {n}':t for n,t in self.state.items()}, **bits}, path, story)
 
@@ -87,15 +99,24 @@ class Ticket:
              path, # File that `save` wrote
             )->'Ticket': # On the CPU; it goes to a model's device when loaded
         "Read from `path`. Raises `ValueError` for a file that is damaged, or not one of a ticket"
-        tensors,meta = load_tensors(path)
+        tensors,meta = load_tensors(path, foreign=True)
         if meta.get('format')!='fastprune ticket': raise ValueError(f"{path} is not a ticket: it was not written by Ticket.save")
-        try:
-            story,metrics,initial = (json.loads(meta[k]) for k in ('story','metrics','initial'))
-            state,bits = ({n.removeprefix(kind):t for n,t in tensors.items() if n.startswith(kind)} for kind in ('state ','mask '))
-            masks = {n:Masks._unpack(path, n, b, ','.join(map(str, state[n].shape))) for n,b in bits.items()}
-            return cls(state, masks, metrics,
-                       {n:tuple(o) for n,o in initial.items()}, **story)
-        except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as e: raise ValueError(f"{path} is damaged: {e!r}") from e
+        if 'checksum' not in meta: raise ValueError(f"{path} is damaged: it has no checksum")
+        story,metrics,initial = (parse_json(meta.get(k, ''), path) for k in ('story','metrics','initial'))
+        try: return cls._from_parts(tensors, story, metrics, initial)
+        except (ValueError, KeyError, TypeError) as e: raise ValueError(f"{path} is damaged: {e}") from e
+
+    @classmethod
+    def _from_parts(cls, tensors, story, metrics, initial):
+        "A ticket from what is in a file. Raises `ValueError`, `KeyError` or `TypeError` if that does not fit together"
+        state,bits = ({n.removeprefix(kind):t for n,t in tensors.items() if n.startswith(kind)} for kind in ('state ','mask '))
+        if len(state)+len(bits)<len(tensors): raise ValueError('it has other tensors than a state and masks')
+        check_numbers(metrics)
+        _check_initial(initial, state)
+        for k in ('round','seed'):
+            if not is_number(story.get(k, 0)): raise ValueError(f'its {k} is {story[k]!r}')
+        masks = {n:unpack_bits(b, state[n].shape, n) for n,b in bits.items()}
+        return cls(state, masks, metrics, {n:tuple(o) for n,o in initial.items()}, **story)
 
 def _distribution(t):
     "Mean, standard deviation, and what it looks like"
@@ -307,16 +328,39 @@ class _Search:
 
     def restored(self):
         "Tickets that are on disk"
-        res = Tickets()
+        res,mine = Tickets(),unwrap(self.learn.model).state_dict()
         for m,row in enumerate(self.store.rows[:self.rounds+1]):
-            res.append(Ticket.load(self.store.path('ticket', m)))
-            if self.store.path('end', m).exists(): res[-1].end = load_state(self.store.path('end', m))
+            path = self.store.path('ticket', m)
+            res.append(Ticket.load(path))
+            try: _check_ticket(self.learn, res[-1])
+            except ValueError as e: raise ValueError(f"{path}: {e}") from e
+            if self.store.path('end', m).exists(): res[-1].end = self.store.load('end', m, mine)
             if row['rates']: self.rates = row['rates']
         if res: self.initial = res[0].initial
+        if len(res)>1 and self.rewind=='finetune': self._check_last_rates()
         return res
 
+    def _check_last_rates(self):
+        if self.learn.opt is None: self.learn.create_opt()
+        rates,n = getattr(self, 'rates', []),len(self.learn.opt.hypers)
+        if len(rates)!=n: raise ValueError(f"{self.store.table} is damaged: it has {len(rates)} rates for {n} parameter groups")
+
+    @staticmethod
+    def check_row(row):
+        "Make sure that a row of the table is one of a search; raises `ValueError`"
+        if not isinstance(row, dict): raise ValueError(f'a row is a {type(row).__name__}')
+        check_numbers(row.get('metrics'))
+        rates = row.get('rates', '')
+        if rates is not None and not (isinstance(rates, list) and rates and all(is_number(r) and math.isfinite(r) for r in rates)):
+            raise ValueError(f'its rates are {rates!r}'[:100])
+
     def run(self):
-        learn,self.store = self.learn,RoundStore(self.folder, self.config)
+        self.store = RoundStore(self.folder, self.config, self.check_row)
+        with self.store.owned(): return self.rest()
+
+    def rest(self):
+        "Tickets that are on disk, and those that are not yet"
+        learn = self.learn
         tickets = learn.tickets = self.restored()
         if not tickets:
             tickets.append(self.first())

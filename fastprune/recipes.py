@@ -15,12 +15,13 @@ from fastai.callback.schedule import ParamScheduler
 from .schedules import cubic,cyclical,one_shot,schedule_name,window
 from .passes import check_whole
 from .lr import _check_retraining,allr_discount,lr_retrain,lr_warmup,s_cyc_max_lr
-from .weights import check_sparsity,transposed_groups
+from .weights import check_sparsity,transposed_groups,unwrap
 from .criteria import magnitude,random_score
 from .callback import SparsifyCallback,_present,is_frozen
 from .learner import GradientHistogram
 from .files import load_state,save_state
-from .rounds import BestEpoch,RoundStore,Rounds,StateAt,check_rounds,load_into,run_rounds,seed_round,smaller_is_better,state_of
+from .rounds import (BestEpoch,RoundStore,Rounds,StateAt,check_numbers,check_rounds,load_into,run_rounds,seed_round,
+                              smaller_is_better,state_of)
 
 # %% ../nbs/09_recipes.ipynb #dfe08607
 def group_rates(learn:Learner,
@@ -271,9 +272,10 @@ class _Iterative:
         self.top,self.groups = float(np.max(rates)),rates/np.max(rates)
         if isinstance(max_lr, partial) and max_lr.func is s_cyc_max_lr: self.max_lr = partial(max_lr, **{'p':rate, **max_lr.keywords})
         self.total = sum(p.numel() for p in self.weights.values())
-        self.store = RoundStore(folder, self._config(rates))
+        self.store = RoundStore(folder, self._config(rates), lambda row: check_numbers(row, 'sparsity', 'weights', 'max_lr'))
         held = learn.masks or {}
         self.kept = self.store.notes.setdefault('kept', {n:int(held[n].count_nonzero()) if n in held else p.numel() for n,p in self.weights.items()})
+        self._check_kept()
         check_rounds(self.weights, self.sparsity, rounds, self.scope, granularity, transposed_groups(learn.model))
 
     def _config(self, rates):
@@ -287,6 +289,12 @@ class _Iterative:
         return dict({k:_name(getattr(self, k)) for k in names}, lr=np.ravel(rates).tolist(), rates=[float(o) for o in every], shape_of_1=[float(o) for o in shape], test_dl=self.test_dl is not None,
                     steps=len(self.learn.dls.train), items=len(self.learn.dls.train_ds), opt=_name(self.learn.opt_func), metrics=[m.name for m in self.learn.metrics],
                     weights={n:list(p.shape) for n,p in self.weights.items()})
+
+    def _check_kept(self):
+        "Numbers of weights at the start, which may be from a file"
+        kept,sizes = self.kept,{n:p.numel() for n,p in self.weights.items()}
+        if not isinstance(kept, dict) or kept.keys()!=sizes.keys() or not all(type(k) is int and 0<=k<=sizes[n] for n,k in kept.items()):
+            raise ValueError(f"{self.store.table} is damaged: its `kept` are not the numbers of weights of this model")
 
     def _check(self):
         check_whole(rounds=self.rounds, epochs=self.epochs, **({} if self.patience is None else {'patience':self.patience}))
@@ -349,13 +357,21 @@ class _Iterative:
         self.hists.append(self.learn.gradient_histogram())
         return {'histogram':{k:torch.from_numpy(getattr(self.hists[-1], k)) for k in ('gradients','hidden')}}
 
+    def _old_histogram(self, m, row):
+        path = self.store.path('histogram', m)
+        kept = load_state(path)
+        values = [kept.get(k) for k in ('gradients','hidden')]
+        if any(v is None or v.ndim!=1 or not v.is_floating_point() for v in values): raise ValueError(f"{path} is damaged: it has no histogram")
+        return GradientHistogram(f"{100*(1-row['sparsity']):.3g}% left", *[v.numpy() for v in values])
+
     def run(self):
+        with self.store.owned(): return self.rest()
+
+    def rest(self):
+        "The rounds that are on disk, and those that are not yet"
         store,learn = self.store,self.learn
-        if store.rows and self.rewind=='weights': self.start = load_state(store.folder/'start.safetensors')
-        if self.histograms:
-            for m,row in enumerate(store.rows[:self.rounds+1]):
-                kept = load_state(store.path('histogram', m))
-                self.hists.append(GradientHistogram(f"{100*(1-row['sparsity']):.3g}% left", *[kept[k].numpy() for k in ('gradients','hidden')]))
+        if store.rows and self.rewind=='weights': self.start = store.load('start', None, unwrap(learn.model).state_dict())
+        if self.histograms: self.hists += [self._old_histogram(m, row) for m,row in enumerate(store.rows[:self.rounds+1])]
         def extra():
             if len(store.rows)==0 and self.rewind=='weights' and store.folder: save_state(self.start, store.folder/'start.safetensors')
             return self.histogram()
