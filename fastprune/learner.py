@@ -140,6 +140,8 @@ def load_sparse(self:Learner,
         if n not in state or n not in mine or state[n].shape!=mine[n].shape:
             there,here = (f'of shape {tuple(d[n].shape)}' if n in d else 'missing' for d in (state,mine))
             raise ValueError(f"{path} is of another model: {n!r} is {there} there, and {here} here")
+    try: Masks(masks).check(dict(unwrap(self.model).named_parameters()))
+    except ValueError as e: raise ValueError(f"{path}: {e}") from e
     self.remove_masks()
     unwrap(self.model).load_state_dict(state)
     if masks: set_masks(self, masks)

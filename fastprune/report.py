@@ -15,13 +15,14 @@ from numbers import Integral,Number
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch import nn
-from fastai.basics import DataLoader,DataLoaders,L,Learner,patch
+from fastai.basics import DataLoader,DataLoaders,Learner,patch
 from fastcore.xml import (Body,Div,Figcaption,Figure,Footer,H1,H2,Head,Header,Html,Img,Main,Mark,Meta,Noscript,P,Safe,Script,Section,Small,Strong,Style,
                           Table,Tbody,Td,Th,Thead,Title,Tr,to_xml)
 from .schedules import schedule_name
 from .passes import a_batch,check_whole,device_of,undisturbed
 from .weights import _is_weight,unwrap
-from .files import _kind,atomically,load_sparse_masks,load_tensors,save_sparse
+from .files import atomically,load_tensors,read_sparse,save_sparse
+from .torchfile import load_torch
 from .masks import Masks
 from .callback import SparsifyCallback
 from .lottery import Tickets
@@ -386,40 +387,52 @@ def _kept(report):
     return report.assign(kept=(report.weights*(1-report.sparsity)).round().astype(int))[['shape','weights','kept','sparsity']].astype({'weights':int, 'sparsity':float})
 
 # %% ../nbs/14_report.ipynb #a69fe6ab
-def _read_torch(path):
-    "What torch saved: tensors, numbers, and the lists that fastai's optimizers have"
-    allowed = [L, np.dtype, np.float64(0).__reduce__()[0], *[getattr(np.dtypes, o) for o in np.dtypes.__all__]]
-    try:
-        with torch.serialization.safe_globals(allowed): state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e:                                                  # damaged files make torch raise all kinds
-        raise ValueError(f"{path} can't be read, or has more in it than tensors, which is not unpickled: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}") from e
-    if isinstance(state, dict): return next((state[k] for k in ('model','state_dict') if isinstance(state.get(k), dict)), state)
-    raise ValueError(f"{path} has a {type(state).__name__} in it: needs a state_dict, as `learn.save` or torch.save(model.state_dict(), ...) writes it")
+_most,_rows = 20_000,5_000          # tensors of a file, and weights on a page, at most
 
 def _read(path):
     "A `state_dict` and masks from a file"
     if not path.is_file(): raise ValueError(f"there is no file {str(path)!r}")
     with path.open('rb') as f: start = f.read(4)
-    if start[:2]==b'PK' or start[:1]==b'\x80': state,masks = _read_torch(path),{}
+    if start[:2]==b'PK' or start[:1]==b'\x80': state,masks = load_torch(path),{}
     else:
-        state,meta = load_tensors(path)
-        kind = meta.get('format') or ''
-        if kind==_kind: state,masks = load_sparse_masks(path)
+        state,meta = load_tensors(path, foreign=True)
+        kind,masks = meta.get('format') or '',{}
+        if kind=='fastprune sparse state': state,masks = read_sparse(path, state, meta)
         elif kind.startswith('fastprune'): raise ValueError(f"{path} is a file of {kind}: needs a model's state_dict")
-        else: masks = {}
-    for n,t in state.items():
-        if not isinstance(n, str) or not isinstance(t, torch.Tensor): raise ValueError(f"{path} has {n!r}, a {type(t).__name__}: needs a state_dict, which has tensors by name")
-        if t.layout is not torch.strided or t.is_meta: raise ValueError(f"{path}: {n!r} is no dense tensor")
+    if len(state)>_most: raise ValueError(f"{path} has {len(state):,} tensors: a report takes {_most:,} at most")
     return state,masks
 
-def _into(model, state, path, arch):
-    mine = model.state_dict()
+def _check_fit(state, mine, path, arch, classes=1):
+    "Make sure that a file has the tensors of a network, which may have `classes` where the network has 1; raises `ValueError`"
     for n in {**mine, **state}:
-        if n not in state or n not in mine or state[n].shape!=mine[n].shape:
-            there,here = (f'of shape {tuple(d[n].shape)}' if n in d else 'missing' for d in (state,mine))
+        there,here = (tuple(d[n].shape) if n in d else None for d in (state,mine))
+        fits = None not in (there,here) and len(there)==len(here) and all(a==b or (a,b)==(classes,1) for a,b in zip(there, here))
+        if not fits:
+            there,here = (f'of shape {s}' if s is not None else 'missing' for s in (there,here))
             raise ValueError(f"{path} is not of arch={arch!r}: {n!r} is {there} in the file, and {here} in the network")
+
+def _count_classes(state, path, arch, size):
+    "As many as the last tensor has; if all is as in a network of one class, so that no file makes a larger network than its own"
+    last = next((t for t in reversed(state.values()) if t.ndim), None)
+    if last is None: raise ValueError(f"{path} has no tensors with a dimension")
+    _check_fit(state, make_model(arch, 1, size).state_dict(), path, arch, len(last))
+    return len(last)
+
+def _into(model, state, masks, path, arch):
+    _check_fit(state, model.state_dict(), path, arch)
+    try: Masks(masks).check(dict(model.named_parameters()))
+    except ValueError as e: raise ValueError(f"{path}: {e}") from e
     model.load_state_dict(state)
     return model
+
+def _kept_weights(weights, masks):
+    "How many weights are kept, by name; tensors that have several names are counted once"
+    counts,kept = {},{}
+    for n,t in weights.items():
+        t = masks.get(n, t)
+        if id(t) not in counts: counts[id(t)] = int(t.count_nonzero())
+        kept[n] = counts[id(t)]
+    return kept
 
 def _file_learner(model, arch, size):
     "A Learner to measure with, on a random image"
@@ -442,17 +455,19 @@ def report_file(file:str, # Weights: a state_dict, as torch.save, learn.save, sa
     _check(out, pictures, 1, seconds)
     for what,v in dict(size=size, classes=classes).items():
         if v is not None and v<1: raise ValueError(f"{what}={v!r}: needs a number above 0")
-    js,file = _plotly_js(),Path(file)
+    file = Path(file)
     state,masks = _read(file)
+    js = _plotly_js()
     if arch:
-        last = next((t for t in reversed(state.values()) if t.ndim), None)
-        if classes is None and last is None: raise ValueError(f"{file} has no tensors with a dimension")
-        learn = _file_learner(_into(make_model(arch, classes or len(last), size), state, file, arch), arch, size)
+        model = make_model(arch, classes or _count_classes(state, file, arch, size), size)
+        learn = _file_learner(_into(model, state, masks, file, arch), arch, size)
         if masks: learn.masks = Masks(masks)
         return learn.report(out, seconds=seconds, pictures=pictures, title=f'{file.name}: {arch}')
     weights = {n:t for n,t in state.items() if n in masks or _is_weight(None, n.rpartition('.')[2], t)}
     if not weights: raise ValueError(f"{file} has no weights that can be pruned")
-    kept = {n:int(masks.get(n, t).count_nonzero()) for n,t in weights.items()}
+    if len(weights)>_rows: raise ValueError(f"{file} has {len(weights):,} weights: a page takes {_rows:,} at most")
+    weights = {n:t.float() if t.is_floating_point() and t.dtype.itemsize==1 else t for n,t in weights.items()}     # float8 can't be compared
+    kept = _kept_weights(weights, masks)
     layers = pd.DataFrame([('x'.join(map(str, t.shape)), t.numel(), kept[n], 1-kept[n]/max(1, t.numel())) for n,t in weights.items()], index=pd.Index(list(weights), name='name'), columns=['shape','weights','kept','sparsity'])
     return _write(out, file.name, layers, weights, masks, state, js, unrun='not measured: a file of weights is no network to run. Name it by --arch', pictures=pictures,
                   subtitle=f'{sum(t.numel() for t in state.values()):,} numbers in {len(state)} tensors. Without a network, all that has two dimensions or more counts as a weight, embeddings, too.')
