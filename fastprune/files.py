@@ -140,7 +140,7 @@ def _fill(f, n, dtype, shape, name):
     "A tensor of the next `n` bytes"
     data = torch.empty(n, dtype=torch.uint8)
     if n and f.readinto(memoryview(data.numpy()))!=n: raise ValueError('it ends too early')
-    if dtype is torch.bool and n and data.max()>1: raise ValueError(f'{name[:80]!r} has values other than True and False')
+    if dtype is torch.bool and n and data.numpy().max()>1: raise ValueError(f'{name[:80]!r} has values other than True and False')
     return data.view(dtype).view(shape)
 
 def load_tensors(path, # File that `save_state` wrote

@@ -348,10 +348,11 @@ class _Search:
     @staticmethod
     def check_row(row):
         "Make sure that a row of the table is one of a search; raises `ValueError`"
-        if not isinstance(row, dict): raise ValueError(f'a row is a {type(row).__name__}')
-        check_numbers(row.get('metrics'))
-        rates = row.get('rates', '')
-        if rates is not None and not (isinstance(rates, list) and rates and all(is_number(r) and math.isfinite(r) for r in rates)):
+        if not isinstance(row, dict) or row.keys()!={'metrics','rates'}: raise ValueError('a row has no metrics and rates')
+        check_numbers(row['metrics'])
+        rates = row['rates']
+        if rates is None: return
+        if not isinstance(rates, list) or not rates or not all(is_number(r) and math.isfinite(r) for r in rates):
             raise ValueError(f'its rates are {rates!r}'[:100])
 
     def run(self):

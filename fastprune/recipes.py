@@ -274,6 +274,7 @@ class _Iterative:
         self.total = sum(p.numel() for p in self.weights.values())
         self.store = RoundStore(folder, self._config(rates), lambda row: check_numbers(row, 'sparsity', 'weights', 'max_lr'))
         held = learn.masks or {}
+        if self.store.rows: self.store.notes.setdefault('kept', None)           # has to be there
         self.kept = self.store.notes.setdefault('kept', {n:int(held[n].count_nonzero()) if n in held else p.numel() for n,p in self.weights.items()})
         self._check_kept()
         check_rounds(self.weights, self.sparsity, rounds, self.scope, granularity, transposed_groups(learn.model))

@@ -205,7 +205,7 @@ class _Tensors:
         end = t.offset+sum((o-1)*s for o,s in zip(t.size, t.stride))+1 if numel else 0
         self.left -= numel*t.dtype.itemsize
         if len(raw)%t.dtype.itemsize or end*t.dtype.itemsize>len(raw) or self.left<0: raise ValueError('a tensor is larger than its numbers in the file')
-        if t.dtype is torch.bool and len(raw) and raw.max()>1: raise ValueError('a bool tensor has values other than True and False')
+        if t.dtype is torch.bool and len(raw) and raw.numpy().max()>1: raise ValueError('a bool tensor has values other than True and False')
         res = raw.view(t.dtype)
         self.done[t.spot] = res.as_strided(t.size, t.stride, t.offset) if numel else res.new_empty(t.size)
         return self.done[t.spot]
