@@ -658,6 +658,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fastprune.lottery._default_metric': ('lottery.html#_default_metric', 'fastprune/lottery.py'),
                                    'fastprune.lottery._distribution': ('lottery.html#_distribution', 'fastprune/lottery.py'),
                                    'fastprune.lottery._generator': ('lottery.html#_generator', 'fastprune/lottery.py'),
+                                   'fastprune.lottery._largest': ('lottery.html#_largest', 'fastprune/lottery.py'),
                                    'fastprune.lottery._metrics': ('lottery.html#_metrics', 'fastprune/lottery.py'),
                                    'fastprune.lottery._rewind_step': ('lottery.html#_rewind_step', 'fastprune/lottery.py'),
                                    'fastprune.lottery.count_steps': ('lottery.html#count_steps', 'fastprune/lottery.py')},

@@ -18,7 +18,8 @@ def atomically(write, # Function that writes to a path
                path:Path, # Where the file is to be
                every:bool=False, # Does each of several processes write a file of its own?
               ):
-    "`write` a fresh file beside `path`, and move it there when it is whole; of several processes, the first one does. Raises `OSError` with `path` where that fails"
+    """`write` a fresh file beside `path`, and move it there when it is whole; of several processes, the first one does.
+    Raises `OSError` with `path` where that fails"""
     if int(os.environ.get('RANK', 0)) and not every: return
     tmp = path.with_name(f'{path.name[:40]}.{secrets.token_hex(6)}.part')
     try:
@@ -65,7 +66,8 @@ def parse_json(text, # String, or bytes in UTF-8
                path, # File that it is from, for the message
                kind:type=dict, # What it has to be
               ): # Of `kind`
-    "Read JSON. Raises `ValueError` that names the file for whatever is no JSON, has names twice or numbers beyond 64 bits, or is nested too deeply"
+    """Read JSON. Raises `ValueError` that names the file for whatever is no JSON, has names twice or numbers beyond 64 bits,
+    or is nested too deeply"""
     try: return _parse(text, kind)
     except ValueError as e: raise ValueError(f"{path} is damaged: {_brief(e)}") from e
 
@@ -95,8 +97,10 @@ def read_json(path, # File
     return parse_json(Path(path).read_bytes(), path)
 
 # %% ../nbs/03d_files.ipynb #d15ed870
-_names = dict(F64='float64', F32='float32', F16='float16', BF16='bfloat16', I64='int64', I32='int32', I16='int16', I8='int8', U8='uint8', BOOL='bool', U16='uint16', U32='uint32', U64='uint64', C64='complex64',
-              F8_E4M3='float8_e4m3fn', F8_E5M2='float8_e5m2', F8_E4M3FNUZ='float8_e4m3fnuz', F8_E5M2FNUZ='float8_e5m2fnuz', F8_E8M0='float8_e8m0fnu')
+_names = dict(F64='float64', F32='float32', F16='float16', BF16='bfloat16', I64='int64', I32='int32', I16='int16', I8='int8',
+              U64='uint64', U32='uint32', U16='uint16', U8='uint8', BOOL='bool', C64='complex64',
+              F8_E4M3='float8_e4m3fn', F8_E5M2='float8_e5m2', F8_E4M3FNUZ='float8_e4m3fnuz',
+              F8_E5M2FNUZ='float8_e5m2fnuz', F8_E8M0='float8_e8m0fnu')
 _types = {k:getattr(torch, v) for k,v in _names.items() if hasattr(torch, v)}
 _most = 100_000_000                  # bytes of a header, as in safetensors
 
@@ -105,11 +109,13 @@ def save_state(state:dict, # A `state_dict`
                metadata:dict|None=None, # Strings by name
                every:bool=False, # Does each of several processes write a file of its own?
               ):
-    "Write tensors in safetensors format, all at once or not at all. Raises `ValueError` for what is not a tensor, `OSError` where the file can't be written"
+    """Write tensors in safetensors format, all at once or not at all. Raises `ValueError` for what is not a tensor,
+    `OSError` where the file can't be written"""
     for n,t in state.items():
         if not isinstance(t, torch.Tensor): raise ValueError(f"the model's state {n!r} is a {type(t).__name__}: tensors alone can be saved")
     state = {n:t.detach().cpu().clone().contiguous() for n,t in state.items()}
-    atomically(lambda p: save_file(state, p, {**(metadata or {}), 'checksum':_checksum(state, metadata or {})}), Path(path), every)
+    meta = {**(metadata or {}), 'checksum':_checksum(state, metadata or {})}
+    atomically(lambda p: save_file(state, p, meta), Path(path), every)
 
 def _checksum(state, meta):
     res = zlib.crc32(json.dumps(sorted((k,v) for k,v in meta.items() if k!='checksum')).encode())
@@ -117,13 +123,14 @@ def _checksum(state, meta):
     return str(res)
 
 def _header(f, size):
-    "Metadata, and (start, end, name, type, shape) of tensors, in the order of the file `f`; `f` is at the first one after that"
+    "Metadata, and (start, end, name, type, shape) of tensors in the order of the file `f`, which is at the first one then"
     n = int.from_bytes(f.read(8), 'little')
     if size<8 or n>min(size-8, _most): raise ValueError(f'a header of {n} bytes')
     head = _parse(f.read(n), dict)
     meta = head.pop('__metadata__', None)
     if meta is None: meta = {}
-    if not isinstance(meta, dict) or not all(isinstance(v, str) for v in meta.values()): raise ValueError('its metadata are not strings')
+    if not isinstance(meta, dict) or not all(isinstance(v, str) for v in meta.values()):
+        raise ValueError('its metadata are not strings')
     places = sorted(_place(name, head.pop(name)) for name in list(head))
     if (places[-1][1] if places else 0)!=size-f.tell(): raise ValueError('its size is not what it says')
     return meta,places
@@ -132,15 +139,19 @@ def _place(name, told):
     name.encode()                                                                # raises, if it can't be written
     dtype,shape,ends = (told.get(k) for k in ('dtype','shape','data_offsets')) if isinstance(told, dict) else (None,)*3
     whole = isinstance(shape, list) and len(shape)<=64 and all(type(o) is int and o>=0 for o in shape)
-    if not whole or dtype not in _types or not isinstance(ends, list) or len(ends)!=2 or not all(type(o) is int for o in ends): raise ValueError(f'{name[:80]!r} has no shape or type that is known')
-    if math.prod(o or 1 for o in shape)>=2**63 or ends[1]-ends[0]!=math.prod(shape)*_types[dtype].itemsize: raise ValueError(f'the shape and size of {name[:80]!r} do not agree')
+    placed = isinstance(ends, list) and len(ends)==2 and all(type(o) is int for o in ends)
+    if not whole or not placed or not isinstance(dtype, str) or dtype not in _types:
+        raise ValueError(f'{name[:80]!r} has no shape or type that is known')
+    if math.prod(o or 1 for o in shape)>=2**63 or ends[1]-ends[0]!=math.prod(shape)*_types[dtype].itemsize:
+        raise ValueError(f'the shape and size of {name[:80]!r} do not agree')
     return *ends,name,_types[dtype],shape
 
 def _fill(f, n, dtype, shape, name):
     "A tensor of the next `n` bytes"
     data = torch.empty(n, dtype=torch.uint8)
     if n and f.readinto(memoryview(data.numpy()))!=n: raise ValueError('it ends too early')
-    if dtype is torch.bool and n and data.numpy().max()>1: raise ValueError(f'{name[:80]!r} has values other than True and False')
+    if dtype is torch.bool and n and data.numpy().max()>1:
+        raise ValueError(f'{name[:80]!r} has values other than True and False')
     return data.view(dtype).view(shape)
 
 def load_tensors(path, # File that `save_state` wrote
@@ -176,7 +187,8 @@ def unpack_bits(bits:torch.Tensor, # From `pack_bits`
                )->torch.Tensor: # Bool tensor
     "The mask that was packed. Raises `ValueError`, before memory is taken, if that has another size"
     shape = tuple(shape)
-    if not all(type(o) is int and o>=0 for o in shape) or bits.dtype!=torch.uint8 or bits.ndim!=1 or bits.numel()!=(math.prod(shape)+7)//8 or math.prod(o or 1 for o in shape)>=2**63:
+    sound = all(type(o) is int and o>=0 for o in shape) and math.prod(o or 1 for o in shape)<2**63
+    if not sound or bits.dtype!=torch.uint8 or bits.ndim!=1 or bits.numel()!=(math.prod(shape)+7)//8:
         raise ValueError(f"the shape and size of {name[:80]!r} don't agree")
     return torch.from_numpy(np.unpackbits(bits.numpy(), count=math.prod(shape)).view(bool)).view(shape)
 
@@ -188,7 +200,8 @@ INTS = {2:torch.int16, 4:torch.int32, 8:torch.int64}   # bytes of a float -> who
 def _pattern(t, mask):
     "Where a tensor is not 0, or what its mask keeps; None if it doesn't get smaller without the rest"
     if str(t.dtype)[6:] not in _dtypes or t.ndim<2: return None
-    kept = t.contiguous().view(INTS[t.element_size()]) & torch.iinfo(INTS[t.element_size()]).max != 0          # by bits without the sign: also where numbers that are nearly 0 count as 0
+    ints = INTS[t.element_size()]
+    kept = t.contiguous().view(ints) & torch.iinfo(ints).max != 0        # without the sign: processes may take tiny numbers for 0
     if mask is not None and not (kept & ~mask).any(): kept = mask
     return kept if int(kept.count_nonzero())*t.element_size() + t.numel()/8 < t.numel()*t.element_size() else None
 
@@ -196,13 +209,16 @@ def _check_masks(masks, state):
     for n,mask in masks.items():
         if n not in state: raise ValueError(f"masks[{n!r}]: there is no such tensor in the state")
         shape = tuple(state[n].shape)
-        if mask.dtype!=torch.bool or mask.shape!=shape: raise ValueError(f"masks[{n!r}]: needs a bool tensor of shape {shape}, got {mask.dtype} of {tuple(mask.shape)}")
+        if mask.dtype!=torch.bool or mask.shape!=shape:
+            got = f'{mask.dtype} of {tuple(mask.shape)}'
+            raise ValueError(f"masks[{n!r}]: needs a bool tensor of shape {shape}, got {got}")
 
 def _halved(n, values):
     "Values as float16"
     if values.dtype not in (torch.float32,torch.float64): return values
     half = values.half()
-    if (half.isinf() & values.isfinite()).any(): raise ValueError(f"half=True: {n!r} has values beyond 65,504, the largest float16: leave `half` out")
+    if (half.isinf() & values.isfinite()).any():
+        raise ValueError(f"half=True: {n!r} has values beyond 65,504, the largest float16: leave `half` out")
     return half
 
 def save_sparse(state:dict, # A `state_dict`, of a model or an optimizer's tensors
@@ -210,7 +226,8 @@ def save_sparse(state:dict, # A `state_dict`, of a model or an optimizer's tenso
                 half:bool=False, # Keep the values of tensors with zeros as float16? Half as large, and rounded
                 masks:dict|None=None, # `Masks`, to be kept, too: they say what is pruned, zeros alone don't
                ):
-    "Write a `state_dict` without its zeros. Raises `ValueError` for what is not a tensor, for masks of other tensors, and for values that float16 can't hold"
+    """Write a `state_dict` without its zeros. Raises `ValueError` for what is not a tensor, for masks of other tensors, and for
+    values that float16 can't hold"""
     for n,t in state.items():
         if not isinstance(t, torch.Tensor): raise ValueError(f"the model's state {n!r} is a {type(t).__name__}: tensors alone can be saved")
     _check_masks(masks := masks or {}, state)
@@ -250,7 +267,8 @@ def read_sparse(path, # File, for messages
     if 'checksum' not in meta: raise ValueError(f"{path} is damaged: it has no checksum")
     names,story = (parse_json(meta.get(k, ''), path, kind) for k,kind in (('names',list), ('tensors',dict)))
     try:
-        if not all(isinstance(n, str) for n in names) or len(set(names))<len(names): raise ValueError('its names are not strings, or come twice')
+        if not all(isinstance(n, str) for n in names) or len(set(names))<len(names):
+            raise ValueError('its names are not strings, or come twice')
         state,masks = {},{}
         for n in names: _restore(n, story.pop(n, {}), tensors, state, masks)
         if story or tensors: raise ValueError(f'it has no name for {next(iter({**story, **tensors}))[:80]!r}')
@@ -264,9 +282,11 @@ def _restore(n, how, tensors, state, masks):
     elif not how: state[n] = tensors.pop(f'dense {n}')
     else:
         values,bits,shape,dtype = tensors.pop(f'values {n}'),tensors.pop(f'bits {n}'),how['shape'],_dtypes[how['dtype']]
-        if not isinstance(shape, list) or len(shape)>64 or values.ndim!=1 or not values.is_floating_point(): raise ValueError(f'{n[:80]!r} has no shape or values')
+        if not isinstance(shape, list) or len(shape)>64 or values.ndim!=1 or not values.is_floating_point():
+            raise ValueError(f'{n[:80]!r} has no shape or values')
         kept = unpack_bits(bits, shape, n)
-        if (count := int(kept.count_nonzero()))!=values.numel(): raise ValueError(f'{n[:80]!r} has {values.numel()} values for {count} places')
+        if (count := int(kept.count_nonzero()))!=values.numel():
+            raise ValueError(f'{n[:80]!r} has {values.numel()} values for {count} places')
         state[n] = torch.zeros(shape, dtype=dtype)
         state[n].view(-1).masked_scatter_(kept.view(-1), values.to(dtype))
         if how.get('mask') is True: masks[n] = kept

@@ -17,7 +17,8 @@ from .masks import Masks,check_scope
 from .callback import SparsifyCallback,is_frozen
 from .passes import check_n_batches,check_whole
 from .files import is_number,load_tensors,pack_bits,parse_json,save_state,unpack_bits
-from .rounds import RoundStore,StateAt,bar_over,borrowed,check_numbers,check_rounds,load_into,seed_round,state_of
+from .rounds import (RoundStore,StateAt,bar_over,borrowed,check_numbers,check_rounds,load_into,seed_round,
+                              state_of)
 
 # %% ../nbs/07_lottery.ipynb #d3703c2d
 def _generator(what, seed):
@@ -29,11 +30,15 @@ def _check_initial(initial, state):
     for n,o in initial.items():
         if n not in state: raise ValueError(f"initial: there is no {n!r} in the state")
         sound = isinstance(o, (list,tuple)) and len(o)==3 and o[2] in ('normal','uniform','constant')
-        if not sound or not all(isinstance(v, Number) and not isinstance(v, bool) and math.isfinite(v) for v in o[:2]) or o[1]<0:
-            raise ValueError(f"initial[{n!r}]={o!r}: needs a mean, a standard deviation, and 'normal', 'uniform' or 'constant'")
-        dtype = state[n].dtype
-        most = 1 if dtype is torch.bool else (torch.finfo if dtype.is_floating_point or dtype.is_complex else torch.iinfo)(dtype).max
-        if abs(o[0])>most: raise ValueError(f"initial[{n!r}]={o!r}: a {dtype} can't hold that")
+        sound = sound and all(isinstance(v, Number) and not isinstance(v, bool) and math.isfinite(v) for v in o[:2])
+        if not sound or o[1]<0:
+            raise ValueError(f"initial[{n!r}]={o!r}: needs a mean, a standard deviation, and 'normal', 'uniform' or "
+                             "'constant'")
+        if abs(o[0])>_largest(state[n].dtype): raise ValueError(f"initial[{n!r}]={o!r}: a {state[n].dtype} can't hold that")
+
+def _largest(dtype):
+    if dtype is torch.bool: return 1
+    return (torch.finfo if dtype.is_floating_point or dtype.is_complex else torch.iinfo)(dtype).max
 
 class Ticket:
     "A state to train from, with masks, and how it was found. The state has pruned weights, too, unless they had been pruned by then"
@@ -109,7 +114,8 @@ class Ticket:
     @classmethod
     def _from_parts(cls, tensors, story, metrics, initial):
         "A ticket from what is in a file. Raises `ValueError`, `KeyError` or `TypeError` if that does not fit together"
-        state,bits = ({n.removeprefix(kind):t for n,t in tensors.items() if n.startswith(kind)} for kind in ('state ','mask '))
+        state = {n.removeprefix('state '):t for n,t in tensors.items() if n.startswith('state ')}
+        bits = {n.removeprefix('mask '):t for n,t in tensors.items() if n.startswith('mask ')}
         if len(state)+len(bits)<len(tensors): raise ValueError('it has other tensors than a state and masks')
         check_numbers(metrics)
         _check_initial(initial, state)
@@ -343,12 +349,14 @@ class _Search:
     def _check_last_rates(self):
         if self.learn.opt is None: self.learn.create_opt()
         rates,n = getattr(self, 'rates', []),len(self.learn.opt.hypers)
-        if len(rates)!=n: raise ValueError(f"{self.store.table} is damaged: it has {len(rates)} rates for {n} parameter groups")
+        if len(rates)!=n:
+            raise ValueError(f"{self.store.table} is damaged: it has {len(rates)} rates for {n} parameter groups")
 
     @staticmethod
     def check_row(row):
         "Make sure that a row of the table is one of a search; raises `ValueError`"
-        if not isinstance(row, dict) or row.keys()!={'metrics','rates'}: raise ValueError('a row has no metrics and rates')
+        if not isinstance(row, dict) or row.keys()!={'metrics','rates'}:
+            raise ValueError('a row has no metrics and rates')
         check_numbers(row['metrics'])
         rates = row['rates']
         if rates is None: return

@@ -20,8 +20,8 @@ from .criteria import magnitude,random_score
 from .callback import SparsifyCallback,_present,is_frozen
 from .learner import GradientHistogram
 from .files import load_state,save_state
-from .rounds import (BestEpoch,RoundStore,Rounds,StateAt,check_numbers,check_rounds,load_into,run_rounds,seed_round,
-                              smaller_is_better,state_of)
+from .rounds import (BestEpoch,RoundStore,Rounds,StateAt,check_numbers,check_rounds,load_into,run_rounds,
+                              seed_round,smaller_is_better,state_of)
 
 # %% ../nbs/09_recipes.ipynb #dfe08607
 def group_rates(learn:Learner,
@@ -272,7 +272,8 @@ class _Iterative:
         self.top,self.groups = float(np.max(rates)),rates/np.max(rates)
         if isinstance(max_lr, partial) and max_lr.func is s_cyc_max_lr: self.max_lr = partial(max_lr, **{'p':rate, **max_lr.keywords})
         self.total = sum(p.numel() for p in self.weights.values())
-        self.store = RoundStore(folder, self._config(rates), lambda row: check_numbers(row, 'sparsity', 'weights', 'max_lr'))
+        check = lambda row: check_numbers(row, 'sparsity', 'weights', 'max_lr')
+        self.store = RoundStore(folder, self._config(rates), check)
         held = learn.masks or {}
         if self.store.rows: self.store.notes.setdefault('kept', None)           # has to be there
         self.kept = self.store.notes.setdefault('kept', {n:int(held[n].count_nonzero()) if n in held else p.numel() for n,p in self.weights.items()})
@@ -294,7 +295,8 @@ class _Iterative:
     def _check_kept(self):
         "Numbers of weights at the start, which may be from a file"
         kept,sizes = self.kept,{n:p.numel() for n,p in self.weights.items()}
-        if not isinstance(kept, dict) or kept.keys()!=sizes.keys() or not all(type(k) is int and 0<=k<=sizes[n] for n,k in kept.items()):
+        known = isinstance(kept, dict) and kept.keys()==sizes.keys()
+        if not known or not all(type(k) is int and 0<=k<=sizes[n] for n,k in kept.items()):
             raise ValueError(f"{self.store.table} is damaged: its `kept` are not the numbers of weights of this model")
 
     def _check(self):
@@ -362,7 +364,8 @@ class _Iterative:
         path = self.store.path('histogram', m)
         kept = load_state(path)
         values = [kept.get(k) for k in ('gradients','hidden')]
-        if any(v is None or v.ndim!=1 or not v.is_floating_point() for v in values): raise ValueError(f"{path} is damaged: it has no histogram")
+        if any(v is None or v.ndim!=1 or not v.is_floating_point() for v in values):
+            raise ValueError(f"{path} is damaged: it has no histogram")
         return GradientHistogram(f"{100*(1-row['sparsity']):.3g}% left", *[v.numpy() for v in values])
 
     def run(self):
@@ -371,8 +374,10 @@ class _Iterative:
     def rest(self):
         "The rounds that are on disk, and those that are not yet"
         store,learn = self.store,self.learn
-        if store.rows and self.rewind=='weights': self.start = store.load('start', None, unwrap(learn.model).state_dict())
-        if self.histograms: self.hists += [self._old_histogram(m, row) for m,row in enumerate(store.rows[:self.rounds+1])]
+        if store.rows and self.rewind=='weights':
+            self.start = store.load('start', None, unwrap(learn.model).state_dict())
+        if self.histograms:
+            self.hists += [self._old_histogram(m, row) for m,row in enumerate(store.rows[:self.rounds+1])]
         def extra():
             if len(store.rows)==0 and self.rewind=='weights' and store.folder: save_state(self.start, store.folder/'start.safetensors')
             return self.histogram()

@@ -403,16 +403,16 @@ def _read(path):
     return state,masks
 
 def _check_fit(state, mine, path, arch, classes=1):
-    "Make sure that a file has the tensors of a network, which may have `classes` where the network has 1; raises `ValueError`"
+    "Make sure that a file has a network's tensors, perhaps `classes` where the network has 1; raises `ValueError`"
     for n in {**mine, **state}:
         there,here = (tuple(d[n].shape) if n in d else None for d in (state,mine))
-        fits = None not in (there,here) and len(there)==len(here) and all(a==b or (a,b)==(classes,1) for a,b in zip(there, here))
-        if not fits:
+        fits = None not in (there,here) and len(there)==len(here)
+        if not fits or not all(a==b or (a,b)==(classes,1) for a,b in zip(there, here)):
             there,here = (f'of shape {s}' if s is not None else 'missing' for s in (there,here))
             raise ValueError(f"{path} is not of arch={arch!r}: {n!r} is {there} in the file, and {here} in the network")
 
 def _count_classes(state, path, arch, size):
-    "As many as the last tensor has; if all is as in a network of one class, so that no file makes a larger network than its own"
+    "As many as the last tensor has, if all else is as in a network of one class: so the network is no larger than the file"
     last = next((t for t in reversed(state.values()) if t.ndim), None)
     if last is None: raise ValueError(f"{path} has no tensors with a dimension")
     _check_fit(state, make_model(arch, 1, size).state_dict(), path, arch, len(last))
@@ -466,7 +466,8 @@ def report_file(file:str, # Weights: a state_dict, as torch.save, learn.save, sa
     weights = {n:t for n,t in state.items() if n in masks or _is_weight(None, n.rpartition('.')[2], t)}
     if not weights: raise ValueError(f"{file} has no weights that can be pruned")
     if len(weights)>_rows: raise ValueError(f"{file} has {len(weights):,} weights: a page takes {_rows:,} at most")
-    weights = {n:t.float() if t.is_floating_point() and t.dtype.itemsize==1 else t for n,t in weights.items()}     # float8 can't be compared
+    tiny = lambda t: t.is_floating_point() and t.dtype.itemsize==1                         # float8 can't be compared
+    weights = {n:t.float() if tiny(t) else t for n,t in weights.items()}
     kept = _kept_weights(weights, masks)
     layers = pd.DataFrame([('x'.join(map(str, t.shape)), t.numel(), kept[n], 1-kept[n]/max(1, t.numel())) for n,t in weights.items()], index=pd.Index(list(weights), name='name'), columns=['shape','weights','kept','sparsity'])
     return _write(out, file.name, layers, weights, masks, state, js, unrun='not measured: a file of weights is no network to run. Name it by --arch', pictures=pictures,

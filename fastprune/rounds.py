@@ -51,7 +51,7 @@ class RoundStore:
     def __init__(self,
                  folder, # Folder to keep rounds in, made if it is not there; nothing is written if None
                  config:dict, # What makes this experiment: names to numbers, strings and lists of them; `rates` is a list by round
-                 check=None, # Function of a row that raises `ValueError` for one that is none of this experiment's; numbers by name if None
+                 check=None, # Function of a row that raises `ValueError` for a wrong one; rows are numbers by name if None
                 ):
         self.folder,self.config,self.rows,self.notes = folder and Path(folder),json.loads(json.dumps(config)),[],{}
         self.check = check or check_numbers
@@ -60,7 +60,8 @@ class RoundStore:
 
     @contextlib.contextmanager
     def owned(self):
-        "A context in which nobody else writes to the folder. Reads what is finished when it begins. Raises `ValueError` that says who is at work there, if somebody is"
+        """A context in which nobody else writes to the folder. Reads what is finished when it begins. Raises `ValueError` that
+        says who is at work there, if somebody is"""
         with sole_owner(self.folder):
             self.read()
             yield self
@@ -72,7 +73,9 @@ class RoundStore:
         for k in sorted(old['config'].keys()|self.config.keys()):
             a,b = old['config'].get(k),self.config.get(k)
             if k=='rates' and a and b: a,b = a[:len(b)],b[:len(a)]                  # of each round: another number of rounds will do
-            if a!=b: raise ValueError(f"folder={str(self.folder)!r} belongs to another experiment: {k} was {_short(a)} there, and is {_short(b)} now. Use another folder")
+            if a!=b:
+                raise ValueError(f"folder={str(self.folder)!r} belongs to another experiment: {k} was {_short(a)} there, "
+                                 f"and is {_short(b)} now. Use another folder")
         self.rows,self.notes = old['rows'],old['notes']
 
     def _parts(self):
@@ -80,7 +83,8 @@ class RoundStore:
         old = read_json(self.table)
         try:
             for k,kind in (('config',dict), ('notes',dict), ('rows',list)):
-                if not isinstance(old.get(k), kind): raise ValueError(f'its {k} are a {type(old.get(k)).__name__}, and have to be a {kind.__name__}')
+                if not isinstance(old.get(k), kind):
+                    raise ValueError(f'its {k} are a {type(old.get(k)).__name__}, and have to be a {kind.__name__}')
             if not isinstance(old['config'].get('rates') or [], list): raise ValueError('its rates are no list')
             for row in old['rows']: self.check(row)
         except ValueError as e: raise ValueError(f"{self.table} is damaged: {e}") from e
@@ -110,12 +114,14 @@ class RoundStore:
         atomically(lambda p: p.write_text(text), self.table)
 
     def load(self, what, m, like):
-        "The tensors of a kind and round, or of a file by its name if `m` is None. Raises `ValueError` if names, shapes or types are others than those of `like`"
+        """The tensors of a kind and round, or of a file by its name if `m` is None. Raises `ValueError` if names, shapes or types
+        are others than those of `like`"""
         path = self.folder/f'{what}.safetensors' if m is None else self.path(what, m)
         state = load_state(path)
         for n in {**like, **state}:
             if n not in state or n not in like or state[n].shape!=like[n].shape or state[n].dtype!=like[n].dtype:
-                there,here = (f'{d[n].dtype} of shape {tuple(d[n].shape)}' if n in d else 'missing' for d in (state,like))
+                said = lambda d: f'{d[n].dtype} of shape {tuple(d[n].shape)}' if n in d else 'missing'
+                there,here = said(state),said(like)
                 raise ValueError(f"{path} is of another model, or damaged: {n!r} is {there} there, and {here} here")
         return state
 
@@ -138,7 +144,8 @@ def check_numbers(row, # Anything
                   *needed:str, # Names that it has to have
                  ):
     "Make sure that a row of a table has numbers by name; raises `ValueError`"
-    if not isinstance(row, dict) or not all(map(is_number, row.values())): raise ValueError(f'a row is {_short(row)}, and has to be numbers by name')
+    if not isinstance(row, dict) or not all(map(is_number, row.values())):
+        raise ValueError(f'a row is {_short(row)}, and has to be numbers by name')
     for k in needed:
         if k not in row: raise ValueError(f'a row has no {k}')
 

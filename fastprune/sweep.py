@@ -125,7 +125,7 @@ def _run_one(make, name, method, sparsity, seed, n_threads, path, story, measure
     return row
 
 def _check_row(row, method, sparsity, seed, measured):
-    "Make sure that a row is one of this run; raises `ValueError`. `measured`: may it have columns that are not numbers?"
+    "Make sure that a row is one of this run; raises `ValueError`. `measured`: may it have more than numbers?"
     if not isinstance(row, dict): raise ValueError(f'its row is a {type(row).__name__}')
     for k,v in dict(method=method, sparsity=sparsity, seed=seed).items():
         if type(row.get(k)) is not type(v) or row[k]!=v: raise ValueError(f'{k} is {row.get(k)!r}, and has to be {v!r}')
@@ -173,7 +173,10 @@ def sweep(make, # Function (seed) that returns a new Learner
     if not callable(make): raise ValueError(f"make={make!r} is not a function: needs one from a seed to a new Learner")
     if not isinstance(methods, dict) or not methods or not all(map(callable, methods.values())): raise ValueError("methods: needs a dict from names to functions (learn, sparsity, seed), as `paper_methods` gives")
     for n in methods:
-        if not isinstance(n, str) or not re.fullmatch(r'[^/\\\x00-\x1f]{1,100}', n) or len(n.encode(errors='replace'))>200: raise ValueError(f"methods: {n!r} can't be the name of a method: it becomes a file's, so no slashes, and at most 100 characters")
+        fits = isinstance(n, str) and re.fullmatch(r'[^/\\\x00-\x1f]{1,100}', n) and len(n.encode(errors='replace'))<=200
+        if not fits:
+            raise ValueError(f"methods: {n!r} can't be the name of a method: it becomes a file's, so no slashes, and at most "
+                             "100 characters")
     for what,o in dict(sparsities=sparsities, seeds=seeds).items():
         if isinstance(o, (str,dict)) or not hasattr(o, '__iter__'): raise ValueError(f"{what}={o!r}: needs a list")
     sparsities,seeds = list(dict.fromkeys(check_sparsity(s.item() if hasattr(s, 'item') else s, 'sparsities') for s in sparsities)),list(dict.fromkeys(s.item() if hasattr(s, 'item') else s for s in seeds))
@@ -186,11 +189,13 @@ def sweep(make, # Function (seed) that returns a new Learner
     with sole_owner(folder):
         rows,jobs = {},[]
         for name,method in methods.items():
-            story = json.loads(json.dumps(dict(make=_story(make), method=_story(method), measure=_story(measure), n_threads=n_threads)))
+            story = dict(make=_story(make), method=_story(method), measure=_story(measure), n_threads=n_threads)
+            story = json.loads(json.dumps(story))
             for s in sparsities:
                 for seed in seeds:
                     path = Path(folder)/f'{name}_{s!r}_{seed}.json' if folder else None
-                    if path and path.exists(): rows[name,s,seed] = _finished(path, story, name, s, seed, measure is not None)
+                    if path and path.exists():
+                        rows[name,s,seed] = _finished(path, story, name, s, seed, measure is not None)
                     else: jobs.append((make, name, method, s, seed, n_threads, path, story, measure))
         if ray: done = _with_ray(jobs, ray)
         elif n_workers:

@@ -12,8 +12,9 @@ import torch
 from .files import size_of
 
 # %% ../nbs/03f_torchfile.ipynb #36fd9e5b
-_storages = dict(Float='float32', Double='float64', Half='float16', BFloat16='bfloat16', Long='int64', Int='int32', Short='int16',
-                 Char='int8', Byte='uint8', Bool='bool', ComplexFloat='complex64', ComplexDouble='complex128', Untyped='uint8')
+_storages = dict(Float='float32', Double='float64', Half='float16', BFloat16='bfloat16', Long='int64', Int='int32',
+                 Short='int16', Char='int8', Byte='uint8', Bool='bool', ComplexFloat='complex64', ComplexDouble='complex128',
+                 Untyped='uint8')
 
 class _Other:
     "Something that is no part of a `state_dict`; it does nothing"
@@ -22,8 +23,10 @@ class _Other:
 class _Tensor:
     "Where a tensor is: the key and type of its storage, its place and shape there"
     def __init__(self, storage, offset, size, stride, *args):
-        ints = isinstance(size, tuple) and isinstance(stride, tuple) and all(type(o) is int and 0<=o<2**62 for o in (offset, *size, *stride))
-        if not isinstance(storage, _Storage) or not ints or len(size)!=len(stride) or len(size)>64: raise ValueError('a tensor without storage or shape')
+        placed = isinstance(size, tuple) and isinstance(stride, tuple) and len(size)==len(stride)<=64
+        placed = placed and all(type(o) is int and 0<=o<2**62 for o in (offset, *size, *stride))
+        if not isinstance(storage, _Storage) or not placed:
+            raise ValueError('a tensor without storage or shape')
         self.key,self.dtype,self.offset,self.size,self.stride = storage.key,storage.dtype,offset,size,stride
 
     @property
@@ -32,7 +35,8 @@ class _Tensor:
 class _Storage:
     "Numbers in a file: their key there, type and how many they are"
     def __init__(self, kind, key, numel):
-        if not isinstance(kind, torch.dtype) or not isinstance(key, str) or type(numel) is not int or numel<0: raise ValueError('a storage without type or size')
+        if not isinstance(kind, torch.dtype) or not isinstance(key, str) or type(numel) is not int or numel<0:
+            raise ValueError('a storage without type or size')
         self.key,self.dtype,self.numel = key,kind,numel
 
 def _typed(storage, offset, size, stride, requires_grad, hooks, dtype, *args):
@@ -56,22 +60,23 @@ def _key(k):
     if k is None or type(k) in (str,bytes,float,bool) or type(k) is int and abs(k)<2**60: return k
     raise ValueError(f'a {type(k).__name__} as a key')
 
-_known = {'collections OrderedDict':_dict, 'torch._utils _rebuild_tensor':_Tensor, 'torch._utils _rebuild_tensor_v2':_Tensor,
+_known = {'collections OrderedDict':_dict,
+          'torch._utils _rebuild_tensor':_Tensor, 'torch._utils _rebuild_tensor_v2':_Tensor,
           'torch._utils _rebuild_tensor_v3':_typed, 'torch._utils _rebuild_parameter':_first,
           'torch._utils _rebuild_parameter_with_state':_first, 'torch._tensor _rebuild_from_type_v2':_of_type,
-          'torch.storage UntypedStorage':torch.uint8, **{f'torch {k}Storage':getattr(torch, v) for k,v in _storages.items()},
+          'torch.storage UntypedStorage':torch.uint8,
+          **{f'torch {k}Storage':getattr(torch, v) for k,v in _storages.items()},
           **{f'torch {k}':v for k,v in vars(torch).items() if isinstance(v, torch.dtype)}}
-_inert = ('torch Size', 'torch Tensor', 'torch device', 'torch.nn.parameter Parameter', 'torch.serialization _get_layout',
-          'torch._utils _rebuild_sparse_tensor', 'torch._utils _rebuild_meta_tensor_no_storage', 'collections Counter',
-          'collections defaultdict', '_codecs encode', 'builtins set', 'builtins complex', 'builtins bytearray', 'builtins dict',
-          '__builtin__ set', '__builtin__ complex', '__builtin__ bytearray', 'fastcore.foundation L', 'numpy dtype',
-          'numpy.core.multiarray scalar', 'numpy._core.multiarray scalar')
+_inert = ('torch Size', 'torch Tensor', 'torch device', 'torch.nn.parameter Parameter', 'fastcore.foundation L',
+          'torch.serialization _get_layout', 'torch._utils _rebuild_sparse_tensor', 'torch._utils _rebuild_meta_tensor_no_storage',
+          'collections Counter', 'collections defaultdict', '_codecs encode', 'numpy dtype', 'numpy.core.multiarray scalar',
+          'numpy._core.multiarray scalar', *[f'{m} {n}' for m in ('builtins','__builtin__') for n in ('set','complex','bytearray')])
 _known.update(dict.fromkeys(_inert, _Other))
 
 # %% ../nbs/03f_torchfile.ipynb #3d806011
-_ops = ('PROTO FRAME STOP MARK POP POP_MARK EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 NONE NEWTRUE NEWFALSE BININT BININT1 '
-        'BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES GLOBAL STACK_GLOBAL BINPERSID '
-        'BINPUT LONG_BINPUT BINGET LONG_BINGET MEMOIZE').split()
+_ops = """PROTO FRAME STOP MARK POP POP_MARK EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 NONE NEWTRUE NEWFALSE
+          BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES
+          GLOBAL STACK_GLOBAL BINPERSID BINPUT LONG_BINPUT BINGET LONG_BINGET MEMOIZE""".split()
 _base = pickle._Unpickler                         # in Python, with methods to replace
 
 class _Counted(dict):
@@ -97,15 +102,19 @@ class _Builder(_base):
 
     def find_class(self, module, name):
         try: return _known[f'{module} {name}']
-        except KeyError: raise ValueError(f'it has more in it than tensors, which is not unpickled: {module[:80]}.{name[:80]}') from None
+        except KeyError:
+            what = f'{module[:80]}.{name[:80]}'
+            raise ValueError(f'it has more in it than tensors, which is not unpickled: {what}') from None
 
     def persistent_load(self, pid):
-        if not isinstance(pid, tuple) or len(pid) not in (5,6) or pid[0]!='storage' or pid[5:] not in ((),(None,)): raise ValueError('a storage that is not known')
+        if not isinstance(pid, tuple) or len(pid) not in (5,6) or pid[0]!='storage' or pid[5:] not in ((),(None,)):
+            raise ValueError('a storage that is not known')
         return _Storage(pid[1], pid[2], pid[4])
 
     def reduce(self):
         args,make = self.stack.pop(),self.stack.pop()
-        if make is not _Other and make not in (_dict,_Tensor,_typed,_first,_of_type): raise ValueError('a call of something else than a function')
+        if make is not _Other and make not in (_dict,_Tensor,_typed,_first,_of_type):
+            raise ValueError('a call of something else than a function')
         self.stack.append(make(*args))
 
     def new(self):
@@ -128,9 +137,11 @@ class _Builder(_base):
 
     known = {getattr(pickle, o)[0]:_base.dispatch[getattr(pickle, o)[0]] for o in _ops}
     known.update({pickle.REDUCE[0]:reduce, pickle.NEWOBJ[0]:new, pickle.BUILD[0]:build, pickle.SETITEM[0]:put_one,
-                  pickle.SETITEMS[0]:lambda self: self.put(self.pop_mark()), pickle.APPEND[0]:lambda self: self.add([self.stack.pop()]),
-                  pickle.APPENDS[0]:lambda self: self.add(self.pop_mark()), pickle.ADDITEMS[0]:lambda self: self.pop_mark(),
-                  pickle.EMPTY_SET[0]:lambda self: self.append(_Other())})
+                  pickle.SETITEMS[0]:lambda self: self.put(self.pop_mark()),
+                  pickle.APPEND[0]:lambda self: self.add([self.stack.pop()]),
+                  pickle.APPENDS[0]:lambda self: self.add(self.pop_mark()),
+                  pickle.EMPTY_SET[0]:lambda self: self.append(_Other()),
+                  pickle.ADDITEMS[0]:lambda self: self.pop_mark()})
 
 # %% ../nbs/03f_torchfile.ipynb #fe877eff
 def _bytes(f, n):
@@ -143,10 +154,12 @@ class _Zip:
     "A program and its storages in a zip file"
     def __init__(self, f, size):
         self.f,infos = f,zipfile.ZipFile(f).infolist()
-        if any(i.compress_type!=zipfile.ZIP_STORED for i in infos) or sum(i.file_size for i in infos)>size: raise ValueError('it is compressed, or larger inside than outside')
+        if any(i.compress_type!=zipfile.ZIP_STORED for i in infos) or sum(i.file_size for i in infos)>size:
+            raise ValueError('it is compressed, or larger inside than outside')
         self.entries = {i.filename.partition('/')[2]:i for i in infos}
         if len(self.entries)<len(infos): raise ValueError('an entry comes twice')
-        if 'byteorder' in self.entries and self.bytes('byteorder')!=b'little': raise ValueError('its numbers are not in little-endian order')
+        if 'byteorder' in self.entries and self.bytes('byteorder')!=b'little':
+            raise ValueError('its numbers are not in little-endian order')
         self.size = size
 
     def entry(self, name):
@@ -168,18 +181,22 @@ class _Legacy:
     def __init__(self, f, size):
         self.f,self.size = f,size
         head = [_Builder(f, size).load() for _ in range(3)]
-        if head[:2]!=[0x1950a86a20f9469cfc6c,1001] or not isinstance(head[2], dict) or head[2].get('little_endian') is not True: raise ValueError('it was not written by torch.save')
+        sound = head[:2]==[0x1950a86a20f9469cfc6c,1001] and isinstance(head[2], dict)
+        if not sound or head[2].get('little_endian') is not True:
+            raise ValueError('it was not written by torch.save')
 
     def program(self):
         build = _Builder(self.f, self.size)
         self.sizes = {}
         def storage(pid):
             res = _Builder.persistent_load(build, pid)
-            if self.sizes.setdefault(res.key, res.dtype.itemsize)!=res.dtype.itemsize: raise ValueError('a storage of two types')
+            if self.sizes.setdefault(res.key, res.dtype.itemsize)!=res.dtype.itemsize:
+                raise ValueError('a storage of two types')
             return res
         build.persistent_load = storage
         res,keys = build.load(),_Builder(self.f, self.size).load()
-        if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys) or set(keys)!=self.sizes.keys() or len(keys)>len(self.sizes): raise ValueError('its storages are not those that it needs')
+        if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys) or sorted(keys)!=sorted(self.sizes):
+            raise ValueError('its storages are not those that it needs')
         self.places = {k:self._place(self.sizes[k]) for k in keys}
         return res
 
@@ -204,30 +221,37 @@ class _Tensors:
         raw,numel = self.raws[t.key],math.prod(t.size)
         end = t.offset+sum((o-1)*s for o,s in zip(t.size, t.stride))+1 if numel else 0
         self.left -= numel*t.dtype.itemsize
-        if len(raw)%t.dtype.itemsize or end*t.dtype.itemsize>len(raw) or self.left<0: raise ValueError('a tensor is larger than its numbers in the file')
-        if t.dtype is torch.bool and len(raw) and raw.numpy().max()>1: raise ValueError('a bool tensor has values other than True and False')
+        if len(raw)%t.dtype.itemsize or end*t.dtype.itemsize>len(raw) or self.left<0:
+            raise ValueError('a tensor is larger than its numbers in the file')
+        if t.dtype is torch.bool and len(raw) and raw.numpy().max()>1:
+            raise ValueError('a bool tensor has values other than True and False')
         res = raw.view(t.dtype)
         self.done[t.spot] = res.as_strided(t.size, t.stride, t.offset) if numel else res.new_empty(t.size)
         return self.done[t.spot]
 
 def load_torch(path, # File of `torch.save`, or of fastai's `learn.save`
               )->dict: # Name -> tensor, on the CPU; those that share numbers still do
-    "The `state_dict` in a file. Nothing in it is run. Raises `ValueError` for a file that is damaged, or has something else in it"
+    "The `state_dict` in a file, of which nothing is run. Raises `ValueError` if it is damaged, or has something else in it"
     size = size_of(path)
     try:
         with open(path, 'rb') as f:
             zipped = f.read(2)==b'PK'
             f.seek(0)
             return _state((_Zip if zipped else _Legacy)(f, size))
-    except Exception as e:                                          # damaged files make zipfile and pickle raise all kinds
+    except Exception as e:                                   # damaged files make zipfile and pickle raise all kinds
         why = str(e).strip().split('\n')[0][:200] if isinstance(e, (ValueError,OSError)) else type(e).__name__
         raise ValueError(f"{path} can't be read, or is damaged: {why}") from e
 
 def _state(file):
     state = file.program()
-    if not isinstance(state, dict): raise ValueError(f'it has a {type(state).__name__} in it: needs a state_dict, as `learn.save` or torch.save(model.state_dict(), ...) writes it')
-    state,make = next((state[k] for k in ('model','state_dict') if isinstance(state.get(k), dict)), state),_Tensors(file)
+    if not isinstance(state, dict):
+        raise ValueError(f'it has a {type(state).__name__} in it: needs a state_dict, as `learn.save` or '
+                         'torch.save(model.state_dict(), ...) writes it')
+    state = next((state[k] for k in ('model','state_dict') if isinstance(state.get(k), dict)), state)
+    make = _Tensors(file)
     for n,t in state.items():
         if isinstance(t, _Other): raise ValueError(f'{str(n)[:80]!r} is no dense tensor')
-        if not isinstance(n, str) or not isinstance(t, _Tensor): raise ValueError(f'it has {str(n)[:80]!r}, a {type(t).__name__}: needs a state_dict, which has tensors by name')
+        if not isinstance(n, str) or not isinstance(t, _Tensor):
+            what = f'{str(n)[:80]!r}, a {type(t).__name__}'
+            raise ValueError(f'it has {what}: needs a state_dict, which has tensors by name')
     return {n:make(t) for n,t in state.items()}
