@@ -235,7 +235,7 @@ def damage(kind, path, data, rng):
 
 class Watch:
     "What a process does that loading may not"
-    bad = ('os.system', 'subprocess.Popen', 'os.exec', 'os.posix_spawn', 'os.spawn', 'pickle.find_class', 'socket.connect', 'os.putenv', 'ctypes.dlopen')
+    bad = ('os.system', 'subprocess.Popen', 'os.exec', 'os.posix_spawn', 'os.spawn', 'pickle.find_class', 'socket.connect')
 
     def __init__(self): self.folder, self.seen = None, []
 
