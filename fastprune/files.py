@@ -66,8 +66,8 @@ def parse_json(text, # String, or bytes in UTF-8
                path, # File that it is from, for the message
                kind:type=dict, # What it has to be
               ): # Of `kind`
-    """Read JSON. Raises `ValueError` that names the file for whatever is no JSON, has names twice or numbers beyond 64 bits,
-    or is nested too deeply"""
+    """Read JSON. Raises `ValueError` that names the file for whatever is no JSON, has names twice or numbers beyond
+    64 bits, or is nested too deeply"""
     try: return _parse(text, kind)
     except ValueError as e: raise ValueError(f"{path} is damaged: {_brief(e)}") from e
 
@@ -97,8 +97,8 @@ def read_json(path, # File
     return parse_json(Path(path).read_bytes(), path)
 
 # %% ../nbs/03d_files.ipynb #d15ed870
-_names = dict(F64='float64', F32='float32', F16='float16', BF16='bfloat16', I64='int64', I32='int32', I16='int16', I8='int8',
-              U64='uint64', U32='uint32', U16='uint16', U8='uint8', BOOL='bool', C64='complex64',
+_names = dict(F64='float64', F32='float32', F16='float16', BF16='bfloat16', I64='int64', I32='int32', I16='int16',
+              I8='int8', U64='uint64', U32='uint32', U16='uint16', U8='uint8', BOOL='bool', C64='complex64',
               F8_E4M3='float8_e4m3fn', F8_E5M2='float8_e5m2', F8_E4M3FNUZ='float8_e4m3fnuz',
               F8_E5M2FNUZ='float8_e5m2fnuz', F8_E8M0='float8_e8m0fnu')
 _types = {k:getattr(torch, v) for k,v in _names.items() if hasattr(torch, v)}
@@ -123,7 +123,7 @@ def _checksum(state, meta):
     return str(res)
 
 def _header(f, size):
-    "Metadata, and (start, end, name, type, shape) of tensors in the order of the file `f`, which is at the first one then"
+    "Metadata, and (start, end, name, type, shape) of tensors in the order of the file `f`, which is at the first then"
     n = int.from_bytes(f.read(8), 'little')
     if size<8 or n>min(size-8, _most): raise ValueError(f'a header of {n} bytes')
     head = _parse(f.read(n), dict)
@@ -201,7 +201,7 @@ def _pattern(t, mask):
     "Where a tensor is not 0, or what its mask keeps; None if it doesn't get smaller without the rest"
     if str(t.dtype)[6:] not in _dtypes or t.ndim<2: return None
     ints = INTS[t.element_size()]
-    kept = t.contiguous().view(ints) & torch.iinfo(ints).max != 0        # without the sign: processes may take tiny numbers for 0
+    kept = t.contiguous().view(ints) & torch.iinfo(ints).max != 0        # without the sign; tiny numbers may count as 0
     if mask is not None and not (kept & ~mask).any(): kept = mask
     return kept if int(kept.count_nonzero())*t.element_size() + t.numel()/8 < t.numel()*t.element_size() else None
 
@@ -226,8 +226,8 @@ def save_sparse(state:dict, # A `state_dict`, of a model or an optimizer's tenso
                 half:bool=False, # Keep the values of tensors with zeros as float16? Half as large, and rounded
                 masks:dict|None=None, # `Masks`, to be kept, too: they say what is pruned, zeros alone don't
                ):
-    """Write a `state_dict` without its zeros. Raises `ValueError` for what is not a tensor, for masks of other tensors, and for
-    values that float16 can't hold"""
+    """Write a `state_dict` without its zeros. Raises `ValueError` for what is not a tensor, for masks of other tensors,
+    and for values that float16 can't hold"""
     for n,t in state.items():
         if not isinstance(t, torch.Tensor): raise ValueError(f"the model's state {n!r} is a {type(t).__name__}: tensors alone can be saved")
     _check_masks(masks := masks or {}, state)

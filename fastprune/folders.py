@@ -41,8 +41,8 @@ def _owner(path):
     except (ValueError, OSError): return {}
 
 def _refuse(folder, owner):
-    who = 'process {pid} on {host}, since {since}'.format_map({k:str(owner.get(k))[:80] for k in ('pid','host','since')})
-    if not owner: who = 'another process'
+    pid,host,since = (str(owner.get(k))[:80] for k in ('pid','host','since'))
+    who = f'process {pid} on {host}, since {since}' if owner else 'another process'
     raise ValueError(f"folder={str(folder)!r} is in use by {who}: wait until that has finished, or use another folder")
 
 # %% ../nbs/03e_folders.ipynb #673d2d46
@@ -99,8 +99,8 @@ def _give_back(path, fd):
 @contextlib.contextmanager
 def sole_owner(folder, # Folder, made if it is not there; a context that does nothing if None or empty
               ):
-    """A context in which no other process, and nothing else in this one, owns `folder`. Raises `ValueError` that says who does,
-    if somebody does"""
+    """A context in which no other process, and nothing else in this one, owns `folder`. Raises `ValueError` that says
+    who does, if somebody does"""
     if not folder or int(os.environ.get('RANK', 0)):
         yield
         return

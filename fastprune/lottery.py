@@ -34,7 +34,8 @@ def _check_initial(initial, state):
         if not sound or o[1]<0:
             raise ValueError(f"initial[{n!r}]={o!r}: needs a mean, a standard deviation, and 'normal', 'uniform' or "
                              "'constant'")
-        if abs(o[0])>_largest(state[n].dtype): raise ValueError(f"initial[{n!r}]={o!r}: a {state[n].dtype} can't hold that")
+        if abs(o[0])>_largest(state[n].dtype):
+            raise ValueError(f"initial[{n!r}]={o!r}: a {state[n].dtype} can't hold that")
 
 def _largest(dtype):
     if dtype is torch.bool: return 1

@@ -412,7 +412,7 @@ def _check_fit(state, mine, path, arch, classes=1):
             raise ValueError(f"{path} is not of arch={arch!r}: {n!r} is {there} in the file, and {here} in the network")
 
 def _count_classes(state, path, arch, size):
-    "As many as the last tensor has, if all else is as in a network of one class: so the network is no larger than the file"
+    "As many as the last tensor has, if all else is as in a network of one class: the network is as large as the file"
     last = next((t for t in reversed(state.values()) if t.ndim), None)
     if last is None: raise ValueError(f"{path} has no tensors with a dimension")
     _check_fit(state, make_model(arch, 1, size).state_dict(), path, arch, len(last))

@@ -51,7 +51,7 @@ class RoundStore:
     def __init__(self,
                  folder, # Folder to keep rounds in, made if it is not there; nothing is written if None
                  config:dict, # What makes this experiment: names to numbers, strings and lists of them; `rates` is a list by round
-                 check=None, # Function of a row that raises `ValueError` for a wrong one; rows are numbers by name if None
+                 check=None, # Function that raises `ValueError` for a wrong row; rows are numbers by name if None
                 ):
         self.folder,self.config,self.rows,self.notes = folder and Path(folder),json.loads(json.dumps(config)),[],{}
         self.check = check or check_numbers
@@ -60,8 +60,8 @@ class RoundStore:
 
     @contextlib.contextmanager
     def owned(self):
-        """A context in which nobody else writes to the folder. Reads what is finished when it begins. Raises `ValueError` that
-        says who is at work there, if somebody is"""
+        """A context in which nobody else writes to the folder. Reads what is finished when it begins. Raises
+        `ValueError` that says who is at work there, if somebody is"""
         with sole_owner(self.folder):
             self.read()
             yield self
@@ -74,8 +74,8 @@ class RoundStore:
             a,b = old['config'].get(k),self.config.get(k)
             if k=='rates' and a and b: a,b = a[:len(b)],b[:len(a)]                  # of each round: another number of rounds will do
             if a!=b:
-                raise ValueError(f"folder={str(self.folder)!r} belongs to another experiment: {k} was {_short(a)} there, "
-                                 f"and is {_short(b)} now. Use another folder")
+                raise ValueError(f"folder={str(self.folder)!r} belongs to another experiment: {k} was {_short(a)} "
+                                 f"there, and is {_short(b)} now. Use another folder")
         self.rows,self.notes = old['rows'],old['notes']
 
     def _parts(self):
@@ -114,8 +114,8 @@ class RoundStore:
         atomically(lambda p: p.write_text(text), self.table)
 
     def load(self, what, m, like):
-        """The tensors of a kind and round, or of a file by its name if `m` is None. Raises `ValueError` if names, shapes or types
-        are others than those of `like`"""
+        """The tensors of a kind and round, or of a file by its name if `m` is None. Raises `ValueError` if names,
+        shapes or types are others than those of `like`"""
         path = self.folder/f'{what}.safetensors' if m is None else self.path(what, m)
         state = load_state(path)
         for n in {**like, **state}:

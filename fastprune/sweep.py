@@ -173,10 +173,10 @@ def sweep(make, # Function (seed) that returns a new Learner
     if not callable(make): raise ValueError(f"make={make!r} is not a function: needs one from a seed to a new Learner")
     if not isinstance(methods, dict) or not methods or not all(map(callable, methods.values())): raise ValueError("methods: needs a dict from names to functions (learn, sparsity, seed), as `paper_methods` gives")
     for n in methods:
-        fits = isinstance(n, str) and re.fullmatch(r'[^/\\\x00-\x1f]{1,100}', n) and len(n.encode(errors='replace'))<=200
-        if not fits:
-            raise ValueError(f"methods: {n!r} can't be the name of a method: it becomes a file's, so no slashes, and at most "
-                             "100 characters")
+        fits = isinstance(n, str) and re.fullmatch(r'[^/\\\x00-\x1f]{1,100}', n)
+        if not fits or len(n.encode(errors='replace'))>200:
+            raise ValueError(f"methods: {n!r} can't be the name of a method: it becomes a file's, so no slashes, and "
+                             "at most 100 characters")
     for what,o in dict(sparsities=sparsities, seeds=seeds).items():
         if isinstance(o, (str,dict)) or not hasattr(o, '__iter__'): raise ValueError(f"{what}={o!r}: needs a list")
     sparsities,seeds = list(dict.fromkeys(check_sparsity(s.item() if hasattr(s, 'item') else s, 'sparsities') for s in sparsities)),list(dict.fromkeys(s.item() if hasattr(s, 'item') else s for s in seeds))

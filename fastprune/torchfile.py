@@ -13,8 +13,8 @@ from .files import size_of
 
 # %% ../nbs/03f_torchfile.ipynb #36fd9e5b
 _storages = dict(Float='float32', Double='float64', Half='float16', BFloat16='bfloat16', Long='int64', Int='int32',
-                 Short='int16', Char='int8', Byte='uint8', Bool='bool', ComplexFloat='complex64', ComplexDouble='complex128',
-                 Untyped='uint8')
+                 Short='int16', Char='int8', Byte='uint8', Bool='bool', Untyped='uint8', ComplexFloat='complex64',
+                 ComplexDouble='complex128')
 
 class _Other:
     "Something that is no part of a `state_dict`; it does nothing"
@@ -68,15 +68,16 @@ _known = {'collections OrderedDict':_dict,
           **{f'torch {k}Storage':getattr(torch, v) for k,v in _storages.items()},
           **{f'torch {k}':v for k,v in vars(torch).items() if isinstance(v, torch.dtype)}}
 _inert = ('torch Size', 'torch Tensor', 'torch device', 'torch.nn.parameter Parameter', 'fastcore.foundation L',
-          'torch.serialization _get_layout', 'torch._utils _rebuild_sparse_tensor', 'torch._utils _rebuild_meta_tensor_no_storage',
-          'collections Counter', 'collections defaultdict', '_codecs encode', 'numpy dtype', 'numpy.core.multiarray scalar',
-          'numpy._core.multiarray scalar', *[f'{m} {n}' for m in ('builtins','__builtin__') for n in ('set','complex','bytearray')])
+          'torch.serialization _get_layout', 'torch._utils _rebuild_sparse_tensor',
+          'torch._utils _rebuild_meta_tensor_no_storage', 'collections Counter', 'collections defaultdict',
+          '_codecs encode', 'numpy dtype', 'numpy.core.multiarray scalar', 'numpy._core.multiarray scalar',
+          *[f'{m} {n}' for m in ('builtins','__builtin__') for n in ('set','complex','bytearray')])
 _known.update(dict.fromkeys(_inert, _Other))
 
 # %% ../nbs/03f_torchfile.ipynb #3d806011
-_ops = """PROTO FRAME STOP MARK POP POP_MARK EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 NONE NEWTRUE NEWFALSE
-          BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES
-          GLOBAL STACK_GLOBAL BINPERSID BINPUT LONG_BINPUT BINGET LONG_BINGET MEMOIZE""".split()
+_ops = """PROTO FRAME STOP MARK POP POP_MARK EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 NONE NEWTRUE
+          NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINSTRING SHORT_BINSTRING BINBYTES
+          SHORT_BINBYTES GLOBAL STACK_GLOBAL BINPERSID BINPUT LONG_BINPUT BINGET LONG_BINGET MEMOIZE""".split()
 _base = pickle._Unpickler                         # in Python, with methods to replace
 
 class _Counted(dict):
@@ -231,7 +232,7 @@ class _Tensors:
 
 def load_torch(path, # File of `torch.save`, or of fastai's `learn.save`
               )->dict: # Name -> tensor, on the CPU; those that share numbers still do
-    "The `state_dict` in a file, of which nothing is run. Raises `ValueError` if it is damaged, or has something else in it"
+    "The `state_dict` in a file, of which nothing is run. Raises `ValueError` if it is damaged, or has something else"
     size = size_of(path)
     try:
         with open(path, 'rb') as f:
