@@ -118,10 +118,10 @@ def _on(state, learn):
     return {n:state[n].detach().to(t.device, t.dtype, copy=True) for n,t in _tensors_of(learn).items()}
 
 def _mix(target, states, coefs):
-    "`target` = the weighted sum of `states`, in place; counters, which are whole numbers, are the first's"
+    "`target` = the weighted sum of `states`, in place; what has no arithmetic, whole numbers and float8, is the first's"
     (first,*rest),(c,*cs) = states,coefs
     for n,t in target.items():
-        if not t.is_floating_point(): t.copy_(first[n])
+        if not t.is_floating_point() or t.dtype.itemsize<2: t.copy_(first[n])
         elif len(rest)==1 and c+cs[0]==1: torch.lerp(first[n], rest[0][n], cs[0], out=t)       # exact at both ends, and between equal states
         else:
             torch.mul(first[n], c, out=t)
