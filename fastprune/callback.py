@@ -276,8 +276,8 @@ class SparsifyCallback(Callback):
         "What would be pruned of `model`, and how far. Raises `ValueError` for whatever does not fit it"
         check_not_torch_pruned(model)
         can = prunable_weights(model, self.include, self.exclude)
-        weights = {n:p for n,p in can.items() if p.requires_grad}
-        if not weights: raise ValueError(f"nothing to prune: {'all weights are frozen (requires_grad=False)' if can else _nothing(model)}")
+        weights = {n:p for n,p in can.items() if p.requires_grad and p.numel()}
+        if not weights: raise ValueError(f"nothing to prune: {'all weights are frozen (requires_grad=False)' if any(p.numel() for p in can.values()) else _nothing(model)}")
         end = expand_sparsity(self.sparsity, weights)
         weights,transposed = {n:weights[n] for n in end},transposed_groups(model)
         for n,p in weights.items(): unit_dims(n, p.shape, self.granularity, transposed.get(n, 0))
