@@ -831,7 +831,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fastprune.report._short': ('report.html#_short', 'fastprune/report.py'),
                                   'fastprune.report._sizes': ('report.html#_sizes', 'fastprune/report.py'),
                                   'fastprune.report._table': ('report.html#_table', 'fastprune/report.py'),
-                                  'fastprune.report._tensors_alone': ('report.html#_tensors_alone', 'fastprune/report.py'),
                                   'fastprune.report._thin': ('report.html#_thin', 'fastprune/report.py'),
                                   'fastprune.report._ticket_section': ('report.html#_ticket_section', 'fastprune/report.py'),
                                   'fastprune.report._tiled': ('report.html#_tiled', 'fastprune/report.py'),
