@@ -42,7 +42,7 @@ def save_state(state:dict, # A `state_dict`
 def check_state(state:dict): # A `state_dict`
     "Make sure that a model's state can be saved: tensors, and what JSON gives back as it was, which modules' `get_extra_state` may return. Raises `ValueError`"
     for n,v in state.items():
-        if not isinstance(v, torch.Tensor) and not _as_json(v):
+        if not isinstance(v, torch.Tensor) and not (n.rpartition('.')[2]=='_extra_state' and _as_json(v)):
             raise ValueError(f"the model's state {n!r} is a {type(v).__name__}: tensors can be saved, and numbers, strings, lists and dicts of them by strings")
 
 def _as_json(v):

@@ -345,8 +345,6 @@ def _check(path, pictures, bs, seconds):
     check_whole('pictures', 0, pictures=pictures)
     if isinstance(seconds, bool) or not isinstance(seconds, Number) or not 0<=seconds<math.inf: raise ValueError(f"seconds={seconds!r}: needs a number of seconds, or 0 to measure no latency")
 
-def _tensors_alone(state): return {n:t for n,t in state.items() if isinstance(t, torch.Tensor)}
-
 def _write(path, title, layers, weights, masks, state, js, flops=(None,None), measured=(None,None), unrun=None, pictures=12, sections=(), subtitle='', saved=None):
     "Put the page together"
     found = measured[0]
@@ -380,7 +378,7 @@ def report(self:Learner,
     if not len(layers): raise ValueError("the model has no weights that can be pruned")
     params = dict(model.named_parameters())
     measured = _try(_measure, self, bs, seconds) if seconds else (None,'not measured: seconds=0')
-    return _write(path, title or type(model).__name__, _kept(layers), {n:params[n].detach() for n in layers.index}, masks, _tensors_alone(model.state_dict()), js, _try(self.flops), measured, pictures=pictures,
+    return _write(path, title or type(model).__name__, _kept(layers), {n:params[n].detach() for n in layers.index}, masks, model.state_dict(), js, _try(self.flops), measured, pictures=pictures,
                   saved=to_state_names(model, masks), sections=[_curve_section(self, callback), _ticket_section(tickets), _path_section(paths)], subtitle=(f'{type(model).__name__}, ' if title else '')+f'{sum(p.numel() for p in params.values()):,} parameters')
 
 def _kept(report):

@@ -75,7 +75,7 @@ def _unfit(p):
     "Why `p` can't be pruned, whatever it is; empty if it can"
     if not p.is_floating_point(): return f"its numbers are {str(p.dtype)[6:]}, not floats"
     if p.dtype.itemsize<2: return f"{str(p.dtype)[6:]} is for storing, not for arithmetic: prune the model before it is converted"
-    return '' if p.numel() else 'it has no elements'
+    return ''
 
 # %% ../nbs/02_weights.ipynb #770c6f0f
 def match(pattern:str, # A name, a glob pattern (`'*.conv?.weight'`), or the name of a module (`'layer1'`)
@@ -135,6 +135,26 @@ def _holders(model):
         res.update({c:(m,n) for n,c in m._modules.items() if isinstance(c, (nn.ParameterList,nn.ParameterDict))})
         if is_parametrized(m): res.update({c:(m,n) for n,c in m.parametrizations.items()})
     return res
+
+def _through(plist, key, value):
+    "What parametrizations make of `value` in the place of their original `key`; random ones and power iterations stand still"
+    modes = [(m,m.training) for m in plist.modules()]
+    try:
+        plist.eval()
+        first,*rest = plist._modules.values()
+        with torch.no_grad(): x = first(*(value if n==key else p for n,p in plist._parameters.items()))
+        for f in rest:
+            with torch.no_grad(): x = f(x)
+        return x
+    finally:
+        for m,mode in modes: m.training = mode
+
+def _shown(plist):
+    "Which originals of a list of parametrizations are of the shape of what comes out"
+    if plist.is_tensor: return ['original']
+    if isinstance(plist[0], _WeightNorm): return ['original1']
+    shape = _through(plist, None, None).shape
+    return [n for n,p in plist._parameters.items() if p is not None and p.shape==shape]
 
 def _places(model):
     "`id` of each parameter -> (module, name there) of all who have it"
@@ -240,19 +260,6 @@ def transposed_groups(model:nn.Module, # Any module
     return {n:layout for n,layout in found.items() if layout}
 
 # %% ../nbs/02_weights.ipynb #4b4fedd3
-def _through(plist, key, value):
-    "What parametrizations make of `value` in the place of their original `key`; random ones and power iterations stand still"
-    modes = [(m,m.training) for m in plist.modules()]
-    try:
-        plist.eval()
-        first,*rest = plist._modules.values()
-        with torch.no_grad(): x = first(*(value if n==key else p for n,p in plist._parameters.items()))
-        for f in rest:
-            with torch.no_grad(): x = f(x)
-        return x
-    finally:
-        for m,mode in modes: m.training = mode
-
 def _through_hook(m, hook, value):
     "The same for `torch.nn.utils.spectral_norm`"
     name = f'{hook.name}_orig'
@@ -261,13 +268,6 @@ def _through_hook(m, hook, value):
         m._parameters[name] = nn.Parameter(value, requires_grad=False)
         with torch.no_grad(): return hook.compute_weight(m, do_power_iteration=False)
     finally: m._parameters[name] = old
-
-def _shown(plist):
-    "Which originals of a list of parametrizations are of the shape of what comes out"
-    if plist.is_tensor: return ['original']
-    if isinstance(plist[0], _WeightNorm): return ['original1']
-    shape = _through(plist, None, None).shape
-    return [n for n,p in plist._parameters.items() if p is not None and p.shape==shape]
 
 def in_use(model:nn.Module, # Any module
           )->dict: # Name of the parameter -> function from a value of it to the weight that the layer multiplies by
