@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend,sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from fastai.basics import Callback,Learner,patch,store_attr,to_device
-from .passes import a_batch,check_n_batches,check_whole,device_of,forward,inputs_and_targets,loss_of,reset_state,undisturbed
+from .passes import check_n_batches,check_whole,device_of,inputs_and_targets,loss_of,reset_state,undisturbed
+from .inputs import at_most,call_example,learner_inputs
 from .weights import check_sparsity,prunable_weights,transposed_groups,unwrap
 from .criteria import magnitude
 from .masks import Masks,check_bool,compute_masks
@@ -285,16 +286,17 @@ def _no_mkldnn():
 def flops(self:Learner,
           include=None, # Name, glob pattern or module whose zeros count, or a list of them; all that can be pruned, if None
           exclude=None, # The same, to leave out
+          example=None, # A batch of inputs, of which the first item counts: a tensor, a tuple, or a dict by name; from the DataLoaders if None
          )->pd.DataFrame: # A row a weight, 'other' (what is with no such weight) and 'total': columns dense, nonzero (FLOPs for one item), speedup (their ratio)
-    "FLOPs of a forward pass for one item of the training set, and of those that are with a weight other than 0"
+    "FLOPs of a forward pass for one item of the training set, or of `example`, and of those that are with a weight other than 0"
     weights = prunable_weights(self.model, include, exclude)
     with undisturbed(self), torch.no_grad(), _no_mkldnn():
-        xb = a_batch(self)
-        self.model.to(device_of(self)).eval()
+        inputs = at_most(learner_inputs(self, example), 1)
+        self.model.eval()
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with _Flops({p.untyped_storage().data_ptr():n for n,p in weights.items()}) as counted: forward(self, tuple(x[:1] if isinstance(x, torch.Tensor) else x for x in xb))
+            with _Flops({p.untyped_storage().data_ptr():n for n,p in weights.items()}) as counted: call_example(self.model, inputs)
         finally: torch.backends.mha.set_fastpath_enabled(fast)
     rows = {n:(k, round(k*int(weights[n].count_nonzero())/weights[n].numel()) if n in weights else k) for n,k in counted.flops.items()}
     df = pd.DataFrame([rows.get(n, (0,0)) for n in [*weights,'other']], index=pd.Index([*weights,'other'], name='name'), columns=['dense','nonzero'])

@@ -10,6 +10,7 @@ import base64,io,json,math,os,platform,re,secrets,tempfile
 from collections import Counter
 from contextlib import suppress
 from datetime import date
+from functools import partial
 from html import escape
 from numbers import Integral,Number
 from pathlib import Path
@@ -19,7 +20,8 @@ from fastai.basics import DataLoader,DataLoaders,L,Learner,patch
 from fastcore.xml import (Body,Div,Figcaption,Figure,Footer,H1,H2,Head,Header,Html,Img,Main,Mark,Meta,Noscript,P,Safe,Script,Section,Small,Strong,Style,
                           Table,Tbody,Td,Th,Thead,Title,Tr,to_xml)
 from .schedules import schedule_name
-from .passes import a_batch,check_whole,device_of,undisturbed
+from .passes import check_whole,undisturbed
+from .inputs import batch_size,learner_inputs,n_items,tensors_in
 from .weights import _is_weight,unwrap
 from .files import _kind,atomically,load_sparse_masks,load_tensors,save_sparse
 from .masks import Masks
@@ -165,16 +167,14 @@ def _machine(device):
     cpu = f"{found[1] if found else platform.processor() or platform.machine()}, {(n := torch.get_num_threads())} thread{'s'*(n>1)}"
     return f"{torch.cuda.get_device_name(device) if device.type=='cuda' else cpu}, torch {torch.__version__}"
 
-def _measure(learn, bs, seconds):
+def _measure(learn, bs, seconds, example):
     "Layers in `sparse_inference`, milliseconds dense and sparse, and what they are of"
     with undisturbed(learn), torch.no_grad():
-        device,xs = device_of(learn),a_batch(learn)
-        if not all(isinstance(x, torch.Tensor) for x in xs): raise ValueError(f"the model's inputs are {', '.join(type(x).__name__ for x in xs)}: latency needs tensors")
-        xs = tuple(x[:bs] for x in xs)
-        model,example = unwrap(learn.model).to(device).eval(),xs[0] if len(xs)==1 else xs
-        sparse = sparse_inference(model, example, seconds=0.9*seconds)
-        times = latency({'dense':model, 'sparse':sparse}, example, seconds=0.1*seconds).ms.to_dict()
-        return sparse.inference_report,times,f"a batch of {', '.join('x'.join(map(str, x.shape)) for x in xs)} on {_machine(device)}"
+        inputs = learner_inputs(learn, example)
+        inputs,model = n_items(inputs, bs or (1 if example is None else batch_size(inputs))),unwrap(learn.model).eval()
+        sparse,tensors = sparse_inference(model, inputs, seconds=0.9*seconds),tensors_in(inputs)
+        times = latency({'dense':model, 'sparse':sparse}, inputs, seconds=0.1*seconds).ms.to_dict()
+        return sparse.inference_report,times,f"a batch of {', '.join('x'.join(map(str, x.shape)) for x in tensors)} on {_machine(tensors[0].device)}"
 
 def _headline(layers, size, flops, measured, unrun):
     "What the page says first. `unrun`: why there is nothing to run"
@@ -341,7 +341,7 @@ def _path_section(paths):
 # %% ../nbs/14_report.ipynb #17c3ea4b
 def _check(path, pictures, bs, seconds):
     if Path(path).is_dir(): raise ValueError(f"path={str(path)!r} is a folder: needs a file to write")
-    check_whole(bs=bs)
+    if bs is not None: check_whole(bs=bs)
     check_whole('pictures', 0, pictures=pictures)
     if isinstance(seconds, bool) or not isinstance(seconds, Number) or not 0<=seconds<math.inf: raise ValueError(f"seconds={seconds!r}: needs a number of seconds, or 0 to measure no latency")
 
@@ -362,10 +362,11 @@ def report(self:Learner,
            tickets=None, # `Tickets` to show, or several in a list or by name
            paths=None, # `LinearPath` to show, or several in a list or by name
            callback:SparsifyCallback|None=None, # That of the last fit, for its schedule; the Learner's own if None
-           bs:int=1, # Items of the training set to measure latency with
+           bs:int|None=None, # Items to measure latency with; those of `example`, or 1 without it, if None
            seconds:float=20., # Time to measure latency, dense and by `sparse_inference`; 0 for none
            pictures:int=12, # Masks to draw, at most
            title:str|None=None, # Heading; the model's class if None
+           example=None, # A batch of inputs for FLOPs and latency: a tensor, a tuple, or a dict by name; from the training set if None
           )->Path: # `path`
     "Write a page about the model: how sparse, small and fast it is, its layers and masks, and the last fit. Nothing of the Learner changes. Raises `ValueError` for arguments that don't fit, `ImportError` without plotly"
     _check(path, pictures, bs, seconds)
@@ -377,8 +378,8 @@ def report(self:Learner,
     layers = self.sparsity_report().iloc[:-1]
     if not len(layers): raise ValueError("the model has no weights that can be pruned")
     params = dict(model.named_parameters())
-    measured = _try(_measure, self, bs, seconds) if seconds else (None,'not measured: seconds=0')
-    return _write(path, title or type(model).__name__, _kept(layers), {n:params[n].detach() for n in layers.index}, masks, model.state_dict(), js, _try(self.flops), measured, pictures=pictures,
+    measured = _try(_measure, self, bs, seconds, example) if seconds else (None,'not measured: seconds=0')
+    return _write(path, title or type(model).__name__, _kept(layers), {n:params[n].detach() for n in layers.index}, masks, model.state_dict(), js, _try(partial(self.flops, example=example)), measured, pictures=pictures,
                   sections=[_curve_section(self, callback), _ticket_section(tickets), _path_section(paths)], subtitle=(f'{type(model).__name__}, ' if title else '')+f'{sum(p.numel() for p in params.values()):,} parameters')
 
 def _kept(report):
