@@ -16,9 +16,9 @@ from fastai.callback import schedule as _          # fit_one_cycle, fine_tune, l
 from fastai.callback.tracker import SaveModelCallback
 from .schedules import check_schedule,ocp,progress_at,schedule_name,update_steps
 from .passes import check_whole,together
-from .weights import check_not_torch_pruned,check_sparsities,expand_sparsity,normed_rows,prunable_weights,transposed_groups,unwrap
+from .weights import asked_for,check_not_torch_pruned,check_sparsities,expand_sparsity,normed_rows,prunable_weights,transposed_groups,unwrap
 from .criteria import CRITERIA,asks_for,has_gradients,magnitude
-from .masks import Masks,check_bool,check_granularity,check_nan,check_scope,check_scores,compute_masks,count_units,unit_dims
+from .masks import Masks,check_bool,check_granularity,check_nan,check_scope,check_scores,compute_masks,count_units,fitting_weights
 
 # %% ../nbs/05_callback.ipynb #bf2ab868
 class KeepMasks(Callback):
@@ -214,15 +214,15 @@ class SparsifyCallback(Callback):
     _active,_planned,_skipped,_aside,_weights = False,False,False,False,None
 
     def __init__(self,
-                 sparsity:float|dict, # Fraction of zeros at the end, in [0,1); or by name, pattern or module: {'*':0.9, 'head':0.5}, the last match counts
+                 sparsity:float|dict, # Fraction of zeros at the end, in [0,1); or by name, pattern, module or class: {'*':0.9, 'head':0.5}, the last match counts
                  schedule=ocp, # Function from the position in training to progress, both in [0,1]
                  criterion=magnitude, # Function from {name: weight} to {name: score}, larger = keep
                  scope:str='local', # 'local': each tensor reaches `sparsity`; 'global', 'erk', 'balanced': all of them together do
-                 granularity:str='weight', # What is pruned together: 'weight', 'row', 'column', 'kernel', 'filter', or '2:4' and other n:m
+                 granularity:str='weight', # What is pruned together: 'weight', 'row', 'column', 'kernel', 'filter', or '2:4' and other n:m; layers that it doesn't fit stay whole, with a warning
                  interval:int=10, # Iterations between mask updates while sparsity changes, at least 1, which takes more time and can be worth points of accuracy in short trainings (`benchmarks/paper`)
                  initial:float|dict|None=None, # Sparsity at the start, like `sparsity`; what the model has, if None
                  recover:bool|str=True, # May pruned weights come back? If False, masks are nested; if 'alive', those of filters (rows of a linear layer) of which nothing is left come back after all others, so that whole filters stay pruned while sparsity rises
-                 include=None, # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
+                 include=None, # Name, glob pattern, module or class as `nn.Conv2d` to prune, or a list of them; all that can be pruned, if None
                  exclude=None, # The same, to leave alone
                  refresh:bool=False, # Recompute masks every `interval` iterations, also while sparsity stands still? With `one_shot` that is projected gradient descent
                  track:bool=False, # Record `recovered` and `mask_distance`, and show them in the table? Takes two more bytes a weight
@@ -249,9 +249,10 @@ class SparsifyCallback(Callback):
         can = prunable_weights(model, self.include, self.exclude)
         weights = {n:p for n,p in can.items() if p.requires_grad}
         if not weights: raise ValueError(f"nothing to prune: {'all weights are frozen (requires_grad=False)' if can else _nothing(model)}")
-        end = expand_sparsity(self.sparsity, weights)
+        end = expand_sparsity(self.sparsity, weights, model=model)
         weights,transposed = {n:weights[n] for n in end},transposed_groups(model)
-        for n,p in weights.items(): unit_dims(n, p.shape, self.granularity, transposed.get(n, 0))
+        weights = fitting_weights(weights, self.granularity, transposed, asked_for(self.include, self.sparsity, weights, model))
+        end = {n:end[n] for n in weights}
         _try_criterion(self.criterion, weights, learn or self.__dict__.get('learn'))
         return weights,end
 
@@ -302,7 +303,7 @@ class SparsifyCallback(Callback):
             if not present.keys()<=held.keys(): self._hold(present, how)
             # masks of another kind have to change even if they prune as much
             if how!=self._how and (how or self.granularity!='weight'): self._counts = None
-        self._begin,self._end = begin if self.initial is None else {**begin, **expand_sparsity(self.initial, begin, 'initial')},end
+        self._begin,self._end = begin if self.initial is None else {**begin, **expand_sparsity(self.initial, begin, 'initial', self.learn.model)},end
 
     def _sparsity(self, t):
         "The sparsity asked for after iteration `t`, by name"

@@ -12,10 +12,10 @@ import numpy as np, pandas as pd, torch
 from torch import nn
 from fastai.basics import Learner,patch,store_attr
 from .passes import check_n_batches,check_whole,gradients,summed_gradients,undisturbed
-from .weights import check_not_torch_pruned,expand_sparsity,prunable_weights,transposed_groups,unwrap
+from .weights import asked_for,check_not_torch_pruned,expand_sparsity,prunable_weights,transposed_groups,unwrap
 from .criteria import asks_for,magnitude,synflow
 from .files import load_sparse_masks,save_sparse
-from .masks import Masks,check_scope,compute_masks,count_units,lamp
+from .masks import Masks,check_scope,compute_masks,count_units,fitting_weights,lamp
 from .callback import SparsifyCallback,_nothing,ranked,set_masks
 
 # %% ../nbs/06_learner.ipynb #7a7e01f4
@@ -67,11 +67,11 @@ def _warn_of_empty(masks):
 
 @patch
 def prune(self:Learner,
-          sparsity:float|dict, # Fraction of zeros in [0,1); or by name, pattern or module: {'*':0.9, 'head':0.5}, the last match counts
+          sparsity:float|dict, # Fraction of zeros in [0,1); or by name, pattern, module or class: {'*':0.9, nn.Linear:0.5}, the last match counts
           criterion=magnitude, # Function from {name: weight} to {name: score}, larger = keep
           scope:str='local', # 'local' = 'uniform': each tensor reaches `sparsity`; 'global', 'erk', 'balanced', 'lamp': all of them together do
-          granularity:str='weight', # What is pruned together: 'weight', 'row', 'column', 'kernel', 'filter', or '2:4' and other n:m
-          include=None, # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
+          granularity:str='weight', # What is pruned together: 'weight', 'row', 'column', 'kernel', 'filter', or '2:4' and other n:m; layers that it doesn't fit stay whole, with a warning
+          include=None, # Name, glob pattern, module or class as `nn.Conv2d` to prune, or a list of them; all that can be pruned, if None
           exclude=None, # The same, to leave alone
           recover:bool=True, # May what `learn.masks` prunes come back, where the criterion says so? If False, masks are nested
           n_batches:int|None=None, # Training batches that the criterion looks at, or, for `taylor`, that gradients are summed over; its default if None
@@ -90,10 +90,13 @@ def prune(self:Learner,
     check_not_torch_pruned(self.model)
     weights = prunable_weights(self.model, include, exclude)
     if not weights: raise ValueError(f"nothing to prune: {_nothing(self.model)}")
-    weights = {n:weights[n] for n in expand_sparsity(sparsity, weights)}
+    target,layouts = expand_sparsity(sparsity, weights, model=self.model),transposed_groups(self.model)
+    weights = {n:weights[n] for n in target}
+    weights = fitting_weights(weights, granularity, layouts, asked_for(include, sparsity, weights, self.model))
+    if isinstance(sparsity, dict): sparsity = {n:target[n] for n in weights}
     held = {n:m for n,m in (self.masks or {}).items() if n in weights}
     keep = None if recover else Masks({n:held.get(n, torch.ones_like(p, dtype=torch.bool)) for n,p in weights.items()})
-    kind = (scope, granularity, min_density, transposed_groups(self.model))
+    kind = (scope, granularity, min_density, layouts)
     given = dict(learn=self, n_batches=n_batches, initial=None if initial is None else _as_weights(initial, weights))
     sums = n_batches if not asks_for(criterion) and criterion is not magnitude else None         # gradients for a criterion that takes what is there
     masks = _in_steps(self, weights, sparsity, criterion, given, keep, iterations, kind, sums)
