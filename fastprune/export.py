@@ -6,16 +6,16 @@
 __all__ = ['to_onnx', 'to_torch_prune', 'from_torch_prune', 'semi_structured_layers', 'to_semi_structured']
 
 # %% ../nbs/13c_export.ipynb #aa0c707c
-import contextlib,inspect,io,logging,warnings
+import contextlib,inspect,io,logging,pickletools,re,sys,warnings,zipfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import cloudpickle, numpy as np, pandas as pd, torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as _AttentionOut
 from torch.nn.utils import prune as _prune
 from torch.utils._pytree import tree_leaves
-from fastai.basics import Learner,patch
+from fastai.basics import Callback,L,Learner,patch
 from .passes import undisturbed
 from .inputs import Inputs,as_inputs,at_most,batch_size,call_model,error_line,has_batch,learner_inputs,map_tensors,n_items,shapes_of,tensors_in
 from .weights import check_not_torch_pruned,prunable_weights,torch_pruned,unwrap
@@ -313,6 +313,58 @@ def from_torch_prune(self:Learner
     masks = from_torch_prune(self.model, permanent=True)
     set_masks(self, {**held, **{n:m & held[n].to(m.device) if n in held else m for n,m in masks.items()}})
     return self.masks
+
+# %% ../nbs/13c_export.ipynb #469e65e9
+def _ours(o): return type(o).__module__.split('.')[0]=='fastprune'
+
+@contextlib.contextmanager
+def _without_ours(learn):
+    "A context in which a Learner has no callbacks of fastprune's; it is as before afterwards"
+    before = dict(learn.__dict__)
+    try:
+        learn.cbs = L(cb for cb in learn.cbs if not _ours(cb))
+        for k,v in before.items():
+            if isinstance(v, Callback) and _ours(v): del learn.__dict__[k]
+        yield
+    finally:
+        learn.__dict__.clear()
+        learn.__dict__.update(before)
+
+@contextlib.contextmanager
+def _by_value():
+    "A context in which cloudpickle writes the classes of fastprune's networks and data themselves, and not where to import them from"
+    modules = [sys.modules[f'fastprune.{o}'] for o in ('models','data','passes') if f'fastprune.{o}' in sys.modules]
+    try:
+        for m in modules: cloudpickle.register_pickle_by_value(m)
+        yield
+    finally:
+        for m in modules: cloudpickle.unregister_pickle_by_value(m)
+
+def _imports(path):
+    "What of fastprune has to be imported to load a file of torch's: names that its pickle looks up, and modules that cloudpickle does"
+    with zipfile.ZipFile(path) as z: data = z.read(next(n for n in z.namelist() if n.endswith('data.pkl')))
+    res,last,memo = [],None,{}
+    for op,arg,_ in pickletools.genops(data):
+        if op.name in ('BINPUT','LONG_BINPUT'):
+            memo[arg] = last
+            continue
+        module = last=='cloudpickle.cloudpickle subimport' and isinstance(arg, str)
+        last = memo.get(arg) if op.name in ('BINGET','LONG_BINGET') else arg if op.name=='GLOBAL' else None
+        if (module or op.name=='GLOBAL') and re.match(r'fastprune\b', arg): res.append(arg.replace(' ', '.'))
+    return res
+
+@patch
+def export_plain(self:Learner,
+                 fname='export.pkl', # File to write, in `learn.path`
+                )->Path: # The file
+    """As fastai's `learn.export`, for `load_learner` where there is no fastprune: without `learn.masks` and fastprune's callbacks. Pruned weights are zeros, and nothing of the Learner changes.
+    Raises `ValueError` if something else in it needs fastprune, and nothing is written"""
+    path = self.path/fname
+    def write(part):
+        with _without_ours(self), _by_value(): self.export(part.absolute())
+        if needed := _imports(part): raise ValueError(f"{needed[0]} is needed to load this Learner: take it out of the Learner first, or use `learn.export`")
+    atomically(write, path)
+    return path
 
 # %% ../nbs/13c_export.ipynb #f6c09d29
 def _contiguous(m, args): return tuple(x.contiguous() for x in args)                         # torch's 2:4 tensors take no other inputs

@@ -44,6 +44,19 @@ def _apply(w, mask):
         w,mask = parts.local['w'],parts.part_of('w', mask)
     _zero(w, mask.to(w.device))
 
+def _packed(m):
+    "A mask as (shape, its bits on its device); a DTensor as it is"
+    return m if is_dtensor(m) else (tuple(m.shape),torch.from_numpy(np.packbits(m.detach().flatten().cpu().numpy())).to(m.device))
+
+def _from_packed(packed):
+    "The masks in a pickle"
+    return Masks({n:_unpacked(n, *o) if isinstance(o, tuple) else o for n,o in packed.items()})
+
+def _unpacked(n, shape, bits):
+    if bits.dtype!=torch.uint8 or bits.ndim!=1 or not bits.is_contiguous() or any(k<0 for k in shape) or bits.numel()!=(math.prod(shape)+7)//8:
+        raise ValueError(f"the mask of {n!r} is damaged: its shape and its size don't agree")
+    return torch.from_numpy(np.unpackbits(bits.cpu().numpy(), count=math.prod(shape)).astype(bool)).view(shape).to(bits.device)
+
 class Masks(dict):
     "Name -> bool tensor of the weight's shape, True where it is kept"
     def __eq__(self, other):
@@ -82,6 +95,11 @@ class Masks(dict):
         return 1-both/either if either else 0.
 
     def copy(self)->'Masks': return type(self)(self)
+    __copy__ = copy
+    def __deepcopy__(self, memo):
+        memo[id(self)] = res = type(self)({n:m.clone() for n,m in self.items()})
+        return res
+    def __reduce_ex__(self, protocol): return _from_packed,({n:_packed(m) for n,m in self.items()},)       # a bit a weight in a pickle, too
 
     def check(self,
               weights:dict, # Name -> tensor
@@ -127,7 +145,7 @@ class Masks(dict):
         except (AttributeError, ValueError): shape = None
         if shape is None or any(o<0 for o in shape) or bits.dtype!=torch.uint8 or bits.numel()!=(math.prod(shape)+7)//8:
             raise ValueError(f"{path} is damaged: the shape and size of {n!r} don't agree")
-        return torch.from_numpy(np.unpackbits(bits.numpy(), count=math.prod(shape)).astype(bool)).view(shape)
+        return _unpacked(n, shape, bits)
 
     @classmethod
     def from_zeros(cls,
