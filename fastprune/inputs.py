@@ -120,6 +120,7 @@ def _check_tensors(inputs, example, what):
         return [o] if hasattr(o, '__array__') and not isinstance(o, torch.Tensor) else []
     if arrays(inputs): raise ValueError(f"{what}: {type(arrays(inputs)[0]).__name__} is no tensor: use torch.as_tensor")
     if tensors_in(inputs): return
+    if isinstance(example, (list,tuple,Mapping)): raise ValueError(f"{what}: needs at least one tensor")
     raise ValueError(f"{what}={type(example).__name__}: needs a tensor, or a tuple of the model's inputs, or a dict of them by name")
 
 def model_device(model): # Module, or function

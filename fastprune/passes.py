@@ -53,7 +53,8 @@ def undisturbed(learn:Learner):
         reset_state(learn)
 
 def device_of(learn:Learner):
-    "Where batches go: the DataLoaders' device, or the model's if they have none, as torch's"
+    "Where batches go: to this process's own device among several, else the DataLoaders', or the model's if they have none, as torch's"
+    if together(learn): return learn.distributed_trainer.accelerator.device
     return getattr(learn.dls, 'device', None) or next(learn.model.parameters()).device
 
 def _plain(x):

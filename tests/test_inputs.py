@@ -1,0 +1,180 @@
+"What needs a batch takes `example=`, and batches may be tuples and dicts"
+import pytest, torch
+from fastai.basics import *
+from fastai.callback.rnn import ModelResetter
+from fastai.text.models import *
+from fastai.vision.models.unet import DynamicUnet
+from fastprune.all import *
+from fastprune.inputs import Inputs, as_inputs, call_model
+
+pytestmark = pytest.mark.filterwarnings('ignore')
+x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def rows(n): return torch.randn(n, 4), torch.randn(n, 5)
+
+
+class Two(nn.Module):
+    "Two inputs, by position or by name"
+    def __init__(self): super().__init__(); self.a, self.b, self.c = nn.Linear(4, 16), nn.Linear(5, 16), nn.Linear(16, 10)
+    def forward(self, left, right=None, shift=None):
+        y = self.a(left).relu()
+        if right is not None: y = y+self.b(right).relu()
+        return self.c(y if shift is None else y+shift)
+
+
+class InTuple(Two):
+    def forward(self, pair): return super().forward(*pair)
+
+
+class InDict(Two):
+    def forward(self, batch): return {'logits': super().forward(batch['left'], batch['right'])}
+
+
+class Nested:
+    "Items whose input is a tuple or a dict"
+    def __init__(self, kind, n=32): self.kind, self.rows, self.y = kind, rows(n), torch.randint(10, (n,))
+    def __len__(self): return len(self.y)
+    def __getitem__(self, i):
+        a, b = (o[i] for o in self.rows)
+        return ((a, b) if self.kind is tuple else {'left': a, 'right': b}), self.y[i]
+
+
+def nested(kind):
+    "A Learner with such batches, whose first layer has no filter left of its first four"
+    dls = DataLoaders(*(DataLoader(Nested(kind), bs=8) for _ in range(2)))
+    learn = Learner(dls, InTuple() if kind is tuple else InDict(), loss_func=lambda p, y: F.cross_entropy(p['logits'] if isinstance(p, dict) else p, y))
+    with torch.no_grad():
+        for l in (learn.model.a, learn.model.b): l.weight[:4] = 0; l.bias[:4] = 0
+    learn.prune(0.5)
+    return learn
+
+
+def same(a, b): assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.fixture
+def loaded(learner, tmp_path):
+    learn = learner()
+    learn.prune(0.9)
+    learn.export()
+    return load_learner(tmp_path/'export.pkl')
+
+
+def test_after_load_learner(loaded, tmp_path):
+    want = loaded.model.eval()(x)
+    same(loaded.sparse_inference(example=x, seconds=0.01)(x), want)
+    assert loaded.flops(example=x).loc['total', 'dense'] > loaded.flops(example=x).loc['total', 'nonzero'] > 0
+    assert loaded.flops(example=x).equals(loaded.flops(example=x[:1]))                 # of one item
+    assert loaded.to_onnx(tmp_path/'m.onnx', example=x).stat().st_size > 1000
+    page = loaded.report(tmp_path/'page.html', seconds=0.1, example=x).read_text()
+    assert 'no batches' not in page and 'a batch of 4x1x8x8' in page
+    report = loaded.shrink(example=x, repeats=0)
+    assert 'total' in report.index
+    same(loaded.model.eval()(x), want)
+
+
+@pytest.mark.parametrize('what', [lambda l, p: l.sparse_inference(), lambda l, p: l.to_onnx(p/'m.onnx'), lambda l, p: l.shrink(), lambda l, p: l.flops()])
+def test_without_batches_the_error_names_example(loaded, tmp_path, what):
+    with pytest.raises(ValueError, match='no batches: give `example=`'): what(loaded, tmp_path)
+    assert not list(tmp_path.glob('*.onnx'))
+
+
+def test_a_wrong_example(loaded, tmp_path):
+    for f in (loaded.sparse_inference, loaded.flops, loaded.shrink, partial(loaded.to_onnx, tmp_path/'m.onnx')):
+        with pytest.raises(ValueError, match='ndarray is no tensor'): f(example=x.numpy())
+        with pytest.raises(ValueError, match=r"(can't take|itself fails).*\(4, 3, 8, 8\)|can't take the example"): f(example=torch.randn(4, 3, 8, 8))
+    with pytest.raises(ValueError, match='needs a tensor'): loaded.flops(example='image')
+    with pytest.raises(ValueError, match='models\\[.b.\\] can.t take it'): latency({'a': loaded.model.eval(), 'b': nn.Linear(3, 3).eval()}, x, seconds=0.1)
+
+
+@pytest.mark.parametrize('example', [rows(6), list(rows(6)), dict(zip(('right', 'left'), reversed(rows(6)))), {'left': rows(6)[0]}, {'left': rows(6)[0], 'shift': torch.ones(16)}], ids=['tuple', 'list', 'dict', 'one', 'shift'])
+def test_inputs_by_position_and_by_name(example, tmp_path):
+    model = Two().eval()
+    with torch.no_grad(): model.a.weight[torch.rand(16, 4) > 0.2] = 0
+    want = call_model(model, as_inputs(example, model))
+    same(call_model(sparse_inference(model, example, seconds=0.01), as_inputs(example, model)), want)
+    same(call_model(shrink(model, example, repeats=0)[0], as_inputs(example, model)), want)
+    assert latency({'it': model}, example, seconds=0.01).ms.item() > 0
+
+
+@pytest.mark.parametrize('kind', [tuple, dict])
+def test_nested_batches(kind, tmp_path):
+    learn = nested(kind)
+    inputs = Inputs((next(iter(learn.dls.valid))[0],), {})
+    out = lambda m: (lambda o: o['logits'] if isinstance(o, dict) else o)(call_model(m.eval(), inputs))
+    want = out(learn.model)
+    same(out(learn.sparse_inference(seconds=0.01)), want)
+    assert learn.flops().loc['total', 'dense'] == 2*16*(4+5+10)
+    assert 'no batches' not in learn.report(tmp_path/'page.html', seconds=0.1).read_text()
+    onnx = pytest.importorskip('onnx')
+    graph = onnx.load(learn.to_onnx(tmp_path/'m.onnx')).graph
+    assert [i.name for i in graph.input] == (['pair_0', 'pair_1'] if kind is tuple else ['batch_left', 'batch_right'])
+    pytest.importorskip('torch_pruning')
+    report = learn.shrink(repeats=0)
+    assert (report.loc['a', 'filters_after'], report.loc['b', 'filters_after']) == (12, 12)
+    same(out(learn.model), want)
+
+
+def session(path):
+    ort = pytest.importorskip('onnxruntime')
+    return ort.InferenceSession(path, providers=['CPUExecutionProvider'])
+
+
+def test_onnx_of_a_unet(tmp_path):
+    body = nn.Sequential(*[ConvLayer(i, o, stride=2) for i, o in ((3, 4), (4, 8), (8, 8))])
+    unet, images = DynamicUnet(body, 2, (16, 16)).eval(), torch.randn(3, 3, 16, 16)
+    kinds = [type(m) for m in unet.modules()]
+    run = session(to_onnx(unet, images[:2], tmp_path/'u.onnx'))
+    same(torch.tensor(run.run(None, {run.get_inputs()[0].name: images.numpy()})[0]), unet(images).detach())
+    assert [type(m) for m in unet.modules()] == kinds                                   # the user's own is as it was
+
+
+def tokens():
+    ids = torch.randint(2, 40, (4, 11), generator=torch.Generator().manual_seed(1))
+    ids[2, 6:], ids[3, 3:] = 1, 1                                                       # padded
+    return ids
+
+
+def text_model(what):
+    torch.manual_seed(0)
+    sizes = dict(emb_sz=6, n_hid=8, n_layers=2)
+    if what == 'language model': return get_language_model(AWD_LSTM, 40, config=dict(awd_lstm_lm_config, **sizes)).eval()
+    return get_text_classifier(AWD_LSTM, 40, 3, seq_len=5, config=dict(awd_lstm_clas_config, bidir=what == 'both directions', **sizes)).eval()
+
+
+@pytest.mark.parametrize('what', ['classifier', 'both directions', 'language model'])
+def test_onnx_of_text(what, tmp_path):
+    model, ids = text_model(what), tokens()
+    run = session(to_onnx(model, ids, tmp_path/'t.onnx'))
+    for some in (ids, ids[:3], torch.cat([ids, ids.flip(0)])):                          # rows that end early come back, too
+        model.reset()
+        same(torch.tensor(run.run(None, {run.get_inputs()[0].name: some.numpy()})[0]), model(some)[0].detach())
+
+
+def test_a_text_learner(tmp_path):
+    ids, y = tokens().repeat(4, 1), torch.arange(16) % 3
+    dls = DataLoaders(*(TfmdDL(list(zip(ids, y)), bs=4) for _ in range(2)))
+    learn = Learner(dls, text_model('classifier'), loss_func=CrossEntropyLossFlat(), cbs=ModelResetter())
+    learn.prune(0.5)
+    state = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    assert session(learn.to_onnx(tmp_path/'t.onnx')).get_inputs()[0].shape[1:] == [11]
+    assert all(torch.equal(v, state[k]) for k, v in learn.model.state_dict().items())
+    assert learn.flops().loc['total', 'dense'] > 0
+
+
+class ByValue(nn.Module):
+    def __init__(self): super().__init__(); self.l = nn.Linear(4, 3)
+    def forward(self, v): return self.l(v) if v.sum() > 0 else self.l(-v)
+
+
+class OneSize(nn.Module):
+    def __init__(self): super().__init__(); self.l = nn.Linear(4, 3)
+    def forward(self, v): return self.l(v)[:len(v)]*len(v) if len(v) == 2 else self.l(v)
+
+
+def test_what_can_not_be_exported_says_what_to_do(tmp_path):
+    for model, match in ((ByValue(), 'must not branch or loop by the values of tensors'), (OneSize(), 'Use dynamic_batch=False')):
+        with pytest.raises(ValueError, match=match): to_onnx(model, torch.randn(2, 4), tmp_path/'m.onnx')
+    assert not list(tmp_path.iterdir())
+    assert to_onnx(OneSize(), torch.randn(2, 4), tmp_path/'m.onnx', dynamic_batch=False).exists()
