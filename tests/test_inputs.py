@@ -1,13 +1,7 @@
 "What needs a batch takes `example=`, and batches may be tuples and dicts"
 import pytest, torch
-from fastai.basics import CrossEntropyLossFlat, DataLoader, DataLoaders, F, Learner, load_learner, nn, partial
-from fastai.callback.rnn import ModelResetter
-from fastai.data.core import TfmdDL
-from fastai.layers import ConvLayer
-from fastai.text.models import AWD_LSTM, awd_lstm_clas_config, awd_lstm_lm_config, get_language_model, get_text_classifier
-from fastai.vision.models.unet import DynamicUnet
-from fastprune.all import *
-from fastprune.inputs import Inputs, as_inputs, call_model
+from fastai.basics import DataLoader, DataLoaders, F, Learner, load_learner, nn, partial
+from fastprune.all import latency, shrink, sparse_inference
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -52,6 +46,9 @@ def nested(kind):
     return learn
 
 
+def called(model, example): return model(**example) if isinstance(example, dict) else model(*example)
+
+
 def same(a, b): assert torch.allclose(a, b, atol=1e-5)
 
 
@@ -94,17 +91,17 @@ def test_a_wrong_example(loaded, tmp_path):
 def test_inputs_by_position_and_by_name(example, tmp_path):
     model = Two().eval()
     with torch.no_grad(): model.a.weight[torch.rand(16, 4) > 0.2] = 0
-    want = call_model(model, as_inputs(example, model))
-    same(call_model(sparse_inference(model, example, seconds=0.01), as_inputs(example, model)), want)
-    same(call_model(shrink(model, example, repeats=0)[0], as_inputs(example, model)), want)
+    want = called(model, example)
+    same(called(sparse_inference(model, example, seconds=0.01), example), want)
+    same(called(shrink(model, example, repeats=0)[0], example), want)
     assert latency({'it': model}, example, seconds=0.01).ms.item() > 0
 
 
 @pytest.mark.parametrize('kind', [tuple, dict])
 def test_nested_batches(kind, tmp_path):
     learn = nested(kind)
-    inputs = Inputs((next(iter(learn.dls.valid))[0],), {})
-    out = lambda m: (lambda o: o['logits'] if isinstance(o, dict) else o)(call_model(m.eval(), inputs))
+    batch = next(iter(learn.dls.valid))[0]
+    out = lambda m: (lambda o: o['logits'] if isinstance(o, dict) else o)(m.eval()(batch))
     want = out(learn.model)
     same(out(learn.sparse_inference(seconds=0.01)), want)
     assert learn.flops().loc['total', 'dense'] == 2*16*(4+5+10)
@@ -116,67 +113,3 @@ def test_nested_batches(kind, tmp_path):
     report = learn.shrink(repeats=0)
     assert (report.loc['a', 'filters_after'], report.loc['b', 'filters_after']) == (12, 12)
     same(out(learn.model), want)
-
-
-def session(path):
-    ort = pytest.importorskip('onnxruntime')
-    return ort.InferenceSession(path, providers=['CPUExecutionProvider'])
-
-
-def test_onnx_of_a_unet(tmp_path):
-    body = nn.Sequential(*[ConvLayer(i, o, stride=2) for i, o in ((3, 4), (4, 8), (8, 8))])
-    unet, images = DynamicUnet(body, 2, (16, 16)).eval(), torch.randn(3, 3, 16, 16)
-    kinds = [type(m) for m in unet.modules()]
-    run = session(to_onnx(unet, images[:2], tmp_path/'u.onnx'))
-    same(torch.tensor(run.run(None, {run.get_inputs()[0].name: images.numpy()})[0]), unet(images).detach())
-    assert [type(m) for m in unet.modules()] == kinds                                   # the user's own is as it was
-
-
-def tokens():
-    ids = torch.randint(2, 40, (4, 11), generator=torch.Generator().manual_seed(1))
-    ids[2, 6:], ids[3, 3:] = 1, 1                                                       # padded
-    return ids
-
-
-def text_model(what):
-    torch.manual_seed(0)
-    sizes = dict(emb_sz=6, n_hid=8, n_layers=2)
-    if what == 'language model': return get_language_model(AWD_LSTM, 40, config=dict(awd_lstm_lm_config, **sizes)).eval()
-    return get_text_classifier(AWD_LSTM, 40, 3, seq_len=6, config=dict(awd_lstm_clas_config, bidir=what == 'both directions', **sizes)).eval()
-
-
-@pytest.mark.parametrize('what', ['classifier', pytest.param('both directions', marks=pytest.mark.slow), 'language model'])
-def test_onnx_of_text(what, tmp_path):
-    model, ids = text_model(what), tokens()
-    run = session(to_onnx(model, ids, tmp_path/'t.onnx'))
-    for some in (ids, ids[:3], torch.cat([ids, ids.flip(0)])):                          # rows that end early come back, too
-        model.reset()
-        same(torch.tensor(run.run(None, {run.get_inputs()[0].name: some.numpy()})[0]), model(some)[0].detach())
-
-
-def test_a_text_learner(tmp_path):
-    ids, y = tokens().repeat(4, 1), torch.arange(16) % 3
-    dls = DataLoaders(*(TfmdDL(list(zip(ids, y)), bs=4) for _ in range(2)))
-    learn = Learner(dls, text_model('classifier'), loss_func=CrossEntropyLossFlat(), cbs=ModelResetter())
-    learn.prune(0.5)
-    state = {k: v.clone() for k, v in learn.model.state_dict().items()}
-    assert session(learn.to_onnx(tmp_path/'t.onnx')).get_inputs()[0].shape[1:] == [11]
-    assert all(torch.equal(v, state[k]) for k, v in learn.model.state_dict().items())
-    assert learn.flops().loc['total', 'dense'] > 0
-
-
-class ByValue(nn.Module):
-    def __init__(self): super().__init__(); self.l = nn.Linear(4, 3)
-    def forward(self, v): return self.l(v) if v.sum() > 0 else self.l(-v)
-
-
-class OneSize(nn.Module):
-    def __init__(self): super().__init__(); self.l = nn.Linear(4, 3)
-    def forward(self, v): return self.l(v)[:len(v)]*len(v) if len(v) == 2 else self.l(v)
-
-
-def test_what_can_not_be_exported_says_what_to_do(tmp_path):
-    for model, match in ((ByValue(), 'must not branch or loop by the values of tensors'), (OneSize(), 'Use dynamic_batch=False')):
-        with pytest.raises(ValueError, match=match): to_onnx(model, torch.randn(2, 4), tmp_path/'m.onnx')
-    assert not list(tmp_path.iterdir())
-    assert to_onnx(OneSize(), torch.randn(2, 4), tmp_path/'m.onnx', dynamic_batch=False).exists()

@@ -2,8 +2,8 @@
 import copy, pickle, subprocess, sys
 import pytest, torch
 from fastai.basics import Learner, load_learner, nn
+from fastprune import masks as masks_module
 from fastprune.all import Masks, SparsifyCallback, cifar_resnet, digits_dls
-from fastprune.masks import _from_packed
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -62,7 +62,7 @@ def test_a_deepcopy_is_independent():
 
 @pytest.mark.parametrize('shape,bits', [((3, 7), torch.zeros(2, dtype=torch.uint8)), ((3, -7), torch.zeros(3, dtype=torch.uint8)), ((24,), torch.zeros(3)), ((10**9,), torch.zeros(1, dtype=torch.uint8).expand(10**9//8))])
 def test_damaged_masks_of_a_pickle(shape, bits):
-    with pytest.raises(ValueError, match="the mask of 'a' is damaged"): _from_packed({'a': (shape, bits)})
+    with pytest.raises(ValueError, match="the mask of 'a' is damaged"): masks_module._from_packed({'a': (shape, bits)})
 
 
 def test_an_export_without_fastprune(learner, tmp_path, fit):
