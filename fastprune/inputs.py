@@ -124,9 +124,9 @@ def _check_tensors(inputs, example, what):
     raise ValueError(f"{what}={type(example).__name__}: needs a tensor, or a tuple of the model's inputs, or a dict of them by name")
 
 def model_device(model): # Module, or function
-    "Where a module's parameters, or buffers, are; None for one without any"
+    "Where a module's parameters, or buffers, are; None for one without any, and for the meta device"
     if not isinstance(model, nn.Module): return None
-    return next((t.device for ts in (model.parameters(), model.buffers()) for t in ts), None)
+    return next((t.device for ts in (model.parameters(), model.buffers()) for t in ts if not t.is_meta), None)
 
 def learner_inputs(learn:Learner,
                    example=None, # A batch, as for `as_inputs`; the first one of the DataLoaders if None
