@@ -1,6 +1,6 @@
 """Pruning, tickets and paths in several processes: `torchrun --nproc_per_node 2 examples/distributed.py out`
 
-On a CPU set `ACCELERATE_USE_CPU=true`. Each process trains on its part of each batch, and all have the same masks, to the bit."""
+On CPUs or on a GPU each. Each process trains on its part of each batch, and all have the same masks, to the bit."""
 import json, sys
 from pathlib import Path
 import torch
@@ -10,14 +10,16 @@ from fastprune.all import *
 
 
 def learner():
-    return Learner(digits_dls(bs=32, device='cpu'), digits_convnet(widths=(8, 16, 16)), loss_func=CrossEntropyLossFlat(), opt_func=partial(SGD, mom=0.9), metrics=accuracy, path=out)
+    return Learner(digits_dls(bs=32), digits_convnet(widths=(8, 16, 16)), loss_func=CrossEntropyLossFlat(), opt_func=partial(SGD, mom=0.9), metrics=accuracy, path=out)
 
 
 def fit(learn, cbs): learn.fit_one_cycle(1, 0.05, cbs=cbs)
 
 
 if __name__ == '__main__':
+    if len(sys.argv) != 2: sys.exit(2 if rank_distrib() else 'usage: torchrun --nproc_per_node 2 examples/distributed.py FOLDER')
     out = Path(sys.argv[1])
+    out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     set_seed(rank_distrib())                                   # not the same random numbers in each process
     learn = learner()

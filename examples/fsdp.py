@@ -11,7 +11,9 @@ from torch.distributed.tensor import init_device_mesh
 from fastprune.all import *
 
 if __name__ == '__main__':
+    if len(sys.argv) != 2 or 'RANK' not in os.environ: sys.exit(2 if rank_distrib() else 'usage: torchrun --nproc_per_node 2 examples/fsdp.py FOLDER')
     out, device = Path(sys.argv[1]), 'cuda' if torch.cuda.is_available() else 'cpu'
+    out.mkdir(parents=True, exist_ok=True)
     if device == 'cuda': torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     else: torch.set_num_threads(1)
     dist.init_process_group('nccl' if device == 'cuda' else 'gloo')

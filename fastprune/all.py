@@ -3,6 +3,7 @@ from .schedules import *
 from .lr import *
 from .weights import *
 from .passes import *
+from .distributed import *
 from .criteria import *
 from .files import *
 from .masks import *

@@ -6,21 +6,23 @@
 __all__ = ['to_onnx', 'to_torch_prune', 'from_torch_prune', 'semi_structured_layers', 'to_semi_structured']
 
 # %% ../nbs/13c_export.ipynb #aa0c707c
-import contextlib,inspect,io,logging,warnings
+import contextlib,inspect,io,logging,pickletools,re,sys,warnings,zipfile
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import cloudpickle, numpy as np, pandas as pd, torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as _AttentionOut
 from torch.nn.utils import prune as _prune
 from torch.utils._pytree import tree_leaves
-from fastai.basics import Learner,patch
-from .passes import a_batch,undisturbed
+from fastai.basics import Callback,L,Learner,patch
+from .passes import undisturbed
+from .inputs import Inputs,as_inputs,at_most,batch_size,call_model,error_line,has_batch,learner_inputs,map_tensors,n_items,shapes_of,tensors_in
 from .weights import check_not_torch_pruned,prunable_weights,torch_pruned,unwrap
 from .files import atomically
 from .masks import Masks,check_bool
 from .callback import set_masks
-from .inference import _line,copy_model
+from .inference import copy_model
 
 # %% ../nbs/13c_export.ipynb #2444b189
 @contextlib.contextmanager
@@ -38,40 +40,44 @@ def _for_export(model):
         log.setLevel(level)
         for m,mode in modes: m.training = mode
 
-def _shapes_of(xs): return ', '.join(str(tuple(x.shape)) for x in xs)
+def _on_cpu(model, example):
+    "What `model` is called with: plain tensors on the CPU, alone or in tuples, lists and dicts"
+    def plain(o):
+        if isinstance(o, Mapping): return {k:plain(v) for k,v in o.items()}      # torch.export knows no others
+        return tuple(map(plain, o)) if isinstance(o, (list,tuple)) else o
+    args,kwargs = as_inputs(example, model)
+    inputs = Inputs(plain(args), plain(kwargs))
+    for name,x in _leaves(inputs):
+        if not isinstance(x, torch.Tensor): raise ValueError(f"example: input {name} is a {type(x).__name__}: ONNX has tensors alone")
+    return map_tensors(lambda t: t.detach().cpu(), Inputs(inputs.args, _as_in_forward(model, inputs.kwargs)))
 
-def _inputs(example):
-    "A batch of inputs as plain tensors on the CPU"
-    xs = tuple(example) if isinstance(example, (tuple,list)) else (example,)
-    for i,x in enumerate(xs):
-        if not isinstance(x, torch.Tensor): raise ValueError(f"example: input {i} is a {type(x).__name__}: needs a tensor, or a tuple of them, as the model is called with")
-    if not xs: raise ValueError("example=(): needs at least one tensor")
-    return tuple(x.detach().cpu().as_subclass(torch.Tensor) for x in xs)
+def _as_in_forward(model, kwargs):
+    "Inputs by name, in the order of `forward`'s arguments"
+    order = list(inspect.signature(model.forward).parameters)
+    return dict(sorted(kwargs.items(), key=lambda o: order.index(o[0]) if o[0] in order else len(order)))
 
-def _rows(xs, k):
-    "A batch of `k` items, by repeating those of `xs`; inputs without the batch's first dimension stay as they are"
-    n = len(xs[0])
-    return tuple(x[torch.arange(k)%n] if _has_batch(x, xs) else x for x in xs)
+def _leaves(o, name=''):
+    "(name, value) of everything in tuples and dicts"
+    if isinstance(o, Inputs): return [*_leaves(o.args), *_leaves(o.kwargs)]
+    if not isinstance(o, (tuple,dict)): return [(name,o)]
+    return [l for k,v in (o.items() if isinstance(o, dict) else enumerate(o)) for l in _leaves(v, f'{name}_{k}'.lstrip('_'))]
 
-def _has_batch(x, xs): return x.ndim>0 and len(x)==len(xs[0])
-
-def _input_names(model, n):
+def _input_names(model, inputs):
     "What `forward` calls its inputs"
     kinds = inspect.Parameter.POSITIONAL_ONLY,inspect.Parameter.POSITIONAL_OR_KEYWORD
-    names = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind in kinds]
-    return names[:n] if len(names)>=n else ['input'] if n==1 else [f'input_{i}' for i in range(n)]
+    names,n = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind in kinds],len(inputs.args)
+    if len(names)<n: names = ['input'] if n==1 else [f'input_{i}' for i in range(n)]
+    return [name for name,_ in _leaves({**dict(zip(names, inputs.args)), **inputs.kwargs})]
 
-def _shapes(model, xs):
+def _shapes(model, inputs):
     "The dimensions that may vary, nested as `forward` takes its arguments"
-    dims = tuple({0:torch.export.Dim('batch')} if _has_batch(x, xs) else {} for x in xs)
-    params = list(inspect.signature(model.forward).parameters.values())
-    at = next((i for i,p in enumerate(params) if p.kind==p.VAR_POSITIONAL), None)
-    return dims if at is None or at>=len(xs) else (*dims[:at], dims[at:])
+    n,dim = batch_size(inputs),torch.export.Dim('batch')
+    return map_tensors(lambda t: {0:dim} if has_batch(t, n) else {}, dict(inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments))
 
-def _outputs(model, xs):
+def _outputs(model, inputs):
     "The tensors that a model returns, in lists or dicts, too"
-    try: outs = tree_leaves(model(*xs))
-    except Exception as e: raise ValueError(f"{type(model).__name__} itself fails for inputs of shape {_shapes_of(xs)}: {_line(e)}") from e
+    try: outs = tree_leaves(call_model(model, inputs))
+    except Exception as e: raise ValueError(f"{type(model).__name__} itself fails for inputs of shape {shapes_of(inputs)}: {error_line(e)}") from e
     for i,o in enumerate(outs):
         if not isinstance(o, torch.Tensor): raise ValueError(f"output {i} of {type(model).__name__} is a {type(o).__name__}: ONNX has tensors alone")
     return outs
@@ -92,14 +98,14 @@ def _without_zeros(proto):
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(dense)
 
-def _compare(data, names, model, xs):
+def _compare(data, names, model, inputs):
     "Raise `ValueError` if onnxruntime's outputs are not the model's"
     import onnxruntime as ort
-    options,where = ort.SessionOptions(),f"for inputs of shape {_shapes_of(xs)}"
+    options,where = ort.SessionOptions(),f"for inputs of shape {shapes_of(inputs)}"
     options.log_severity_level,options.intra_op_num_threads = 4,torch.get_num_threads()
-    wanted = _outputs(model, xs)
-    try: got = ort.InferenceSession(data, options, providers=['CPUExecutionProvider']).run(None, {n:x.numpy() for n,x in zip(names, xs)})
-    except Exception as e: raise ValueError(f"onnxruntime can't run the model {where}: {_line(e)}") from e
+    wanted = _outputs(model, inputs)
+    try: got = ort.InferenceSession(data, options, providers=['CPUExecutionProvider']).run(None, {n:x.numpy() for n,x in zip(names, tensors_in(inputs))})
+    except Exception as e: raise ValueError(f"onnxruntime can't run the model {where}: {error_line(e)}") from e
     for i,(a,b) in enumerate(zip(wanted, map(torch.from_numpy, got))):
         if a.shape!=b.shape: raise ValueError(f"output {i} in onnxruntime, {where}, is of shape {tuple(b.shape)}, and of {tuple(a.shape)} in torch")
         tol = max(1e-4, 8*torch.finfo(a.dtype).eps) if a.is_floating_point() else 0.
@@ -108,8 +114,96 @@ def _compare(data, names, model, xs):
         if not torch.isclose(b, a, rtol=0, atol=tol*top, equal_nan=True).all():
             raise ValueError(f"output {i} in onnxruntime, {where}, differs from torch's by up to {float((a-b).abs().max()):.3g}, where values reach {top:.3g}")
 
+# %% ../nbs/13c_export.ipynb #fee099c8
+class _FreshLSTM(nn.Module):
+    "fastai's AWD_LSTM in eval mode. Each call starts from zeros, or from the state that it is given"
+    def __init__(self, m):
+        super().__init__()
+        self.encoder,self.rnns = m.encoder,nn.ModuleList(_without_dropout(r) for r in m.rnns)
+
+    def run(self, ids, states):
+        x,ends = self.encoder(ids),[]
+        for rnn,state in zip(self.rnns, states or [None]*len(self.rnns)):
+            x,end = rnn(x, state or [x.new_zeros(1+rnn.bidirectional, x.shape[0], rnn.hidden_size)]*2)
+            ends.append(end)
+        return x,ends
+
+    def forward(self, ids): return self.run(ids, None)[0]
+
+def _without_dropout(rnn):
+    "The layer in a `WeightDropout`, with its weights as parameters again"
+    layer = rnn.module
+    for n in rnn.layer_names:
+        raw = getattr(rnn, f'{n}_raw')
+        setattr(layer, n, nn.Parameter(raw.detach(), requires_grad=False))
+    return layer
+
+class _FreshSentences(nn.Module):
+    "fastai's SentenceEncoder over an AWD_LSTM, for all rows at once: it goes on with those alone that have more text"
+    def __init__(self, m):
+        super().__init__()
+        self.lstm,self.bptt,self.pad_idx,self.max_len = _FreshLSTM(m.module),m.bptt,m.pad_idx,m.max_len
+
+    def forward(self, ids):
+        n,length = ids.shape
+        states,outs,masks = None,[],[]
+        for i in range(0, length, self.bptt):
+            going = (torch.arange(n, device=ids.device) < (ids[:,i]!=self.pad_idx).sum())[:,None]
+            chunk = ids[:,i:i+self.bptt]
+            x,states = self.lstm.run(chunk, states)
+            states = [[torch.where(going, h, 0.) for h in s] for s in states]          # rows that come back start afresh
+            if self.max_len is None or length-i<=self.max_len:
+                outs.append(torch.where(going[...,None], x, 0.))
+                masks.append(chunk==self.pad_idx)
+        return torch.cat(outs, 1),torch.cat(masks, 1)
+
+_hard = 'ToTensorBase','AWD_LSTM','SentenceEncoder'                     # classes of fastai's that torch.export can't trace
+
+def _in_place_of(m):
+    "What is exported instead of a module: itself, but for those of fastai's that can't be"
+    kind = type(m).__name__ if type(m).__module__.startswith('fastai') else ''
+    if kind=='ToTensorBase': return nn.Identity()
+    if kind=='AWD_LSTM': return _FreshLSTM(m)
+    if kind=='SentenceEncoder' and type(m.module).__name__=='AWD_LSTM': return _FreshSentences(m)
+    for n,child in list(m.named_children()): m.add_module(n, _in_place_of(child))
+    return m
+
+def _stand_ins(model):
+    "A copy with other modules in the places of those that can't be exported; the model itself if it has none"
+    if not any(type(m).__module__.startswith('fastai') and type(m).__name__ in _hard for m in model.modules()): return model
+    return _in_place_of(copy_model(model)).eval()
+
+# %% ../nbs/13c_export.ipynb #10ff9fa4
+def _check_size(model, inputs, dynamic_batch):
+    tensors = [*model.parameters(), *model.buffers()]
+    if dynamic_batch and not batch_size(inputs):
+        raise ValueError(f"dynamic_batch=True: the first input has shape {tuple(tensors_in(inputs)[0].shape)}, and needs at least one item in its first dimension: use dynamic_batch=False")
+    if sum(t.nbytes for t in tensors)>=2**31: raise ValueError("the model is of 2 GB or more, and one ONNX file holds less: use torch.onnx.export with external_data=True")
+    if any(t.dtype==torch.bfloat16 for t in [*tensors, *tensors_in(inputs)]):
+        raise ValueError("onnxruntime takes no bfloat16 here: convert a copy of the model, and the example, by `.float()` or `.half()`")
+
+def _program(model, inputs, dynamic_batch, **names):
+    "The model in ONNX's format"
+    shapes = _shapes(model, inputs) if dynamic_batch else None
+    args = inputs.args if inputs.kwargs else (*inputs.args, {})                              # else torch takes a last dict for kwargs
+    return torch.onnx.export(model, args, kwargs=inputs.kwargs, dynamo=True, verbose=False, dynamic_shapes=shapes, **names).model_proto
+
+_one_size = "Use dynamic_batch=False, for batches of the example's size"
+
+def _traced(model, inputs, dynamic_batch, **names):
+    "As `_program`; an error says what can be done"
+    try: return _program(model, inputs, dynamic_batch, **names)
+    except Exception as e: error = e
+    why = f"{type(model).__name__} can't be exported to ONNX{' with dynamic_batch=True' if dynamic_batch else ''}: {error_line(error.__cause__ or error)}"
+    remedy = "To be traced by torch.export, `forward` must not branch or loop by the values of tensors. Export a part of the model, or one with another `forward`"
+    if dynamic_batch:
+        with contextlib.suppress(Exception):
+            _program(model, inputs, False, **names)
+            remedy = _one_size
+    raise ValueError(f"{why}. {remedy}") from error
+
 def to_onnx(model:nn.Module, # Any module that `torch.export` can trace; left as it is
-            example, # A batch of inputs, as the model is called with: a tensor or a tuple of them
+            example, # A batch of inputs, as the model is called with: a tensor, a tuple, or a dict by name, and these may be nested
             path, # File to write
             dynamic_batch:bool=True, # May batches be of any size, in the inputs whose first dimension is as long as the first one's? If not, they are of the example's
             sparse:bool=False, # Leave out zeros, as ONNX's sparse initializers? A third of the size at 90%, the same for onnxruntime; others may not read it
@@ -117,41 +211,43 @@ def to_onnx(model:nn.Module, # Any module that `torch.export` can trace; left as
             output_names:list|None=None, # One for each output; 'output', or 'output_0', ... if there are more, if None
            )->Path: # `path`
     """Write `model` in eval mode as one ONNX file, pruned weights as exact zeros. Where there is onnxruntime, its outputs are compared with the model's first, for another batch size, too, to
-    1e-4 of the largest. Raises `ValueError` for a model that can't be exported or whose outputs differ, and nothing is written"""
+    1e-4 of the largest. fastai's models for text start afresh at each call. Raises `ValueError` for a model that can't be exported or whose outputs differ, and nothing is written"""
     for p in ('onnx','onnxscript'):
         if find_spec(p) is None: raise ImportError(f"to_onnx needs {p}: pip install 'fastprune[onnx]'")
-    model,xs,path = unwrap(model),_inputs(example),Path(path)
+    model,path = unwrap(model),Path(path)
+    inputs = _on_cpu(model, example)
     if not path.parent.is_dir(): raise ValueError(f"path={str(path)!r}: there is no directory {str(path.parent)!r}")
-    if dynamic_batch and not (xs[0].ndim and len(xs[0])): raise ValueError(f"dynamic_batch=True: the first input has shape {tuple(xs[0].shape)}, and needs at least one item in its first dimension: use dynamic_batch=False")
-    tensors = [*model.parameters(), *model.buffers()]
-    if sum(t.nbytes for t in tensors)>=2**31: raise ValueError("the model is of 2 GB or more, and one ONNX file holds less: use torch.onnx.export with external_data=True")
-    if any(t.dtype==torch.bfloat16 for t in [*tensors, *xs]): raise ValueError("onnxruntime takes no bfloat16 here: convert a copy of the model, and the example, by `.float()` or `.half()`")
-    if any(t.device.type!='cpu' for t in tensors): model = copy_model(model).cpu()
-    if dynamic_batch: xs = _rows(xs, max(2, len(xs[0])))                                     # torch.export takes a batch of 1 for a constant
+    _check_size(model, inputs, dynamic_batch)
+    if any(t.device.type!='cpu' for t in [*model.parameters(), *model.buffers()]): model = copy_model(model).cpu()
+    if dynamic_batch: inputs = n_items(inputs, max(2, batch_size(inputs)))                   # torch.export takes a batch of 1 for a constant
+    k = len(tensors_in(inputs))
     with _for_export(model):
-        n = len(_outputs(model, xs))
-        ins = _check_names(input_names or _input_names(model, len(xs)), len(xs), 'input_names')
+        n = len(_outputs(model, inputs))
+        ins = _check_names(input_names or _input_names(model, inputs), k, 'input_names')
         outs = _check_names(output_names or (['output'] if n==1 else [f'output_{i}' for i in range(n)]), n, 'output_names')
-        try: proto = torch.onnx.export(model, xs, dynamo=True, verbose=False, input_names=ins, output_names=outs, dynamic_shapes=_shapes(model, xs) if dynamic_batch else None).model_proto
-        except Exception as e: raise ValueError(f"{type(model).__name__} can't be exported to ONNX{' with dynamic_batch=True' if dynamic_batch else ''}: {_line(e.__cause__ or e)}") from e
+        proto = _traced(_stand_ins(model), inputs, dynamic_batch, input_names=ins, output_names=outs)
         for node in proto.graph.node: node.ClearField('metadata_props')                    # where in whose source code it comes from
         if sparse: _without_zeros(proto)
         data = proto.SerializeToString()
         if find_spec('onnxruntime'):
-            for batch in (xs, _rows(xs, len(xs[0])+1)) if dynamic_batch else (xs,): _compare(data, ins, model, batch)
+            _compare(data, ins, model, inputs)
+            if dynamic_batch:
+                try: _compare(data, ins, model, n_items(inputs, batch_size(inputs)+1))
+                except ValueError as e: raise ValueError(f"{e}. {_one_size}") from e
     atomically(lambda p: p.write_bytes(data), path)
     return path
 
 @patch
 def to_onnx(self:Learner,
             path, # File to write
-            dynamic_batch:bool=True, # May batches be of any size? If not, they are of one item
+            dynamic_batch:bool=True, # May batches be of any size? If not, they are of one item, or of the example's
+            example=None, # A batch of inputs: a tensor, a tuple, or a dict by name; from the DataLoaders if None
             **kwargs, # As for the function `to_onnx`: sparse, input_names, output_names
            )->Path: # `path`
-    "Write the model as `fastprune.export.to_onnx` does, for inputs as the DataLoaders give them, after their transforms. The Learner is as before"
+    "Write the model as `fastprune.export.to_onnx` does, for inputs as the DataLoaders give them, after their transforms, or as `example`. The Learner is as before"
     with undisturbed(self):
-        xs = _inputs(a_batch(self, 'cpu'))
-        return to_onnx(self.model, _rows(xs, min(4 if dynamic_batch else 1, len(xs[0]))), path, dynamic_batch, **kwargs)
+        inputs = learner_inputs(self, example, 'cpu')
+        return to_onnx(self.model, at_most(inputs, 4 if dynamic_batch else 1) if example is None else inputs, path, dynamic_batch, **kwargs)
 
 # %% ../nbs/13c_export.ipynb #ee338df2
 def _owners(model):
@@ -217,6 +313,58 @@ def from_torch_prune(self:Learner
     masks = from_torch_prune(self.model, permanent=True)
     set_masks(self, {**held, **{n:m & held[n].to(m.device) if n in held else m for n,m in masks.items()}})
     return self.masks
+
+# %% ../nbs/13c_export.ipynb #469e65e9
+def _ours(o): return type(o).__module__.split('.')[0]=='fastprune'
+
+@contextlib.contextmanager
+def _without_ours(learn):
+    "A context in which a Learner has no callbacks of fastprune's; it is as before afterwards"
+    before = dict(learn.__dict__)
+    try:
+        learn.cbs = L(cb for cb in learn.cbs if not _ours(cb))
+        for k,v in before.items():
+            if isinstance(v, Callback) and _ours(v): del learn.__dict__[k]
+        yield
+    finally:
+        learn.__dict__.clear()
+        learn.__dict__.update(before)
+
+@contextlib.contextmanager
+def _by_value():
+    "A context in which cloudpickle writes the classes of fastprune's networks and data themselves, and not where to import them from"
+    modules = [sys.modules[f'fastprune.{o}'] for o in ('models','data','passes') if f'fastprune.{o}' in sys.modules]
+    try:
+        for m in modules: cloudpickle.register_pickle_by_value(m)
+        yield
+    finally:
+        for m in modules: cloudpickle.unregister_pickle_by_value(m)
+
+def _imports(path):
+    "What of fastprune has to be imported to load a file of torch's: names that its pickle looks up, and modules that cloudpickle does"
+    with zipfile.ZipFile(path) as z: data = z.read(next(n for n in z.namelist() if n.endswith('data.pkl')))
+    res,last,memo = [],None,{}
+    for op,arg,_ in pickletools.genops(data):
+        if op.name in ('BINPUT','LONG_BINPUT'):
+            memo[arg] = last
+            continue
+        module = last=='cloudpickle.cloudpickle subimport' and isinstance(arg, str)
+        last = memo.get(arg) if op.name in ('BINGET','LONG_BINGET') else arg if op.name=='GLOBAL' else None
+        if (module or op.name=='GLOBAL') and re.match(r'fastprune\b', arg): res.append(arg.replace(' ', '.'))
+    return res
+
+@patch
+def export_plain(self:Learner,
+                 fname='export.pkl', # File to write, in `learn.path`
+                )->Path: # The file
+    """As fastai's `learn.export`, for `load_learner` where there is no fastprune: without `learn.masks` and fastprune's callbacks. Pruned weights are zeros, and nothing of the Learner changes.
+    Raises `ValueError` if something else in it needs fastprune, and nothing is written"""
+    path = self.path/fname
+    def write(part):
+        with _without_ours(self), _by_value(): self.export(part.absolute())
+        if needed := _imports(part): raise ValueError(f"{needed[0]} is needed to load this Learner: take it out of the Learner first, or use `learn.export`")
+    atomically(write, path)
+    return path
 
 # %% ../nbs/13c_export.ipynb #f6c09d29
 def _contiguous(m, args): return tuple(x.contiguous() for x in args)                         # torch's 2:4 tensors take no other inputs

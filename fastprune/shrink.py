@@ -12,11 +12,13 @@ from copy import deepcopy
 import pandas as pd, torch
 from torch import nn
 from fastai.basics import Learner,patch
-from .passes import a_batch,check_whole,undisturbed
+from .passes import check_whole,undisturbed
+from .inputs import as_inputs,at_most,call_model,learner_inputs,map_tensors
+from .inputs import tensors_in as _tensors
 from .weights import unwrap
 from .masks import Masks
 from .callback import in_fit
-from .inference import _tensors,copy_model
+from .inference import copy_model
 
 # %% ../nbs/13b_shrink.ipynb #a187219c
 _convs = nn.modules.conv._ConvNd
@@ -73,7 +75,7 @@ def _outputs(model, inputs, train=False):
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=list({p.device for p in model.parameters() if p.is_cuda})):
             torch.manual_seed(0)
-            return _tensors(model.train(train)(*inputs))
+            return _tensors(call_model(model.train(train), inputs))
     finally:
         for m,mode in modes: m.training = mode
 
@@ -81,10 +83,9 @@ def _another(inputs):
     "Random inputs of the same shapes: normal ones, and whole numbers shuffled along the batch"
     gen = torch.Generator().manual_seed(0)
     def one(x):
-        if not isinstance(x, torch.Tensor): return x
         if not x.is_floating_point(): return x.gather(0, torch.rand(x.shape, generator=gen).argsort(0).to(x.device)) if x.ndim else x
         return torch.randn(x.shape, generator=gen).to(x)*(x.std(correction=0) or 1) + x.mean()
-    return tuple(map(one, inputs))
+    return map_tensors(one, inputs)
 
 def _apart(a, b):
     "The largest difference of two models' outputs, relative to the largest output; infinite if shapes differ"
@@ -109,7 +110,7 @@ class _Observer:
             if zero is None: return
             self.follow = True
             self.calls.clear()
-            _outputs(model, tuple(torch.full_like(x, torch.nan) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in runs[0]))
+            _outputs(model, map_tensors(lambda x: torch.full_like(x, torch.nan) if x.is_floating_point() else x, runs[0]))
         finally:
             for h in hooks: h.remove()
 
@@ -154,7 +155,8 @@ class _Finder:
             if p.is_floating_point(): p.requires_grad_(True)
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            self.graph = _torch_pruning().DependencyGraph().build_dependency(model, inputs, forward_fn=lambda m,x: [t for t in _tensors(m(*x)) if t.grad_fn is not None], verbose=False)
+            traced = lambda m,x: [t for t in _tensors(call_model(m, x)) if t.grad_fn is not None]
+            self.graph = _torch_pruning().DependencyGraph().build_dependency(model, inputs, forward_fn=traced, verbose=False)
         for n,z in zero.items():
             if z.any(): self._find(n, self.modules[n])
 
@@ -249,10 +251,10 @@ def _milliseconds(models, inputs, repeats):
     times = [[] for _ in models]
     for k in range(repeats+1):
         for m,t in zip(models, times):
-            cuda = [x.device for x in inputs if isinstance(x, torch.Tensor) and x.is_cuda]
+            cuda = [x.device for x in _tensors(inputs) if x.is_cuda]
             for d in cuda: torch.cuda.synchronize(d)
             start = time.perf_counter()
-            m(*inputs)
+            call_model(m, inputs)
             for d in cuda: torch.cuda.synchronize(d)
             if k: t.append(1000*(time.perf_counter()-start))                       # the first one warms up
     return [float(torch.tensor(t).median()) if t else float('nan') for t in times]
@@ -291,8 +293,7 @@ def _fitting(model, sets, runs, seen, limit):
 def _shrunk(model, example, tol, repeats):
     "What to cut out of `model`, a copy without it, and the report"
     _torch_pruning()
-    inputs = tuple(example) if isinstance(example, (tuple,list)) else (example,)
-    if not any(isinstance(x, torch.Tensor) for x in inputs): raise ValueError(f"example={type(example).__name__}: needs a tensor, or a tuple of the model's inputs, batch first")
+    inputs = as_inputs(example, model)
     check_whole('timed runs', 0, repeats=repeats)
     if not 0<tol<1: raise ValueError(f"tol={tol!r}: needs the largest difference of outputs, relative to the largest output, in (0,1)")
     what = type(model).__name__
@@ -319,7 +320,7 @@ def _shrunk(model, example, tol, repeats):
     return sets,small,_report(work, small, zero, why, _milliseconds([work.eval(), deepcopy(small).eval()], inputs, repeats))
 
 def shrink(model:nn.Module, # Any module; it is not changed
-           example, # A tensor, or a tuple of the model's inputs, batch first
+           example, # A tensor, a tuple of the model's inputs, or a dict of them by name, batch first
            tol:float=1e-4, # Largest difference of outputs, relative to the largest output
            repeats:int=20, # Runs of each model that are timed
           )->tuple: # The smaller model, and a DataFrame with a row for each layer concerned and 'total'
@@ -329,9 +330,10 @@ def shrink(model:nn.Module, # Any module; it is not changed
 
 @patch
 def shrink(self:Learner,
-           n_items:int=8, # Items of a batch to look at, and to time
+           n_items:int=8, # Items of a batch to look at, and to time, at most
            tol:float=1e-4, # Largest difference of outputs, relative to the largest output
            repeats:int=20, # Runs of each model that are timed
+           example=None, # A batch of inputs: a tensor, a tuple, or a dict by name; from the DataLoaders if None
           )->pd.DataFrame: # A row for each layer that had filters of zeros or got smaller, and 'total'
     """Cut filters that are entirely zero out of the model, in place; outputs stay the same. `learn.masks` are cut alike, and the optimizer is made anew. Raises `ValueError` during a fit, and for a model that can't
     be followed, `ImportError` without torch-pruning"""
@@ -339,8 +341,8 @@ def shrink(self:Learner,
     if isinstance(self.model, nn.parallel.DistributedDataParallel): raise ValueError("the model is in DistributedDataParallel: leave `learn.distrib_ctx()` first")
     check_whole("a batch's items", n_items=n_items)
     model = unwrap(self.model)
-    with undisturbed(self): xb = a_batch(self, next(model.parameters()).device)
-    sets,_,report = _shrunk(model, tuple(x[:n_items] if isinstance(x, torch.Tensor) else x for x in xb), tol, repeats)
+    with undisturbed(self): inputs = learner_inputs(self, example, next(model.parameters()).device)
+    sets,_,report = _shrunk(model, at_most(inputs, n_items), tol, repeats)
     kept,frozen = _cut(model, sets),getattr(self.opt, 'frozen_idx', 0)
     if self.masks is not None:
         weights,masks = dict(model.named_parameters()),dict(self.masks)

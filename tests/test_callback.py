@@ -554,7 +554,9 @@ def test_two_of_four(learner, fit):
         blocks = m.movedim(1, -1).reshape(-1, 4)
         assert (blocks.sum(1) == 2).all(), n
     with pytest.raises(ValueError, match="'2:4' does not fit '0.0.weight' of shape .* whose 1 inputs are no multiple of 4"):
-        fit(learner(), 1, cbs=SparsifyCallback(0.5, granularity='2:4'))
+        fit(learner(), 1, cbs=SparsifyCallback(0.5, granularity='2:4', include='0'))
+    with pytest.warns(UserWarning, match="'2:4' does not fit '0.0.weight': left whole"): other = fit(learner(), 1, cbs=SparsifyCallback(0.5, granularity='2:4'))
+    assert other.masks.keys() == learn.masks.keys() and other.masks.sparsity == 0.5
 
 
 def test_save_model_callback_warns_first(learner, fit, tmp_path):

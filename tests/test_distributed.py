@@ -1,20 +1,20 @@
 "Several processes have the same masks, to the bit, and the files are those of the first"
 import json
 from pathlib import Path
+from types import SimpleNamespace
 import pytest, torch
+from fastprune import distributed, passes
 from fastprune.all import Masks, Ticket, load_tensors
-from processes import torchrun
+from processes import started, torchrun
 
 pytest.importorskip('accelerate')
 here = Path(__file__).parent
 
 
-def launch(n, *args): return torchrun(n, here/'launch.py', *args)
-
-
-@pytest.mark.parametrize('n', [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_example(tmp_path, n):
-    out = launch(n, here.parent/'examples'/'distributed.py', tmp_path)
+@pytest.mark.parametrize('n,use_cpu', [(2, False), pytest.param(1, True, marks=pytest.mark.slow), pytest.param(2, True, marks=pytest.mark.slow), pytest.param(4, False, marks=pytest.mark.slow)])
+def test_example(tmp_path, n, use_cpu):
+    tmp_path /= 'a new folder'
+    out = torchrun(n, here.parent/'examples'/'distributed.py', tmp_path, use_cpu=use_cpu)
     assert out.count('epoch     train_loss') == 0 or out.count('sparsity') == 5                     # each table once
     for name, s in dict(OCP=0.9, taylor=0.9, DPF=0.8, RigL=0.8, STR=0.8, snip=0.9, grasp=0.9, wanda=0.9, synflow=0.9, random_score=0.9).items():
         masks = [Masks.load(tmp_path/f'{name}_{i}.safetensors') for i in range(n)]
@@ -28,8 +28,8 @@ def test_example(tmp_path, n):
 
 @pytest.mark.parametrize('n', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_going_on_and_what_each_evaluates(tmp_path, n):
-    for part in ('whole', 'stopped', 'again'): launch(n, here/'distributed.py', tmp_path, part)
-    launch(1, here/'distributed.py', tmp_path, 'alone')
+    for part in ('whole', 'stopped', 'again'): torchrun(n, here/'distributed.py', tmp_path, part)
+    torchrun(1, here/'distributed.py', tmp_path, 'alone')
     for name in ('OCP', 'RigL'):
         states = [torch.load(tmp_path/f'{name} {part} {i}.pth') for part in ('whole', 'again') for i in range(n)]
         assert all(s.keys() == states[0].keys() for s in states)
@@ -45,3 +45,34 @@ def test_going_on_and_what_each_evaluates(tmp_path, n):
     assert sum(o['seen'] for o in numbers) >= 3*items and numbers[0]['sparsity'] == pytest.approx([0, 0.5, 0.75], abs=0.01)
     tickets = [torch.load(tmp_path/f'tickets {i}.pth') for i in range(n)]
     assert tickets[0] and all(torch.equal(t[k], m) for t in tickets for k, m in tickets[0].items())
+
+
+@pytest.mark.parametrize('name', ['distributed', 'fsdp'])
+def test_a_missing_folder_is_told_in_a_line(name):
+    run = started(2, here.parent/'examples'/f'{name}.py', use_cpu=False)
+    assert run.returncode and [o for o in run.stderr.splitlines() if 'usage' in o] == [f'usage: torchrun --nproc_per_node 2 examples/{name}.py FOLDER'] and 'IndexError' not in run.stderr
+
+
+def test_batches_go_to_the_device_of_the_process(learner):
+    learn, there = learner(), torch.device('cuda', 1)
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(device=there))
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(passes, 'together', lambda learn: True)
+        m.setitem(learn.__dict__, 'distributed_trainer', trainer)
+        assert passes.device_of(learn) == there
+    assert passes.device_of(learn) == next(learn.model.parameters()).device
+
+
+def test_gpus_are_as_before(monkeypatch):
+    asked, sent = [], []
+    init = distributed._on_cpus(lambda self, **kwargs: asked.append(kwargs))
+    monkeypatch.setattr(torch.accelerator, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.accelerator, 'current_accelerator', lambda: torch.device('cuda'))
+    init(None, sync_bn=True)
+    monkeypatch.setattr(torch.accelerator, 'is_available', lambda: False)
+    init(None, sync_bn=True)
+    init(None, cpu=False)
+    assert asked == [dict(sync_bn=True), dict(sync_bn=True, cpu=True), dict(cpu=False)]
+    monkeypatch.setattr(torch.distributed, 'get_backend', lambda: 'nccl')
+    distributed._over_any_backend(lambda self, t, rank: sent.append((t, rank)))(None, [1, 2], 0)
+    assert sent == [([1, 2], 0)]
