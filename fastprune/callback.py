@@ -6,21 +6,25 @@
 __all__ = ['KeepMasks', 'set_masks', 'in_fit', 'is_frozen', 'ranked', 'hold_rows', 'SparsifyCallback']
 
 # %% ../nbs/05_callback.ipynb #e601f466
-import math,warnings
+import contextlib,math,warnings
 from bisect import bisect
 from traceback import walk_stack
 import torch
 from torch import nn
-from fastai.basics import Callback,Learner,patch,store_attr
+from fastai.basics import Callback,CancelFitException,Learner,patch,store_attr
 from fastai.callback import schedule as _          # fit_one_cycle, fine_tune, lr_find
 from fastai.callback.tracker import SaveModelCallback
 from .schedules import check_schedule,ocp,progress_at,schedule_name,update_steps
 from .passes import check_whole,together
-from .weights import check_not_torch_pruned,check_sparsities,expand_sparsity,normed_rows,prunable_weights,transposed_groups,unwrap
+from .weights import check_not_torch_pruned,check_sparsities,expand_sparsity,match,normed_rows,prunable_weights,transposed_groups,unwrap
 from .criteria import CRITERIA,asks_for,has_gradients,magnitude
 from .masks import Masks,check_bool,check_granularity,check_nan,check_scope,check_scores,compute_masks,count_units,unit_dims
 
 # %% ../nbs/05_callback.ipynb #bf2ab868
+def _parameters(learn):
+    "Name -> parameter of the model as it is now: a callback may have replaced some since the fit began"
+    return dict(unwrap(learn.model).named_parameters())
+
 class KeepMasks(Callback):
     "Sets pruned weights to zero after each optimizer step. Setting `learn.masks` adds it, `Learner.remove_masks` takes it away"
     order,run_valid = 70,False            # after SparsifyCallback, and after SaveModelCallback has loaded its best model
@@ -28,13 +32,14 @@ class KeepMasks(Callback):
     _fresh = False                        # Have new masks just been applied, in this step?
     _open = False                         # Has a step begun whose `after_step` did not get here, since another callback has cancelled it?
     _change = None                        # How much `learn.prune` has changed, for ALLR, until weights are trained again
+    _swapped = False                      # Were other weights swapped in for the last validation, and masked there?
 
     def hold(self,
              masks:Masks, # Masks of weights of the model
              how=None, # What made them
             ):
         "Set pruned weights to zero, and hold `masks` from now on"
-        weights = dict(unwrap(self.learn.model).named_parameters())
+        weights = _parameters(self.learn)
         self._masks,self._how = Masks({n:m.to(weights[n].device) for n,m in masks.check(weights).items()}),how
         self._weights = {n:weights[n] for n in masks} if in_fit(self.learn) else None
         self._masks.apply_(weights)
@@ -47,18 +52,42 @@ class KeepMasks(Callback):
     def _restore(self, why):
         "As `project`, where pruned weights may have been loaded from elsewhere"
         n = sum(int((self._weights[n]!=0).logical_and_(~m).count_nonzero()) for n,m in self._masks.items())
-        if n: warnings.warn(f"{n} weights that `learn.masks` prunes were not zero, {why}. They are set to 0", stacklevel=2)
         self.project()
+        if n: warnings.warn(f"{n} weights that `learn.masks` prunes were not zero, {why}. They are set to 0", stacklevel=2)
+
+    def _look_up(self):
+        "Name -> parameter, for each mask"
+        weights = _parameters(self.learn)
+        return {n:weights[n] for n in self._masks.check(weights)}
 
     def before_fit(self):
         if in_fit(self.learn): return
-        self._weights,now = None,dict(unwrap(self.learn.model).named_parameters())
+        self._weights,self._swapped,now = None,False,_parameters(self.learn)
         self._masks = Masks({n:m.to(now[n].device) if n in now else m for n,m in self._masks.items()})      # a fit may have moved the model to another device
     def before_train(self):            # not in before_fit, which `learn.validate` calls too
         if self._weights is None:
-            weights = dict(unwrap(self.learn.model).named_parameters())
-            self._weights = {n:weights[n] for n in self._masks.check(weights)}
+            self._weights = self._look_up()
             self._restore("as after loading weights from before they were pruned: to train them, call `learn.remove_masks()` first")
+
+    def begin_epoch(self):
+        "Before an epoch's first batch: what callbacks have replaced or swapped since the last one is masked, too"
+        old,self._weights = self._weights or {},self._look_up()
+        if new := [n for n,p in self._weights.items() if p is not old.get(n, p)]:
+            return self._restore(f"since {_listed(new)} was replaced in the middle of the fit")
+        self.project()
+
+    @contextlib.contextmanager
+    def masked(self):
+        "A context in which pruned weights are zero in what is validated, such as averages that a schedule-free optimizer swaps in; what they were is put back, so that they can be swapped out"
+        now = {n:p.detach() for n,p in _parameters(self.learn).items() if n in self._masks and p.shape==self._masks[n].shape}
+        masks = Masks({n:self._masks[n].to(p.device) for n,p in now.items()})
+        old = {n:p.clone() for n,p in now.items() if int((p!=0).logical_and_(~masks[n]).count_nonzero())}
+        masks.apply_(now)
+        self._swapped = bool(old)
+        try: yield
+        finally:
+            for n,p in old.items(): now[n].copy_(p)
+
     def before_step(self): self._fresh,self._open = False,True
     def after_step(self):
         if not self._fresh: self.project()
@@ -70,8 +99,26 @@ class KeepMasks(Callback):
     def after_fit(self):
         if not in_fit(self.learn) and self._weights is not None:
             if not hasattr(self.learn, 'lr_finder'): self._change = None
-            self._restore("as after SaveModelCallback has loaded an epoch from before pruning had ended: use `SaveModelCallback(at_end=True)`, or validate again")
-            self._weights = None
+            self.end_fit(False)
+
+    def end_fit(self,
+                drop:bool, # Drop masks of weights that are not in the model any more?
+               ):
+        "Whatever callbacks have loaded or replaced at a fit's end, weights and masks agree"
+        weights = _parameters(self.learn)
+        lost = [n for n,m in self._masks.items() if n not in weights or weights[n].shape!=m.shape]
+        if lost and not drop: return
+        self._masks = Masks({n:m.to(weights[n].device) for n,m in self._masks.items() if n not in lost})
+        self._weights = {n:weights[n] for n in self._masks}
+        if self._swapped: self.project()
+        else: self._restore("as after SaveModelCallback has loaded an epoch from before pruning had ended, or another callback an average of weights: use `SaveModelCallback(at_end=True)`, or validate again")
+        self._weights = None
+        if lost: warnings.warn(f"{_listed(lost)}: no weight of this name and shape is in the model any more, so its mask is gone", stacklevel=2)
+
+def _listed(names, most=3):
+    "Names for a message: the first ones, and how many more there are"
+    more = f' and {len(names)-most} more' if len(names)>most else ''
+    return ', '.join(map(repr, names[:most]))+more
 
 # %% ../nbs/05_callback.ipynb #48aebb3c
 @patch(as_prop=True)
@@ -90,7 +137,7 @@ def set_masks(learn:Learner,
               how=None, # What made them: criterion, scope, granularity
              ):
     "Prune by `masks` and keep them, as setting `learn.masks` does"
-    Masks(check_bool(masks)).check(dict(unwrap(learn.model).named_parameters()))
+    Masks(check_bool(masks)).check(_parameters(learn))
     if together(learn): masks = _first_ones(masks)
     if learn.masks is None: learn.add_cb(KeepMasks())
     learn.keep_masks.hold(Masks(masks), how)
@@ -105,20 +152,57 @@ def _first_ones(masks):
 def remove_masks(self:Learner):
     "Forget the masks: pruned weights stay zero until they are trained again"
     self.remove_cb(KeepMasks)
+    self._zeros_known = True
 
 # %% ../nbs/05_callback.ipynb #4f8fd463
 @patch
 def _do_fit(self:Learner):
-    self._in_fit = True
+    self._in_fit,ended = True,False
     try:
         for cb in self.cbs.sorted('order'):
             if hasattr(type(cb), 'begin_fit'): cb.begin_fit()                    # as before_fit, which `learn.validate` calls, too
+        _warn_of_zeros(self)
         self._orig__do_fit()
+        ended = True
         if not hasattr(self, 'lr_finder') and (lrs := getattr(getattr(self, 'recorder', None), 'lrs', [])): self._fit_lrs = list(lrs)   # `validate` clears the Recorder
+    except CancelFitException:
+        ended = True
+        raise
     finally:
-        self._in_fit = False
-        for cb in self.cbs.filter(lambda cb: isinstance(cb, SparsifyCallback)): cb._forget()
+        self._in_fit,notes = False,[]
+        for cb in self.cbs.filter(lambda cb: isinstance(cb, SparsifyCallback)):
+            if ended: notes += cb._end_notes()
+            cb._forget()
         if self.masks is not None: self.keep_masks.project()
+        for note in notes: warnings.warn(note, stacklevel=2)
+
+@patch
+def all_batches(self:Learner):
+    "Masks are up to date here, after all of `before_train` and `before_validate`, whatever callbacks have replaced or swapped there"
+    if not in_fit(self): return self._orig_all_batches()
+    if not self.training:
+        with contextlib.nullcontext() if self.masks is None else self.keep_masks.masked(): return self._orig_all_batches()
+    for cb in self.cbs.filter(lambda cb: isinstance(cb, SparsifyCallback)): cb._look_up()
+    if self.masks is not None: self.keep_masks.begin_epoch()
+    self._orig_all_batches()
+
+@patch
+def fit(self:Learner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
+    "Fit `self.model` for `n_epoch` using `cbs`. Optionally `reset_opt`."
+    frozen,ended = self.__dict__.pop('_frozen_in_turn', set()),False
+    self._trained = trained = {n for n,p in _parameters(self).items() if p.requires_grad or n in frozen}
+    try:
+        self._orig_fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
+        ended = True
+    finally:
+        self.__dict__.pop('_trained', None)
+        if frozen := {n for n,p in _parameters(self).items() if not p.requires_grad} & trained: self._frozen_in_turn = frozen
+        if self.masks is not None: self.keep_masks.end_fit(ended)                # after all of `after_fit`
+
+def _is_trained(learn, name, p):
+    "Is a weight trained? So it is if callbacks freeze it for a part of the fit, as fastai's GANTrainer does in turns"
+    if p.requires_grad or learn is None: return p.requires_grad
+    return name in learn.__dict__.get('_trained', learn.__dict__.get('_frozen_in_turn', ()))
 
 def in_fit(learn:Learner)->bool:
     "Is a fit running? Not in a `validate` or `get_preds` by itself"
@@ -132,6 +216,32 @@ def freeze_to(self:Learner, n):
 def is_frozen(learn:Learner)->bool:
     "Has `learn.freeze()` or `learn.freeze_to(n)` been called, and not `learn.unfreeze()`?"
     return getattr(learn.opt, 'frozen_to', 0)!=0 or getattr(learn.opt, 'frozen_idx', 0)>0
+
+def _initialised(p):
+    "Are zeros those of an initialisation: nothing else, or one value beside them, as in an identity?"
+    values = p.detach()[p.detach()!=0].abs()
+    return not len(values) or bool(values.min()==values.max())
+
+def _scattered(p):
+    "Number of zeros outside of rows and columns that are zero throughout, as those of padded channels and of inputs that are never seen"
+    kept = p.detach().flatten(1)!=0
+    return int(kept.any(1).count_nonzero())*int(kept.any(0).count_nonzero())-int(kept.count_nonzero())
+
+def _warn_of_zeros(learn):
+    "Once, if a fit would bring back what was pruned in a model that has come without its masks"
+    if '_zeros_known' in learn.__dict__ or 'lr_finder' in learn.__dict__: return
+    try:
+        known = set(learn.masks or {})
+        for cb in [] if is_frozen(learn) else learn.cbs.filter(lambda cb: isinstance(cb, SparsifyCallback)): known |= prunable_weights(learn.model, cb.include, cb.exclude).keys()
+        weights = {n:p for n,p in prunable_weights(learn.model).items() if n not in known and p.ndim>1 and not p.is_meta and _is_trained(learn, n, p)}
+    except ValueError: return                                                    # of a model that can't be pruned
+    zeros = {n:p.numel()-int(p.count_nonzero()) for n,p in weights.items()}
+    zeros,total = {n:k for n,k in zeros.items() if k>0.1*weights[n].numel() and not _initialised(weights[n])},sum(p.numel() for p in weights.values())
+    whole_rows = len(zeros)>1 and sum(zeros.values())>=0.25*total
+    if not zeros or not whole_rows and sum(_scattered(weights[n]) for n in zeros)<0.01*total: return
+    learn._zeros_known = True
+    warnings.warn(f"{sum(zeros.values())} of {total} weights are zero, and no masks hold them: if they were pruned, this fit brings them back. To keep them, call "
+                  "`learn.masks = Masks.from_zeros(prunable_weights(learn.model))` before; `learn.save_sparse` and `learn.load_sparse` keep masks, which `learn.save` does not", stacklevel=2)
 
 # %% ../nbs/05_callback.ipynb #d4910958
 def _score(criterion, weights, given):
@@ -203,6 +313,11 @@ def _present(learn, weights):
     held = learn.masks or {}
     return Masks({n:held[n] if n in held else p.detach()!=0 if p.detach().any() else torch.ones_like(p, dtype=torch.bool) for n,p in weights.items()})
 
+def _total_sparsity(learn):
+    "Of the whole model, as `learn.sparsity_report` counts it: by masks, and by zeros where there are none"
+    held = learn.masks or {}
+    return Masks({**held, **{n:p.detach()!=0 for n,p in prunable_weights(learn.model).items() if n not in held and not p.is_meta}}).sparsity
+
 def _sparsities(masks, scope):
     "The sparsity of masks by name, of each or, if they are ranked together, of all; just below 1 if nothing is left"
     most = math.nextafter(1., 0.)
@@ -212,6 +327,7 @@ class SparsifyCallback(Callback):
     "Prunes a Learner's model while it trains, to exactly `sparsity`"
     order,run_valid = 55,False                       # between Recorder and what shows or logs its table; training steps only
     _active,_planned,_skipped,_aside,_weights = False,False,False,False,None
+    _quiet,_left_out = False,None                    # Has another callback of the same search warned already? Frozen weights that it has warned of
 
     def __init__(self,
                  sparsity:float|dict, # Fraction of zeros at the end, in [0,1); or by name, pattern or module: {'*':0.9, 'head':0.5}, the last match counts
@@ -219,7 +335,7 @@ class SparsifyCallback(Callback):
                  criterion=magnitude, # Function from {name: weight} to {name: score}, larger = keep
                  scope:str='local', # 'local': each tensor reaches `sparsity`; 'global', 'erk', 'balanced': all of them together do
                  granularity:str='weight', # What is pruned together: 'weight', 'row', 'column', 'kernel', 'filter', or '2:4' and other n:m
-                 interval:int=10, # Iterations between mask updates while sparsity changes, at least 1, which takes more time and can be worth points of accuracy in short trainings (`benchmarks/paper`)
+                 interval:int|None=None, # Iterations between mask updates while sparsity changes (>= 1); max(1, T//1000) in a training of T iterations, if None. Larger is faster, and costs accuracy in short trainings
                  initial:float|dict|None=None, # Sparsity at the start, like `sparsity`; what the model has, if None
                  recover:bool|str=True, # May pruned weights come back? If False, masks are nested; if 'alive', those of filters (rows of a linear layer) of which nothing is left come back after all others, so that whole filters stay pruned while sparsity rises
                  include=None, # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
@@ -233,7 +349,7 @@ class SparsifyCallback(Callback):
             check_granularity(granularity, s)
         check_schedule(schedule)
         if not callable(criterion): raise ValueError(f"criterion={criterion!r} is not a function from weights to scores. There are {', '.join(CRITERIA)}, or write your own")
-        check_whole('iterations', interval=interval)
+        if interval is not None: check_whole('iterations', interval=interval)
         if recover not in (True, False, 'alive'): raise ValueError(f"recover={recover!r}: needs True, False or 'alive'")
         store_attr()
         self.scope = check_scope(scope)
@@ -246,14 +362,26 @@ class SparsifyCallback(Callback):
                )->tuple: # Name -> parameter, and name -> sparsity at the end
         "What would be pruned of `model`, and how far. Raises `ValueError` for whatever does not fit it"
         check_not_torch_pruned(model)
-        can = prunable_weights(model, self.include, self.exclude)
-        weights = {n:p for n,p in can.items() if p.requires_grad}
+        can,learn = prunable_weights(model, self.include, self.exclude),learn or self.__dict__.get('learn')
+        weights = {n:p for n,p in can.items() if _is_trained(learn, n, p)}
+        self._check_frozen(can, [n for n in can if n not in weights])
         if not weights: raise ValueError(f"nothing to prune: {'all weights are frozen (requires_grad=False)' if can else _nothing(model)}")
         end = expand_sparsity(self.sparsity, weights)
         weights,transposed = {n:weights[n] for n in end},transposed_groups(model)
         for n,p in weights.items(): unit_dims(n, p.shape, self.granularity, transposed.get(n, 0))
-        _try_criterion(self.criterion, weights, learn or self.__dict__.get('learn'))
+        _try_criterion(self.criterion, weights, learn)
         return weights,end
+
+    def _check_frozen(self, can, frozen):
+        "What was asked for and is frozen is an error, and what is left out for it is told once"
+        if not frozen: return
+        asked = [] if self.include is None else [('include', frozen)]
+        if isinstance(self.sparsity, dict): asked += [(f'sparsity[{k!r}]', [n for n in match(k, can) if n in frozen]) for k in self.sparsity if k!='*']
+        for what,names in asked:
+            if names: raise ValueError(f"{what}: {_listed(names)} can't be pruned in training, since it is frozen (requires_grad=False): unfreeze it by `requires_grad_()`, leave it out by `exclude`, or prune it by `learn.prune`")
+        if self._quiet or len(frozen)==len(can) or frozen==self._left_out: return
+        self._left_out = frozen
+        warnings.warn(f"{type(self).__name__} leaves out what is frozen (requires_grad=False): {_listed(frozen)}. Unfreeze it to prune it; with `exclude` it is left out without a warning", stacklevel=3)
 
     def before_fit(self):
         if not in_fit(self.learn):
@@ -278,16 +406,35 @@ class SparsifyCallback(Callback):
         self._weights,end = self.targets(self.learn.model)
         self._n = sum(p.numel() for p in self._weights.values())
         self._transposed,self._how = transposed_groups(self.learn.model),(self.criterion, self.scope, self.granularity)
-        T = max(1, self.n_epoch*len(self.dls.train))
-        self._progress = [progress_at(self.schedule, (t+1)/T) for t in range(T)]
-        self._due,self._seen = update_steps(self._progress, self.interval),-1
-        if self.refresh: self._due = sorted({*self._due, *range(0, T, self.interval)})
+        self._progress = self._plan_progress()
+        self._fall = next((t for t in range(1, len(self._progress)) if self._progress[t]<self._progress[t-1]), len(self._progress))
+        self._due,self._seen = self._plan_updates(),-1
         self._start_from(_present(self.learn, self._weights), end)
         self._first_weights,self._last_weights = (self._copies(k) for k in ('initial','previous'))
-        ends = [t for t,(a,b) in enumerate(zip(self._progress, self._progress[1:])) if b<a] + [t for t,p in enumerate(self._progress) if p==1]
-        self._cycle_end,self._present = ends[0] if ends else T,_present(self.learn, self._weights) if self.track else None
+        self._cycle_end = self._fall-1 if self._fall<len(self._progress) else self._progress.index(1)
+        self._present = _present(self.learn, self._weights) if self.track else None
         self._ever,self._first,self._recovered,self._distance = self._present and Masks({n:~m for n,m in self._present.items()}),None,0,math.nan
         for o in (self.iters,self.asked,self.reached,self.lrs,self.recovered,self.mask_distance): o.clear()
+
+    def _plan_progress(self):
+        "The progress after each iteration, exactly 1 at the end"
+        T = max(1, self.n_epoch*len(self.dls.train))
+        check_schedule(self.schedule)
+        return [*(float(progress_at(self.schedule, (t+1)/T)) for t in range(T-1)), 1.]
+
+    def _usual_interval(self, T): return max(1, T//1000)
+
+    def _plan_updates(self):
+        "Iterations after which masks may change"
+        T = len(self._progress)
+        usual = self._usual_interval(T)
+        every = self.interval or usual
+        steps,best = ({*update_steps(self._progress, k), *(range(0, T, k) if self.refresh else ())} for k in (every,usual))
+        if len(steps)<min(10, len(best)): self._warn_of_few(len(steps), 'mask updates', usual)
+        return sorted(steps)
+
+    def _warn_of_few(self, n, what, usual):
+        if not self._quiet: warnings.warn(f"interval={self.interval} in a training of {len(self._progress)} iterations gives {n} {what}: leave `interval` out, which makes it {usual}, or use a smaller one", stacklevel=2)
 
     def _copies(self, what):
         "The weights as they are, if the criterion will ask for them"
@@ -302,12 +449,23 @@ class SparsifyCallback(Callback):
             if not present.keys()<=held.keys(): self._hold(present, how)
             # masks of another kind have to change even if they prune as much
             if how!=self._how and (how or self.granularity!='weight'): self._counts = None
-        self._begin,self._end = begin if self.initial is None else {**begin, **expand_sparsity(self.initial, begin, 'initial')},end
+        self._begin,self._end = self._on_the_way(begin, end) if self.initial is None else {**begin, **expand_sparsity(self.initial, begin, 'initial')},end
+
+    def _on_the_way(self, begin, end):
+        "Where the schedule has begun. In a fit that starts at a later epoch, the present sparsity is a part of the way"
+        t = self.epoch*len(self.dls.train)
+        p = self._progress[t-1] if t else 0.
+        if p in (0, 1): return begin
+        due = {n:e*p for n,e in end.items()}
+        now,there = ((c if isinstance(c, dict) else dict.fromkeys(begin, c)) for c in (self._count(begin),self._count(due)))
+        return {n:(s-due[n])/(1-p) if now[n]>there[n] else 0. for n,s in begin.items()}
 
     def _sparsity(self, t):
-        "The sparsity asked for after iteration `t`, by name"
+        "The sparsity asked for after iteration `t`, by name. From the first fall of the schedule on, cycles restart from a part of the target, whatever the start was"
         p = self._progress[t]
-        return {n:e if p==1 else b+(e-b)*p for (n,b),e in zip(self._begin.items(), self._end.values())}
+        if p==1: return dict(self._end)
+        begin = self._begin if t<self._fall else dict.fromkeys(self._end, 0.)
+        return {n:begin[n]+(e-begin[n])*p for n,e in self._end.items()}
 
     def _count(self, sparsity):
         "How many weights or units that prunes: masks change when this does"
@@ -364,6 +522,37 @@ class SparsifyCallback(Callback):
         if self._active and self.epoch==self.n_epoch-1 and self._seen<len(self._progress)-1:
             self._advance(len(self._progress)-1, self.criterion if has_gradients(self._weights) else magnitude)
 
+    def _look_up(self):
+        "The weights by name, in each epoch: callbacks may have replaced some"
+        if not self._active: return
+        now,old = _parameters(self.learn),self._weights
+        for n,p in old.items():
+            if n not in now: raise ValueError(f"{n!r} is not in the model any more: SparsifyCallback prunes it since the fit began. Start a new fit, or `exclude` it")
+            if now[n].shape!=p.shape: raise ValueError(f"{n!r} had shape {tuple(p.shape)} when the fit began, and has {tuple(now[n].shape)} now: SparsifyCallback can't go on with it. Start a new fit, or `exclude` it")
+        self._weights = {n:now[n] for n in old}
+        self._replaced([n for n,p in old.items() if p is not now[n]])
+
+    def _replaced(self, names):
+        "Weights of these names are others than before"
+        for old in (self._first_weights,self._last_weights):
+            if old: old.update({n:self._weights[n].detach().clone() for n in names})
+
+    def _falls_short(self):
+        "Has the fit ended before the schedule?"
+        return (self._seen<0 or self._progress[self._seen]<1) and self._counts!=self._count(self._end)
+
+    def _end_notes(self):
+        "What there is to say of how the fit has ended"
+        if not self._active: return []
+        notes,masks = [],self.learn.masks or {}
+        target = sum(e*self._weights[n].numel() for n,e in self._end.items())/max(1, self._n)
+        if self._falls_short():
+            notes.append(f"the fit was stopped after {self._seen+1} of {len(self._progress)} iterations, so that the sparsity is {self._reached:.4g} instead of {target:.4g}: what stops a fit, such as "
+                         f"EarlyStoppingCallback, does not look at the schedule. Prune without it, and stop early in a later fit, which keeps the masks; or call `learn.prune({self.sparsity!r})` now")
+        if empty := [n for n in self._weights if n in masks and masks[n].numel() and not masks[n].any()]:
+            notes.append(f"layer collapse: no weight is left in {_listed(empty)}. Use a lower sparsity there, as in sparsity={{'*':{target:.4g}, {empty[0]!r}:0.9}}, `exclude`, or another scope")
+        return notes
+
     def after_cancel_step(self): self._skipped = True
     def after_step(self):
         if self._active and not self._skipped: self._advance(self._now(), self.criterion)
@@ -394,7 +583,7 @@ class SparsifyCallback(Callback):
 
     def after_validate(self):
         if self._planned and 'recorder' in self.learn.__dict__:
-            self.recorder.log.append(self._reached if self._active else self.learn.masks.sparsity if self.learn.masks else 0.)
+            self.recorder.log.append(_total_sparsity(self.learn))
             if self.track: self.recorder.log += [self._recovered,self._distance] if self._active else [0,math.nan]
 
 # %% ../nbs/05_callback.ipynb #8ff015cd

@@ -223,7 +223,7 @@ def _rewind_step(rewind_to, steps, epoch):
 
 class _Search:
     "One search for tickets"
-    def __init__(self, learn, rounds, fit, prune_rate, rewind, rewind_to, scope, schedule, criterion, granularity, include, exclude, max_lr, n_batches, seed, measure, ends, folder):
+    def __init__(self, learn, rounds, fit, prune_rate, rewind, rewind_to, scope, schedule, criterion, granularity, include, exclude, max_lr, n_batches, seed, measure, ends, folder, interval):
         store_attr()
         check_whole('rounds', rounds=rounds)
         if not isinstance(prune_rate, Number) or not 0<prune_rate<1: raise ValueError(f"prune_rate={prune_rate!r}: needs the fraction of what is left that a round prunes, in (0,1)")
@@ -234,7 +234,10 @@ class _Search:
         if is_frozen(learn): raise ValueError("the Learner is frozen: call `learn.unfreeze()` first")
         check_schedule(schedule)
         self.scope = check_scope(scope)
-        self.weights,_ = self._callback(1).targets(learn.model, learn)
+        self.left_out = None
+        first = self._callback(1)
+        self.weights,_ = first.targets(learn.model, learn)
+        self.left_out = first._left_out
         check_rounds(self.weights, lambda m,n: self.sparsity(m), rounds, self.scope, granularity, transposed_groups(learn.model))
         check_n_batches(n_batches)
         if max_lr is not None: self._check_rates()
@@ -243,7 +246,7 @@ class _Search:
         self.steps = count_steps(learn, fit, *self._rate(0))
         self.k = _rewind_step(rewind_to, self.steps, len(learn.dls.train))
         self.config = dict(prune_rate=prune_rate, rewind=rewind, rewind_to=rewind_to, scope=scope, schedule=schedule_name(schedule), criterion=schedule_name(criterion), granularity=granularity,
-                           n_batches=self.n_batches, seed=seed, rates=[self.max_lr(m) for m in range(rounds+1)] if max_lr else None, measure=measure, ends=ends, steps=self.steps, items=len(learn.dls.train_ds), opt=schedule_name(learn.opt_func), loss=str(learn.loss_func), progress=[float(schedule(o)) for o in (0.1, 0.25, 0.5, 0.75, 0.9)],
+                           n_batches=self.n_batches, seed=seed, rates=[self.max_lr(m) for m in range(rounds+1)] if max_lr else None, measure=measure, ends=ends, interval=interval, steps=self.steps, items=len(learn.dls.train_ds), opt=schedule_name(learn.opt_func), loss=str(learn.loss_func), progress=[float(schedule(o)) for o in (0.1, 0.25, 0.5, 0.75, 0.9)],
                            metrics=[m.name for m in learn.metrics], weights={n:list(p.shape) for n,p in self.weights.items()})
 
     def _check_rates(self):
@@ -254,8 +257,10 @@ class _Search:
             if not isinstance(lr := self.max_lr(m), Number) or not lr>0: raise ValueError(f"max_lr({m})={lr!r}: needs a positive rate")
 
     def _callback(self, m):
-        return SparsifyCallback(self.sparsity(m), schedule=self.schedule, criterion=self.criterion, scope=self.scope, granularity=self.granularity, recover=False, initial=self.sparsity(m-1),
-                                include=self.include, exclude=self.exclude)
+        cb = SparsifyCallback(self.sparsity(m), schedule=self.schedule, criterion=self.criterion, scope=self.scope, granularity=self.granularity, interval=self.interval, recover=False,
+                              initial=self.sparsity(m-1), include=self.include, exclude=self.exclude)
+        cb._quiet,cb._left_out = m>1,self.left_out                 # what there is to say is said before the first round
+        return cb
 
     def sparsity(self, m): return 1-(1-self.prune_rate)**m
     def _rate(self, m): return () if self.max_lr is None else (self.max_lr(m),)
@@ -286,7 +291,7 @@ class _Search:
         metrics = self.train(m-1, [o for o in (at, None if self.classic else self._callback(m)) if o])
         if self.classic:
             self.measured(m-1, last, metrics)
-            learn.prune(self.sparsity(m), self.criterion, self.scope, self.granularity, self.include, self.exclude, recover=False, n_batches=self.n_batches)
+            learn.prune(self.sparsity(m), self.criterion, self.scope, self.granularity, list(self.weights), recover=False, n_batches=self.n_batches)
         start = at.reached() if at else last.state if self.rewind=='weights' else state_of(learn)
         res = self.ticket(m, start, learn.masks)
         for n,k in res.masks.items():
@@ -351,10 +356,11 @@ def find_tickets(self:Learner,
                  measure:str='last', # Tickets to train once more for their metrics alone: 'last', 'all' or 'none'
                  ends:bool=False, # Keep the state after training a ticket, as its `.end`?
                  folder=None, # Folder for finished rounds: a second call with it goes on after the last of them
+                 interval:int|None=None, # Iterations between mask updates inside of a round, as for `SparsifyCallback`
                 )->Tickets: # rounds+1 of them, the dense network first
     """Lottery tickets by iterative pruning (Frankle and Carbin 2019; Frankle et al. 2020; Renda et al. 2020; inside of rounds: Hubens et al. 2021). Leaves the Learner with the last one loaded; `learn.tickets`
     has those that are found, if a round fails. Raises `ValueError` before any training for arguments that don't fit, and for a folder of another experiment"""
-    return _Search(self, rounds, fit, prune_rate, rewind, rewind_to, scope, schedule, criterion, granularity, include, exclude, max_lr, n_batches, seed, measure, ends, folder).run()
+    return _Search(self, rounds, fit, prune_rate, rewind, rewind_to, scope, schedule, criterion, granularity, include, exclude, max_lr, n_batches, seed, measure, ends, folder, interval).run()
 
 # %% ../nbs/07_lottery.ipynb #db889881
 KINDS = ('ticket', 'reinit', 'shuffle', 'dense')

@@ -199,7 +199,8 @@ def _after(dense, cycles, pos):
 def _geometric(sparsity, dense, cycles, pos):
     "The same fraction of what is left goes at the start of each cycle"
     if round(pos-dense, 9)<0: return 0.
-    return min(1., (1-(1-sparsity)**(min(cycles, _after(dense, cycles, pos)[0]+1)/cycles))/sparsity)
+    k = _after(dense, cycles, pos)[0]+1
+    return min(1., (1-(1-sparsity)**(k/cycles))/sparsity) if k<cycles else 1.
 
 class BudgetedCallback(SparsifyCallback):
     "Budgeted IMP in one fit: `SparsifyCallback` with the rates that go with it; `discounts` has the d of each cycle"
