@@ -296,12 +296,12 @@ def _dead_last(scores, masks, absolute, transposed):
     return {n:torch.where(_alive_filters(masks[n], transposed.get(n, 0)), s, behind(s)) for n,s in scores.items()}
 
 def _try_criterion(criterion, weights, learn):
-    "Call `criterion` once, with gradients of 1 and nothing left behind, to see that its scores are sound"
+    "Call `criterion` once, with gradients of 1, and leave nothing behind, to see that its scores are sound"
     if criterion is magnitude: return check_nan(weights)
     given = dict(learn=learn, initial=weights, previous=weights)
     grads = {n:p.grad for n,p in weights.items()}
     try:
-        for p in weights.values(): p.grad = torch.ones_like(p)
+        for p in weights.values(): p.grad = torch.ones_like(p) if p.requires_grad else None      # what is frozen in turn will not have one either
         with torch.random.fork_rng(devices=list({p.device.index for p in weights.values() if p.is_cuda})):
             try: check_nan(_score(criterion, weights, given))
             except TypeError as e: raise ValueError(f"criterion {schedule_name(criterion)} can't be called with a dict of weights: {e}") from e

@@ -158,6 +158,12 @@ def test_in_turns_by_other_calls(how):
     assert list(learn.masks) == ['generator.weight', 'critic.weight']
 
 
+def test_criteria_that_need_gradients_of_both_are_refused_before_training():
+    learn = toy(GAN(), ())
+    with pytest.raises(ValueError, match="taylor needs gradients, and 'generator.weight' is frozen"): fit(learn, 1, SparsifyCallback(0.8, criterion=taylor), Turns())
+    assert learn.masks is None and not learn.opt.state_dict()['state'][0].get('step')
+
+
 def test_frozen_by_hand_after_a_fit_is_frozen():
     learn = fit(toy(frozen=()), 1)
     learn.model[0].requires_grad_(False)
