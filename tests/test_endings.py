@@ -76,6 +76,16 @@ def test_a_new_head_in_every_method(method):
     assert learn.masks.sparsity >= 0.49 and learn.sparsity_report().loc['total', 'nonzero'] <= learn.masks.n_kept
 
 
+@pytest.mark.parametrize('method', [SparsifyCallback, GMP, DPF, DNW], ids=lambda m: m.__name__)
+def test_masks_are_of_the_new_heads_weights(method):
+    learn, seen = toy(), []
+    def criterion(weights):
+        seen.append(weights['2.weight'] is learn.model[2].weight)
+        return magnitude(weights)
+    fit(learn, 3, method(0.9, criterion=criterion), At('after_epoch', new_head, epoch=0))
+    assert all(seen) and len(seen) > 16
+
+
 def test_a_new_head_in_the_last_epoch_and_after_the_fit():
     for event in ('after_epoch', 'after_fit'):
         learn = toy()
