@@ -41,6 +41,6 @@ def quiet():
 def write(name, rows):
     "Write `rows`, dicts with the same keys, to `name`.csv beside the scripts"
     with open(here/f'{name}.csv', 'w', newline='') as f:
-        out = csv.DictWriter(f, [*rows[0], 'machine'])
+        out = csv.DictWriter(f, [*(k for k in rows[0] if k != 'machine'), 'machine'])
         out.writeheader()
-        for r in rows: out.writerow({**r, 'machine': machine()})
+        for r in rows: out.writerow({'machine': machine(), **r})                # rows of an earlier run have theirs

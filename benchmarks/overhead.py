@@ -1,6 +1,7 @@
 """`fit_one_cycle` with One-Cycle Pruning to 90% over plain training: ResNet-18, 32x32 images, fastprune and fasterai in one process, in turn.
-`python benchmarks/overhead.py [--rounds 5] [--batches 40] [--bs 64]`"""
-import warnings
+`python benchmarks/overhead.py [--rounds 5] [--batches 40] [--bs 64] [--defaults]`. With `--defaults`, only the default intervals of trainings of 200 and of 5,000
+iterations beside plain training, without fasterai; the other rows stay. A run is a part of such a training, with its interval: its steps cost the same"""
+import csv, warnings
 warnings.filterwarnings('ignore')
 import torch
 from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, TfmdDL, set_seed
@@ -9,7 +10,7 @@ from torch import nn
 from torchvision.models import resnet18
 from fastprune.all import SparsifyCallback
 from fastprune.data import TensorData
-from common import interleaved, quiet, spread, write
+from common import here, interleaved, quiet, spread, write
 
 
 def fasterai(scope):
@@ -34,21 +35,45 @@ def side(make, batches, bs):
     return run
 
 
+def by_interval(scope, interval): return lambda: SparsifyCallback(0.9, scope=scope, interval=interval, initial=0.)
+
+
+def every_side():
+    "What is measured, plain training first"
+    sides = {'plain training': lambda: None}
+    for scope in ('local', 'global'):
+        for interval in (10, 1): sides[f'fastprune, {scope}, interval {interval}'] = by_interval(scope, interval)
+        sides[f'fasterai, {scope}'] = lambda s=scope: fasterai(s)
+    return sides
+
+
+def default_sides():
+    "The same for the default intervals, which depend on the length of the training"
+    sides = {'plain training, beside the defaults': lambda: None}
+    for scope in ('local', 'global'):
+        for n in (200, 5000): sides[f'fastprune, {scope}, default of {n:,} iterations: interval {max(1, n//1000)}'] = by_interval(scope, max(1, n//1000))
+    return sides
+
+
+def others(rows):
+    "Rows of overhead.csv that these do not replace"
+    with open(here/'overhead.csv', newline='') as f: return [r for r in csv.DictReader(f) if r['side'] not in {o['side'] for o in rows}]
+
+
 @call_parse
 def main(rounds:int=5, # Runs that count, of each side
          batches:int=40, # Batches in a run
          bs:int=64, # Batch size
+         defaults:bool=False, # Only the default intervals?
         ):
     "Write overhead.csv"
-    sides = {'plain training': lambda: None}
-    for scope in ('local', 'global'):
-        for interval in (10, 1): sides[f'fastprune, {scope}, interval {interval}'] = lambda s=scope, i=interval: SparsifyCallback(0.9, scope=s, interval=i, initial=0.)
-        sides[f'fasterai, {scope}'] = lambda s=scope: fasterai(s)
-    times = interleaved({n: side(f, batches, bs) for n, f in sides.items()}, rounds)
-    plain, rows = spread(times['plain training'])[0], []
+    sides = default_sides() if defaults else every_side()
+    times, rows = interleaved({n: side(f, batches, bs) for n, f in sides.items()}, rounds), []
+    plain = times[next(iter(sides))]
     for n, ts in times.items():
         med, lo, hi = spread(ts)
         rows.append(dict(side=n, ms_per_batch=round(1000*med/batches, 1), min=round(1000*lo/batches, 1), max=round(1000*hi/batches, 1),
-                         ratio=round(spread([a/b for a, b in zip(ts, times['plain training'])])[0], 3), runs=rounds, batches=batches, bs=bs))
+                         ratio=round(spread([a/b for a, b in zip(ts, plain)])[0], 3), runs=rounds, batches=batches, bs=bs))
         print(rows[-1], flush=True)
-    write('overhead', rows)
+    kept = others(rows)
+    write('overhead', [*kept, *rows] if defaults else [*rows, *kept])

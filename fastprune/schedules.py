@@ -56,16 +56,30 @@ def ocp(pos:float, # Position in training, in [0,1]
 SCHEDULES = dict(one_shot=one_shot, iterative=iterative, linear=linear, cosine=cosine, cubic=cubic, agp=agp, ocp=ocp)
 
 # %% ../nbs/00_schedules.ipynb #af0ca1de
+_rounding = 1e-6               # how far a schedule may be from 0 or 1 and mean it
+
 def check_schedule(schedule, # Anything
                    n:int=100, # Number of steps at which to try it
+                   whole:bool=True, # Does it have to end at 1?
                   ): # `schedule`, if it is one; else raises `ValueError`
-    "Make sure that `schedule` maps [0,1] to [0,1]"
+    "Make sure that `schedule` maps [0,1] to [0,1], and ends at 1"
     if not callable(schedule):
         hint = f' Did you mean {schedule}, without quotes?' if isinstance(schedule, str) and schedule in SCHEDULES else ''
         raise ValueError(f"schedule={schedule!r} is not a function of the position in training.{hint}"
                          f" There are {', '.join(SCHEDULES)}, or write your own")
-    for i in range(n+1): progress_at(schedule, i/n)
+    first,*_,last = [progress_at(schedule, i/n) for i in range(n+1)]
+    if whole and last<1-_rounding: raise ValueError(f"schedule {schedule_name(schedule)} ends at {last:.4g}: a schedule gives progress from 0 to 1, not sparsity: {_remedy(schedule, first, last)}")
     return schedule
+
+def _annealer(schedule):
+    "The name of fastai's SchedCos, SchedLin, ..., which is 'sched_cos' there; '' for whatever else"
+    return ''.join(map(str.capitalize, schedule.f.__name__.split('_'))) if type(schedule).__name__=='_Annealer' else ''
+
+def _remedy(schedule, first, last):
+    "What to write for a schedule that does not end at 1"
+    if name := _annealer(schedule): return f"use {name}({1e-3 if name=='SchedExp' else 0},1)"
+    if first>last: return "turn it around, as `lambda pos: 1-schedule(pos)`"
+    return f"divide it by its end, as `lambda pos: schedule(pos)/{last:.4g}`" if last else "let it rise to 1 at position 1"
 
 def progress_at(schedule, # A schedule
                 pos:float, # Position in training, in [0,1]
@@ -73,7 +87,9 @@ def progress_at(schedule, # A schedule
     "The progress at `pos`"
     try: p = schedule(pos)
     except TypeError as e: raise ValueError(f"schedule {schedule_name(schedule)} can't be called with a position in training alone: {e}") from e
-    try: ok = 0 <= p <= 1
+    try:
+        ok = -_rounding <= p <= 1+_rounding
+        if ok and not 0 <= p <= 1: p = float(p>0)
     except (TypeError, ValueError, RuntimeError): ok = False
     if not ok: raise ValueError(f"schedule {schedule_name(schedule)} returned {p!r} at position {pos:g}: progress must be a number in [0,1]")
     return p
@@ -81,6 +97,7 @@ def progress_at(schedule, # A schedule
 def schedule_name(schedule, # A schedule
                  )->str: # Its name with its parameters, for labels
     "A short name for `schedule`"
+    if name := _annealer(schedule): return f'{name}({schedule.start:g}, {schedule.end:g})'
     if not isinstance(schedule, partial): return getattr(schedule, '__name__', repr(schedule))
     value = lambda v: schedule_name(v) if callable(v) else f'{v:g}' if isinstance(v, (int,float)) else repr(v)
     args = [value(v) for v in schedule.args] + [f'{k}={value(v)}' for k,v in schedule.keywords.items()]
@@ -115,9 +132,10 @@ def cyclical(sched, # A schedule, for one cycle
 
 # %% ../nbs/00_schedules.ipynb #c88306cf
 def update_steps(progress:list, # Progress after each iteration, from a schedule
-                 interval:int=10, # Iterations between updates on a ramp, at least 1
+                 interval:int|None=None, # Iterations between updates on a ramp, at least 1; max(1, T//1000) for T iterations, if None
                 )->list: # Iterations (from 0) after which masks are recomputed
     "When to recompute masks so that they follow `progress`"
+    interval = interval or max(1, len(progress)//1000)
     rises = [b-a for a,b in zip([0., *progress], progress)]
     steps,last = [],None
     for t,p in enumerate(progress):

@@ -252,7 +252,7 @@ def test_what_grows_at_random_differs_from_move_to_move():
             seen.append(super()._grow_by(t)['0.weight'])
             return super()._grow_by(t)
     learn = make()
-    quietly(learn, lambda: learn.fit(EPOCHS, LR, cbs=Spy(0.6)))
+    quietly(learn, lambda: learn.fit(EPOCHS, LR, cbs=Spy(0.6, interval=3)))
     other = make()
     quietly(other, lambda: other.fit(1, LR, cbs=RigL(0.6, seed=1)))
     assert len(seen) == 3 and not torch.equal(seen[0], seen[1]) and other.masks != learn.masks

@@ -14,7 +14,7 @@ def rungs(scale): return list(dict.fromkeys(max(1, round(base(scale)*r)) for r i
 def within(schedule, start, run):
     "The epochs before pruning stay those of the base budget: what is after them grows or shrinks"
     when = min(0.9, start*base(run.scale)/run.epochs)
-    return train(run, SparsifyCallback(run.sparsity, schedule=window(schedule, when), interval=1), fused)
+    return train(run, SparsifyCallback(run.sparsity, schedule=window(schedule, when)), fused)
 
 for name, how in STARTS.items(): METHODS[f'budget {name}'] = partial(within, *how)
 

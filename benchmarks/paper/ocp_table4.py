@@ -9,7 +9,7 @@ def tickets(schedule, run):
     "By round: accuracy of the ticket, the mean of two trainings, and the error half-way between the two"
     learn, rounds = learner(run, fused), run.scale.rounds_of(10)
     def fit(learn, cbs): learn.fit_one_cycle(run.epochs, 1e-3, cbs=cbs)
-    found = learn.find_tickets(rounds, fit, prune_rate=1-(1-run.sparsity)**(1/rounds), scope='local', schedule=schedule, measure='none', seed=1000*run.seed)
+    found = learn.find_tickets(rounds, fit, prune_rate=1-(1-run.sparsity)**(1/rounds), scope='local', schedule=schedule, interval=10, measure='none', seed=1000*run.seed)
     rows = []
     for m, ticket in enumerate(found):
         path = learn.instability(ticket, fit, seeds=(1000*run.seed+500, 1000*run.seed+501), n=3)
