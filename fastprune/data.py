@@ -112,9 +112,9 @@ def folder_dls(path, # Folder of images: class/image, or train/class/image and v
     split = dict(train=train, valid=valid) if len(parts)>1 else dict(valid_pct=valid_pct, seed=seed)
     try: dls = ImageDataLoaders.from_folder(path, bs=bs, item_tfms=Resize(size), **({} if num_workers is None else {'num_workers':num_workers}), **split)
     except KeyError as e: raise ValueError(f"data: {str(path)!r}: {e.args[0]}") from e
+    if (n := len(dls.train_ds))<2: raise ValueError(f"data: {str(path)!r} leaves {n} image to train on: needs at least 2")
     alone = {f.parent.name for f in dls.valid_ds.items}-set(dls.vocab)
     if alone: raise ValueError(f"data: with valid_pct={valid_pct!r} and seed={seed!r} all images of {min(alone)!r} are to validate on: use another seed, or folders train and valid")
-    if (n := len(dls.train_ds))<2: raise ValueError(f"data: {str(path)!r} leaves {n} image to train on: needs at least 2")
     if n<bs: dls.loaders[0] = dls.train.new(bs=n)                             # else there would be no batch: fastai drops one that is not full
     return dls
 

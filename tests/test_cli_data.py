@@ -27,7 +27,7 @@ def ends(capsys, **kwargs):
 
 
 def test_fewer_images_than_a_batch_are_one_batch(tmp_path, capsys):
-    main(data=str(images(tmp_path/'d', 8)), epochs=2, bs=64, lr=0.5, sparsity=0.5, out=str(tmp_path/'out'))
+    main(data=str(images(tmp_path/'d', 8)), epochs=1, bs=64, size=8, sparsity=0.5, out=str(tmp_path/'out'))
     said = capsys.readouterr().out
     assert 'bs=64: there are 13 images to train on' in said and 'nan' not in said
     dls = folder_dls(tmp_path/'d', bs=64, size=16, num_workers=0)
