@@ -289,15 +289,15 @@ class _Moment(StateAt):
     "What a training is at after some steps: weights, masks, and how far its pruning has come"
     def _take(self):
         super()._take()
-        self.masks,self.how = self.learn.masks,self.learn.masks and self.learn.keep_masks._how
+        self.kept,self.how = self.learn.masks,self.learn.masks and self.learn.keep_masks._how
         cb = _pruning(self.learn)
         self.pruning = deepcopy(cb.state_dict()) if cb else None
 
     def begin(self, learn):
         "Go on from there, in a training that has made its plans"
         unwrap(learn.model).load_state_dict(self.state)
-        if self.masks is None: learn.remove_masks()
-        else: set_masks(learn, self.masks, self.how)
+        if self.kept is None: learn.remove_masks()
+        else: set_masks(learn, self.kept, self.how)
         if (cb := _pruning(learn)) and self.pruning: cb.load_state_dict(deepcopy(self.pruning))
 
 def _pruning(learn): return next((cb for cb in learn.cbs if isinstance(cb, SparsifyCallback) and cb._active), None)
