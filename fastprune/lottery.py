@@ -306,7 +306,8 @@ class _Search:
 
     def ticket(self, m, state, masks, start=0):
         story = dict(round=m, seed=self.seed, rewind=self.rewind, rewind_to=self.rewind_to,
-                     schedule=schedule_name(self.schedule), prune_rate=self.prune_rate, **({'start':start} if start else {}))
+                     schedule=schedule_name(self.schedule), prune_rate=self.prune_rate)
+        if start: story['start'] = start
         return Ticket(state, masks, initial=self.initial, **story)
 
     def first(self):
