@@ -7,19 +7,21 @@ __all__ = ['SignFlips', 'Overlap', 'mask_overlap', 'WeightHistogram', 'Sensitivi
 
 # %% ../nbs/09b_analysis.ipynb #3443900c
 import contextlib,itertools,warnings
-from numbers import Integral,Number
 import numpy as np, pandas as pd, torch
+from numbers import Integral,Number
 from torch.nn.attention import SDPBackend,sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
-from fastai.basics import Callback,Learner,apply,find_bs,patch,store_attr
-from .passes import a_batch,as_in_fit,check_n_batches,check_whole,loss_of,random_kept,reset_state,to_model,undisturbed
-from .weights import check_sparsity,prunable_weights,transposed_groups,unwrap
+from fastai.basics import Callback,Learner,find_bs,patch,store_attr
+from .passes import (as_in_fit,check_n_batches,check_whole,loss_of,random_kept,reset_state,second_derivatives,
+                              to_model,undisturbed)
+from .weights import check_sparsity,prunable_weights,to_state_names,transposed_groups,unwrap
 from .criteria import magnitude
 from .masks import Masks,check_bool,compute_masks
 from .callback import in_fit,ranked
 from .rounds import seed_round
 from .connectivity import _check_path,_check_states,_evaluate,_evaluating,_state
+from .inputs import at_most,call_example,learner_inputs
 
 # %% ../nbs/09b_analysis.ipynb #0e559983
 def _axes(ax, **kwargs):
@@ -38,7 +40,7 @@ def sign_flips(self:Learner,
     "Weights with opposite signs in two states (Gadhikar et al. 2024, figure 3a)"
     a,b = _state(a, 'a'),_state(self if b is None else b, 'b')
     _check_states(unwrap(self.model).state_dict(), a=a, b=b)
-    a = {n:a[n].to(b[n].device) for n in prunable_weights(self.model)}
+    a = {n:a[n].to(b[n].device) for n in to_state_names(self.model, prunable_weights(self.model))}
     rows = [(n, int(((w!=0) & (b[n]!=0)).count_nonzero()), _flips(w, b[n])) for n,w in a.items()]
     df = pd.DataFrame(rows, columns=['name','weights','flips']).set_index('name')
     df.loc['total'] = df.sum()
@@ -139,7 +141,8 @@ def hessian_spectrum(self:Learner,
     pick = lambda n,t: t.flatten() if kept[n] is None else t.flatten()[kept[n]]
     ps = list(params.values())
     if isinstance(tol, bool) or not isinstance(tol, Number) or not 0<=tol<1: raise ValueError(f"tol={tol!r}: needs a relative accuracy in [0,1)")
-    with undisturbed(self), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), as_in_fit(self, False):    # other attention has no second derivative
+    no_second = second_derivatives('hessian_spectrum')
+    with undisturbed(self), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), no_second, as_in_fit(self, False):
         seed_round(self, seed)
         to_model(self, False)
         batches = list(itertools.islice(self.dls.train, n_batches))
@@ -287,16 +290,17 @@ def _no_mkldnn():
 def flops(self:Learner,
           include=None, # Name, glob pattern or module whose zeros count, or a list of them; all that can be pruned, if None
           exclude=None, # The same, to leave out
+          example=None, # A batch of inputs, of which the first item counts: a tensor, a tuple, or a dict by name; from the DataLoaders if None
          )->pd.DataFrame: # A row a weight, 'other' (what is with no such weight) and 'total': columns dense, nonzero (FLOPs for one item), speedup (their ratio)
-    "FLOPs of a forward pass for one item of the training set, and of those that are with a weight other than 0"
+    "FLOPs of a forward pass for one item of the training set, or of `example`, and of those that are with a weight other than 0"
     weights = prunable_weights(self.model, include, exclude)
     with undisturbed(self), torch.no_grad(), _no_mkldnn():
-        xb = a_batch(self)
-        to_model(self, False)
+        inputs = at_most(learner_inputs(self, example), 1)
+        self.model.eval()
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with _Flops({p.untyped_storage().data_ptr():n for n,p in weights.items()}) as counted: self.model(*apply(lambda x: x[:1] if isinstance(x, torch.Tensor) and x.ndim else x, xb))
+            with _Flops({p.untyped_storage().data_ptr():n for n,p in weights.items()}) as counted: call_example(self.model, inputs)
         finally: torch.backends.mha.set_fastpath_enabled(fast)
     rows = {n:(k, round(k*int(weights[n].count_nonzero())/weights[n].numel()) if n in weights else k) for n,k in counted.flops.items()}
     df = pd.DataFrame([rows.get(n, (0,0)) for n in [*weights,'other']], index=pd.Index([*weights,'other'], name='name'), columns=['dense','nonzero'])
@@ -305,12 +309,20 @@ def flops(self:Learner,
     return df
 
 # %% ../nbs/09b_analysis.ipynb #a74a6a75
+def _numbers(path):
+    "Both barriers, and the error half way"
+    above,line = path.barrier,path.line_barrier
+    return dict(loss_barrier=above.loss, error_barrier=above.error, loss_line_barrier=line.loss,
+                error_line_barrier=line.error, instability=path.instability)
+
 class CyclePaths(list):
     "Linear paths between the ends of consecutive cycles"
     @property
-    def df(self)->pd.DataFrame: # A row a pair of cycles: barriers and the error half way
+    def df(self)->pd.DataFrame: # A row a pair of cycles: barriers, the error half way; with 'train_' on training data
         "The numbers"
-        return pd.DataFrame([dict(cycles=f'{i+1} to {i+2}', loss_barrier=p.barrier.loss, error_barrier=p.barrier.error, instability=p.instability) for i,p in enumerate(self)]).set_index('cycles')
+        trained = lambda p: {} if p.train is None else {f'train_{c}':v for c,v in _numbers(p.train).items()}
+        rows = [dict(cycles=f'{i+1} to {i+2}', **_numbers(p), **trained(p)) for i,p in enumerate(self)]
+        return pd.DataFrame(rows).set_index('cycles')
     def plot(self, axs=None):
         "Losses and errors of all paths"
         for i,p in enumerate(self): axs = p.plot(axs, label=f'{i+1} to {i+2}')

@@ -8,26 +8,27 @@ __all__ = ['BASELINES', 'GMP', 'DPF', 'DNW', 'STR', 'DST', 'search_strength', 'G
 
 # %% ../nbs/08b_baselines.ipynb #c44a3b21
 import contextlib,math,warnings,zlib
-from numbers import Integral,Number
 import pandas as pd, torch
+from numbers import Integral,Number
 from torch import nn
 from fastai.basics import CancelStepException,CancelValidException
 from fastai.optimizer import OptimWrapper,l2_reg,weight_decay
 from .schedules import check_schedule,cubic,linear,one_shot,progress_at
-from .weights import normed_rows
+from .weights import EXPERTS,EXPERTS_TURNED,normed_rows
 from .criteria import has_gradients,magnitude,random_score
 from .masks import Masks,check_nan,compute_masks
-from .callback import SparsifyCallback,_present,_sparsities,hold_rows
+from .callback import SparsifyCallback,_present,_sparsities,hold_rows,ranked
 from .resume import states_of
 from .connectivity import _evaluate,_evaluating
+from bisect import bisect
 
 # %% ../nbs/08b_baselines.ipynb #2a659efe
 class GMP(SparsifyCallback):
-    "Gradual magnitude pruning: the cubic schedule, masks every 100 iterations, no recovery (Zhu and Gupta 2018)"
+    "Gradual magnitude pruning: the cubic schedule, no recovery (Zhu and Gupta 2018)"
     def __init__(self,
                  sparsity:float|dict, # Fraction of zeros at the end, in [0,1), as for `SparsifyCallback`
                  schedule=cubic, # Function from the position in training to progress
-                 interval:int=100, # Iterations between mask updates (100 to 1,000 in the paper)
+                 interval:int|None=None, # Iterations between mask updates, as for `SparsifyCallback` if None (100 to 1,000 in the paper)
                  scope:str='global', # As for `SparsifyCallback`
                  **kwargs, # More for `SparsifyCallback`: criterion, granularity, include, exclude, track
                 ): super().__init__(sparsity, schedule=schedule, interval=interval, scope=scope, **{'recover':False, **kwargs})
@@ -36,10 +37,14 @@ class GMP(SparsifyCallback):
 class _Behind(SparsifyCallback):
     "Dense weights behind the model's: the optimizer's steps are made on them"
     dense,_swapped = None,False
-    _lasting = (*SparsifyCallback._lasting, 'dense')
+    lasting = {**SparsifyCallback.lasting, 'dense':dict[str,torch.Tensor]}
     def _plan_fit(self):
         super()._plan_fit()
         self.dense,self._swapped = {n:p.detach().clone() for n,p in self._weights.items()},False
+
+    def _replaced(self, names):
+        super()._replaced(names)
+        self.dense.update({n:self._weights[n].detach().clone() for n in names})
 
     def _swap(self):
         for n,p in self._weights.items(): p.data.copy_(self.dense[n])
@@ -81,14 +86,15 @@ class _Behind(SparsifyCallback):
         super()._forget()
 
 class DPF(_Behind):
-    "Dynamic pruning with feedback: gradients at the pruned weights, applied to the dense ones, in `.dense`; masks every 16 iterations (Lin et al. 2020)"
+    "Dynamic pruning with feedback: gradients at the pruned weights, applied to the dense ones, in `.dense` (Lin et al. 2020)"
     def __init__(self,
                  sparsity:float|dict, # Fraction of zeros at the end, in [0,1), as for `SparsifyCallback`
                  schedule=cubic, # Function from the position in training to progress
-                 interval:int=16, # Iterations between mask updates
+                 interval:int|None=None, # Iterations between mask updates; the paper's 16 in trainings of 1,600 iterations or more, and a hundredth of shorter ones, if None
                  scope:str='global', # As for `SparsifyCallback`
                  **kwargs, # More for `SparsifyCallback`: criterion, granularity, include, exclude, track
                 ): super().__init__(sparsity, schedule=schedule, interval=interval, scope=scope, **{'refresh':True, **kwargs})
+    def _usual_interval(self, T): return max(1, min(16, T//100))
 
 class DNW(DPF):
     """Discovering neural wirings: as DPF, with the final sparsity from the first forward pass on, and a new mask
@@ -127,6 +133,7 @@ class _HardEnd:
 
 class _Thresholds(_HardEnd, _Behind):
     "Thresholds that are learned: what the model shows is `shown` of the dense weights"
+    lasting = {**_Behind.lasting, 'thresholds':dict[str,list]}                # each with the optimizer's state of it
     def __init__(self, sparsity, scope, include, exclude, decay):
         super().__init__(0. if sparsity is None else sparsity, schedule=_at_end, scope=scope, interval=1, include=include, exclude=exclude, recover=False)
         if decay is not None and (isinstance(decay, bool) or not isinstance(decay, Number) or decay<0): raise ValueError(f"decay={decay!r}: needs a weight decay of at least 0, or None for the optimizer's")
@@ -135,12 +142,24 @@ class _Thresholds(_HardEnd, _Behind):
     def _plan_fit(self):
         super()._plan_fit()
         if self.decay is not None and isinstance(self.opt, OptimWrapper): raise ValueError(f"decay={self.decay:g}: one of torch's optimizers decays thresholds as it does weights, so leave it out, or use fastai's, such as `opt_func=SGD`")
-        if normed := self._weights.keys() & normed_rows(self.learn.model).keys(): raise ValueError(f"{type(self).__name__} can't prune {sorted(normed)[0]!r}, since thresholds may empty a row, and weight_norm divides by its norm: leave it out by `exclude`")
+        if normed := self._weights.keys() & normed_rows(self.learn.model).keys(): raise ValueError(f"{type(self).__name__} can't prune {sorted(normed)[0]!r}, since thresholds may empty it, or a row, and weight_norm and spectral_norm divide by the norm: leave it out by `exclude`")
         self.hard,self._counts = None,None
         self.thresholds = {n:nn.Parameter(self._first_threshold(n, p)) for n,p in self._weights.items()}
-        for n,p in self._weights.items(): self._lists[n] = next(ps for ps in self.opt.param_lists if any(q is p for q in ps))
+        self._find_lists()
         self._states = {n:{} if self.decay is None else {'do_wd':False} for n in self._weights}
         self._show()
+
+    def _find_lists(self):
+        "The optimizer's lists of parameters, by weight"
+        for n,p in self._weights.items():
+            self._lists[n] = next((ps for ps in self.opt.param_lists if any(q is p for q in ps)), None)
+            if self._lists[n] is None: raise ValueError(f"{n!r} is not in the optimizer, so that {type(self).__name__} can't train its thresholds: call `learn.create_opt()`, or `exclude` it")
+
+    def _look_up(self):
+        super()._look_up()
+        if self._active: self._find_lists()
+
+    def _falls_short(self): return self.target is not None and super()._falls_short()
 
     def _join(self):
         "Into the optimizer, for its step"
@@ -237,9 +256,9 @@ class DST(_Thresholds):
         self.alpha = alpha
 
     def _first_threshold(self, n, p):
-        shape = [1]*p.ndim
-        shape[1 if n in self._transposed else 0] = -1
-        return torch.zeros(p.shape[1 if n in self._transposed else 0], dtype=p.dtype, device=p.device).view(shape)
+        layout = self._transposed.get(n, 0)
+        of = {EXPERTS:(0,1), EXPERTS_TURNED:(0,2)}.get(layout, (1,) if layout else (0,))           # one for each output
+        return torch.zeros([k if d in of else 1 for d,k in enumerate(p.shape)], dtype=p.dtype, device=p.device)
 
     def _shown(self, n, w, t):
         mask = w.abs()>t
@@ -370,7 +389,7 @@ class LC(_DenseUntilEnd):
         "The optimizer will decay all: the difference goes into gradients, or is made up for after the step"
         self._correction = {}
         if not self._active: return
-        large,more = self._largest({n:p.detach() for n,p in self._weights.items()}, True),self.growth**self.epoch-1
+        large,more = self._largest(*ranked(magnitude, self._weights, self.learn.model)),self.growth**self.epoch-1
         where = {id(p):i for i,ps in enumerate(self.opt.param_lists) for p in ps}
         for n,p in self._weights.items():
             if p.grad is None: continue
@@ -396,7 +415,7 @@ class GradualL2(_DenseUntilEnd):
                 ):
         if isinstance(penalty, bool) or not isinstance(penalty, Number) or not 0<=penalty<math.inf: raise ValueError(f"penalty={penalty!r}: needs a factor of at least 0")
         super().__init__(sparsity, scope, kwargs)
-        check_schedule(growth)
+        check_schedule(growth, whole=False)
         self.penalty,self.growth = penalty,growth
 
     def before_step(self):
@@ -408,9 +427,9 @@ class GradualL2(_DenseUntilEnd):
 # %% ../nbs/08b_baselines.ipynb #d1b9a72d
 class _AlwaysSparse(SparsifyCallback):
     "A mask of constant size whose weights move"
-    _lasting = (*SparsifyCallback._lasting, 'changes')
+    lasting = {**SparsifyCallback.lasting, 'changes':list[dict]}
     def __init__(self, sparsity, fraction, interval, end, scope, seed, include, exclude):
-        super().__init__(sparsity, schedule=one_shot, scope=scope, interval=1 if interval is None else interval, include=include, exclude=exclude)
+        super().__init__(sparsity, schedule=one_shot, scope=scope, interval=interval, include=include, exclude=exclude)
         if isinstance(fraction, bool) or not isinstance(fraction, Number) or not 0<fraction<=1: raise ValueError(f"fraction={fraction!r}: needs the part of a tensor's weights that moves, in (0,1]")
         if isinstance(end, bool) or not isinstance(end, Number) or not 0<end<=1: raise ValueError(f"end={end!r}: needs the part of training in which weights move, in (0,1]")
         if isinstance(seed, bool) or not isinstance(seed, Integral): raise ValueError(f"seed={seed!r}: needs a whole number")
@@ -419,7 +438,7 @@ class _AlwaysSparse(SparsifyCallback):
     def _plan_fit(self):
         super()._plan_fit()
         self.changes.clear()
-        self._every = self.every or len(self.dls.train)
+        self._moves,self._begun = self._plan_moves(),self.epoch*len(self.dls.train)-1
         present,target = _present(self.learn, self._weights),self._end if self.scope=='local' else self.sparsity
         if not self._fits(present):
             if any(s>e+1/self._weights[n].numel() for (n,s),e in zip(_sparsities(present, self.scope).items(), self._end.values())):
@@ -431,6 +450,19 @@ class _AlwaysSparse(SparsifyCallback):
         elif self.learn.masks is None or not self._weights.keys()<=self.learn.masks.keys(): self._hold(present, None)
         self._counts = self._count(self._end)
         self._reached = self.learn.masks.sparsity
+
+    def _paper_interval(self): return len(self.dls.train)
+
+    def _plan_moves(self):
+        "Iterations in which weights move: by default at the paper's interval if that makes 20 moves, else more often, but no more than every fifth, in the middle of as many equal parts"
+        until,paper = math.ceil(self.end*len(self._progress)),self._paper_interval()
+        long = paper>=5 and (until-1)//paper>=20
+        usual = paper if long else max(5, min(paper, until//20))
+        best = range(usual, until, usual) if long else range(usual//2, until//usual*usual, usual)
+        if self.every is None: return best
+        moves = range(self.every, until, self.every)
+        if len(moves)<min(10, len(best)): self._warn_of_few(len(moves), 'moves', usual)
+        return moves
 
     def _fits(self, present):
         "Do these masks have the sparsity?"
@@ -446,7 +478,8 @@ class _AlwaysSparse(SparsifyCallback):
         if not self._active: return
         t = self._now()
         self._look(t)
-        moved = t>0 and t%self._every==0 and t<self.end*len(self._progress)
+        last = max(self._seen, self._begun, self.changes[-1]['iteration'] if self.changes else 0)
+        moved = bisect(self._moves, t)>bisect(self._moves, last)         # also where gradients add up, and steps are fewer than iterations
         if moved: self._move(t)
         for n,p in self._weights.items():
             if p.grad is not None: p.grad.mul_(self.learn.masks[n])
@@ -483,18 +516,19 @@ def _smaller(masks, scores, drops):
     return {n:_top(torch.where(m, scores[n], -math.inf), int(m.count_nonzero())-drops[n]) for n,m in masks.items()}
 
 class RigL(_AlwaysSparse):
-    """Rigging the lottery: every `interval` iterations, a part of each tensor's weights, the smallest, goes, and as many with the largest gradients come, with value 0 if they were not there just before; the part falls along a cosine. Such an iteration takes the place of the optimizer's step (Evci et al. 2020, algorithm 1).
+    """Rigging the lottery: in certain iterations, a part of each tensor's weights, the smallest, goes, and as many with the largest gradients come, with value 0 if they were not there just before; the part falls along a cosine. Such an iteration takes the place of the optimizer's step (Evci et al. 2020, algorithm 1).
     Starts from the present masks if they have the sparsity, else from random ones"""
     def __init__(self,
                  sparsity:float|dict, # Fraction of zeros, in [0,1), as for `SparsifyCallback`
                  fraction:float=0.3, # Part of a tensor's weights that moves, at the start: the paper's alpha
-                 interval:int=100, # Iterations between moves
+                 interval:int|None=None, # Iterations between moves; 100 if that makes 20 moves or more, else fewer, at least 5, if None
                  end:float=0.75, # Part of training in which weights move
                  scope:str='erk', # How the sparsity is shared out between tensors: 'erk', 'local', 'balanced', 'global'
                  seed:int=0, # Of the first mask, where that is drawn
                  include=None, # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
                  exclude=None, # The same, to leave alone
                 ): super().__init__(sparsity, fraction, interval, end, scope, seed, include, exclude)
+    def _paper_interval(self): return 100
     def _grow_by(self, t): return {n:torch.zeros_like(p) if p.grad is None else p.grad.abs() for n,p in self._weights.items()}
     _instead = False                    # Has a move taken the place of this step?
     def _moved(self):
@@ -503,11 +537,11 @@ class RigL(_AlwaysSparse):
     def after_cancel_step(self): self._skipped,self._instead = not self._instead,False
 
 class SET(_AlwaysSparse):
-    "Sparse evolutionary training: at the end of each epoch, the smallest weights of each tensor go, and as many come at random (Mocanu et al. 2018, algorithm 1, by magnitude). Starts as `RigL`"
+    "Sparse evolutionary training: now and then, in the paper at the end of each epoch, the smallest weights of each tensor go, and as many come at random (Mocanu et al. 2018, algorithm 1, by magnitude). Starts as `RigL`"
     def __init__(self,
                  sparsity:float|dict, # Fraction of zeros, in [0,1), as for `SparsifyCallback`
                  fraction:float=0.3, # Part of a tensor's weights that moves: the paper's zeta
-                 interval:int|None=None, # Iterations between moves; an epoch if None
+                 interval:int|None=None, # Iterations between moves; an epoch if there are more than 20 of them, else fewer, at least 5, if None
                  end:float=1., # Part of training in which weights move
                  scope:str='erk', # As for `RigL`
                  seed:int=0, # Of the first mask, where that is drawn, and of what grows
@@ -518,7 +552,7 @@ class SET(_AlwaysSparse):
     def _grow_by(self, t): return random_score(self._weights, zlib.crc32(f'{self.seed} {t}'.encode()))
 
 class SNFS(_AlwaysSparse):
-    """Sparse networks from scratch: at the end of each epoch, a part of each tensor's weights goes, the smallest, and
+    """Sparse networks from scratch: now and then, in the paper at the end of each epoch, a part of each tensor's weights goes, the smallest, and
     as many in all come where the momentum is largest, in each tensor in proportion to the mean momentum of its
     weights (Dettmers and Zettlemoyer 2019, algorithm 1). As in the authors' code, a tensor with less than 20% zeros
     and more than the mean momentum drops no larger a part than it has zeros, and only 99% of the free places of a
@@ -528,7 +562,7 @@ class SNFS(_AlwaysSparse):
     def __init__(self,
                  sparsity:float|dict, # Fraction of zeros, in [0,1), as for `SparsifyCallback`
                  fraction:float=0.5, # Part of a tensor's weights that moves, at the start; it falls along a cosine
-                 interval:int|None=None, # Iterations between moves; an epoch if None
+                 interval:int|None=None, # Iterations between moves; an epoch if there are more than 20 of them, else fewer, at least 5, if None
                  end:float=1., # Part of training in which weights move
                  momentum:float=0.9, # Of the average of gradients, in [0,1)
                  scope:str='local', # How the sparsity is shared out between tensors at the start, as for `RigL`
@@ -539,7 +573,7 @@ class SNFS(_AlwaysSparse):
         if isinstance(momentum, bool) or not isinstance(momentum, Number) or not 0<=momentum<1: raise ValueError(f"momentum={momentum!r}: needs a number in [0,1)")
         super().__init__(sparsity, fraction, interval, end, scope, seed, include, exclude)
         self.momentum = momentum
-    _lasting = (*_AlwaysSparse._lasting, '_mean')
+    lasting = {**_AlwaysSparse.lasting, '_mean':dict[str,torch.Tensor]}
 
     def _plan_fit(self):
         super()._plan_fit()

@@ -6,13 +6,13 @@
 __all__ = ['make_model', 'main']
 
 # %% ../nbs/12_cli.ipynb #f68b0656
-import contextlib,difflib,math,os,sys,time
+import contextlib,difflib,io,math,os,sys,time
+import pandas as pd, torch
 from functools import partial,wraps
 from pathlib import Path
-import pandas as pd, torch
 from fastcore.script import anno_parser,store_true
 from fastai.basics import CrossEntropyLossFlat,Learner,accuracy,set_seed
-from fastai.callback import progress,schedule as _      # progress bars, fit_one_cycle
+from fastai.callback import progress,schedule as _
 from .schedules import SCHEDULES,window
 from .weights import check_sparsity,prunable_weights,transposed_groups,unwrap
 from .criteria import CRITERIA
@@ -21,6 +21,7 @@ from .callback import SparsifyCallback
 from .learner import plot_layers
 from .data import digits_dls,folder_dls
 from .models import digits_convnet
+from .files import atomically
 
 # %% ../nbs/12_cli.ipynb #c254dc66
 def make_model(arch:str, # A name that torchvision or timm knows
@@ -108,6 +109,14 @@ def _plot_training(cb, accs):
     return fig
 
 # %% ../nbs/12_cli.ipynb #376f17a7
+def _write(learn, report, figures, out):
+    "The model, its table and the pictures, each whole or not at all"
+    data = io.BytesIO()
+    torch.save({k:v.cpu() for k,v in unwrap(learn.model).state_dict().items()}, data)
+    atomically(lambda p: p.write_bytes(data.getbuffer()), out/'model.pth')
+    atomically(report.to_csv, out/'report.csv')
+    for name,fig in figures.items(): atomically(lambda p: fig.savefig(p, dpi=110, format='png'), out/f'{name}.png')
+
 def _run(data, arch, sparsity, schedule, start, scope, granularity, criterion, exclude, epochs, lr, bs, size, valid_pct, seed, pretrained, out):
     for what,v in dict(epochs=epochs, lr=lr, bs=bs, size=1 if size is None else size).items():
         if not 0<v<math.inf: raise ValueError(f"{what}={v!r}: needs a number above 0")
@@ -133,10 +142,8 @@ def _run(data, arch, sparsity, schedule, start, scope, granularity, criterion, e
         accs[name],secs = _train(l, epochs, lr, pretrained, cb if l is learn else None)
         total = l.sparsity_report().loc['total']
         rows.append((name, f'{total.sparsity:.4f}', f'{accs[name][-1]:.4f}', f'{total.nonzero:,} of {total.weights:,}', f'{secs:.1f}'))
-    torch.save({k:v.cpu() for k,v in unwrap(learn.model).state_dict().items()}, out/'model.pth')
     report = learn.sparsity_report()
-    report.to_csv(out/'report.csv')
-    for name,fig in (('training', _plot_training(cb, accs)), ('layers', plot_layers(report).figure)): fig.savefig(out/f'{name}.png', dpi=110)
+    _write(learn, report, dict(training=_plot_training(cb, accs), layers=plot_layers(report).figure), out)
     return pd.DataFrame(rows, columns=['run','sparsity','accuracy','weights left','seconds'])
 
 class _Stop(SystemExit):

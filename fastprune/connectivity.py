@@ -7,16 +7,17 @@ __all__ = ['Barrier', 'LinearPath', 'Stability', 'Plane']
 
 # %% ../nbs/08_connectivity.ipynb #f0506286
 import contextlib,inspect,itertools
+import numpy as np, pandas as pd, torch
 from numbers import Integral,Number
 from copy import deepcopy
-import numpy as np, pandas as pd, torch
 from torch import nn
 from fastai.basics import Learner,Recorder,find_bs,patch,store_attr,to_device
 from fastai.callback.progress import ProgressCallback
-from .weights import unwrap
-from .passes import check_n_batches,device_of,mean_everywhere,reset_state,together,undisturbed
-from .lottery import Ticket,_check_ticket,count_steps
-from .rounds import StateAt,borrowed,seed_round,smaller_is_better,state_of
+from .weights import shape_of,state_names,unwrap
+from .passes import check_n_batches,check_whole,device_of,mean_everywhere,reset_state,together,undisturbed
+from .lottery import Ticket,_check_ticket,plan_of
+from .rounds import StartAt,StateAt,borrowed,seed_round,smaller_is_better,starting_at,state_of
+from .callback import SparsifyCallback,set_masks
 
 # %% ../nbs/08_connectivity.ipynb #8c05ad9c
 class Barrier(float):
@@ -27,28 +28,44 @@ class Barrier(float):
         return self
     def __repr__(self): return f"Barrier(loss={self.loss:.4g}, error={self.error:.4g})"
 
-def _bump(y): return float(np.max(y)-(y[0]+y[-1])/2) if np.max(y)>max(y[0], y[-1]) else 0. if np.isfinite(y).all() else float('nan')
+def _above(y, level):
+    "The largest distance of `y` above `level`; NaN where there is no number"
+    return float(np.max(y-level)) if np.isfinite(y).all() else float('nan')
+
+def _error(metrics, n=1):
+    "The first metric as an error"
+    if not metrics: return np.full(n, np.nan)
+    name,values = next(iter(metrics.items()))
+    return values if smaller_is_better(name) else 1-values
 
 class LinearPath:
-    "Losses and metrics on the straight line between two states; `train` is the same on training data, if that was asked for"
-    def __init__(self, alphas:np.ndarray, losses:np.ndarray, metrics:dict, train=None): store_attr()
+    """Losses and metrics on the straight line between two states. `train` is the same on training data, if that was
+    asked for; `half` has the metrics half way, if none of the points is there"""
+    def __init__(self, alphas:np.ndarray, losses:np.ndarray, metrics:dict, train=None, half=None): store_attr()
     def __repr__(self): return f"LinearPath({len(self.alphas)} points, barrier={self.barrier!r})"
 
     @property
     def errors(self)->np.ndarray: # At each point, in [0,1] for a metric such as accuracy
         "The first metric as an error: 1-metric, or the metric itself if its name says error; NaN without metrics"
-        if not self.metrics: return np.full(len(self.alphas), np.nan)
-        name,values = next(iter(self.metrics.items()))
-        return values if smaller_is_better(name) else 1-values
+        return _error(self.metrics, len(self.alphas))
 
     @property
     def barrier(self)->Barrier: # The loss barrier as a float, with `.loss` and `.error`
-        "How far the worst point is above the mean of both ends (Frankle et al. 2020); 0 if no point between is worse than the worse end"
-        return Barrier(_bump(self.losses), _bump(self.errors))
+        """How far the worst point, ends included, is above the mean of both ends (Frankle et al. 2020). It is never
+        less than half of the difference between the ends: see `line_barrier`"""
+        return Barrier(*(_above(y, (y[0]+y[-1])/2) for y in (self.losses, self.errors)))
+
+    @property
+    def line_barrier(self)->Barrier: # The same for the other definition
+        """How far the worst point is above the straight line between both ends' values (Entezari et al. 2022): 0
+        without a bump"""
+        ends = self.alphas[[0,-1]]
+        return Barrier(*(_above(y, np.interp(self.alphas, ends, y[[0,-1]])) for y in (self.losses, self.errors)))
 
     @property
     def instability(self)->float: # In [0,1]
-        "The error half way (Hubens et al. 2021, figure 3)"
+        "The error half way, at 0.5 exactly (Hubens et al. 2021, figure 3)"
+        if self.half is not None: return float(_error(self.half)[0])
         return float(np.interp(0.5, self.alphas, self.errors))
 
     @property
@@ -79,7 +96,9 @@ def _state(x, what):
     "A `state_dict` from a model, a Learner, a Ticket or a dict"
     if isinstance(x, Learner): x = x.model
     if isinstance(x, nn.Module): return unwrap(x).state_dict()
-    if isinstance(x, Ticket): return x.end or {n:t*x.masks[n].to(t.device) if n in x.masks else t for n,t in x.state.items()}
+    if isinstance(x, Ticket):
+        masks = {x.names.get(n, n):m for n,m in x.masks.items()}
+        return x.end or {n:t*masks[n].to(t.device) if n in masks else t for n,t in x.state.items()}
     if isinstance(x, dict): return x
     raise ValueError(f"{what}={type(x).__name__}: needs a model, a Learner, a state_dict, or a Ticket (its end, if it has one)")
 
@@ -87,9 +106,13 @@ def _check_states(mine, **states):
     for what,s in states.items():
         for n,t in mine.items():
             if n not in s: raise ValueError(f"{what} is of another model: it has no {n!r}")
-            if s[n].shape!=t.shape: raise ValueError(f"{what} is of another model: {n!r} has shape {tuple(s[n].shape)}, and {tuple(t.shape)} in the Learner's")
+            if shape_of(n, s[n])!=shape_of(n, t): raise ValueError(f"{what} is of another model: {n!r} has shape {shape_of(n, s[n])}, and {shape_of(n, t)} in the Learner's")
         for n in s:
             if n not in mine: raise ValueError(f"{what} is of another model: there is no {n!r} in the Learner's")
+
+def _tensors_of(learn):
+    "The model's state, without what is no tensor"
+    return {n:t for n,t in unwrap(learn.model).state_dict().items() if isinstance(t, torch.Tensor)}
 
 @contextlib.contextmanager
 def _evaluating(learn, inner=False):
@@ -100,22 +123,22 @@ def _evaluating(learn, inner=False):
     with undisturbed(learn), learn.removed_cbs(records):
         try:
             learn.training = False
-            with learn.validation_context(inner=inner): yield unwrap(learn.model).state_dict()
+            with learn.validation_context(inner=inner): yield _tensors_of(learn)
         finally:
             with torch.no_grad():
-                for n,t in unwrap(learn.model).state_dict().items(): t.copy_(mine[n])
+                for n,t in _tensors_of(learn).items(): t.copy_(mine[n])
             for k in names: learn.__dict__.pop(k, None)
             learn.__dict__.update(had)
 
 def _on(state, learn):
     "Copies of a state with the model's types, where it is"
-    return {n:state[n].detach().to(t.device, t.dtype, copy=True) for n,t in unwrap(learn.model).state_dict().items()}
+    return {n:state[n].detach().to(t.device, t.dtype, copy=True) for n,t in _tensors_of(learn).items()}
 
 def _mix(target, states, coefs):
-    "`target` = the weighted sum of `states`, in place; counters, which are whole numbers, are the first's"
+    "`target` = the weighted sum of `states`, in place; what has no arithmetic, whole numbers and float8, is the first's"
     (first,*rest),(c,*cs) = states,coefs
     for n,t in target.items():
-        if not t.is_floating_point(): t.copy_(first[n])
+        if not t.is_floating_point() or t.dtype.itemsize<2: t.copy_(first[n])
         elif len(rest)==1 and c+cs[0]==1: torch.lerp(first[n], rest[0][n], cs[0], out=t)       # exact at both ends, and between equal states
         else:
             torch.mul(first[n], c, out=t)
@@ -229,13 +252,17 @@ def linear_path(self:Learner,
     a,b = _state(a, 'a'),_state(b, 'b')
     _check_states(unwrap(self.model).state_dict(), a=a, b=b)
     states = [_on(s, self) for s in (a,b)]
-    alphas = np.linspace(0, 1, int(n))
-    points = [(1-float(x), float(x)) for x in alphas]
+    n,alphas = int(n),np.linspace(0, 1, int(n))
+    at = alphas if n%2 else [*alphas, 0.5]                           # the last one is for `.instability` alone
+    points = [(1-float(x), float(x)) for x in at]
     metrics = self.metrics if metrics is None else _as_metrics(metrics)
+    def on(dl):
+        losses,values = _evaluate(self, dl, points, put, metrics, memory)
+        half = None if n%2 else {k:v[n:] for k,v in values.items()}
+        return LinearPath(alphas, losses[:n], {k:v[:n] for k,v in values.items()}, half=half)
     with _evaluating(self) as target:
         self.model.eval()
         put = _putter(self, target, states, points, bn, n_batches, memory)
-        on = lambda dl: LinearPath(alphas, *_evaluate(self, dl, points, put, metrics, memory))
         path = on(self.dls.valid if dl is None else dl)
         if train: path.train = on(self.dls.train.new(shuffle=False, drop_last=False) if hasattr(self.dls.train, 'new') else self.dls.train)
     return path
@@ -245,20 +272,40 @@ def _as_metrics(metrics):
     return [mk_metric(m) for m in (metrics if isinstance(metrics, (list,tuple)) else [metrics])]
 
 # %% ../nbs/08_connectivity.ipynb #07a64253
-def _copies(learn, start, fit, seeds):
-    "States after training from `start` with each of `seeds`"
+def _start_of(learn, start):
+    "A Ticket with copies of the state to start from, which may be the model's own"
     if start is None: start = Ticket(state_of(learn), learn.masks or {})
     elif not isinstance(start, Ticket): start = Ticket(_state(start, 'start'), {})
-    start = start._with(state={n:t.clone() for n,t in start.state.items()})                 # it may be the model's own
-    count_steps(learn, fit)
+    return start._with(state={n:t.clone() for n,t in start.state.items()})
+
+def _copies(learn, start, fit, seeds, passed):
+    """States after training from `start` with each of `seeds`; `passed` makes callbacks that pass over what lies
+    behind it"""
     with borrowed(learn):
         res = []
         for seed in seeds:
             learn.load_ticket(start)
             seed_round(learn, seed)
-            fit(learn, [])
+            fit(learn, passed())
             res.append(state_of(learn))
     return res
+
+class _Moment(StateAt):
+    "What a training is at after some steps: weights, masks, and how far its pruning has come"
+    def _take(self):
+        super()._take()
+        self.kept,self.how = self.learn.masks,self.learn.masks and self.learn.keep_masks._how
+        cb = _pruning(self.learn)
+        self.pruning = deepcopy(cb.state_dict()) if cb else None
+
+    def begin(self, learn):
+        "Go on from there, in a training that has made its plans"
+        unwrap(learn.model).load_state_dict(self.state)
+        if self.kept is None: learn.remove_masks()
+        else: set_masks(learn, self.kept, self.how)
+        if (cb := _pruning(learn)) and self.pruning: cb.load_state_dict(deepcopy(self.pruning))
+
+def _pruning(learn): return next((cb for cb in learn.cbs if isinstance(cb, SparsifyCallback) and cb._active), None)
 
 def _check_pair(seeds):
     seeds = tuple(seeds)
@@ -276,12 +323,19 @@ def instability(self:Learner,
                 fit, # Function (learn, cbs) that trains
                 seeds=(0,1), # Of the noise in training, one for each copy
                 n:int=11, # Points of the path
+                skip:int|None=None, # Batches of `fit` that lie behind `start`: passed over; the ticket's, or 0, if None
                 **kwargs, # As for `linear_path`: dl, metrics, bn, train, ...
                )->LinearPath: # The path between the two copies
-    "Trains two copies that differ in SGD noise alone, and gives the path between them (Frankle et al. 2020). The Learner's weights and masks are as before when it ends"
+    """Trains two copies that differ in SGD noise alone, and gives the path between them (Frankle et al. 2020). From a
+    state within a training they train the rest of it: a ticket with rewound weights knows where that is. Each copy
+    has a new optimizer. The Learner's weights and masks are as before when it ends"""
     _check_path(n, **kwargs)
     if start is not None and not isinstance(start, Ticket): _check_states(unwrap(self.model).state_dict(), start=_state(start, 'start'))
-    return self.linear_path(*_copies(self, start, fit, _check_pair(seeds)), n=n, **kwargs)
+    check_whole('batches', 0, skip=skip or 0)
+    seeds,start = _check_pair(seeds),_start_of(self, start)
+    skip = start.start if skip is None else skip
+    plan_of(self, fit, start=skip)
+    return self.linear_path(*_copies(self, start, fit, seeds, lambda: starting_at(skip)), n=n, **kwargs)
 
 class Stability(pd.DataFrame):
     "A DataFrame with a row for each state and pair of seeds, that can draw itself"
@@ -290,12 +344,13 @@ class Stability(pd.DataFrame):
     def _constructor(self): return type(self)
 
     def plot(self,
-             metric:str='instability', # Or 'error_barrier', 'loss_barrier', 'error'
+             metric:str='instability', # Or another column: 'error_barrier', 'error_line_barrier', 'error', ...
              ax=None, # Matplotlib axes to draw on; new ones if None
             ): # Matplotlib axes
         "Mean and standard deviation over pairs of seeds"
         x = next(k for k in ('round','step') if k in self.columns)
-        if metric not in self.columns: raise ValueError(f"metric={metric!r} is no column of this table: use instability, error, error_barrier or loss_barrier")
+        if metric not in self.columns:
+            raise ValueError(f"metric={metric!r} is no column of this table: use one of {', '.join(_ROW)}")
         if ax is None:
             import matplotlib.pyplot as plt
             ax = plt.subplots(figsize=(5,3), layout='constrained')[1]
@@ -308,7 +363,10 @@ class Stability(pd.DataFrame):
         ax.grid(alpha=0.3)
         return ax
 
-def _row(path): return dict(instability=path.instability, error=float((path.errors[0]+path.errors[-1])/2), error_barrier=path.barrier.error, loss_barrier=path.barrier.loss)
+_ROW = ('instability', 'error', 'error_barrier', 'loss_barrier', 'error_line_barrier', 'loss_line_barrier')
+def _row(path):
+    above,line,error = path.barrier,path.line_barrier,float((path.errors[0]+path.errors[-1])/2)
+    return dict(zip(_ROW, (path.instability, error, above.error, above.loss, line.error, line.loss)))
 
 @patch
 def instability_by_round(self:Learner,
@@ -330,25 +388,31 @@ def instability_by_round(self:Learner,
 @patch
 def instability_by_rewind(self:Learner,
                           steps, # Steps of training after which to make copies: whole numbers, 0 for the present state
-                          fit, # Function (learn, cbs) that trains; the copies train by it from their step, too
+                          fit, # Function (learn, cbs) that trains; the copies train the rest of it, from their step on
                           seeds=((0,1),), # Pairs of seeds
                           n:int=11, # Points of each path
                           seed:int=0, # Of the first training
                           **kwargs, # As for `linear_path`
                          )->Stability: # Columns step, instability, error of the copies, and barriers; with `.plot()`
-    "How far into training a network becomes stable (Frankle et al. 2020, figure 3). The Learner's weights and masks are as before when it ends"
+    """How far into training a network becomes stable (Frankle et al. 2020, figure 3). From step k, copies train the
+    steps after it with their rates, their positions in the data and, if `fit` prunes, their sparsities. Each copy has
+    a new optimizer, as in the authors' code. After the last step nothing is left to train, and the barrier is 0. The
+    Learner's weights and masks are as before when it ends"""
     steps,pairs,_ = list(steps),_pairs(seeds),_check_path(n, **kwargs)
     if not steps or not all(isinstance(o, Integral) and o>=0 for o in steps): raise ValueError(f"steps={steps!r}: needs whole numbers of at least 0")
-    total = count_steps(self, fit)
+    total = plan_of(self, fit).steps[-1]
     if max(steps)>total: raise ValueError(f"steps={steps!r}: training has {total} steps")
-    kept,masks = {k:StateAt(k) for k in steps},self.masks or {}
+    first,moments = _start_of(self, None),{k:_Moment(k) for k in steps}
     with borrowed(self):
         self.opt = None
         seed_round(self, seed)
-        fit(self, list(kept.values()))
-    for cb in kept.values(): cb.reached()
-    at = lambda k: Ticket(kept[k].state, masks)
-    return Stability([dict(step=k, seeds=str(s), **_row(self.instability(at(k), fit, s, n, **kwargs))) for k in steps for s in pairs])
+        fit(self, list(moments.values()))
+    for cb in moments.values(): cb.reached()
+    def row(k, pair):
+        "Copies make their plans from the first state, as the training did, and then go on from that of step `k`"
+        copies = _copies(self, first, fit, pair, lambda: [StartAt(moments[k].batches, moments[k].begin)])
+        return dict(step=k, seeds=str(pair), **_row(self.linear_path(*copies, n=n, **kwargs)))
+    return Stability([row(k, s) for k in steps for s in pairs])
 
 # %% ../nbs/08_connectivity.ipynb #11229f06
 class Plane:
@@ -393,7 +457,7 @@ def plane(self:Learner,
     _check_bn(bn)
     named = dict(a=_state(a, 'a'), b=_state(b, 'b'), c=_state(c, 'c'))
     _check_states(unwrap(self.model).state_dict(), **named)
-    names = [k for k,_ in unwrap(self.model).named_parameters()]
+    names = list(state_names(self.model).values())
     states = [_on(s, self) for s in named.values()]
     u,v = (torch.cat([(s[k]-states[0][k]).flatten().double() for k in names]) for s in states[1:])
     x,along = float(u.norm()),float(u@v)/max(float(u.norm()), 1e-12)

@@ -10,9 +10,9 @@ __all__ = ['CRITERIA', 'magnitude', 'squared_magnitude', 'small_magnitude', 'ran
 
 # %% ../nbs/03_criteria.ipynb #36b2b386
 import contextlib,inspect,itertools,math,zlib
+import torch
 from functools import partial
 from numbers import Number
-import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend,sdpa_kernel
@@ -20,9 +20,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from fastai.basics import Callback,Learner,apply,store_attr
 from fastai.losses import BaseLoss
 from .shards import is_dtensor,shard_like
-from .passes import (a_batch,as_in_fit,check_n_batches,check_whole,forward,loss_of,mean_everywhere,random_kept,reset_state,summed_gradients,
-                     to_model,together,undisturbed)
-from .weights import unwrap
+from .passes import (a_batch,as_in_fit,check_n_batches,check_whole,forward,loss_of,mean_everywhere,random_kept,
+                              reset_state,second_derivatives,summed_gradients,to_model,together,undisturbed)
+from .weights import is_turned_linear,unwrap
 
 # %% ../nbs/03_criteria.ipynb #cd571e94
 def _each(f, *dicts): return {n:f(*(d[n].detach() for d in dicts)) for n in dicts[0]}
@@ -204,7 +204,8 @@ def grasp(weights:dict, # Name -> parameter of any shape
             dot = sum((a*b).sum() for a,b in zip(g, total))
             h = torch.autograd.grad(dot, ps, allow_unused=True) if dot.requires_grad else [None]*len(ps)
             return [torch.zeros_like(p) if o is None else o for o,p in zip(h, ps)]
-        return {n:p.detach()*o for (n,p),o in zip(weights.items(), sums(product))}
+        with second_derivatives('grasp'): products = sums(product)
+        return {n:p.detach()*o for (n,p),o in zip(weights.items(), products)}
 
 # %% ../nbs/03_criteria.ipynb #2038dbbc
 _not_linear = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Tanh, nn.LocalResponseNorm, nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention, nn.modules.instancenorm._InstanceNorm)
@@ -259,6 +260,8 @@ def synflow(weights:dict, # Name -> parameter of any shape
     return scores
 
 # %% ../nbs/03_criteria.ipynb #7ac08008
+def _owner(model, p): return next(m for m in model.modules() for q in m._parameters.values() if q is p)
+
 def wanda(weights:dict, # Name -> weight of a linear layer or a convolution
           learn:Learner, # For its batches
           n_batches:int|None=None, # Training batches to look at; 1 if None
@@ -266,15 +269,16 @@ def wanda(weights:dict, # Name -> weight of a linear layer or a convolution
     "|weight| * norm of its input feature or channel, over batches (Sun et al. 2024, eq. 1)"
     check_n_batches(n_batches)
     model = unwrap(learn.model)
-    owners = {n:model.get_submodule(n.rpartition('.')[0]) for n in weights}
+    owners = {n:_owner(model, p) for n,p in weights.items()}
+    turned = {n for n,m in owners.items() if is_turned_linear(m)}
     for n,m in owners.items():
-        if not (n.endswith('weight') and isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))):
+        if not (n.endswith('weight') and isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) or n in turned):
             raise ValueError(f"wanda scores linear layers and convolutions, and {n!r} is of {type(m).__name__}: leave it out by `exclude`")
     squares,hooks = {},[]
     def watch(name):
         def hook(m, inputs, kwargs):
             x = (inputs[0] if inputs else next(iter(kwargs.values()))).detach().double()
-            dims = [d for d in range(x.ndim) if d!=(x.ndim-1 if isinstance(m, nn.Linear) else 1)]
+            dims = [d for d in range(x.ndim) if d!=(x.ndim-1 if isinstance(m, nn.Linear) or name in turned else 1)]
             squares[name] = squares.get(name, 0) + x.square().sum(dims)
         return hook
     try:
@@ -292,7 +296,7 @@ def wanda(weights:dict, # Name -> weight of a linear layer or a convolution
         norm = (mean_everywhere(squares[n]) if together(learn) else squares[n]).sqrt().to(p.dtype)
         if (groups := getattr(owners[n], 'groups', 1))>1:                                # each group of filters has channels of its own
             norm = norm.view(groups, 1, -1).expand(groups, p.shape[0]//groups, -1).reshape(p.shape[0], -1)
-        else: norm = norm[None]
+        else: norm = norm[:,None] if n in turned else norm[None]
         res[n] = p.detach().abs()*norm.view(*norm.shape, *[1]*(p.ndim-2))
     return res
 

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['INTS', 'atomically', 'save_state', 'check_state', 'load_tensors', 'load_state', 'save_sparse', 'load_sparse',
-           'load_sparse_masks']
+           'load_sparse_masks', 'read_sparse']
 
 # %% ../nbs/03d_files.ipynb #832a0a09
-import json,math,os,zlib
+import contextlib,errno,json,math,os,re,secrets,stat,zlib
 from pathlib import Path
 import numpy as np, torch
-from safetensors import SafetensorError,safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 # %% ../nbs/03d_files.ipynb #90ff55c3
@@ -18,32 +18,113 @@ def atomically(write, # Function that writes to a path
                path:Path, # Where the file is to be
                every:bool=False, # Does each of several processes write a file of its own?
               ):
-    "`write` a file beside `path`, and move it there when it is whole; of several processes, the first one does"
+    """`write` a fresh file beside `path`, and move it there when it is whole; of several processes, the first one does.
+    Raises `OSError` with `path` where that fails"""
     if int(os.environ.get('RANK', 0)) and not every: return
-    tmp = path.with_name(path.name+'.part')
+    tmp = path.with_name(f'{path.name[:40]}.{secrets.token_hex(6)}.part')
     try:
+        mode = _create(tmp, path)
         write(tmp)
+        os.chmod(tmp, mode)                                 # safetensors' own are for their owner alone
         os.replace(tmp, path)
-    except BaseException:
-        tmp.unlink(missing_ok=True)
+    except BaseException as e:
+        with contextlib.suppress(OSError): tmp.unlink()
+        if isinstance(e, (OSError, SafetensorError)): raise _failed(e, path) from e
         raise
+
+def _create(tmp, path):
+    "Make an empty file that was not there before; its permissions, or those of the file at `path`"
+    fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    mode = os.fstat(fd).st_mode
+    os.close(fd)
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISREG(old := os.lstat(path).st_mode): mode = old
+    return mode & 0o777
+
+def _failed(e, path):
+    "An error of writing as one that names the file"
+    found = re.search(r'os error (\d+)', str(e))            # how safetensors reports those of the system
+    number = getattr(e, 'errno', None) or (int(found[1]) if found else errno.EIO)
+    return OSError(number, f'could not be written: {os.strerror(number)}', str(path))
+
+# %% ../nbs/03d_files.ipynb #0ace7f5f
+def is_number(v, # Anything
+             )->bool:
+    "Is it an int or a float, and no bool?"
+    return type(v) in (int,float)
+
+def _whole(text):
+    if len(text)>20 or not -2**63<=int(text)<2**63: raise ValueError(f'a whole number of {len(text)} digits')
+    return int(text)
+
+def _once(pairs):
+    res = dict(pairs)
+    if len(res)<len(pairs): raise ValueError('a name comes twice')
+    return res
+
+def parse_json(text, # String, or bytes in UTF-8
+               path, # File that it is from, for the message
+               kind:type=dict, # What it has to be
+              ): # Of `kind`
+    """Read JSON. Raises `ValueError` that names the file for whatever is no JSON, has names twice or numbers beyond
+    64 bits, or is nested too deeply"""
+    try: return _parse(text, kind)
+    except ValueError as e: raise ValueError(f"{path} is damaged: {_brief(e)}") from e
+
+def _parse(text, kind):
+    try: res = json.loads(text if isinstance(text, str) else text.decode(), parse_int=_whole, object_pairs_hook=_once)
+    except RecursionError: raise ValueError('JSON that is nested too deeply') from None
+    if not isinstance(res, kind): raise ValueError(f'needs a {kind.__name__}, got a {type(res).__name__}')
+    return res
+
+def _brief(e):
+    "An error in one line of at most 200 characters"
+    text = str(e).strip().split('\n')[0] or type(e).__name__
+    return text if len(text)<=200 else text[:197]+'...'
+
+def size_of(path, # Anything
+           )->int: # Bytes
+    "The size of a file. Raises `ValueError` if it is not a regular one that is there"
+    try: info = os.stat(path)
+    except (OSError, ValueError) as e: raise ValueError(f"{path} can't be read: {_brief(e)}") from e
+    if not stat.S_ISREG(info.st_mode): raise ValueError(f"{path} can't be read: it is not a file")
+    return info.st_size
+
+def read_json(path, # File
+             )->dict:
+    "Read a file of JSON. Raises `ValueError` for a file that is damaged"
+    size_of(path)
+    return parse_json(Path(path).read_bytes(), path)
+
+# %% ../nbs/03d_files.ipynb #d15ed870
+_names = dict(F64='float64', F32='float32', F16='float16', BF16='bfloat16', I64='int64', I32='int32', I16='int16',
+              I8='int8', U64='uint64', U32='uint32', U16='uint16', U8='uint8', BOOL='bool', C64='complex64',
+              F8_E4M3='float8_e4m3fn', F8_E5M2='float8_e5m2', F8_E4M3FNUZ='float8_e4m3fnuz',
+              F8_E5M2FNUZ='float8_e5m2fnuz', F8_E8M0='float8_e8m0fnu')
+_types = {k:getattr(torch, v) for k,v in _names.items() if hasattr(torch, v)}
+_most = 100_000_000                  # bytes of a header, as in safetensors
 
 def save_state(state:dict, # A `state_dict`
                path, # File to write
                metadata:dict|None=None, # Strings by name
+               every:bool=False, # Does each of several processes write a file of its own?
               ):
-    "Write tensors in safetensors format, all at once or not at all"
+    """Write tensors in safetensors format, all at once or not at all, and a model's extra state as JSON beside them.
+    Raises `ValueError` for what can't be saved, `OSError` where the file can't be written"""
     check_state(state)
-    others,metadata = {n:v for n,v in state.items() if not isinstance(v, torch.Tensor)},dict(metadata or {})
-    if others: metadata['others'] = json.dumps(others)
+    others = {n:v for n,v in state.items() if not isinstance(v, torch.Tensor)}
     state = {n:t.detach().cpu().clone().contiguous() for n,t in state.items() if n not in others}
-    atomically(lambda p: save_file(state, p, {**metadata, 'checksum':_checksum(state, metadata)}), Path(path))
+    meta = {**(metadata or {}), **({'others':json.dumps(others)} if others else {})}
+    meta['checksum'] = _checksum(state, meta)
+    atomically(lambda p: save_file(state, p, meta), Path(path), every)
 
 def check_state(state:dict): # A `state_dict`
-    "Make sure that a model's state can be saved: tensors, and what JSON gives back as it was, which modules' `get_extra_state` may return. Raises `ValueError`"
+    """Make sure that a model's state can be saved: tensors, and what JSON gives back as it was, which modules'
+    `get_extra_state` may return. Raises `ValueError`"""
     for n,v in state.items():
-        if not isinstance(v, torch.Tensor) and not (n.rpartition('.')[2]=='_extra_state' and _as_json(v)):
-            raise ValueError(f"the model's state {n!r} is a {type(v).__name__}: tensors can be saved, and numbers, strings, lists and dicts of them by strings")
+        if isinstance(v, torch.Tensor) or n.endswith('_extra_state') and _as_json(v): continue
+        raise ValueError(f"the model's state {n!r} is a {type(v).__name__}: tensors can be saved, and as extra "
+                         "state numbers, strings, lists and dicts of them by strings")
 
 def _as_json(v):
     "Does JSON give back what it is given?"
@@ -56,62 +137,135 @@ def _checksum(state, meta):
     for n in sorted(state): res = zlib.crc32(state[n].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(n.encode(), res))
     return str(res)
 
+def _header(f, size):
+    "Metadata, and (start, end, name, type, shape) of tensors in the order of the file `f`, which is at the first then"
+    n = int.from_bytes(f.read(8), 'little')
+    if size<8 or n>min(size-8, _most): raise ValueError(f'a header of {n} bytes')
+    head = _parse(f.read(n), dict)
+    meta = head.pop('__metadata__', None)
+    if meta is None: meta = {}
+    if not isinstance(meta, dict) or not all(isinstance(v, str) for v in meta.values()):
+        raise ValueError('its metadata are not strings')
+    places = sorted(_place(name, head.pop(name)) for name in list(head))
+    if (places[-1][1] if places else 0)!=size-f.tell(): raise ValueError('its size is not what it says')
+    return meta,places
+
+def _place(name, told):
+    name.encode()                                                                # raises, if it can't be written
+    dtype,shape,ends = (told.get(k) for k in ('dtype','shape','data_offsets')) if isinstance(told, dict) else (None,)*3
+    whole = isinstance(shape, list) and len(shape)<=64 and all(type(o) is int and o>=0 for o in shape)
+    placed = isinstance(ends, list) and len(ends)==2 and all(type(o) is int for o in ends)
+    if not whole or not placed or not isinstance(dtype, str) or dtype not in _types:
+        raise ValueError(f'{name[:80]!r} has no shape or type that is known')
+    if math.prod(o or 1 for o in shape)>=2**63 or ends[1]-ends[0]!=math.prod(shape)*_types[dtype].itemsize:
+        raise ValueError(f'the shape and size of {name[:80]!r} do not agree')
+    return *ends,name,_types[dtype],shape
+
+def _fill(f, n, dtype, shape, name):
+    "A tensor of the next `n` bytes"
+    data = torch.empty(n, dtype=torch.uint8)
+    if n and f.readinto(memoryview(data.numpy()))!=n: raise ValueError('it ends too early')
+    if dtype is torch.bool and n and data.numpy().max()>1:
+        raise ValueError(f'{name[:80]!r} has values other than True and False')
+    return data.view(dtype).view(shape)
+
 def load_tensors(path, # File that `save_state` wrote
+                 foreign:bool=False, # May it be from elsewhere, with no checksum?
+                 extra:bool=False, # May it have extra state, which is no tensor?
                 )->tuple: # Name -> tensor, on the CPU, and the metadata
     "Read tensors and metadata. Raises `ValueError` for a file that is damaged"
+    size,tensors,at = size_of(path),{},0
     try:
-        with safe_open(path, 'pt') as f: meta,state = f.metadata() or {},{n:f.get_tensor(n) for n in f.keys()}
-    except (SafetensorError, OSError, UnicodeDecodeError) as e: raise ValueError(f"{path} can't be read, or is damaged: {e}") from e
-    if 'checksum' in meta and meta['checksum']!=_checksum(state, meta): raise ValueError(f"{path} is damaged: its contents are not what was written")
-    try: others = json.loads(meta.pop('others', '{}'))
-    except (ValueError, RecursionError) as e: raise ValueError(f"{path} is damaged: {e}") from e
-    if not isinstance(others, dict): raise ValueError(f"{path} is damaged: what is no tensor has no names")
-    return {**state, **others},meta
+        with open(path, 'rb') as f:
+            meta,places = _header(f, size)
+            for start,end,name,dtype,shape in places:
+                if start!=at: raise ValueError(f'the places of its tensors do not follow one another, at {name[:80]!r}')
+                tensors[name],at = _fill(f, end-start, dtype, shape, name),end
+        if 'checksum' in meta or not foreign:
+            if meta.get('checksum')!=_checksum(tensors, meta): raise ValueError('its contents are not what was written')
+            if others := _parse(meta.pop('others', '{}'), dict):
+                if not extra or others.keys() & tensors.keys(): raise ValueError('it has more than tensors')
+                tensors.update(others)
+    except (ValueError, OSError) as e: raise ValueError(f"{path} can't be read, or is damaged: {_brief(e)}") from e
+    return tensors,meta
 
 def load_state(path, # File that `save_state` wrote
-              )->dict: # Name -> tensor, on the CPU
-    "Read tensors. Raises `ValueError` for a file that is damaged"
-    return load_tensors(path)[0]
+              )->dict: # Name -> tensor, on the CPU, or extra state
+    "Read a `state_dict`. Raises `ValueError` for a file that is damaged"
+    return load_tensors(path, extra=True)[0]
+
+# %% ../nbs/03d_files.ipynb #59117e7b
+def pack_bits(mask:torch.Tensor, # Bool tensor
+             )->torch.Tensor: # Uint8, [numel/8], rounded up
+    "A mask with one bit a weight"
+    return torch.from_numpy(np.packbits(mask.detach().flatten().cpu().numpy()))
+
+def unpack_bits(bits:torch.Tensor, # From `pack_bits`
+                shape, # Of the mask
+                name:str, # For the message
+               )->torch.Tensor: # Bool tensor
+    "The mask that was packed. Raises `ValueError`, before memory is taken, if that has another size"
+    shape = tuple(shape)
+    sound = all(type(o) is int and o>=0 for o in shape) and math.prod(o or 1 for o in shape)<2**63
+    if not sound or bits.dtype!=torch.uint8 or bits.ndim!=1 or bits.numel()!=(math.prod(shape)+7)//8:
+        raise ValueError(f"the shape and size of {name[:80]!r} don't agree")
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=math.prod(shape)).view(bool)).view(shape)
 
 # %% ../nbs/03d_files.ipynb #bf67a881
 _kind = 'fastprune sparse state'
 _dtypes = {str(d)[6:]:d for d in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
 INTS = {2:torch.int16, 4:torch.int32, 8:torch.int64}   # bytes of a float -> whole numbers of as many
 
-def _kept(t, mask):
-    "Where a tensor is not +0, bit for bit, or what its mask keeps; None if it doesn't get smaller without the rest"
+def _pattern(t, mask):
+    "Where a tensor is not 0, or what its mask keeps; None if it doesn't get smaller without the rest"
     if str(t.dtype)[6:] not in _dtypes or t.ndim<2: return None
-    kept = t.contiguous().view(INTS[t.element_size()])!=0
+    ints = INTS[t.element_size()]
+    kept = t.contiguous().view(ints) & torch.iinfo(ints).max != 0        # without the sign; tiny numbers may count as 0
     if mask is not None and not (kept & ~mask).any(): kept = mask
     return kept if int(kept.count_nonzero())*t.element_size() + t.numel()/8 < t.numel()*t.element_size() else None
+
+def _check_masks(masks, state):
+    for n,mask in masks.items():
+        if n not in state: raise ValueError(f"masks[{n!r}]: there is no such tensor in the state")
+        shape = tuple(state[n].shape)
+        if mask.dtype!=torch.bool or mask.shape!=shape:
+            got = f'{mask.dtype} of {tuple(mask.shape)}'
+            raise ValueError(f"masks[{n!r}]: needs a bool tensor of shape {shape}, got {got}")
+
+def _halved(n, values):
+    "Values as float16"
+    if values.dtype not in (torch.float32,torch.float64): return values
+    half = values.half()
+    if (half.isinf() & values.isfinite()).any():
+        raise ValueError(f"half=True: {n!r} has values beyond 65,504, the largest float16: leave `half` out")
+    return half
 
 def save_sparse(state:dict, # A `state_dict`, of a model or an optimizer's tensors
                 path, # File to write
                 half:bool=False, # Keep the values of tensors with zeros as float16? Half as large, and rounded
                 masks:dict|None=None, # `Masks`, to be kept, too: they say what is pruned, zeros alone don't
                ):
-    "Write a `state_dict` without its zeros. Raises `ValueError` for what is not a tensor, and for values that float16 can't hold"
-    whole,story,seen = {},{},{}
+    """Write a `state_dict` without its zeros. Raises `ValueError` for what can't be saved, for masks of other tensors,
+    and for values that float16 can't hold"""
     check_state(state)
+    _check_masks(masks := masks or {}, state)
+    whole,story,seen = {},{},{}
     for n,t in state.items():
         if not isinstance(t, torch.Tensor):
             whole[f'dense {n}'] = t
             continue
-        t = t.detach()
+        t,mask = t.detach(),masks[n].cpu() if n in masks else None
         if t.numel() and (first := seen.setdefault((t.untyped_storage().data_ptr(), t.storage_offset(), t.shape, t.stride(), t.dtype), n))!=n:
             story[n] = {'as':first}                                               # tied weights, once
+            if mask is not None: whole[f'mask {n}'] = pack_bits(mask)
             continue
-        mask = None if masks is None or n not in masks else masks[n].cpu()
-        if mask is not None and (mask.dtype!=torch.bool or mask.shape!=t.shape): raise ValueError(f"masks[{n!r}]: needs a bool tensor of shape {tuple(t.shape)}, got {mask.dtype} of {tuple(mask.shape)}")
-        kept = _kept(t := t.cpu(), mask)
-        if kept is None: whole[f'dense {n}'] = t
+        kept = _pattern(t := t.cpu(), mask)
+        if kept is None: whole[f'dense {n}'] = t if mask is None else torch.where(mask | (t!=0), t, 0).to(t.dtype)
         else:
             values = t.contiguous()[kept]
-            if half and (t.dtype in (torch.float32,torch.float64)):
-                values = values.half()
-                if (values.isinf() & t.contiguous()[kept].isfinite()).any(): raise ValueError(f"half=True: {n!r} has values beyond 65,504, the largest float16: leave `half` out")
-            whole[f'values {n}'],whole[f'bits {n}'] = values,torch.from_numpy(np.packbits(kept.flatten().numpy()))
+            whole[f'values {n}'],whole[f'bits {n}'] = _halved(n, values) if half else values,pack_bits(kept)
             story[n] = {'shape':list(t.shape), 'dtype':str(t.dtype)[6:], 'mask':kept is mask}
+        if mask is not None and kept is not mask: whole[f'mask {n}'] = pack_bits(mask)
     save_state(whole, path, {'format':_kind, 'names':json.dumps(list(state)), 'tensors':json.dumps(story)})
 
 def load_sparse(path, # File that `save_sparse` wrote
@@ -120,26 +274,42 @@ def load_sparse(path, # File that `save_sparse` wrote
     return load_sparse_masks(path)[0]
 
 def load_sparse_masks(path, # File that `save_sparse` wrote
-                     )->tuple: # The `state_dict`, and name -> mask of what had one, and got smaller by it
+                     )->tuple: # The `state_dict`, and name -> mask of what had one
     "Read a `state_dict`, zeros and all. Sizes, shapes and types are checked before memory is taken. Raises `ValueError` for a file that is damaged, or of another kind"
-    try:
-        with safe_open(path, 'pt') as f:
-            if (f.metadata() or {}).get('format')!=_kind: raise ValueError(f"{path} is not a sparse state: it was not written by save_sparse")
-    except (SafetensorError, OSError, UnicodeDecodeError) as e: raise ValueError(f"{path} can't be read, or is damaged: {e}") from e
-    tensors,meta = load_tensors(path)
-    try:
-        names,story = json.loads(meta['names']),json.loads(meta['tensors'])
-        res = {n:_restore(n, story.get(n), tensors) for n in names if 'as' not in (story.get(n) or {})}
-        return {n:res[n if n in res else story[n]['as']][0] for n in names},{n:kept for n,(_,kept) in res.items() if (story.get(n) or {}).get('mask')}
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as e: raise ValueError(f"{path} is damaged: {e}") from e
+    tensors,meta = load_tensors(path, foreign=True, extra=True)
+    return read_sparse(path, tensors, meta)
 
-def _restore(n, how, tensors):
-    "A tensor as it was, and where it was kept"
-    if how is None: return tensors[f'dense {n}'],None
-    values,bits,shape,dtype = tensors[f'values {n}'],tensors[f'bits {n}'],how['shape'],_dtypes[how['dtype']]
-    if not (isinstance(shape, list) and all(isinstance(o, int) and o>=0 for o in shape) and bits.dtype==torch.uint8 and bits.ndim==values.ndim==1 and bits.numel()==(math.prod(shape)+7)//8): raise ValueError(f'the shape and size of {n!r} do not agree')
-    kept = torch.from_numpy(np.unpackbits(bits.numpy(), count=math.prod(shape)).view(bool)).view(shape)
-    if int(kept.count_nonzero())!=values.numel(): raise ValueError(f'{n!r} has {values.numel()} values for {int(kept.count_nonzero())} places')
-    res = torch.zeros(shape, dtype=dtype)
-    res[kept] = values.to(dtype)
-    return res,kept
+def read_sparse(path, # File, for messages
+                tensors:dict, # What `load_tensors` gives; emptied
+                meta:dict, # Its metadata
+               )->tuple: # As of `load_sparse_masks`
+    "A `state_dict` and masks from what is in a file of `save_sparse`"
+    if meta.get('format')!=_kind: raise ValueError(f"{path} is not a sparse state: it was not written by save_sparse")
+    if 'checksum' not in meta: raise ValueError(f"{path} is damaged: it has no checksum")
+    names,story = (parse_json(meta.get(k, ''), path, kind) for k,kind in (('names',list), ('tensors',dict)))
+    try:
+        if not all(isinstance(n, str) for n in names) or len(set(names))<len(names):
+            raise ValueError('its names are not strings, or come twice')
+        state,masks = {},{}
+        for n in names: _restore(n, story.pop(n, {}), tensors, state, masks)
+        if story or tensors: raise ValueError(f'it has no name for {next(iter({**story, **tensors}))[:80]!r}')
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"{path} is damaged: {_brief(e)}") from e
+    return state,masks
+
+def _restore(n, how, tensors, state, masks):
+    "Put a tensor as it was into `state`, and its mask, if it had one, into `masks`"
+    if not isinstance(how, dict): raise ValueError(f'{n[:80]!r} is described by a {type(how).__name__}')
+    if 'as' in how: state[n] = state[how['as']]
+    elif not how: state[n] = tensors.pop(f'dense {n}')
+    else:
+        values,bits,shape,dtype = tensors.pop(f'values {n}'),tensors.pop(f'bits {n}'),how['shape'],_dtypes[how['dtype']]
+        if not isinstance(shape, list) or len(shape)>64 or values.ndim!=1 or not values.is_floating_point():
+            raise ValueError(f'{n[:80]!r} has no shape or values')
+        kept = unpack_bits(bits, shape, n)
+        if (count := int(kept.count_nonzero()))!=values.numel():
+            raise ValueError(f'{n[:80]!r} has {values.numel()} values for {count} places')
+        state[n] = torch.zeros(shape, dtype=dtype)
+        state[n].view(-1).masked_scatter_(kept.view(-1), values.to(dtype))
+        if how.get('mask') is True: masks[n] = kept
+    if (bits := tensors.pop(f'mask {n}', None)) is not None: masks[n] = unpack_bits(bits, state[n].shape, n)

@@ -6,27 +6,23 @@
 __all__ = ['copy_model', 'latency', 'sparse_inference']
 
 # %% ../nbs/13a_inference.ipynb #1a1c4392
-import copy,math,statistics,time,warnings
+import copy,math,statistics,time,torch.nn.functional as F,warnings
+import numpy as np, pandas as pd, torch
 from collections import Counter
 from numbers import Real
-import numpy as np, pandas as pd, torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval,fuse_linear_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 from fastai.basics import Learner,patch
 from fastai.callback.hook import Hook,Hooks
-from .passes import a_batch,check_whole,device_of,undisturbed
+from .passes import check_whole,undisturbed
 from .weights import check_sparsity,is_turned_linear,prunable_weights,unwrap
 from .kernel import SparseConv,SparseLinear,_both,looks_like
+from .inputs import (as_inputs,batch_size,call_example,call_model,error_line,learner_inputs,n_items,
+                              tensors_in as _tensors)
 
 # %% ../nbs/13a_inference.ipynb #cc0622c9
-def _tensors(o):
-    "All tensors in an output of tuples, lists and dicts"
-    if isinstance(o, torch.Tensor): return [o]
-    return [t for v in (o.values() if isinstance(o, dict) else o if isinstance(o, (list,tuple)) else []) for t in _tensors(v)]
-
 class _Uses(TorchFunctionMode):
     "Counts the functions that take a tensor and make one"
     def __init__(self):
@@ -60,11 +56,6 @@ def copy_model(model:nn.Module, # Any module
     held = [t for m in model.modules() for v in vars(m).values() for t in _tensors([getattr(v, 'stored', None) if isinstance(v, (Hook,Hooks)) else v])]
     return copy.deepcopy(model, {id(t):t.detach().clone() for t in held if not t.is_leaf})
 
-def _pass(model, inputs):
-    "The model's output; fastai's models for text start afresh"
-    if type(model).__module__.startswith('fastai') and hasattr(model, 'reset'): model.reset()
-    return model(*inputs)
-
 def _set(model, name, new):
     "Put a module in the place of another one, by all names that it has"
     old = model.get_submodule(name)
@@ -74,7 +65,7 @@ def _set(model, name, new):
 
 def _fold(model, inputs):
     "Fold each BatchNorm into the convolution or linear layer whose output it alone takes; the names of those layers"
-    with torch.no_grad(),_Uses() as uses,_Calls(model) as calls: last = _pass(model, inputs)
+    with torch.no_grad(),_Uses() as uses,_Calls(model) as calls: last = call_model(model, inputs)
     ends,names,folded = {id(t) for t in _tensors(last)},{m:n for n,m in model.named_modules()},[]
     made = {id(calls.outs[m][0]):m for m in names if _kind(m) in ('conv','linear') and calls.n[m]==1 and calls.outs[m]}
     for bn,n in names.items():
@@ -211,14 +202,12 @@ class _CSR(nn.Module):
 
 _fails = (ValueError,RuntimeError,NotImplementedError,AssertionError)
 
-def _line(e): return str(e).splitlines()[0] if str(e) else type(e).__name__
-
 def _forms(layer):
     "Form -> module, and form -> why there is none"
     forms,why = {},{}
     for form,make in (('csr',_CSR), ('sparse',SparseLinear if isinstance(layer, nn.Linear) else SparseConv)):
         try: forms[form] = make(layer)
-        except _fails as e: why[form] = _line(e)
+        except _fails as e: why[form] = error_line(e)
     return forms,why
 
 # %% ../nbs/13a_inference.ipynb #1c8729ef
@@ -241,7 +230,7 @@ class _Trial(nn.Module):
         try: res = self.forms[self.now](x)
         except _fails as e:
             if self.now=='dense': raise
-            self.errors[self.now],self.now = _line(e),'dense'
+            self.errors[self.now],self.now = error_line(e),'dense'
             return self.forms['dense'](x)
         self.times[self.now].append(_now(self.device)-start)
         return res
@@ -257,7 +246,7 @@ def _try_all(model, inputs, trials, seconds, rng):
     most = max(len(t.forms) for t in trials)
     for i in range(most):                                                # not timed: memory is taken, plans are made
         for t in trials: t.now = list(t.forms)[i%len(t.forms)]
-        _pass(model, inputs)
+        call_model(model, inputs)
     for t in trials:
         t.drop_failed()
         t.times = {f:[] for f in t.forms}
@@ -266,11 +255,11 @@ def _try_all(model, inputs, trials, seconds, rng):
         orders = [rng.permutation(list(t.forms)) for t in trials]
         for i in range(most):
             for t,o in zip(trials, orders): t.now = str(o[i%len(o)])
-            _pass(model, inputs)
+            call_model(model, inputs)
             n += 1
 
 def latency(models:dict, # Name -> model, in evaluation mode
-            example, # Input, or tuple of inputs
+            example, # An input, a tuple of inputs, or a dict of them by name
             seconds:float=2., # To spend; each model runs at least five times
            )->pd.DataFrame: # A row a model: median, min and max in milliseconds
     "How long models take, measured in turn, so that what disturbs one disturbs all"
@@ -278,24 +267,19 @@ def latency(models:dict, # Name -> model, in evaluation mode
     for n,m in models.items():
         if getattr(m, 'training', False): raise ValueError(f"models[{n!r}] is in training mode: call its `.eval()` first")
     _positive(seconds=seconds)
-    inputs,times = _inputs(example),{n:[] for n in models}
+    inputs,times = as_inputs(example, next(iter(models.values()))),{n:[] for n in models}
     device = _tensors(inputs)[0].device
     with torch.no_grad():
-        for m in models.values(): _pass(m, inputs)
+        for n,m in models.items(): call_example(m, inputs, f'models[{n!r}]')
         start = time.perf_counter()
         while len(next(iter(times.values())))<5 or time.perf_counter()-start<seconds:
             for n,m in models.items():
                 t = _now(device)
-                _pass(m, inputs)
+                call_model(m, inputs)
                 times[n].append(_now(device)-t)
     return pd.DataFrame([(n, *(1e3*f(t) for f in (statistics.median, min, max))) for n,t in times.items()], columns=['name','ms','min','max']).set_index('name')
 
 # %% ../nbs/13a_inference.ipynb #861fe4fa
-def _inputs(example):
-    inputs = tuple(example) if isinstance(example, (tuple,list)) else (example,)
-    if not _tensors(inputs): raise ValueError(f"example={type(example).__name__}: needs a tensor, or a tuple of the model's inputs")
-    return inputs
-
 def _differ(a, b):
     "The largest difference of two outputs, relative to the largest number of the second"
     a,b = _tensors(a),_tensors(b)
@@ -333,7 +317,7 @@ def _why(best, trial, missing):
     return '; '.join(others)
 
 def sparse_inference(model:nn.Module, # Pruned model; it is not changed
-                     example, # What it will be given: an input, or a tuple of inputs, on the model's device; of the size of batch that you want it to be fast for
+                     example, # What it will be given: an input, a tuple of inputs, or a dict of them by name; of the size of batch that you want it to be fast for
                      min_sparsity:float=0.5, # Layers with fewer zeros stay dense without a trial, fraction in [0,1)
                      seconds:float=10., # To spend on timing layers, about; large models take what three passes for each form take
                      rtol:float=1e-4, # How far outputs may differ, relative to the largest one
@@ -343,14 +327,13 @@ def sparse_inference(model:nn.Module, # Pruned model; it is not changed
     check_sparsity(min_sparsity, 'min_sparsity')
     _positive(seconds=seconds, rtol=rtol)
     if not isinstance(model, nn.Module): raise ValueError(f"model={type(model).__name__}: needs a module, as `learn.model`")
-    inputs,weights = _inputs(example),prunable_weights(model)
+    inputs,weights = as_inputs(example, model),prunable_weights(model)
     whole = copy_model(unwrap(model)).eval().requires_grad_(False)
     with torch.no_grad():
-        try: want = _pass(whole, inputs)
-        except Exception as e: raise ValueError(f"example: the model can't take it: {_line(e)}") from e
+        want = call_example(whole, inputs)
         if any(not t.isfinite().all() for t in _tensors(want) if t.is_floating_point()): raise ValueError("example: the model's output is not finite there")
         if not _tensors(want): raise ValueError("example: the model returns no tensor")
-        off = lambda m: _differ(_pass(m, inputs), want)
+        off = lambda m: _differ(call_model(m, inputs), want)
         if (d := off(whole))>rtol: raise ValueError(f"the model's outputs differ by {d:.1g} of the largest from one call to the next, rtol={rtol:g}: is it random in evaluation mode, or does it keep a state?")
         sparse = copy_model(whole)
         _plain(sparse)
@@ -379,13 +362,13 @@ def sparse_inference(model:nn.Module, # Pruned model; it is not changed
 
 def _replace(model, inputs, least, seconds):
     "Put each layer of a model into its fastest form; rows for the report"
-    with _Calls(model) as calls: _pass(model, inputs)
+    with _Calls(model) as calls: call_model(model, inputs)
     device = next((p.device for p in model.parameters()), torch.device('cpu'))
     rows,trials,missing,stay = [],{},{},_open_attention(model, calls, least)
     opened = any(isinstance(m, _Attention) for m in model.modules())
     if opened:
         _unfuse(model)
-        with _Calls(model) as calls: _pass(model, inputs)
+        with _Calls(model) as calls: call_model(model, inputs)
     for name,m in list(model.named_modules()):
         own = {n:p for n,p in prunable_weights(m).items() if '.' not in n} if not isinstance(m, _Attention) else {}
         if not own: continue
@@ -421,15 +404,12 @@ def _known_as(model, name):
 
 @patch
 def sparse_inference(self:Learner,
-                     bs:int=1, # Size of batch that the model is to be fast for
+                     bs:int|None=None, # Size of batch that the model is to be fast for; that of `example`, or 1 without it, if None
+                     example=None, # A batch of inputs: a tensor, a tuple, or a dict by name; from the DataLoaders if None
                      **kwargs, # As for the function `sparse_inference`
                     )->nn.Module: # A new model for inference
     "The model, with each pruned layer in its fastest form on this machine, timed on a batch of the validation set, or of the training set if there is none"
-    check_whole(bs=bs)
+    if bs is not None: check_whole(bs=bs)
     with undisturbed(self):
-        xb = a_batch(self, valid=True)
-        return sparse_inference(self.model.to(device_of(self)), tuple(_first(x, bs) for x in xb), **kwargs)
-
-def _first(x, n):
-    "The first `n` items of a batch, more than once if there are fewer"
-    return x[torch.arange(n, device=x.device)%len(x)] if isinstance(x, torch.Tensor) else x
+        inputs = learner_inputs(self, example, valid=True)
+        return sparse_inference(self.model, n_items(inputs, bs or (1 if example is None else batch_size(inputs))), **kwargs)

@@ -7,18 +7,19 @@ __all__ = ['plot_layers', 'GradientHistogram']
 
 # %% ../nbs/06_learner.ipynb #eab3acc5
 import contextlib,math,warnings
-from numbers import Number
 import numpy as np, pandas as pd, torch
+from numbers import Number
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from fastai.basics import Learner,patch,store_attr
 from .passes import check_n_batches,check_whole,gradients,summed_gradients,undisturbed
-from .weights import check_not_torch_pruned,expand_sparsity,prunable_weights,transposed_groups,unwrap
+from .weights import (asked_for,check_not_torch_pruned,check_zeros_stay,expand_sparsity,from_state_names,
+                               in_use,prunable_weights,shape_of,to_state_names,transposed_groups,unwrap)
 from .criteria import asks_for,magnitude,synflow
 from .files import load_sparse_masks,save_sparse
-from .masks import Masks,check_scope,compute_masks,count_units,lamp
-from .callback import SparsifyCallback,_nothing,ranked,set_masks
+from .masks import Masks,check_scope,compute_masks,count_units,fitting_weights,lamp,nonzeros
+from .callback import SparsifyCallback,_nothing,check_rows,ranked,set_masks
 
 # %% ../nbs/06_learner.ipynb #7a7e01f4
 def _square(weights): return sum(float(torch.linalg.vector_norm(p.detach()))**2 for p in weights.values())
@@ -29,10 +30,11 @@ def _protected(scores, absolute, keep, granularity, min_density, transposed):
     best = compute_masks(scores, {n:1-max(1, math.ceil(min_density*k))/k for n,k in sizes.items() if k}, 'local', granularity, keep, absolute, transposed)
     return {n:torch.where(best[n], math.inf, s.abs() if absolute else s) for n,s in scores.items()}
 
-def _as_weights(initial, weights):
+def _as_weights(initial, weights, model):
     "Weights as they were at first, from a `state_dict` or a model"
-    initial = initial.state_dict() if isinstance(initial, nn.Module) else initial
-    if not isinstance(initial, dict): raise ValueError(f"initial={type(initial).__name__}: needs the weights as they were at first, by name, such as a `state_dict`")
+    initial = from_state_names(initial, initial.state_dict()) if isinstance(initial, nn.Module) else initial
+    if isinstance(initial, dict): initial = {**from_state_names(model, initial), **{n:v for n,v in initial.items() if n in weights}}
+    else: raise ValueError(f"initial={type(initial).__name__}: needs the weights as they were at first, by name, such as a `state_dict`")
     for n,p in weights.items():
         if not isinstance(initial.get(n), torch.Tensor) or initial[n].shape!=p.shape:
             raise ValueError(f"initial[{n!r}]: needs a tensor of shape {tuple(p.shape)}, got {tuple(initial[n].shape) if isinstance(initial.get(n), torch.Tensor) else type(initial.get(n)).__name__ if n in initial else 'none'}")
@@ -69,11 +71,11 @@ def _warn_of_empty(masks):
 
 @patch
 def prune(self:Learner,
-          sparsity:float|dict, # Fraction of zeros in [0,1); or by name, pattern or module: {'*':0.9, 'head':0.5}, the last match counts
+          sparsity:float|dict, # Fraction of zeros in [0,1); or by name, pattern, module or class: {'*':0.9, nn.Linear:0.5}, the last match counts
           criterion=magnitude, # Function from {name: weight} to {name: score}, larger = keep
           scope:str='local', # 'local' = 'uniform': each tensor reaches `sparsity`; 'global', 'erk', 'balanced', 'lamp': all of them together do
-          granularity:str='weight', # What is pruned together: 'weight', 'row', 'column', 'kernel', 'filter', or '2:4' and other n:m
-          include=None, # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
+          granularity:str='weight', # What is pruned together: 'weight', 'row', 'column', 'kernel', 'filter', or '2:4' and other n:m; layers that it doesn't fit stay whole, with a warning
+          include=None, # Name, glob pattern, module or class as `nn.Conv2d` to prune, or a list of them; all that can be pruned, if None
           exclude=None, # The same, to leave alone
           recover:bool=True, # May what `learn.masks` prunes come back, where the criterion says so? If False, masks are nested
           n_batches:int|None=None, # Training batches that the criterion looks at, or, for `taylor`, that gradients are summed over; its default if None
@@ -92,11 +94,17 @@ def prune(self:Learner,
     check_not_torch_pruned(self.model)
     weights = prunable_weights(self.model, include, exclude)
     if not weights: raise ValueError(f"nothing to prune: {_nothing(self.model)}")
-    weights = {n:weights[n] for n in expand_sparsity(sparsity, weights)}
+    target,layouts = expand_sparsity(sparsity, weights, model=self.model),transposed_groups(self.model)
+    weights = {n:weights[n] for n in target}
+    weights = fitting_weights(weights, granularity, layouts, asked_for(include, sparsity, weights, self.model))
+    target = {n:target[n] for n in weights}
+    if isinstance(sparsity, dict): sparsity = target
+    check_zeros_stay(self.model, weights)
+    check_rows(self.model, weights, target if scope=='local' else sparsity, scope, granularity)
     held = {n:m for n,m in (self.masks or {}).items() if n in weights}
     keep = None if recover else Masks({n:held.get(n, torch.ones_like(p, dtype=torch.bool)) for n,p in weights.items()})
-    kind = (scope, granularity, min_density, transposed_groups(self.model))
-    given = dict(learn=self, n_batches=n_batches, initial=None if initial is None else _as_weights(initial, weights))
+    kind = (scope, granularity, min_density, layouts)
+    given = dict(learn=self, n_batches=n_batches, initial=None if initial is None else _as_weights(initial, weights, self.model))
     sums = n_batches if not asks_for(criterion) and criterion is not magnitude else None         # gradients for a criterion that takes what is there
     masks = _in_steps(self, weights, sparsity, criterion, given, keep, iterations, kind, sums)
     _warn_of_empty(masks)
@@ -109,16 +117,20 @@ def prune(self:Learner,
 @patch
 def sparsity_report(self:Learner,
                    )->pd.DataFrame: # A row a prunable tensor and a last one 'total', by name: shape, weights, nonzero, sparsity
-    "How much of each prunable tensor is pruned: by `learn.masks` where they have it, else by its zeros; without those on the meta device. A column `empty` shows layer collapse, if there is any"
+    "How much of each prunable tensor is pruned: by `learn.masks` where they have it, else by its zeros; of weights that are computed, as under spectral_norm, by the zeros of what is in use; without those on the meta device. A column `empty` shows layer collapse, if there is any"
     masks = self.masks or {}
     weights = prunable_weights(self.model)
     weights.update({n:p for n,p in unwrap(self.model).named_parameters() if n in masks})
     weights = {n:p for n,p in weights.items() if not p.is_meta}
-    rows = [(n, 'x'.join(map(str, p.shape)), p.numel(), int(p.count_nonzero()), int(masks.get(n, p!=0).count_nonzero())) for n,p in weights.items()]
+    used = in_use(self.model)
+    def row(n, p):
+        w = used[n](p.detach()) if n in used else p
+        return n, 'x'.join(map(str, p.shape)), p.numel(), nonzeros(w), nonzeros(w if n in used or n not in masks else masks[n])
+    rows = [row(n, p) for n,p in weights.items()]
     df = pd.DataFrame(rows, columns=['name','shape','weights','nonzero','kept']).set_index('name')
     df.loc['total'] = ['', df.weights.sum(), df.nonzero.sum(), df.kept.sum()]
     empty = (df.kept==0) & (df.weights>0)
-    df['sparsity'] = 1 - df.pop('kept')/df.weights.clip(lower=1)
+    df['sparsity'] = (df.weights-df.pop('kept'))/df.weights.clip(lower=1)
     if empty.any(): df['empty'] = empty
     return df
 
@@ -129,7 +141,7 @@ def save_sparse(self:Learner,
                 half:bool=False, # Keep the values of tensors with zeros as float16? Half as large, and rounded
                ):
     "Write the model without its zeros, and its masks"
-    save_sparse(unwrap(self.model).state_dict(), path, half, self.masks)
+    save_sparse(unwrap(self.model).state_dict(), path, half, self.masks and to_state_names(self.model, self.masks))
 
 @patch
 def load_sparse(self:Learner,
@@ -139,12 +151,14 @@ def load_sparse(self:Learner,
     state,masks = load_sparse_masks(path)
     mine = unwrap(self.model).state_dict()
     for n in {**mine, **state}:
-        if n not in state or n not in mine or state[n].shape!=mine[n].shape:
-            there,here = (f'of shape {tuple(d[n].shape)}' if n in d else 'missing' for d in (state,mine))
+        if n not in state or n not in mine or shape_of(n, state[n])!=shape_of(n, mine[n]):
+            there,here = (f'of shape {shape_of(n, d[n])}' if n in d else 'missing' for d in (state,mine))
             raise ValueError(f"{path} is of another model: {n!r} is {there} there, and {here} here")
+    try: Masks(masks).check(dict(unwrap(self.model).named_parameters()))
+    except ValueError as e: raise ValueError(f"{path}: {e}") from e
     self.remove_masks()
     unwrap(self.model).load_state_dict(state)
-    if masks: set_masks(self, masks)
+    if masks: set_masks(self, from_state_names(self.model, masks))
 
 # %% ../nbs/06_learner.ipynb #893fd862
 def plot_layers(report:pd.DataFrame, # From `learn.sparsity_report()`

@@ -6,25 +6,43 @@
 __all__ = ['REWINDS', 'KINDS', 'Ticket', 'Tickets', 'plan_of', 'count_steps', 'Comparison']
 
 # %% ../nbs/07_lottery.ipynb #8852e0b0
-import inspect,json,re,warnings,zlib
-from numbers import Integral,Number
+import inspect,json,math,re,warnings,zlib
 import numpy as np, pandas as pd, torch
+from numbers import Integral,Number
 from fastai.basics import Callback,CancelFitException,Learner,patch,store_attr
 from .schedules import check_schedule,one_shot,schedule_name
-from .weights import transposed_groups,unwrap
+from .weights import shape_of,state_names,to_state_names,transposed_groups,unwrap
 from .lr import at_prune_rate
 from .criteria import magnitude
 from .masks import Masks,check_scope
 from .callback import SparsifyCallback,is_frozen
 from .passes import check_n_batches,check_whole
-from .files import load_state,load_tensors,save_state
-from .rounds import (RoundStore,StateAt,bar_over,borrowed,check_rounds,load_into,seed_round,starting_at,state_of,
-                     steps_by_epoch)
+from .files import check_state,is_number,load_tensors,pack_bits,parse_json,save_state,unpack_bits
+from .rounds import (RoundStore,StateAt,bar_over,borrowed,check_numbers,check_rounds,load_into,seed_round,
+                              starting_at,state_of,steps_by_epoch)
+from .identity import (callbacks_identity,data_identity,describe,fit_identity,model_identity,remember_start,
+                                start_identity)
 
 # %% ../nbs/07_lottery.ipynb #d3703c2d
 def _generator(what, seed):
     "Not torch's own numbers for `seed`: the network that a ticket is from may have been made with them, and fresh weights would be the old ones"
     return torch.Generator().manual_seed(zlib.crc32(f'{what} {seed}'.encode()))
+
+def _check_initial(initial, state):
+    "Make sure that `reinit` can draw from these distributions; raises `ValueError`"
+    for n,o in initial.items():
+        if n not in state: raise ValueError(f"initial: there is no {n!r} in the state")
+        sound = isinstance(o, (list,tuple)) and len(o)==3 and o[2] in ('normal','uniform','constant')
+        sound = sound and all(isinstance(v, Number) and not isinstance(v, bool) and math.isfinite(v) for v in o[:2])
+        if not sound or o[1]<0:
+            raise ValueError(f"initial[{n!r}]={o!r}: needs a mean, a standard deviation, and 'normal', 'uniform' or "
+                             "'constant'")
+        if abs(o[0])>_largest(state[n].dtype):
+            raise ValueError(f"initial[{n!r}]={o!r}: a {state[n].dtype} can't hold that")
+
+def _largest(dtype):
+    if dtype is torch.bool: return 1
+    return (torch.finfo if dtype.is_floating_point or dtype.is_complex else torch.iinfo)(dtype).max
 
 class Ticket:
     "A state to train from, with masks, and how it was found. The state has pruned weights, too, unless they had been pruned by then"
@@ -33,9 +51,11 @@ class Ticket:
                  masks:dict, # Name -> bool tensor, True where a weight is kept
                  metrics:dict|None=None, # Name -> what training the ticket once more gave
                  initial:dict|None=None, # Name -> (mean, standard deviation, 'normal', 'uniform' or 'constant') of the network's first weights, for `reinit`
+                 names:dict|None=None, # Name of a parameter -> its name in `state`, where the two differ
                  **story, # How it was found: round, seed, rewind, ... numbers and strings
                 ):
         self.state,self.masks,self.metrics,self.initial,self.story = state,Masks(masks),dict(metrics or {}),dict(initial or {}),story
+        self.names = dict(names or {})
         self.end = None                     # the state after training it, where that is known
 
     def __repr__(self): return f"Ticket({', '.join([f'sparsity={self.sparsity:.4g}', *(f'{k}={v!r}' for k,v in {**self.story, **self.metrics}.items())])})"
@@ -50,7 +70,7 @@ class Ticket:
         check_whole('batches', 0, start=(start := self.story.get('start', 0)))
         return start
 
-    def _with(self, **kwargs): return Ticket(**{**dict(state=self.state, masks=self.masks, initial=self.initial), **self.story, **kwargs})
+    def _with(self, **kwargs): return Ticket(**{**dict(state=self.state, masks=self.masks, initial=self.initial, names=self.names), **self.story, **kwargs})
 
     def reinit(self,
                seed:int=0, # Another seed gives other weights
@@ -58,9 +78,10 @@ class Ticket:
         """Fresh weights, the same masks: each tensor is drawn anew from the normal or uniform distribution that the network's first weights had, by their
         mean and standard deviation. Buffers, and tensors that were constant at first, stay as they are"""
         if not self.initial: raise ValueError("this ticket does not know how its network was initialised: it was not found by `find_tickets`")
+        _check_initial(self.initial, self.state)
         gen,state = _generator('reinit', seed),dict(self.state)
         for n,(mean,std,kind) in self.initial.items():
-            t = self.state[n]
+            t = self.state[n := self.names.get(n, n)]
             x = (torch.rand(t.shape, generator=gen)*2-1)*3**0.5 if kind=='uniform' else torch.randn(t.shape, generator=gen)
             state[n] = (mean+std*x).to(t.device, t.dtype) if std>0 else torch.full_like(t, mean)
         return self._with(state=state, kind='reinit', kind_seed=seed)
@@ -71,23 +92,26 @@ class Ticket:
         "The same weights, and as many of each tensor kept, in random places. Where a state has no weights but those that are kept, as after learning-rate rewinding, they move with the mask"
         gen,masks,state = _generator('shuffle', seed),{},dict(self.state)
         for n,m in self.masks.items():
-            order,w = torch.randperm(m.numel(), generator=gen),state[n]
+            k = self.names.get(n, n)
+            order,w = torch.randperm(m.numel(), generator=gen),state[k]
             masks[n] = m.flatten().cpu()[order].view(m.shape)
-            if not m.all() and not w.cpu()[~m.cpu()].any(): state[n] = w.flatten()[order.to(w.device)].view(w.shape)
+            if not m.all() and not w.cpu()[~m.cpu()].any(): state[k] = w.flatten()[order.to(w.device)].view(w.shape)
         return self._with(masks=masks, state=state, kind='shuffle', kind_seed=seed)
 
     def dense(self)->'Ticket':
         "The network before it was pruned: nothing masked, and fresh weights where the state has none any more"
         fresh = self.reinit(0).state if self.initial else self.state
-        state = {n:torch.where(self.masks[n].to(t.device) | (t!=0), t, fresh[n]) if n in self.masks else t for n,t in self.state.items()}
+        masks = {self.names.get(n, n):m for n,m in self.masks.items()}
+        state = {n:torch.where(masks[n].to(t.device) | (t!=0), t, fresh[n]) if n in masks else t for n,t in self.state.items()}
         return self._with(state=state, masks={n:torch.ones_like(m) for n,m in self.masks.items()}, kind='dense')
 
     def save(self,
              path, # File to write, in safetensors format
             ):
         "Write to `path`: the state, and the masks with one bit a weight"
-        bits = {f'mask {n}':torch.from_numpy(np.packbits(m.flatten().cpu().numpy())) for n,m in self.masks.items()}
-        story = dict(format='fastprune ticket', story=json.dumps(self.story), metrics=json.dumps(self.metrics), initial=json.dumps(self.initial))
+        bits = {f'mask {n}':pack_bits(m) for n,m in self.masks.items()}
+        parts = dict(story=self.story, metrics=self.metrics, initial=self.initial, names=self.names)
+        story = dict(format='fastprune ticket', **{k:json.dumps(v) for k,v in parts.items()})
         save_state({**{f'state {n}':t for n,t in self.state.items()}, **bits}, path, story)
 
     @classmethod
@@ -95,15 +119,29 @@ class Ticket:
              path, # File that `save` wrote
             )->'Ticket': # On the CPU; it goes to a model's device when loaded
         "Read from `path`. Raises `ValueError` for a file that is damaged, or not one of a ticket"
-        tensors,meta = load_tensors(path)
+        tensors,meta = load_tensors(path, foreign=True, extra=True)
         if meta.get('format')!='fastprune ticket': raise ValueError(f"{path} is not a ticket: it was not written by Ticket.save")
-        try:
-            story,metrics,initial = (json.loads(meta[k]) for k in ('story','metrics','initial'))
-            state,bits = ({n.removeprefix(kind):t for n,t in tensors.items() if n.startswith(kind)} for kind in ('state ','mask '))
-            masks = {n:Masks._unpack(path, n, b, ','.join(map(str, state[n].shape))) for n,b in bits.items()}
-            return cls(state, masks, metrics,
-                       {n:tuple(o) for n,o in initial.items()}, **story)
-        except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as e: raise ValueError(f"{path} is damaged: {e!r}") from e
+        if 'checksum' not in meta: raise ValueError(f"{path} is damaged: it has no checksum")
+        story,metrics,initial = (parse_json(meta.get(k, ''), path) for k in ('story','metrics','initial'))
+        names = parse_json(meta.get('names', '{}'), path)
+        try: return cls._from_parts(tensors, story, metrics, initial, names)
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise ValueError(f"{path} is damaged: {e}") from e
+
+    @classmethod
+    def _from_parts(cls, tensors, story, metrics, initial, names):
+        "A ticket from what is in a file. Raises what Python does where that does not fit together"
+        state = {n.removeprefix('state '):t for n,t in tensors.items() if n.startswith('state ')}
+        bits = {n.removeprefix('mask '):t for n,t in tensors.items() if n.startswith('mask ')}
+        if len(state)+len(bits)<len(tensors): raise ValueError('it has other tensors than a state and masks')
+        check_numbers(metrics)
+        _check_initial(initial, state)
+        if not all(isinstance(k, str) and k in state for k in names.values()):
+            raise ValueError('its names are not those of its state')
+        for k in ('round','seed'):
+            if not is_number(story.get(k, 0)): raise ValueError(f'its {k} is {story[k]!r}')
+        masks = {n:unpack_bits(b, state[names.get(n, n)].shape, n) for n,b in bits.items()}
+        return cls(state, masks, metrics, {n:tuple(o) for n,o in initial.items()}, names, **story)
 
 def _distribution(t):
     "Mean, standard deviation, and what it looks like"
@@ -128,7 +166,7 @@ def _check_ticket(learn, ticket):
     mine = unwrap(learn.model).state_dict()
     for n,t in mine.items():
         if n not in ticket.state: raise ValueError(f"the ticket is for another model: it has no {n!r}")
-        if ticket.state[n].shape!=t.shape: raise ValueError(f"the ticket is for another model: {n!r} has shape {tuple(t.shape)} here, and {tuple(ticket.state[n].shape)} in the ticket")
+        if shape_of(n, ticket.state[n])!=shape_of(n, t): raise ValueError(f"the ticket is for another model: {n!r} has shape {shape_of(n, t)} here, and {shape_of(n, ticket.state[n])} in the ticket")
     for n in ticket.state:
         if n not in mine: raise ValueError(f"the ticket is for another model: there is no {n!r} here")
     ticket.masks.check(dict(unwrap(learn.model).named_parameters()))
@@ -184,18 +222,19 @@ class Tickets(list):
 REWINDS = ('weights', 'lr', 'finetune')
 
 class _Probe(Callback):
-    "Counts the batches and steps that a fit would take, and stops it before the first"
+    "Counts the batches and steps that a fit would take, says what fit it is, and stops it before the first"
     order = -200
     def __init__(self, plan, cbs): self.plan,self.others = plan,cbs
     def before_train(self):
         before = self.plan.steps[-1] if self.plan.steps else 0
         self.plan.steps += [before+k for k in steps_by_epoch(self.learn, self.n_epoch, self.others)]
         self.plan.batches += self.n_epoch*len(self.dls.train)
+        self.plan.fits.append(fit_identity(self.learn))
         raise CancelFitException
 
 class _Plan:
-    "What a training would take: its `batches` in all, and the optimizer `steps` after each epoch"
-    def __init__(self): self.batches,self.steps = 0,[]
+    "What a training would take: its `batches` in all, the optimizer `steps` after each epoch, and what its `fits` are"
+    def __init__(self): self.batches,self.steps,self.fits = 0,[],[]
 
 class _HoldRate(Callback):
     "The same rates throughout, whatever schedules say"
@@ -219,6 +258,7 @@ def plan_of(learn:Learner,
     try:
         learn.load = learn.save = lambda *a, **k: learn                        # a SaveModelCallback has nothing to do here
         with borrowed(learn), learn.removed_cbs(own), learn.no_bar(), learn.no_logging():
+            learn.opt = None
             fit(learn, [_Probe(plan, own)], *args)
     finally:
         del learn.__dict__['load'], learn.__dict__['save']
@@ -253,9 +293,11 @@ def _rewind_step(rewind_to, by_epoch):
     if k>steps: raise ValueError(f"rewind_to={rewind_to!r} is past the end of a round, which has {steps} steps")
     return k
 
+def _other_names(learn): return {n:k for n,k in state_names(learn.model).items() if n!=k}
+
 class _Search:
     "One search for tickets"
-    def __init__(self, learn, rounds, fit, prune_rate, rewind, rewind_to, scope, schedule, criterion, granularity, include, exclude, max_lr, n_batches, seed, measure, ends, folder):
+    def __init__(self, learn, rounds, fit, prune_rate, rewind, rewind_to, scope, schedule, criterion, granularity, include, exclude, max_lr, n_batches, seed, measure, ends, folder, interval):
         store_attr()
         check_whole('rounds', rounds=rounds)
         if not isinstance(prune_rate, Number) or not 0<prune_rate<1: raise ValueError(f"prune_rate={prune_rate!r}: needs the fraction of what is left that a round prunes, in (0,1)")
@@ -266,7 +308,12 @@ class _Search:
         if is_frozen(learn): raise ValueError("the Learner is frozen: call `learn.unfreeze()` first")
         check_schedule(schedule)
         self.scope = check_scope(scope)
-        self.weights,_ = self._callback(1).targets(learn.model, learn)
+        self.left_out = None
+        first = self._callback(1)
+        self.weights,_ = first.targets(learn.model, learn)
+        self.left_out = first._left_out
+        to_state_names(learn.model, self.weights)
+        if folder: check_state(unwrap(learn.model).state_dict())
         check_rounds(self.weights, lambda m,n: self.sparsity(m), rounds, self.scope, granularity, transposed_groups(learn.model))
         check_n_batches(n_batches)
         if max_lr is not None:
@@ -274,11 +321,17 @@ class _Search:
             self._check_rates()
         if criterion is magnitude: self.n_batches = None
         self.classic = schedule is one_shot
-        by_epoch = plan_of(learn, fit, *self._rate(0)).steps
-        self.steps,self.k = by_epoch[-1],_rewind_step(rewind_to, by_epoch)
-        self.config = dict(prune_rate=prune_rate, rewind=rewind, rewind_to=rewind_to, scope=scope, schedule=schedule_name(schedule), criterion=schedule_name(criterion), granularity=granularity,
-                           n_batches=self.n_batches, seed=seed, rates=[self.max_lr(m) for m in range(rounds+1)] if max_lr else None, measure=measure, ends=ends, steps=self.steps, items=len(learn.dls.train_ds), opt=schedule_name(learn.opt_func), loss=str(learn.loss_func), progress=[float(schedule(o)) for o in (0.1, 0.25, 0.5, 0.75, 0.9)],
+        plan = plan_of(learn, fit, *self._rate(0))
+        self.steps,self.k = plan.steps[-1],_rewind_step(rewind_to, plan.steps)
+        self.config = dict(prune_rate=prune_rate, rewind=rewind, rewind_to=rewind_to, scope=scope,
+                           schedule=describe(schedule), criterion=describe(criterion), granularity=granularity,
+                           n_batches=self.n_batches, seed=seed, measure=measure, ends=ends, interval=interval, steps=self.steps,
+                           rates=[self.max_lr(m) for m in range(rounds+1)] if max_lr else None,
+                           progress=[float(schedule(o)) for o in (0.1, 0.25, 0.5, 0.75, 0.9)],
                            metrics=[m.name for m in learn.metrics], weights={n:list(p.shape) for n,p in self.weights.items()})
+        self.start = start_identity(learn, folder) if folder else {}
+        if folder: self.config.update(fit=plan.fits, callbacks=callbacks_identity(learn.cbs), data=data_identity(learn),
+                                      **model_identity(learn), **self.start)
 
     def _check_rates(self):
         if not callable(self.max_lr): raise ValueError(f"max_lr={self.max_lr!r}: needs a function from the number of completed rounds to a rate, as `partial(s_cyc_max_lr, eps=0.03, delta=0.04)`")
@@ -288,8 +341,10 @@ class _Search:
             if not isinstance(lr := self.max_lr(m), Number) or not lr>0: raise ValueError(f"max_lr({m})={lr!r}: needs a positive rate")
 
     def _callback(self, m):
-        return SparsifyCallback(self.sparsity(m), schedule=self.schedule, criterion=self.criterion, scope=self.scope, granularity=self.granularity, recover=False, initial=self.sparsity(m-1),
-                                include=self.include, exclude=self.exclude)
+        cb = SparsifyCallback(self.sparsity(m), schedule=self.schedule, criterion=self.criterion, scope=self.scope, granularity=self.granularity, interval=self.interval, recover=False,
+                              initial=self.sparsity(m-1), include=self.include, exclude=self.exclude)
+        cb._quiet,cb._left_out = m>1,self.left_out                 # what there is to say is said before the first round
+        return cb
 
     def sparsity(self, m): return 1-(1-self.prune_rate)**m
     def _rate(self, m): return () if self.max_lr is None else (self.max_lr(m),)
@@ -308,12 +363,13 @@ class _Search:
         story = dict(round=m, seed=self.seed, rewind=self.rewind, rewind_to=self.rewind_to,
                      schedule=schedule_name(self.schedule), prune_rate=self.prune_rate)
         if start: story['start'] = start
-        return Ticket(state, masks, initial=self.initial, **story)
+        return Ticket(state, masks, initial=self.initial, names=self.names, **story)
 
     def first(self):
         "Ticket 0: the dense network, as it is before training"
         learn = self.learn
         learn.remove_masks()
+        self.names = _other_names(learn)
         self.initial = {n:_distribution(p) for n,p in unwrap(learn.model).named_parameters()}
         return self.ticket(0, state_of(learn), {n:torch.ones_like(p, dtype=torch.bool) for n,p in self.weights.items()})
 
@@ -323,7 +379,7 @@ class _Search:
         metrics = self.train(m-1, last, [o for o in (at, None if self.classic else self._callback(m)) if o])
         if self.classic:
             self.measured(m-1, last, metrics)
-            learn.prune(self.sparsity(m), self.criterion, self.scope, self.granularity, self.include, self.exclude, recover=False, n_batches=self.n_batches)
+            learn.prune(self.sparsity(m), self.criterion, self.scope, self.granularity, list(self.weights), recover=False, n_batches=self.n_batches)
         state = at.reached() if at else last.state if self.rewind=='weights' else state_of(learn)
         res = self.ticket(m, state, learn.masks, at.batches if at else last.start)
         for n,k in res.masks.items():
@@ -344,16 +400,45 @@ class _Search:
 
     def restored(self):
         "Tickets that are on disk"
-        res = Tickets()
+        res,mine = Tickets(),unwrap(self.learn.model).state_dict()
         for m,row in enumerate(self.store.rows[:self.rounds+1]):
-            res.append(Ticket.load(self.store.path('ticket', m)))
-            if self.store.path('end', m).exists(): res[-1].end = load_state(self.store.path('end', m))
+            path = self.store.path('ticket', m)
+            res.append(Ticket.load(path))
+            try: _check_ticket(self.learn, res[-1])
+            except ValueError as e: raise ValueError(f"{path}: {e}") from e
+            if self.store.path('end', m).exists(): res[-1].end = self.store.load('end', m, mine)
             if row['rates']: self.rates = row['rates']
-        if res: self.initial = res[0].initial
+        if res: self.initial,self.names = res[0].initial,_other_names(self.learn)
+        if len(res)>1 and self.rewind=='finetune': self._check_last_rates()
         return res
 
+    def _check_last_rates(self):
+        if self.learn.opt is None: self.learn.create_opt()
+        rates,n = getattr(self, 'rates', []),len(self.learn.opt.hypers)
+        if len(rates)!=n:
+            raise ValueError(f"{self.store.table} is damaged: it has {len(rates)} rates for {n} parameter groups")
+
+    @staticmethod
+    def check_row(row):
+        "Make sure that a row of the table is one of a search; raises `ValueError`"
+        if not isinstance(row, dict) or row.keys()!={'metrics','rates'}:
+            raise ValueError('a row has no metrics and rates')
+        check_numbers(row['metrics'])
+        rates = row['rates']
+        if rates is None: return
+        if not isinstance(rates, list) or not rates or not all(is_number(r) and math.isfinite(r) for r in rates):
+            raise ValueError(f'its rates are {rates!r}'[:100])
+
     def run(self):
-        learn,self.store = self.learn,RoundStore(self.folder, self.config)
+        self.store = RoundStore(self.folder, self.config, self.check_row)
+        try:
+            with self.store.owned(): return self.rest()
+        finally:
+            if self.folder: remember_start(self.learn, self.folder, self.start)
+
+    def rest(self):
+        "Tickets that are on disk, and those that are not yet"
+        learn = self.learn
         tickets = learn.tickets = self.restored()
         if not tickets:
             tickets.append(self.first())
@@ -388,10 +473,11 @@ def find_tickets(self:Learner,
                  measure:str='last', # Tickets to train once more for their metrics alone: 'last', 'all' or 'none'
                  ends:bool=False, # Keep the state after training a ticket, as its `.end`?
                  folder=None, # Folder for finished rounds: a second call with it goes on after the last of them
+                 interval:int|None=None, # Iterations between mask updates inside of a round, as for `SparsifyCallback`
                 )->Tickets: # rounds+1 of them, the dense network first
     """Lottery tickets by iterative pruning (Frankle and Carbin 2019; Frankle et al. 2020; Renda et al. 2020; inside of rounds: Hubens et al. 2021). Leaves the Learner with the last one loaded; `learn.tickets`
     has those that are found, if a round fails. Raises `ValueError` before any training for arguments that don't fit, and for a folder of another experiment"""
-    return _Search(self, rounds, fit, prune_rate, rewind, rewind_to, scope, schedule, criterion, granularity, include, exclude, max_lr, n_batches, seed, measure, ends, folder).run()
+    return _Search(self, rounds, fit, prune_rate, rewind, rewind_to, scope, schedule, criterion, granularity, include, exclude, max_lr, n_batches, seed, measure, ends, folder, interval).run()
 
 # %% ../nbs/07_lottery.ipynb #db889881
 KINDS = ('ticket', 'reinit', 'shuffle', 'dense')
@@ -450,7 +536,7 @@ def compare_tickets(self:Learner,
         _check_ticket(self, t)
         if 'reinit' in kinds: t.reinit(0)                                        # raises, if it can't be
     plan_of(self, fit, start=max(t.start for t in tickets))
-    tickets,rows = [t._with(state={n:x.clone() for n,x in t.state.items()}) for t in tickets],[]
+    tickets,rows = [t._with(state={n:x.clone() if isinstance(x, torch.Tensor) else x for n,x in t.state.items()}) for t in tickets],[]
     make = {'ticket':lambda t,s: t, 'reinit':Ticket.reinit, 'shuffle':Ticket.shuffle, 'dense':lambda t,s: t.dense()}
     with borrowed(self):
         for i,t in enumerate(tickets):

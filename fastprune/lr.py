@@ -10,7 +10,7 @@ __all__ = ['RETRAINING', 'lr_constant', 'lr_decay', 'lr_cyclical', 'lr_warmup', 
 import math
 from functools import partial
 from numbers import Number
-import numpy as np, torch
+import numpy as np
 from .schedules import schedule_name
 
 # %% ../nbs/01_lr.ipynb #ec245f7c

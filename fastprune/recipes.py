@@ -7,21 +7,23 @@ __all__ = ['REWIND', 'group_rates', 'BudgetedCallback']
 
 # %% ../nbs/09_recipes.ipynb #86796b5a
 import inspect,math
+import numpy as np, torch
 from functools import partial
 from numbers import Number
-import numpy as np, torch
 from fastai.basics import Callback,Learner,OptimWrapper,even_mults,patch,store_attr
 from fastai.callback.schedule import ParamScheduler
 from fastai.optimizer import detuplify_pg
 from .schedules import cubic,cyclical,one_shot,schedule_name,window
 from .passes import check_whole
-from .lr import _check_retraining,allr_discount,lr_retrain,lr_warmup,s_cyc_max_lr
-from .weights import check_sparsity,transposed_groups
+from .lr import _check_retraining,allr_discount,at_prune_rate,lr_retrain,lr_warmup
+from .weights import check_sparsity,transposed_groups,unwrap
 from .criteria import magnitude,random_score
 from .callback import SparsifyCallback,_present,is_frozen
 from .learner import GradientHistogram
-from .files import load_state,save_state
-from .rounds import BestEpoch,RoundStore,Rounds,StateAt,check_rounds,load_into,run_rounds,seed_round,smaller_is_better,state_of
+from .files import check_state,load_state,save_state
+from .rounds import (BestEpoch,RoundStore,Rounds,StateAt,check_numbers,check_rounds,load_into,run_rounds,
+                              seed_round,smaller_is_better,starting_at,state_of,steps_by_epoch)
+from .identity import describe,learner_identity,loader_identity,remember_start,start_identity
 
 # %% ../nbs/09_recipes.ipynb #dfe08607
 def group_rates(learn:Learner,
@@ -185,7 +187,7 @@ def retrain(self:Learner,
             schedule:str='allr', # 'ft', 'lrw', 'slr', 'clr', 'llr' or 'allr'; see `lr_retrain`
             history=None, # Rates of the original training: one an epoch, or with `original_epochs` one an iteration; those that the Recorder has, if None
             original_epochs:float|None=None, # Epochs of the original training, where `history` does not have one rate for each
-            discount:float|None=None, # ALLR's d, in [0,1]; from what `learn.prune` has changed, if None
+            discount:float|None=None, # ALLR's d, in [0,1]; from how `learn.prune` changed prunable weights if None
             warmup:float=0.1, # Length of the warm-up, as a fraction of retraining
             wd=None, # Weight decay; the Learner's if None
             cbs=None, # More callbacks
@@ -215,7 +217,8 @@ def _after(dense, cycles, pos):
 def _geometric(sparsity, dense, cycles, pos):
     "The same fraction of what is left goes at the start of each cycle"
     if round(pos-dense, 9)<0: return 0.
-    return min(1., (1-(1-sparsity)**(min(cycles, _after(dense, cycles, pos)[0]+1)/cycles))/sparsity)
+    k = _after(dense, cycles, pos)[0]+1
+    return min(1., (1-(1-sparsity)**(k/cycles))/sparsity) if k<cycles else 1.
 
 class BudgetedCallback(SparsifyCallback):
     "Budgeted IMP in one fit: `SparsifyCallback` with the rates that go with it; `discounts` has the d of each cycle"
@@ -223,7 +226,7 @@ class BudgetedCallback(SparsifyCallback):
         super().__init__(sparsity, schedule=partial(_geometric, sparsity, dense, cycles), interval=1, **kwargs)
         self.dense,self.cycles,self.lr_max,self.discounts,self.budget = dense,cycles,lr_max,[],(1-dense)/cycles/dense
 
-    _lasting = (*SparsifyCallback._lasting, 'discounts')
+    lasting = {**SparsifyCallback.lasting, 'discounts':list[float]}
 
     def before_fit(self):
         super().before_fit()
@@ -285,24 +288,39 @@ class _Iterative:
         self.weights,_ = cb.targets(learn.model, learn)
         rates = group_rates(learn, lr)
         self.top,self.groups = float(np.max(rates)),rates/np.max(rates)
-        if isinstance(max_lr, partial) and max_lr.func is s_cyc_max_lr: self.max_lr = partial(max_lr, **{'p':rate, **max_lr.keywords})
+        self.max_lr = at_prune_rate(max_lr, rate)
         self.total = sum(p.numel() for p in self.weights.values())
-        self.store = RoundStore(folder, self._config(rates))
+        if folder: check_state(unwrap(learn.model).state_dict())
+        self.first = start_identity(learn, folder) if folder else {}
+        check = lambda row: check_numbers(row, 'sparsity', 'weights', 'max_lr')
+        self.store = RoundStore(folder, self._config(rates), check)
         held = learn.masks or {}
+        if self.store.rows: self.store.notes.setdefault('kept', None)           # has to be there
         self.kept = self.store.notes.setdefault('kept', {n:int(held[n].count_nonzero()) if n in held else p.numel() for n,p in self.weights.items()})
+        self._check_kept()
         check_rounds(self.weights, self.sparsity, rounds, self.scope, granularity, transposed_groups(learn.model))
 
     def _config(self, rates):
         "What makes this experiment"
-        names = ('epochs','rate','shape','criterion','scope','granularity','rewind','rewind_to','n_batches','monitor','early_stop','patience','histograms','train_first','seed','wd')
+        names = ('epochs','rate','shape','criterion','scope','granularity','rewind','rewind_to','n_batches','monitor','early_stop','patience','histograms','train_first','seed')
+        learn,wd = self.learn,self.learn.wd if self.wd is None else self.wd
         every = [self.rate_of(m) for m in range(self.rounds+1)]
         for m,lr in enumerate(every):
             if not isinstance(lr, Number) or not 0<lr<math.inf: raise ValueError(f"max_lr={_name(self.max_lr)}: needs a positive rate, or a function of the round that gives one; it is {lr!r} for round {m}")
             _shaped(self.shape, lr*self.groups)
         shape = [np.max(self.shape(1.)(pos)) for pos in (0., 0.1, 0.25, 0.5, 0.75, 0.9)]
-        return dict({k:_name(getattr(self, k)) for k in names}, lr=np.ravel(rates).tolist(), rates=[float(o) for o in every], shape_of_1=[float(o) for o in shape], test_dl=self.test_dl is not None,
-                    steps=len(self.learn.dls.train), items=len(self.learn.dls.train_ds), opt=_name(self.learn.opt_func), metrics=[m.name for m in self.learn.metrics],
-                    weights={n:list(p.shape) for n,p in self.weights.items()})
+        res = dict({k:describe(getattr(self, k)) for k in names}, wd=wd, lr=np.ravel(rates).tolist(), rates=[float(o) for o in every], shape_of_1=[float(o) for o in shape],
+                   metrics=[m.name for m in learn.metrics], weights={n:list(p.shape) for n,p in self.weights.items()})
+        if self.folder: res.update(test_dl=None if self.test_dl is None else loader_identity(self.test_dl),
+                                   steps=len(learn.dls.train), **learner_identity(learn, self.cbs), **self.first)
+        return res
+
+    def _check_kept(self):
+        "Numbers of weights at the start, which may be from a file"
+        kept,sizes = self.kept,{n:p.numel() for n,p in self.weights.items()}
+        known = isinstance(kept, dict) and kept.keys()==sizes.keys()
+        if not known or not all(type(k) is int and 0<=k<=sizes[n] for n,k in kept.items()):
+            raise ValueError(f"{self.store.table} is damaged: its `kept` are not the numbers of weights of this model")
 
     def _check(self):
         check_whole(rounds=self.rounds, epochs=self.epochs, **({} if self.patience is None else {'patience':self.patience}))
@@ -313,7 +331,7 @@ class _Iterative:
         if self.rewind_to and not self.train_first: raise ValueError(f"rewind_to={self.rewind_to}: there is no first training to rewind into, since train_first is False")
         if self.criterion is magnitude: self.n_batches = None
         else: check_whole(n_batches=self.n_batches)
-        steps = self.epochs*len(self.learn.dls.train)
+        steps = steps_by_epoch(self.learn, self.epochs, self.cbs)[-1]
         if self.rewind_to>steps: raise ValueError(f"rewind_to={self.rewind_to}: a round has {steps} steps")
         names = ['train_loss', 'valid_loss', *[m.name for m in self.learn.metrics]]
         if self.monitor not in names: raise ValueError(f"monitor={self.monitor!r} is not measured: use one of {', '.join(names)}")
@@ -345,9 +363,11 @@ class _Iterative:
         if m>0 or self.train_first:
             best,at = BestEpoch(self.monitor, self.patience) if self.early_stop else None, StateAt(self.rewind_to) if m==0 and self.rewind=='weights' else None
             learn.opt = None
-            _fit(learn, self.epochs, cbs=[ParamScheduler({'lr':lr}), *[cb for cb in (best,at) if cb], *self.cbs], wd=self.wd)
+            passed = starting_at(self.store.notes.get('start', 0)) if m>0 and self.rewind=='weights' else []
+            own = [ParamScheduler({'lr':lr}), *[cb for cb in (best,at) if cb], *passed]
+            _fit(learn, self.epochs, cbs=[*own, *self.cbs], wd=self.wd)
             values = dict(zip(learn.recorder.metric_names[1:], best.values if best else learn.recorder.values[-1]))
-            if at: self.start = at.reached()
+            if at: self.start,self.store.notes['start'] = at.reached(),at.batches
             if self.rewind=='finetune' and m>0: max_lr = np.max(lr(0.))
         else: max_lr,values,self.start = math.nan,self._measure(learn.dls.valid),state_of(learn)
         kept = sum(int(learn.masks[n].count_nonzero()) if learn.masks and n in learn.masks else p.numel() for n,p in self.weights.items())
@@ -365,13 +385,27 @@ class _Iterative:
         self.hists.append(self.learn.gradient_histogram())
         return {'histogram':{k:torch.from_numpy(getattr(self.hists[-1], k)) for k in ('gradients','hidden')}}
 
+    def _old_histogram(self, m, row):
+        path = self.store.path('histogram', m)
+        kept = load_state(path)
+        values = [kept.get(k) for k in ('gradients','hidden')]
+        if any(v is None or v.ndim!=1 or not v.is_floating_point() for v in values):
+            raise ValueError(f"{path} is damaged: it has no histogram")
+        return GradientHistogram(f"{100*(1-row['sparsity']):.3g}% left", *[v.numpy() for v in values])
+
     def run(self):
+        try:
+            with self.store.owned(): return self.rest()
+        finally:
+            if self.folder: remember_start(self.learn, self.folder, self.first)
+
+    def rest(self):
+        "The rounds that are on disk, and those that are not yet"
         store,learn = self.store,self.learn
-        if store.rows and self.rewind=='weights': self.start = load_state(store.folder/'start.safetensors')
+        if store.rows and self.rewind=='weights':
+            self.start = store.load('start', None, unwrap(learn.model).state_dict())
         if self.histograms:
-            for m,row in enumerate(store.rows[:self.rounds+1]):
-                kept = load_state(store.path('histogram', m))
-                self.hists.append(GradientHistogram(f"{100*(1-row['sparsity']):.3g}% left", *[kept[k].numpy() for k in ('gradients','hidden')]))
+            self.hists += [self._old_histogram(m, row) for m,row in enumerate(store.rows[:self.rounds+1])]
         def extra():
             if len(store.rows)==0 and self.rewind=='weights' and store.folder: save_state(self.start, store.folder/'start.safetensors')
             return self.histogram()
@@ -391,7 +425,7 @@ def iterative_prune(self:Learner,
                     scope:str='global', # 'global', 'local', 'erk' or 'balanced'
                     granularity:str='weight', # As for `compute_masks`
                     rewind:str='lr', # 'lr', 'finetune' or 'weights'
-                    rewind_to:int=0, # Steps of the first training after which weights are as they are rewound to
+                    rewind_to:int=0, # Optimizer steps of the first training: later rounds start there
                     include=None, # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
                     exclude=None, # The same, to leave alone
                     n_batches:int=10, # Training batches to sum gradients over, for criteria other than magnitude

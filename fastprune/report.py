@@ -7,28 +7,31 @@ __all__ = ['report_file']
 
 # %% ../nbs/14_report.ipynb #bc9f537e
 import base64,io,json,math,os,platform,re,secrets,tempfile
+import numpy as np, pandas as pd, torch
 from collections import Counter
 from contextlib import suppress
 from datetime import date
 from html import escape
 from numbers import Integral,Number
 from pathlib import Path
-import numpy as np, pandas as pd, torch
 from torch import nn
-from fastai.basics import DataLoader,DataLoaders,L,Learner,patch
-from fastcore.xml import (Body,Div,Figcaption,Figure,Footer,H1,H2,Head,Header,Html,Img,Main,Mark,Meta,Noscript,P,Safe,Script,Section,Small,Strong,Style,
-                          Table,Tbody,Td,Th,Thead,Title,Tr,to_xml)
+from fastai.basics import DataLoader,DataLoaders,Learner,patch
+from fastcore.xml import (Body,Div,Figcaption,Figure,Footer,H1,H2,Head,Header,Html,Img,Main,Mark,Meta,Noscript,P,Safe,
+                          Script,Section,Small,Strong,Style,Table,Tbody,Td,Th,Thead,Title,Tr,to_xml)
 from .schedules import schedule_name
-from .passes import a_batch,check_whole,device_of,undisturbed
+from .passes import check_whole,undisturbed
 from .weights import named_as_weight,shape_of,to_state_names,unwrap
-from .files import _kind,atomically,load_sparse_masks,load_tensors,save_sparse
+from .files import atomically,load_tensors,read_sparse,save_sparse
 from .masks import Masks,nonzeros
 from .callback import SparsifyCallback
 from .lottery import Tickets
 from .connectivity import LinearPath
-from .analysis import flops as _                   # learn.flops
+from .analysis import flops as _
 from .cli import make_model
 from .inference import latency,sparse_inference
+from .torchfile import load_torch
+from functools import partial
+from .inputs import batch_size,learner_inputs,n_items,tensors_in
 
 # %% ../nbs/14_report.ipynb #0afe3b7f
 _grey,_blue,_orange = '#c3cad3','#2166ac','#d95f02'
@@ -165,16 +168,14 @@ def _machine(device):
     cpu = f"{found[1] if found else platform.processor() or platform.machine()}, {(n := torch.get_num_threads())} thread{'s'*(n>1)}"
     return f"{torch.cuda.get_device_name(device) if device.type=='cuda' else cpu}, torch {torch.__version__}"
 
-def _measure(learn, bs, seconds):
+def _measure(learn, bs, seconds, example):
     "Layers in `sparse_inference`, milliseconds dense and sparse, and what they are of"
     with undisturbed(learn), torch.no_grad():
-        device,xs = device_of(learn),a_batch(learn)
-        if not all(isinstance(x, torch.Tensor) for x in xs): raise ValueError(f"the model's inputs are {', '.join(type(x).__name__ for x in xs)}: latency needs tensors")
-        xs = tuple(x[:bs] for x in xs)
-        model,example = unwrap(learn.model).to(device).eval(),xs[0] if len(xs)==1 else xs
-        sparse = sparse_inference(model, example, seconds=0.9*seconds)
-        times = latency({'dense':model, 'sparse':sparse}, example, seconds=0.1*seconds).ms.to_dict()
-        return sparse.inference_report,times,f"a batch of {', '.join('x'.join(map(str, x.shape)) for x in xs)} on {_machine(device)}"
+        inputs = learner_inputs(learn, example)
+        inputs,model = n_items(inputs, bs or (1 if example is None else batch_size(inputs))),unwrap(learn.model).eval()
+        sparse,tensors = sparse_inference(model, inputs, seconds=0.9*seconds),tensors_in(inputs)
+        times = latency({'dense':model, 'sparse':sparse}, inputs, seconds=0.1*seconds).ms.to_dict()
+        return sparse.inference_report,times,f"a batch of {', '.join('x'.join(map(str, x.shape)) for x in tensors)} on {_machine(tensors[0].device)}"
 
 def _headline(layers, size, flops, measured, unrun):
     "What the page says first. `unrun`: why there is nothing to run"
@@ -341,7 +342,7 @@ def _path_section(paths):
 # %% ../nbs/14_report.ipynb #17c3ea4b
 def _check(path, pictures, bs, seconds):
     if Path(path).is_dir(): raise ValueError(f"path={str(path)!r} is a folder: needs a file to write")
-    check_whole(bs=bs)
+    if bs is not None: check_whole(bs=bs)
     check_whole('pictures', 0, pictures=pictures)
     if isinstance(seconds, bool) or not isinstance(seconds, Number) or not 0<=seconds<math.inf: raise ValueError(f"seconds={seconds!r}: needs a number of seconds, or 0 to measure no latency")
 
@@ -362,10 +363,11 @@ def report(self:Learner,
            tickets=None, # `Tickets` to show, or several in a list or by name
            paths=None, # `LinearPath` to show, or several in a list or by name
            callback:SparsifyCallback|None=None, # That of the last fit, for its schedule; the Learner's own if None
-           bs:int=1, # Items of the training set to measure latency with
+           bs:int|None=None, # Items to measure latency with; those of `example`, or 1 without it, if None
            seconds:float=20., # Time to measure latency, dense and by `sparse_inference`; 0 for none
            pictures:int=12, # Masks to draw, at most
            title:str|None=None, # Heading; the model's class if None
+           example=None, # A batch of inputs for FLOPs and latency: a tensor, a tuple, or a dict by name; from the training set if None
           )->Path: # `path`
     "Write a page about the model: how sparse, small and fast it is, its layers and masks, and the last fit. Nothing of the Learner changes. Raises `ValueError` for arguments that don't fit, `ImportError` without plotly"
     _check(path, pictures, bs, seconds)
@@ -377,8 +379,8 @@ def report(self:Learner,
     layers = self.sparsity_report().iloc[:-1]
     if not len(layers): raise ValueError("the model has no weights that can be pruned")
     params = dict(model.named_parameters())
-    measured = _try(_measure, self, bs, seconds) if seconds else (None,'not measured: seconds=0')
-    return _write(path, title or type(model).__name__, _kept(layers), {n:params[n].detach() for n in layers.index}, masks, model.state_dict(), js, _try(self.flops), measured, pictures=pictures,
+    measured = _try(_measure, self, bs, seconds, example) if seconds else (None,'not measured: seconds=0')
+    return _write(path, title or type(model).__name__, _kept(layers), {n:params[n].detach() for n in layers.index}, masks, model.state_dict(), js, _try(partial(self.flops, example=example)), measured, pictures=pictures,
                   saved=to_state_names(model, masks), sections=[_curve_section(self, callback), _ticket_section(tickets), _path_section(paths)], subtitle=(f'{type(model).__name__}, ' if title else '')+f'{sum(p.numel() for p in params.values()):,} parameters')
 
 def _kept(report):
@@ -386,40 +388,52 @@ def _kept(report):
     return report.assign(kept=(report.weights*(1-report.sparsity)).round().astype(int))[['shape','weights','kept','sparsity']].astype({'weights':int, 'sparsity':float})
 
 # %% ../nbs/14_report.ipynb #a69fe6ab
-def _read_torch(path):
-    "What torch saved: tensors, numbers, and the lists that fastai's optimizers have"
-    allowed = [L, np.dtype, np.float64(0).__reduce__()[0], *[getattr(np.dtypes, o) for o in np.dtypes.__all__]]
-    try:
-        with torch.serialization.safe_globals(allowed): state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e:                                                  # damaged files make torch raise all kinds
-        raise ValueError(f"{path} can't be read, or has more in it than tensors, which is not unpickled: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}") from e
-    if isinstance(state, dict): return next((state[k] for k in ('model','state_dict') if isinstance(state.get(k), dict)), state)
-    raise ValueError(f"{path} has a {type(state).__name__} in it: needs a state_dict, as `learn.save` or torch.save(model.state_dict(), ...) writes it")
+_most,_rows = 20_000,5_000          # tensors of a file, and weights on a page, at most
 
 def _read(path):
     "A `state_dict` and masks from a file"
     if not path.is_file(): raise ValueError(f"there is no file {str(path)!r}")
     with path.open('rb') as f: start = f.read(4)
-    if start[:2]==b'PK' or start[:1]==b'\x80': state,masks = _read_torch(path),{}
+    if start[:2]==b'PK' or start[:1]==b'\x80': state,masks = load_torch(path),{}
     else:
-        state,meta = load_tensors(path)
-        kind = meta.get('format') or ''
-        if kind==_kind: state,masks = load_sparse_masks(path)
+        state,meta = load_tensors(path, foreign=True, extra=True)
+        kind,masks = meta.get('format') or '',{}
+        if kind=='fastprune sparse state': state,masks = read_sparse(path, state, meta)
         elif kind.startswith('fastprune'): raise ValueError(f"{path} is a file of {kind}: needs a model's state_dict")
-        else: masks = {}
-    for n,t in state.items():
-        if not isinstance(n, str) or not isinstance(t, torch.Tensor): raise ValueError(f"{path} has {n!r}, a {type(t).__name__}: needs a state_dict, which has tensors by name")
-        if t.layout is not torch.strided or t.is_meta: raise ValueError(f"{path}: {n!r} is no dense tensor")
+    if len(state)>_most: raise ValueError(f"{path} has {len(state):,} tensors: a report takes {_most:,} at most")
     return state,masks
 
-def _into(model, state, path, arch):
-    mine = model.state_dict()
+def _check_fit(state, mine, path, arch, classes=1):
+    "Make sure that a file has a network's tensors, perhaps `classes` where the network has 1; raises `ValueError`"
     for n in {**mine, **state}:
-        if n not in state or n not in mine or shape_of(n, state[n])!=shape_of(n, mine[n]):
-            there,here = (f'of shape {shape_of(n, d[n])}' if n in d else 'missing' for d in (state,mine))
+        there,here = (shape_of(n, d[n]) if n in d else None for d in (state,mine))
+        fits = None not in (there,here) and len(there)==len(here)
+        if not fits or not all(a==b or (a,b)==(classes,1) for a,b in zip(there, here)):
+            there,here = (f'of shape {s}' if s is not None else 'missing' for s in (there,here))
             raise ValueError(f"{path} is not of arch={arch!r}: {n!r} is {there} in the file, and {here} in the network")
+
+def _count_classes(state, path, arch, size):
+    "As many as the last tensor has, if all else is as in a network of one class: the network is as large as the file"
+    last = next((t for t in reversed(state.values()) if t.ndim), None)
+    if last is None: raise ValueError(f"{path} has no tensors with a dimension")
+    _check_fit(state, make_model(arch, 1, size).state_dict(), path, arch, len(last))
+    return len(last)
+
+def _into(model, state, masks, path, arch):
+    _check_fit(state, model.state_dict(), path, arch)
+    try: Masks(masks).check(dict(model.named_parameters()))
+    except ValueError as e: raise ValueError(f"{path}: {e}") from e
     model.load_state_dict(state)
     return model
+
+def _kept_weights(weights, masks):
+    "How many weights are kept, by name; tensors that have several names are counted once"
+    counts,kept = {},{}
+    for n,t in weights.items():
+        t = masks.get(n, t)
+        if id(t) not in counts: counts[id(t)] = nonzeros(t)
+        kept[n] = counts[id(t)]
+    return kept
 
 def _file_learner(model, arch, size):
     "A Learner to measure with, on a random image"
@@ -442,17 +456,18 @@ def report_file(file:str, # Weights: a state_dict, as torch.save, learn.save, sa
     _check(out, pictures, 1, seconds)
     for what,v in dict(size=size, classes=classes).items():
         if v is not None and v<1: raise ValueError(f"{what}={v!r}: needs a number above 0")
-    js,file = _plotly_js(),Path(file)
+    file = Path(file)
     state,masks = _read(file)
+    js = _plotly_js()
     if arch:
-        last = next((t for t in reversed(state.values()) if t.ndim), None)
-        if classes is None and last is None: raise ValueError(f"{file} has no tensors with a dimension")
-        learn = _file_learner(_into(make_model(arch, classes or len(last), size), state, file, arch), arch, size)
+        model = make_model(arch, classes or _count_classes(state, file, arch, size), size)
+        learn = _file_learner(_into(model, state, masks, file, arch), arch, size)
         if masks: learn.masks = Masks(masks)
         return learn.report(out, seconds=seconds, pictures=pictures, title=f'{file.name}: {arch}')
     weights = {n:t.float() if t.dtype.itemsize<2 else t for n,t in state.items() if n in masks or named_as_weight(n, t)}
     if not weights: raise ValueError(f"{file} has no weights that can be pruned")
-    kept = {n:nonzeros(masks.get(n, t)) for n,t in weights.items()}
+    if len(weights)>_rows: raise ValueError(f"{file} has {len(weights):,} weights: a page takes {_rows:,} at most")
+    kept = _kept_weights(weights, masks)
     layers = pd.DataFrame([('x'.join(map(str, t.shape)), t.numel(), kept[n], 1-kept[n]/max(1, t.numel())) for n,t in weights.items()], index=pd.Index(list(weights), name='name'), columns=['shape','weights','kept','sparsity'])
     return _write(out, file.name, layers, weights, masks, state, js, unrun='not measured: a file of weights is no network to run. Name it by --arch', pictures=pictures,
                   subtitle=f'{sum(t.numel() for t in state.values()):,} numbers in {len(state)} tensors. Without a network, names tell: all that has two dimensions or more counts as a weight, embeddings, too, but for what is called a bias, norm, scale, token, position or the like.')

@@ -7,22 +7,23 @@ __all__ = ['paper_methods', 'Sweep', 'sweep']
 
 # %% ../nbs/09c_sweep.ipynb #191ef86a
 import json,re,time
+import pandas as pd, torch
 from functools import partial
 from numbers import Number
 from pathlib import Path
-import pandas as pd, torch
 from fastai.basics import Learner,progress_bar,set_seed
-from fastai.callback import schedule as _          # fit_one_cycle
+from fastai.callback import schedule as _
 from .schedules import agp,iterative,ocp,one_shot,window
 from .passes import check_whole
 from .weights import check_sparsity,prunable_weights
 from .criteria import random_score,snip,synflow
 from .masks import Masks
 from .callback import SparsifyCallback
-from .files import atomically
+from .files import atomically,is_number,read_json
 from .identity import describe,differences
 from .rounds import seed_round
-from . import analysis as _, baselines as _, lottery as _, recipes as _          # what methods use in other processes
+from . import analysis as _,baselines as _,lottery as _,recipes as _
+from .folders import sole_owner
 
 # %% ../nbs/09c_sweep.ipynb #53a01dcd
 def _during(schedule, epochs, lr, learn, sparsity, seed): learn.fit_one_cycle(epochs, lr, cbs=SparsifyCallback(sparsity, schedule=schedule, scope='global'))
@@ -116,16 +117,27 @@ def _run_one(make, name, method, sparsity, seed, n_threads, path, story, measure
     if path: atomically(lambda p: p.write_text(json.dumps(dict(run=story, row=row))), path)
     return row
 
-def _finished(path, story):
+def _check_row(row, method, sparsity, seed, measured):
+    "Make sure that a row is one of this run; raises `ValueError`. `measured`: may it have more than numbers?"
+    if not isinstance(row, dict): raise ValueError(f'its row is a {type(row).__name__}')
+    for k,v in dict(method=method, sparsity=sparsity, seed=seed).items():
+        if type(row.get(k)) is not type(v) or row[k]!=v: raise ValueError(f'{k} is {row.get(k)!r}, and has to be {v!r}')
+    for k in ('reached','valid_loss','seconds'):
+        if not is_number(row.get(k)): raise ValueError(f'{k} is {row.get(k)!r}, and has to be a number')
+    if not 0<=row['reached']<=1: raise ValueError(f"reached is {row['reached']!r}, and has to be in [0,1]")
+    for k,v in row.items():
+        if k!='method' and not measured and not is_number(v): raise ValueError(f'{k} is {v!r}, and has to be a number')
+
+def _finished(path, story, name, sparsity, seed, measured):
     "The row of a run that is on disk"
+    kept = read_json(path)
+    run,row = kept.get('run'),kept.get('row')
     try:
-        kept = json.loads(path.read_text())
-        run,row = kept['run'],kept['row']
-        ok = isinstance(row, dict) and all(k in row for k in ('method','sparsity','seed','reached','seconds'))
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError): ok = False
-    if not ok: raise ValueError(f"{path} is damaged: remove it to run it again")
+        if not isinstance(run, dict): raise ValueError(f'its run is a {type(run).__name__}')
+        _check_row(row, name, sparsity, seed, measured)
+    except ValueError as e: raise ValueError(f"{path} is damaged: {str(e)[:200]}. Remove it to run it again") from e
     if text := differences(run, story):
-        what = ', '.join(k for k in story if not isinstance(run, dict) or run.get(k)!=story[k])
+        what = ', '.join(k for k in story if run.get(k)!=story[k])
         raise ValueError(f"{path} is a run of another experiment: {what} differs ({text}). "
                          "Use another folder for this one, or remove the file")
     return row
@@ -155,7 +167,10 @@ def sweep(make, # Function (seed) that returns a new Learner
     if not callable(make): raise ValueError(f"make={make!r} is not a function: needs one from a seed to a new Learner")
     if not isinstance(methods, dict) or not methods or not all(map(callable, methods.values())): raise ValueError("methods: needs a dict from names to functions (learn, sparsity, seed), as `paper_methods` gives")
     for n in methods:
-        if not isinstance(n, str) or not re.fullmatch(r'[^/\\\x00-\x1f]{1,100}', n): raise ValueError(f"methods: {n!r} can't be the name of a method: it becomes a file's, so no slashes, and at most 100 characters")
+        fits = isinstance(n, str) and re.fullmatch(r'[^/\\\x00-\x1f]{1,100}', n)
+        if not fits or len(n.encode(errors='replace'))>200:
+            raise ValueError(f"methods: {n!r} can't be the name of a method: it becomes a file's, so no slashes, and "
+                             "at most 100 characters")
     for what,o in dict(sparsities=sparsities, seeds=seeds).items():
         if isinstance(o, (str,dict)) or not hasattr(o, '__iter__'): raise ValueError(f"{what}={o!r}: needs a list")
     sparsities,seeds = list(dict.fromkeys(check_sparsity(s.item() if hasattr(s, 'item') else s, 'sparsities') for s in sparsities)),list(dict.fromkeys(s.item() if hasattr(s, 'item') else s for s in seeds))
@@ -165,19 +180,20 @@ def sweep(make, # Function (seed) that returns a new Learner
     check_whole('processes (0 to run here)', 0, n_workers=n_workers)
     if n_workers and ray: raise ValueError(f"n_workers={n_workers} and ray={ray!r}: choose one of them")
     if folder and Path(folder).exists() and not Path(folder).is_dir(): raise ValueError(f"folder={str(folder)!r} is a file: needs a folder for finished runs")
-    if folder: Path(folder).mkdir(parents=True, exist_ok=True)
-    rows,jobs = {},[]
-    for name,method in methods.items():
-        story = dict(make=describe(make), method=describe(method), measure=describe(measure), n_threads=n_threads)
-        for s in sparsities:
-            for seed in seeds:
-                path = Path(folder)/f'{name}_{s!r}_{seed}.json' if folder else None
-                if path and path.exists(): rows[name,s,seed] = _finished(path, story)
-                else: jobs.append((make, name, method, s, seed, n_threads, path, story, measure))
-    if ray: done = _with_ray(jobs, ray)
-    elif n_workers:
-        from joblib import Parallel,delayed
-        done = Parallel(n_jobs=n_workers)(delayed(_run_one)(*job) for job in jobs)
-    else: done = [_run_one(*job) for job in (progress_bar(jobs, leave=False) if jobs and bar else jobs)]
-    rows.update({(r['method'],r['sparsity'],r['seed']):r for r in done})
+    with sole_owner(folder):
+        rows,jobs = {},[]
+        for name,method in methods.items():
+            story = dict(make=describe(make), method=describe(method), measure=describe(measure), n_threads=n_threads)
+            for s in sparsities:
+                for seed in seeds:
+                    path = Path(folder)/f'{name}_{s!r}_{seed}.json' if folder else None
+                    if path and path.exists():
+                        rows[name,s,seed] = _finished(path, story, name, s, seed, measure is not None)
+                    else: jobs.append((make, name, method, s, seed, n_threads, path, story, measure))
+        if ray: done = _with_ray(jobs, ray)
+        elif n_workers:
+            from joblib import Parallel,delayed
+            done = Parallel(n_jobs=n_workers)(delayed(_run_one)(*job) for job in jobs)
+        else: done = [_run_one(*job) for job in (progress_bar(jobs, leave=False) if jobs and bar else jobs)]
+        rows.update({(r['method'],r['sparsity'],r['seed']):r for r in done})
     return Sweep([rows[n,s,seed] for n in methods for s in sparsities for seed in seeds])

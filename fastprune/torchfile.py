@@ -7,7 +7,6 @@ __all__ = ['load_torch']
 
 # %% ../nbs/03f_torchfile.ipynb #73507e22
 import io,math,pickle,zipfile,zlib
-from pathlib import Path
 import torch
 from .files import size_of
 

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['EXPERTS', 'EXPERTS_TURNED', 'unwrap', 'named_as_weight', 'match', 'parameter_names', 'state_names', 'shape_of',
-           'to_state_names', 'from_state_names', 'prunable_weights', 'check_sparsity', 'check_sparsities',
+           'to_state_names', 'from_state_names', 'prunable_weights', 'check_sparsity', 'check_sparsities', 'asked_for',
            'expand_sparsity', 'is_turned_linear', 'transposed_groups', 'in_use', 'check_zeros_stay', 'normed_rows',
            'torch_pruned', 'check_not_torch_pruned']
 
 # %% ../nbs/02_weights.ipynb #1cec52d3
 import difflib,re
+import torch
 from copy import deepcopy
 from fnmatch import fnmatchcase
 from functools import partial
 from numbers import Real
-import torch
 from torch import nn
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList,is_parametrized
@@ -22,15 +22,16 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from .usage import uses_of
+from torch.optim.swa_utils import AveragedModel
 
 # %% ../nbs/02_weights.ipynb #caf66fc0
 _norms = tuple(getattr(nn, o) for o in dir(nn) if 'Norm' in o and isinstance(getattr(nn, o), type)) + (nn.modules.batchnorm._NormBase,)
 
-def unwrap(model:nn.Module, # A model, perhaps inside `DataParallel`, `DistributedDataParallel` or `torch.compile`
+def unwrap(model:nn.Module, # A model, perhaps inside `DataParallel`, `DistributedDataParallel`, `AveragedModel` or `torch.compile`
           )->nn.Module: # The model itself
     "The model whose parameter names the user knows"
     while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)): model = model.module
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)): model = model.module
         elif '_orig_mod' in model._modules: model = model._orig_mod
         else: return model
 
@@ -88,7 +89,25 @@ def match(pattern:str, # A name, a glob pattern (`'*.conv?.weight'`), or the nam
 def _patterns(patterns, what):
     if patterns is None or isinstance(patterns, str): return [o for o in [patterns] if o is not None]
     if isinstance(patterns, (list,tuple,set)) and all(isinstance(o, str) for o in patterns): return patterns
-    raise ValueError(f"{what}={patterns!r}: needs a name or glob pattern, or a list of them")
+    raise ValueError(f"{what}={patterns!r}: needs a name, a glob pattern or a class of modules, or a list of them")
+
+def _in_class(kind, model, params):
+    "Names of the parameters that modules of a class have, themselves or inside"
+    ids = {id(p) for m in unwrap(model).modules() if isinstance(m, kind) for p in m.parameters()}
+    return [n for n,p in params.items() if id(p) in ids]
+
+def _by_class(patterns, what, model, params, first):
+    "`patterns` with names in the place of classes: those in `first` if there are any, else all in modules of that class"
+    many = patterns if isinstance(patterns, (list,tuple,set)) else [patterns]
+    if not any(isinstance(o, type) for o in many): return patterns
+    named = {o:_in_class(o, model, params) for o in many if isinstance(o, type)}
+    for o,names in named.items():
+        if not names: raise ValueError(f"{what}: {o.__name__} matches no weight: no module of that class has any. {_classes(model)}")
+    return [n for o in many for n in ([n for n in named[o] if n in first] or named[o] if isinstance(o, type) else [o])]
+
+def _classes(model):
+    kinds = dict.fromkeys(type(m).__name__ for m in unwrap(model).modules() if any(True for _ in m.parameters(recurse=False)))
+    return f"Modules with weights are {', '.join(list(kinds)[:8])}"
 
 def _no_match(what, pattern, names):
     close = difflib.get_close_matches(pattern, list(names), n=3, cutoff=0.3) or list(names)[:5]
@@ -169,7 +188,7 @@ def _places(model):
 
 def prunable_weights(model:nn.Module, # Any module
                      include:str|list|None=None, # Names of weights or of modules, or glob patterns, to prune; all weights, if None. What is no weight, such as `'*.pos_embed'` or an embedding, is pruned if it is named here
-                     exclude:str|list|None=None, # Names of weights or of modules, or glob patterns, to leave alone
+                     exclude:str|list|None=None, # The same, to leave alone. Both take classes, too, as `nn.Linear`: all weights in modules of that class
                     )->dict[str,nn.Parameter]: # Name in `named_parameters()` -> parameter, tied ones once; empty if there is none
     """The parameters of `model` to prune: matrices, and what has more dimensions, that a layer multiplies its input by. Biases, norms, scales and gains, embeddings, positions, tokens, latents, queries, prompts,
     codebooks, and weights tied to one of those are left out unless `include` names them. In layers of your own, the class's code tells, or else the name: 'weight', 'kernel', 'proj' and the like. Raises `ValueError` for a pattern
@@ -178,14 +197,14 @@ def prunable_weights(model:nn.Module, # Any module
     params,places = dict(model.named_parameters()),_places(model)
     default = [n for n,p in params.items() if (at := places.get(id(p))) and all(_is_weight(m, name, p) for m,name in at)]
     chosen = set(default if include is None else [])
-    for pat in _patterns(include, 'include'):
+    for pat in _patterns(_by_class(include, 'include', model, params, default), 'include'):
         # a pattern picks weights; one that means no weight asks for the biases, norms or embeddings it names
         found = match(pat, default) or match(pat, params)
         if not found: raise _no_match('include', pat, default)
         for n in found:
             if why := _unfit(params[n]): raise ValueError(f"include: {n!r} can't be pruned, since {why}")
         chosen.update(found)
-    for pat in _patterns(exclude, 'exclude'):
+    for pat in _patterns(_by_class(exclude, 'exclude', model, params, params), 'exclude'):
         if not match(pat, params): raise _no_match('exclude', pat, default)
         chosen.difference_update(match(pat, params))
     return {n:p for n,p in params.items() if n in chosen}
@@ -208,20 +227,39 @@ def check_sparsities(s, # Anything
     if not isinstance(s, dict): return check_sparsity(s, what)
     if not s: raise ValueError(f"{what}={{}}: needs at least one name or pattern")
     for k,v in s.items():
-        if not isinstance(k, str): raise ValueError(f"{what}: {k!r} is no name or pattern of weights")
+        if not isinstance(k, (str,type)): raise ValueError(f"{what}: {k!r} is no name or pattern of weights, and no class of modules")
         check_sparsity(v, f'{what}[{k!r}]')
     return s
 
-def expand_sparsity(sparsity:float|dict, # One sparsity for all, or by name, glob pattern or module
+def _class_names(kind, names, what, model):
+    if model is None: raise ValueError(f"{what}: {kind.__name__} is a class: there is no model here to look for it, so use names")
+    found = [n for n in _in_class(kind, model, dict(unwrap(model).named_parameters())) if n in names]
+    if not found: raise ValueError(f"{what}: {kind.__name__} matches no weight: no module of that class has any to prune. {_classes(model)}")
+    return found
+
+def asked_for(include, # As for `prunable_weights`
+              sparsity, # As for `expand_sparsity`
+              names, # Names of weights
+              model:nn.Module, # The model that they are of
+             )->list: # Names that each pattern or class of `include`, and of the sparsities, means, a list each
+    "Which weights are asked for by name or by class"
+    by_name = list(sparsity) if isinstance(sparsity, dict) else []
+    patterns = [*(include if isinstance(include, (list,tuple,set)) else [include]), *by_name]
+    params = dict(unwrap(model).named_parameters())
+    found = [match(o, names) if isinstance(o, str) else _in_class(o, model, params) for o in patterns if o is not None]
+    return [[n for n in some if n in names] for some in found]
+
+def expand_sparsity(sparsity:float|dict, # One sparsity for all, or by name, glob pattern, module or class of modules
                     names, # Names of weights
                     what:str='sparsity', # Name of the argument, for the messages
+                    model:nn.Module|None=None, # The model that the weights are of, for sparsities by class, as {nn.Linear:0.5}
                    )->dict[str,float]: # Name -> sparsity, for the names that have one
     "The sparsity of each weight. Raises `ValueError` for values outside [0,1) and patterns that match none"
     check_sparsities(sparsity, what)
     if not isinstance(sparsity, dict): return dict.fromkeys(names, float(sparsity))
     res,names = {},dict.fromkeys(names)
     for pat,s in sparsity.items():
-        found = match(pat, names)
+        found = match(pat, names) if isinstance(pat, str) else _class_names(pat, names, what, model)
         if not found: raise _no_match(what, pat, names)
         res.update(dict.fromkeys(found, float(s)))
     return {n:res[n] for n in names if n in res}
