@@ -4,7 +4,8 @@ import pytest, torch
 from fastai.basics import Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from fastprune.all import Checkpoint, Masks, SparsifyCallback, Ticket, load_sparse, movement, prunable_weights, state_names, state_of, transposed_groups
+from fastprune.all import Checkpoint, Masks, SparsifyCallback, Ticket, load_sparse, movement, prunable_weights, state_of, transposed_groups
+from fastprune import weights
 from fastprune.files import load_state, save_state
 
 
@@ -97,9 +98,9 @@ def test_training_checkpoints_and_reports(kind, tmp_path):
     assert other.masks == learn.masks and exact(other)
     if kind != 'others wrapped':
         learn.remove_masks()
-        for init in (first, {n: first[state_names(learn.model)[n]] for n in prunable_weights(learn.model)}):
+        for init in (first, {n: first[weights.state_names(learn.model)[n]] for n in prunable_weights(learn.model)}):
             learn.prune(0.5, criterion=movement, initial=init)
-    assert set(state_names(learn.model).values()) == {k for k in learn.model.state_dict()}
+    assert set(weights.state_names(learn.model).values()) == {k for k in learn.model.state_dict()}
 
 
 def test_layouts_are_found_in_wrapped_layers():
