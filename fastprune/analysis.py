@@ -139,7 +139,8 @@ def hessian_spectrum(self:Learner,
     pick = lambda n,t: t.flatten() if kept[n] is None else t.flatten()[kept[n]]
     ps = list(params.values())
     if isinstance(tol, bool) or not isinstance(tol, Number) or not 0<=tol<1: raise ValueError(f"tol={tol!r}: needs a relative accuracy in [0,1)")
-    with undisturbed(self), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), as_in_fit(self, False):    # other attention has no second derivative
+    math_alone = sdpa_kernel(SDPBackend.MATH)                           # other attention has no second derivative
+    with undisturbed(self), torch.enable_grad(), math_alone, as_in_fit(self, False):
         seed_round(self, seed)
         to_model(self, False)
         batches = list(itertools.islice(self.dls.train, n_batches))
@@ -291,12 +292,12 @@ def flops(self:Learner,
     "FLOPs of a forward pass for one item of the training set, and of those that are with a weight other than 0"
     weights = prunable_weights(self.model, include, exclude)
     with undisturbed(self), torch.no_grad(), _no_mkldnn():
-        xb = a_batch(self)
+        one = apply(lambda x: x[:1] if isinstance(x, torch.Tensor) and x.ndim else x, a_batch(self))
         to_model(self, False)
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with _Flops({p.untyped_storage().data_ptr():n for n,p in weights.items()}) as counted: self.model(*apply(lambda x: x[:1] if isinstance(x, torch.Tensor) and x.ndim else x, xb))
+            with _Flops({p.untyped_storage().data_ptr():n for n,p in weights.items()}) as counted: self.model(*one)
         finally: torch.backends.mha.set_fastpath_enabled(fast)
     rows = {n:(k, round(k*int(weights[n].count_nonzero())/weights[n].numel()) if n in weights else k) for n,k in counted.flops.items()}
     df = pd.DataFrame([rows.get(n, (0,0)) for n in [*weights,'other']], index=pd.Index([*weights,'other'], name='name'), columns=['dense','nonzero'])

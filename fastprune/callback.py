@@ -137,8 +137,10 @@ def _score(criterion, weights, given):
         if given.get(k) is None: raise ValueError(f"criterion {schedule_name(criterion)} asks for `{k}`" + (": give it the weights as they were at first, `initial=...`" if k=='initial'
                                                   else ", the weights at the last update, which there are in `SparsifyCallback` alone" if k=='previous' else ", and there is no Learner"))
     try:
-        with torch.enable_grad(): scores = criterion(weights, **{k:given.get(k) for k in asked})           # a user's may call `torch.autograd.grad`
-        if isinstance(scores, dict): scores = {n:s.detach() if isinstance(s, torch.Tensor) else s for n,s in scores.items()}
+        with torch.enable_grad():
+            scores = criterion(weights, **{k:given.get(k) for k in asked})  # a user's may call `torch.autograd.grad`
+        if isinstance(scores, dict):
+            scores = {n:s.detach() if isinstance(s, torch.Tensor) else s for n,s in scores.items()}
         return check_scores(scores, weights)
     except ValueError as e: raise ValueError(f"criterion {schedule_name(criterion)}: {e}") from e
 
