@@ -40,7 +40,8 @@ def check_split(valid_pct, # Fraction to validate on
     check_whole(**{k:v for k,v in whole.items() if v is not None})
     check_whole(least=0, seed=seed)
     if seed>=2**32: raise ValueError(f"seed={seed!r}: needs a whole number below 2**32")
-    if isinstance(valid_pct, bool) or not isinstance(valid_pct, Number) or not 0<valid_pct<1: raise ValueError(f"valid_pct={valid_pct!r}: needs a fraction in (0,1)")
+    if isinstance(valid_pct, bool) or not isinstance(valid_pct, Number) or not 0<valid_pct<1:
+        raise ValueError(f"valid_pct={valid_pct!r}: needs a fraction in (0,1)")
 
 def digits_dls(bs:int=64, # Batch size
                valid_pct:float=0.2, # Fraction of the images to validate on, in (0,1)
@@ -50,15 +51,22 @@ def digits_dls(bs:int=64, # Batch size
                device=None, # fastai's default device if None
                test_pct:float=0., # Fraction of the images to test on, in [0,1): a third DataLoader, `dls[2]`
               )->DataLoaders: # Batches of images [bs,channels,size,size] in [0,1] and classes [bs]
-    "scikit-learn's handwritten digits as `DataLoaders`. Raises `ValueError` for a split that leaves a part fewer images than there are classes"
+    """scikit-learn's handwritten digits as `DataLoaders`. Raises `ValueError` for a split that leaves a part
+    fewer images than there are classes"""
     check_split(valid_pct, seed, bs=bs, size=size, channels=channels)
-    if isinstance(test_pct, bool) or not isinstance(test_pct, Number) or not 0<=test_pct<1: raise ValueError(f"test_pct={test_pct!r}: needs a fraction in [0,1)")
-    if valid_pct+test_pct>=1: raise ValueError(f"valid_pct={valid_pct!r} and test_pct={test_pct!r}: leave no image to train on")
+    if isinstance(test_pct, bool) or not isinstance(test_pct, Number) or not 0<=test_pct<1:
+        raise ValueError(f"test_pct={test_pct!r}: needs a fraction in [0,1)")
+    if valid_pct+test_pct>=1:
+        raise ValueError(f"valid_pct={valid_pct!r} and test_pct={test_pct!r}: leave no image to train on")
     from sklearn.model_selection import train_test_split
     x,y = _digits()
     parts = {'valid_pct':math.ceil(valid_pct*len(y)), **({'test_pct':math.ceil(test_pct*len(y))} if test_pct else {})}
-    if few := next((k for k,n in parts.items() if n<10), None): raise ValueError(f"{few}={valid_pct if few=='valid_pct' else test_pct!r}: leaves {parts[few]} of {len(y)} images, and there are 10 classes")
-    if (n := len(y)-sum(parts.values()))<10: raise ValueError(f"valid_pct={valid_pct!r}: leaves {n} of {len(y)} images to train on, and there are 10 classes")
+    if few := next((k for k,n in parts.items() if n<10), None):
+        raise ValueError(f"{few}={valid_pct if few=='valid_pct' else test_pct!r}: leaves {parts[few]} of {len(y)} "
+                         "images, and there are 10 classes")
+    if (n := len(y)-sum(parts.values()))<10:
+        raise ValueError(f"valid_pct={valid_pct!r}: leaves {n} of {len(y)} images to train on, and there are 10 "
+                         "classes")
     if size!=8: x = F.interpolate(x, size=(size,size), mode='bilinear')
     if channels!=1: x = x.expand(-1, channels, -1, -1)
     train,valid = train_test_split(range(len(y)), test_size=valid_pct, stratify=y, random_state=seed)
@@ -78,7 +86,8 @@ def _read(path):
     from PIL import Image
     try:
         with Image.open(path) as im: return np.array(im.convert('RGB')).transpose(2,0,1)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e: raise ValueError(f"data: {str(path)!r} can't be read as an image: {e}") from e
+    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
+        raise ValueError(f"data: {str(path)!r} can't be read as an image: {e}") from e
 
 def _readable(path): _read(path)
 
@@ -90,7 +99,7 @@ def folder_dls(path, # Folder of images: class/image, or train/class/image and v
                num_workers:int|None=None, # Processes that load images; fastai's default if None
                check:bool=False, # Read all images first, to name one that can't be?
               )->DataLoaders:
-    "An image folder as fastai's `ImageDataLoaders`, which needs torchvision. Raises `ValueError` for a folder that does not fit"
+    "An image folder as fastai's `ImageDataLoaders`, by torchvision. Raises `ValueError` for a folder that does not fit"
     check_split(valid_pct, seed, bs=bs, size=size)
     if num_workers is not None: check_whole('processes', 0, num_workers=num_workers)
     path = Path(path)
@@ -102,20 +111,30 @@ def folder_dls(path, # Folder of images: class/image, or train/class/image and v
     train,valid = folder('train','training'),folder('valid','val','validation','test')
     parts = [path/train,path/valid] if train and valid else [path]
     images = [_labelled(p, image_extensions) for p in parts]
-    if len(classes(parts[0]))<2 or len(images[0])<2: raise ValueError(f"data: {str(path)!r} needs a folder for each of at least two classes, with images")
+    if len(classes(parts[0]))<2 or len(images[0])<2:
+        raise ValueError(f"data: {str(path)!r} needs a folder for each of at least two classes, with images")
     if not images[-1]: raise ValueError(f"data: there are no images below {str(parts[-1])!r}")
-    if new := sorted(images[-1].keys()-images[0].keys()): raise ValueError(f"data: {str(parts[1]/new[0])!r} has images of a class that there is none of in {str(parts[0])!r}")
+    if new := sorted(images[-1].keys()-images[0].keys()):
+        raise ValueError(f"data: {str(parts[1]/new[0])!r} has images of a class that there is none of in "
+                         f"{str(parts[0])!r}")
     every = [f for part in images for fs in part.values() for f in fs]
-    if len(parts)==1 and int(valid_pct*len(every))<1: raise ValueError(f"valid_pct={valid_pct!r}: leaves none of {len(every)} images to validate on")
+    if len(parts)==1 and int(valid_pct*len(every))<1:
+        raise ValueError(f"valid_pct={valid_pct!r}: leaves none of {len(every)} images to validate on")
     if check:
         with ThreadPoolExecutor() as pool: list(pool.map(_readable, every))
     split = dict(train=train, valid=valid) if len(parts)>1 else dict(valid_pct=valid_pct, seed=seed)
-    try: dls = ImageDataLoaders.from_folder(path, bs=bs, item_tfms=Resize(size), **({} if num_workers is None else {'num_workers':num_workers}), **split)
+    if num_workers is not None: split['num_workers'] = num_workers
+    try:
+        dls = ImageDataLoaders.from_folder(path, bs=bs, item_tfms=Resize(size), **split)
     except KeyError as e: raise ValueError(f"data: {str(path)!r}: {e.args[0]}") from e
-    if (n := len(dls.train_ds))<2: raise ValueError(f"data: {str(path)!r} leaves {n} image to train on: needs at least 2")
+    if (n := len(dls.train_ds))<2:
+        raise ValueError(f"data: {str(path)!r} leaves {n} image to train on: needs at least 2")
     alone = {f.parent.name for f in dls.valid_ds.items}-set(dls.vocab)
-    if alone: raise ValueError(f"data: with valid_pct={valid_pct!r} and seed={seed!r} all images of {min(alone)!r} are to validate on: use another seed, or folders train and valid")
-    if n<bs: dls.loaders[0] = dls.train.new(bs=n)                             # else there would be no batch: fastai drops one that is not full
+    if alone:
+        raise ValueError(f"data: with valid_pct={valid_pct!r} and seed={seed!r} all images of {min(alone)!r} are to "
+                         "validate on: use another seed, or folders train and valid")
+    if n<bs:
+        dls.loaders[0] = dls.train.new(bs=n)                             # fastai drops a batch that is not full
     return dls
 
 # %% ../nbs/10_data.ipynb #13a6c4f3

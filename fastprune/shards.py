@@ -12,7 +12,8 @@ import torch
 # %% ../nbs/02c_shards.ipynb #6810389f
 def is_dtensor(t)->bool: # Anything
     "Is it one of torch's DTensors?"
-    kind = getattr(sys.modules.get('torch.distributed.tensor'), 'DTensor', None)      # where nobody has imported it, or a thread is about to, there is none
+    # where nobody has imported the module, or a thread is about to, there is none
+    kind = getattr(sys.modules.get('torch.distributed.tensor'), 'DTensor', None)
     return kind is not None and isinstance(t, kind)
 
 def _in_one_piece(mesh, placements):
