@@ -28,7 +28,7 @@ class GMP(SparsifyCallback):
     def __init__(self,
                  sparsity:float|dict, # Fraction of zeros at the end, in [0,1), as for `SparsifyCallback`
                  schedule=cubic, # Function from the position in training to progress
-                 interval:int|None=None, # Iterations between mask updates, as for `SparsifyCallback` if None (100 to 1,000 in the paper)
+                 interval:int|None=None, # Iterations between mask updates, as for `SparsifyCallback` (paper: 100-1,000)
                  scope:str='global', # As for `SparsifyCallback`
                  **kwargs, # More for `SparsifyCallback`: criterion, granularity, include, exclude, track
                 ): super().__init__(sparsity, schedule=schedule, interval=interval, scope=scope, **{'recover':False, **kwargs})
@@ -86,11 +86,11 @@ class _Behind(SparsifyCallback):
         super()._forget()
 
 class DPF(_Behind):
-    "Dynamic pruning with feedback: gradients at the pruned weights, applied to the dense ones, in `.dense` (Lin et al. 2020)"
+    "Dynamic pruning with feedback: gradients at pruned weights, applied to dense ones, in `.dense` (Lin et al. 2020)"
     def __init__(self,
                  sparsity:float|dict, # Fraction of zeros at the end, in [0,1), as for `SparsifyCallback`
                  schedule=cubic, # Function from the position in training to progress
-                 interval:int|None=None, # Iterations between mask updates; the paper's 16 in trainings of 1,600 iterations or more, and a hundredth of shorter ones, if None
+                 interval:int|None=None, # Iterations between mask updates; if None, 16 as in the paper, at most T//100
                  scope:str='global', # As for `SparsifyCallback`
                  **kwargs, # More for `SparsifyCallback`: criterion, granularity, include, exclude, track
                 ): super().__init__(sparsity, schedule=schedule, interval=interval, scope=scope, **{'refresh':True, **kwargs})
@@ -153,7 +153,9 @@ class _Thresholds(_HardEnd, _Behind):
         "The optimizer's lists of parameters, by weight"
         for n,p in self._weights.items():
             self._lists[n] = next((ps for ps in self.opt.param_lists if any(q is p for q in ps)), None)
-            if self._lists[n] is None: raise ValueError(f"{n!r} is not in the optimizer, so that {type(self).__name__} can't train its thresholds: call `learn.create_opt()`, or `exclude` it")
+            if self._lists[n] is not None: continue
+            raise ValueError(f"{n!r} is not in the optimizer, so that {type(self).__name__} can't train its thresholds:"
+                             " call `learn.create_opt()`, or `exclude` it")
 
     def _look_up(self):
         super()._look_up()
@@ -454,7 +456,8 @@ class _AlwaysSparse(SparsifyCallback):
     def _paper_interval(self): return len(self.dls.train)
 
     def _plan_moves(self):
-        "Iterations in which weights move: by default at the paper's interval if that makes 20 moves, else more often, but no more than every fifth, in the middle of as many equal parts"
+        """Iterations in which weights move: by default at the paper's interval if that makes 20 moves, else more often,
+        at every fifth at most, in the middle of as many equal parts"""
         until,paper = math.ceil(self.end*len(self._progress)),self._paper_interval()
         long = paper>=5 and (until-1)//paper>=20
         usual = paper if long else max(5, min(paper, until//20))
@@ -479,7 +482,7 @@ class _AlwaysSparse(SparsifyCallback):
         t = self._now()
         self._look(t)
         last = max(self._seen, self._begun, self.changes[-1]['iteration'] if self.changes else 0)
-        moved = bisect(self._moves, t)>bisect(self._moves, last)         # also where gradients add up, and steps are fewer than iterations
+        moved = bisect(self._moves, t)>bisect(self._moves, last)  # with accumulation, steps are fewer than iterations
         if moved: self._move(t)
         for n,p in self._weights.items():
             if p.grad is not None: p.grad.mul_(self.learn.masks[n])
@@ -516,12 +519,14 @@ def _smaller(masks, scores, drops):
     return {n:_top(torch.where(m, scores[n], -math.inf), int(m.count_nonzero())-drops[n]) for n,m in masks.items()}
 
 class RigL(_AlwaysSparse):
-    """Rigging the lottery: in certain iterations, a part of each tensor's weights, the smallest, goes, and as many with the largest gradients come, with value 0 if they were not there just before; the part falls along a cosine. Such an iteration takes the place of the optimizer's step (Evci et al. 2020, algorithm 1).
+    """Rigging the lottery: now and then, drops the smallest fraction of each tensor's weights and grows as many where
+    the gradient is largest, with value 0 if they were not there just before; the fraction falls along a cosine. A move
+    takes the place of the optimizer's step (Evci et al. 2020, algorithm 1).
     Starts from the present masks if they have the sparsity, else from random ones"""
     def __init__(self,
                  sparsity:float|dict, # Fraction of zeros, in [0,1), as for `SparsifyCallback`
                  fraction:float=0.3, # Part of a tensor's weights that moves, at the start: the paper's alpha
-                 interval:int|None=None, # Iterations between moves; 100 if that makes 20 moves or more, else fewer, at least 5, if None
+                 interval:int|None=None, # Iterations between moves; if None, 100, or fewer for 20 moves, at least 5
                  end:float=0.75, # Part of training in which weights move
                  scope:str='erk', # How the sparsity is shared out between tensors: 'erk', 'local', 'balanced', 'global'
                  seed:int=0, # Of the first mask, where that is drawn
@@ -537,11 +542,12 @@ class RigL(_AlwaysSparse):
     def after_cancel_step(self): self._skipped,self._instead = not self._instead,False
 
 class SET(_AlwaysSparse):
-    "Sparse evolutionary training: now and then, in the paper at the end of each epoch, the smallest weights of each tensor go, and as many come at random (Mocanu et al. 2018, algorithm 1, by magnitude). Starts as `RigL`"
+    """Sparse evolutionary training: now and then, in the paper after each epoch, the smallest weights of each tensor
+    go, and as many come at random (Mocanu et al. 2018, algorithm 1, by magnitude). Starts as `RigL`"""
     def __init__(self,
                  sparsity:float|dict, # Fraction of zeros, in [0,1), as for `SparsifyCallback`
                  fraction:float=0.3, # Part of a tensor's weights that moves: the paper's zeta
-                 interval:int|None=None, # Iterations between moves; an epoch if there are more than 20 of them, else fewer, at least 5, if None
+                 interval:int|None=None, # Iterations between moves; an epoch, or fewer for 20 moves (>= 5), if None
                  end:float=1., # Part of training in which weights move
                  scope:str='erk', # As for `RigL`
                  seed:int=0, # Of the first mask, where that is drawn, and of what grows
@@ -552,8 +558,10 @@ class SET(_AlwaysSparse):
     def _grow_by(self, t): return random_score(self._weights, zlib.crc32(f'{self.seed} {t}'.encode()))
 
 class SNFS(_AlwaysSparse):
-    """Sparse networks from scratch: now and then, in the paper at the end of each epoch, a part of each tensor's weights goes, the smallest, and
-    as many in all come where the momentum is largest, in each tensor in proportion to the mean momentum of its
+    """Sparse networks from scratch: now and then, in the paper after each epoch, the smallest fraction of each tensor's
+    weights goes, and
+    as many in all come where the momentum is largest, in each tensor in proportion to the mean
+    momentum of its
     weights (Dettmers and Zettlemoyer 2019, algorithm 1). As in the authors' code, a tensor with less than 20% zeros
     and more than the mean momentum drops no larger a part than it has zeros, and only 99% of the free places of a
     tensor are filled. That does not protect small tensors: where filters have died behind a BatchNorm, their
@@ -562,7 +570,7 @@ class SNFS(_AlwaysSparse):
     def __init__(self,
                  sparsity:float|dict, # Fraction of zeros, in [0,1), as for `SparsifyCallback`
                  fraction:float=0.5, # Part of a tensor's weights that moves, at the start; it falls along a cosine
-                 interval:int|None=None, # Iterations between moves; an epoch if there are more than 20 of them, else fewer, at least 5, if None
+                 interval:int|None=None, # Iterations between moves; an epoch, or fewer for 20 moves (>= 5), if None
                  end:float=1., # Part of training in which weights move
                  momentum:float=0.9, # Of the average of gradients, in [0,1)
                  scope:str='local', # How the sparsity is shared out between tensors at the start, as for `RigL`

@@ -6,8 +6,7 @@
 __all__ = ['KeepMasks', 'set_masks', 'is_frozen', 'ranked', 'hold_rows', 'check_rows', 'SparsifyCallback']
 
 # %% ../nbs/05_callback.ipynb #e601f466
-import contextlib,math,warnings
-import torch
+import contextlib,math,warnings,torch
 from bisect import bisect
 from traceback import walk_stack
 from torch import nn
@@ -56,7 +55,8 @@ class KeepMasks(Callback):
         "As `project`, where pruned weights may have been loaded from elsewhere"
         n = sum(int((self._weights[n]!=0).logical_and_(~m).count_nonzero()) for n,m in self._masks.items())
         self.project()
-        if n: warnings.warn(f"{n} weights that `learn.masks` prunes were not zero, {why}. They are set to 0", stacklevel=2)
+        note = f"{n} weights that `learn.masks` prunes were not zero, {why}. They are set to 0"
+        if n: warnings.warn(note, stacklevel=2)
 
     def _look_up(self):
         "Name -> parameter, for each mask"
@@ -81,8 +81,10 @@ class KeepMasks(Callback):
 
     @contextlib.contextmanager
     def masked(self):
-        "A context in which pruned weights are zero in what is validated, such as averages that a schedule-free optimizer swaps in; what they were is put back, so that they can be swapped out"
-        now = {n:p.detach() for n,p in _parameters(self.learn).items() if n in self._masks and p.shape==self._masks[n].shape}
+        """A context in which pruned weights are zero in what is validated, such as averages that a schedule-free
+        optimizer swaps in; what they were is put back, so that they can be swapped out"""
+        fits = lambda n,p: n in self._masks and p.shape==self._masks[n].shape
+        now = {n:p.detach() for n,p in _parameters(self.learn).items() if fits(n, p)}
         masks = Masks({n:self._masks[n].to(p.device) for n,p in now.items()})
         old = {n:p.clone() for n,p in now.items() if int((p!=0).logical_and_(~masks[n]).count_nonzero())}
         masks.apply_(now)
@@ -114,9 +116,11 @@ class KeepMasks(Callback):
         self._masks = Masks({n:m.to(weights[n].device) for n,m in self._masks.items() if n not in lost})
         self._weights = {n:weights[n] for n in self._masks}
         if self._swapped: self.project()
-        else: self._restore("as after SaveModelCallback has loaded an epoch from before pruning had ended, or another callback an average of weights: use `SaveModelCallback(at_end=True)`, or validate again")
+        else: self._restore("as after SaveModelCallback has loaded an epoch from before pruning had ended, or another "
+                            "callback an average of weights: use `SaveModelCallback(at_end=True)`, or validate again")
         self._weights = None
-        if lost: warnings.warn(f"{_listed(lost)}: no weight of this name and shape is in the model any more, so its mask is gone", stacklevel=2)
+        note = f"{_listed(lost)}: no weight of this name and shape is in the model any more, so its mask is gone"
+        if lost: warnings.warn(note, stacklevel=2)
 
 def _listed(names, most=3):
     "Names for a message: the first ones, and how many more there are"
@@ -184,10 +188,11 @@ def _do_fit(self:Learner):
 
 @patch
 def all_batches(self:Learner):
-    "Masks are up to date here, after all of `before_train` and `before_validate`, whatever callbacks have replaced or swapped there"
+    "Bring masks up to date after all of `before_train` and `before_validate`, whatever callbacks have swapped there"
     if not in_fit(self): return self._orig_all_batches()
     if not self.training:
-        with contextlib.nullcontext() if self.masks is None else self.keep_masks.masked(): return self._orig_all_batches()
+        if self.masks is None: return self._orig_all_batches()
+        with self.keep_masks.masked(): return self._orig_all_batches()
     for cb in self.cbs.filter(lambda cb: isinstance(cb, SparsifyCallback)): cb._look_up()
     if self.masks is not None: self.keep_masks.begin_epoch()
     self._orig_all_batches()
@@ -202,7 +207,8 @@ def fit(self:Learner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, star
         ended = True
     finally:
         self.__dict__.pop('_trained', None)
-        if frozen := {n for n,p in _parameters(self).items() if not p.requires_grad} & trained: self._frozen_in_turn = frozen
+        frozen = {n for n,p in _parameters(self).items() if not p.requires_grad and n in trained}
+        if frozen: self._frozen_in_turn = frozen
         if self.masks is not None: self.keep_masks.finish(ended)                 # after all of `after_fit`
 
 def _is_trained(learn, name, p):
@@ -225,7 +231,7 @@ def _initialised(p):
     return not len(values) or bool(values.min()==values.max())
 
 def _scattered(p):
-    "Number of zeros outside of rows and columns that are zero throughout, as those of padded channels and of inputs that are never seen"
+    "Number of zeros, rows and columns of zeros aside, as those of padded channels and of inputs that are never seen"
     kept = p.detach().flatten(1)!=0
     return int(kept.any(1).count_nonzero())*int(kept.any(0).count_nonzero())-int(kept.count_nonzero())
 
@@ -234,16 +240,21 @@ def _warn_of_zeros(learn):
     if '_zeros_known' in learn.__dict__ or 'lr_finder' in learn.__dict__: return
     try:
         known = set(learn.masks or {})
-        for cb in [] if is_frozen(learn) else learn.cbs.filter(lambda cb: isinstance(cb, SparsifyCallback)): known |= prunable_weights(learn.model, cb.include, cb.exclude).keys()
-        weights = {n:p for n,p in prunable_weights(learn.model).items() if n not in known and p.ndim>1 and not p.is_meta and _is_trained(learn, n, p)}
+        for cb in [] if is_frozen(learn) else learn.cbs.filter(lambda cb: isinstance(cb, SparsifyCallback)):
+            known |= prunable_weights(learn.model, cb.include, cb.exclude).keys()
+        counts = lambda n,p: n not in known and p.ndim>1 and not p.is_meta and _is_trained(learn, n, p)
+        weights = {n:p for n,p in prunable_weights(learn.model).items() if counts(n, p)}
     except ValueError: return                                                    # of a model that can't be pruned
     zeros = {n:p.numel()-int(p.count_nonzero()) for n,p in weights.items()}
-    zeros,total = {n:k for n,k in zeros.items() if k>0.1*weights[n].numel() and not _initialised(weights[n])},sum(p.numel() for p in weights.values())
+    zeros = {n:k for n,k in zeros.items() if k>0.1*weights[n].numel() and not _initialised(weights[n])}
+    total = sum(p.numel() for p in weights.values())
     whole_rows = len(zeros)>1 and sum(zeros.values())>=0.25*total
     if not zeros or not whole_rows and sum(_scattered(weights[n]) for n in zeros)<0.01*total: return
     learn._zeros_known = True
-    warnings.warn(f"{sum(zeros.values())} of {total} weights are zero, and no masks hold them: if they were pruned, this fit brings them back. To keep them, call "
-                  "`learn.masks = Masks.from_zeros(prunable_weights(learn.model))` before; `learn.save_sparse` and `learn.load_sparse` keep masks, which `learn.save` does not", stacklevel=2)
+    warnings.warn(f"{sum(zeros.values())} of {total} weights are zero, and no masks hold them: if they were pruned, "
+                  "this fit brings them back. To keep them, call "
+                  "`learn.masks = Masks.from_zeros(prunable_weights(learn.model))` before; `learn.save_sparse` and "
+                  "`learn.load_sparse` keep masks, which `learn.save` does not", stacklevel=2)
 
 # %% ../nbs/05_callback.ipynb #d4910958
 def _score(criterion, weights, given):
@@ -254,8 +265,10 @@ def _score(criterion, weights, given):
                                                   else ", the weights at the last update, which there are in `SparsifyCallback` alone" if k=='previous' else ", and there is no Learner"))
     dense_gradients(weights.values())
     try:
-        with torch.enable_grad(): scores = criterion(weights, **{k:given.get(k) for k in asked})           # a user's may call `torch.autograd.grad`
-        if isinstance(scores, dict): scores = {n:s.detach() if isinstance(s, torch.Tensor) else s for n,s in scores.items()}
+        with torch.enable_grad():
+            scores = criterion(weights, **{k:given.get(k) for k in asked})  # a user's may call `torch.autograd.grad`
+        if isinstance(scores, dict):
+            scores = {n:s.detach() if isinstance(s, torch.Tensor) else s for n,s in scores.items()}
         return check_scores(scores, weights)
     except ValueError as e: raise ValueError(f"criterion {schedule_name(criterion)}: {e}") from e
 
@@ -333,7 +346,7 @@ def _try_criterion(criterion, weights, learn):
     given = dict(learn=learn, initial=weights, previous=weights)
     grads = {n:p.grad for n,p in weights.items()}
     try:
-        for p in weights.values(): p.grad = torch.ones_like(p) if p.requires_grad else None      # what is frozen in turn will not have one either
+        for p in weights.values(): p.grad = torch.ones_like(p) if p.requires_grad else None      # as in turns of GANs
         with torch.random.fork_rng(devices=list({p.device.index for p in weights.values() if p.is_cuda})):
             try: check_nan(_score(criterion, weights, given))
             except TypeError as e: raise ValueError(f"criterion {schedule_name(criterion)} can't be called with a dict of weights: {e}") from e
@@ -348,7 +361,8 @@ def _present(learn, weights):
 def _total_sparsity(learn):
     "Of the whole model, as `learn.sparsity_report` counts it: by masks, and by zeros where there are none"
     held = learn.masks or {}
-    return Masks({**held, **{n:p.detach()!=0 for n,p in prunable_weights(learn.model).items() if n not in held and not p.is_meta}}).sparsity
+    rest = {n:p.detach()!=0 for n,p in prunable_weights(learn.model).items() if n not in held and not p.is_meta}
+    return Masks({**held, **rest}).sparsity
 
 def _sparsities(masks, scope):
     "The sparsity of masks by name, of each or, if they are ranked together, of all; just below 1 if nothing is left"
@@ -359,8 +373,8 @@ class SparsifyCallback(Callback):
     "Prunes a Learner's model while it trains, to exactly `sparsity`"
     order,run_valid = 55,False                       # between Recorder and what shows or logs its table; training steps only
     _active,_planned,_skipped,_aside,_weights,_sparse = False,False,False,False,None,None
-    _quiet,_left_out = False,None                    # Has another callback of the same search warned already? Frozen weights that it has warned of
-    _arguments = (),{}                               # what the constructor was called with, positional and by name
+    _quiet,_left_out = False,None  # Has another callback of the search warned? What is frozen, if that was told
+    _arguments = (),{}             # what the constructor was called with, positional and by name
 
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls)
@@ -373,7 +387,7 @@ class SparsifyCallback(Callback):
                  criterion=magnitude, # Function from {name: weight} to {name: score}, larger = keep
                  scope:str='local', # 'local': each tensor reaches `sparsity`; 'global', 'erk', 'balanced': all of them together do
                  granularity:str='weight', # What is pruned together: 'weight', 'row', 'column', 'kernel', 'filter', or '2:4' and other n:m; layers that it doesn't fit stay whole, with a warning
-                 interval:int|None=None, # Iterations between mask updates while sparsity changes (>= 1); max(1, T//1000) in a training of T iterations, if None. Larger is faster, and costs accuracy in short trainings
+                 interval:int|None=None, # Iterations between mask updates on a ramp (>= 1); max(1, T//1000) for T iterations if None. Smaller takes more time, and can be worth points of accuracy
                  initial:float|dict|None=None, # Sparsity at the start, like `sparsity`; what the model has, if None
                  recover:bool|str=True, # May pruned weights come back? If False, masks are nested; if 'alive', those of filters (rows of a linear layer) of which nothing is left come back after all others, so that whole filters stay pruned while sparsity rises
                  include=None, # Name, glob pattern, module or class as `nn.Conv2d` to prune, or a list of them; all that can be pruned, if None
@@ -418,12 +432,17 @@ class SparsifyCallback(Callback):
         "What was asked for and is frozen is an error, and what is left out for it is told once"
         if not frozen: return
         asked = [] if self.include is None else [('include', frozen)]
-        if isinstance(self.sparsity, dict): asked += [(f'sparsity[{k!r}]', [n for n in match(k, can) if n in frozen]) for k in self.sparsity if k!='*']
+        if isinstance(self.sparsity, dict):
+            asked += [(f'sparsity[{k!r}]', [n for n in match(k, can) if n in frozen]) for k in self.sparsity if k!='*']
         for what,names in asked:
-            if names: raise ValueError(f"{what}: {_listed(names)} can't be pruned in training, since it is frozen (requires_grad=False): unfreeze it by `requires_grad_()`, leave it out by `exclude`, or prune it by `learn.prune`")
+            if not names: continue
+            raise ValueError(f"{what}: {_listed(names)} can't be pruned in training, since it is frozen "
+                             "(requires_grad=False): unfreeze it by `requires_grad_()`, leave it out by `exclude`, or "
+                             "prune it by `learn.prune`")
         if self._quiet or len(frozen)==len(can) or frozen==self._left_out: return
         self._left_out = frozen
-        warnings.warn(f"{type(self).__name__} leaves out what is frozen (requires_grad=False): {_listed(frozen)}. Unfreeze it to prune it; with `exclude` it is left out without a warning", stacklevel=3)
+        warnings.warn(f"{type(self).__name__} leaves out what is frozen (requires_grad=False): {_listed(frozen)}. "
+                      "Unfreeze it to prune it; with `exclude` it is left out without a warning", stacklevel=3)
 
     def before_fit(self):
         if not in_fit(self.learn):
@@ -450,7 +469,8 @@ class SparsifyCallback(Callback):
         self._check_sparse_gradients()
         self._transposed,self._how = transposed_groups(self.learn.model),(self.criterion, self.scope, self.granularity)
         self._progress = self._plan_progress()
-        self._fall = next((t for t in range(1, len(self._progress)) if self._progress[t]<self._progress[t-1]), len(self._progress))
+        falls = [t for t,(a,b) in enumerate(zip(self._progress, self._progress[1:]), 1) if b<a]
+        self._fall = falls[0] if falls else len(self._progress)
         self._due,self._seen = self._plan_updates(),-1
         self._start_from(_present(self.learn, self._weights), end)
         self._first_weights,self._last_weights = (self._copies(k) for k in ('initial','previous'))
@@ -482,12 +502,15 @@ class SparsifyCallback(Callback):
         T = len(self._progress)
         usual = self._usual_interval(T)
         every = self.interval or usual
-        steps,best = ({*update_steps(self._progress, k), *(range(0, T, k) if self.refresh else ())} for k in (every,usual))
+        steps_at = lambda k: {*update_steps(self._progress, k), *(range(0, T, k) if self.refresh else ())}
+        steps,best = steps_at(every),steps_at(usual)
         if len(steps)<min(10, len(best)): self._warn_of_few(len(steps), 'mask updates', usual)
         return sorted(steps)
 
     def _warn_of_few(self, n, what, usual):
-        if not self._quiet: warnings.warn(f"interval={self.interval} in a training of {len(self._progress)} iterations gives {n} {what}: leave `interval` out, which makes it {usual}, or use a smaller one", stacklevel=2)
+        if self._quiet: return
+        warnings.warn(f"interval={self.interval} in a training of {len(self._progress)} iterations gives {n} {what}: "
+                      f"leave `interval` out, which makes it {usual}, or use a smaller one", stacklevel=2)
 
     def _copies(self, what):
         "The weights as they are, if the criterion will ask for them"
@@ -502,7 +525,9 @@ class SparsifyCallback(Callback):
             if not present.keys()<=held.keys(): self._hold(present, how)
             # masks of another kind have to change even if they prune as much
             if how!=self._how and (how or self.granularity!='weight'): self._counts = None
-        self._begin,self._end = self._on_the_way(begin, end) if self.initial is None else {**begin, **expand_sparsity(self.initial, begin, 'initial', self.learn.model)},end
+        self._end = end
+        if self.initial is None: self._begin = self._on_the_way(begin, end)
+        else: self._begin = {**begin, **expand_sparsity(self.initial, begin, 'initial', self.learn.model)}
 
     def _on_the_way(self, begin, end):
         "Where the schedule has begun. In a fit that starts at a later epoch, the present sparsity is a part of the way"
@@ -510,11 +535,13 @@ class SparsifyCallback(Callback):
         p = self._progress[t-1] if t else 0.
         if p in (0, 1): return begin
         due = {n:e*p for n,e in end.items()}
-        now,there = ((c if isinstance(c, dict) else dict.fromkeys(begin, c)) for c in (self._count(begin),self._count(due)))
+        counts = [self._count(s) for s in (begin,due)]
+        now,there = (c if isinstance(c, dict) else dict.fromkeys(begin, c) for c in counts)
         return {n:(s-due[n])/(1-p) if now[n]>there[n] else 0. for n,s in begin.items()}
 
     def _sparsity(self, t):
-        "The sparsity asked for after iteration `t`, by name. From the first fall of the schedule on, cycles restart from a part of the target, whatever the start was"
+        """The sparsity asked for after iteration `t`, by name. From the first fall of the schedule on, the start counts
+        as 0, so that cycles restart from a part of the target"""
         p = self._progress[t]
         if p==1: return dict(self._end)
         begin = self._begin if t<self._fall else dict.fromkeys(self._end, 0.)
@@ -580,8 +607,10 @@ class SparsifyCallback(Callback):
         if not self._active: return
         now,old = _parameters(self.learn),self._weights
         for n,p in old.items():
-            if n not in now: raise ValueError(f"{n!r} is not in the model any more: SparsifyCallback prunes it since the fit began. Start a new fit, or `exclude` it")
-            if now[n].shape!=p.shape: raise ValueError(f"{n!r} had shape {tuple(p.shape)} when the fit began, and has {tuple(now[n].shape)} now: SparsifyCallback can't go on with it. Start a new fit, or `exclude` it")
+            if n in now and now[n].shape==p.shape: continue
+            why = "is not in the model any more"
+            if n in now: why = f"had shape {tuple(p.shape)} when the fit began, and has {tuple(now[n].shape)} now"
+            raise ValueError(f"{n!r} {why}: {type(self).__name__} can't go on. Start a new fit, or `exclude` it")
         self._weights = {n:now[n] for n in old}
         self._replaced([n for n,p in old.items() if p is not now[n]])
 
@@ -600,10 +629,13 @@ class SparsifyCallback(Callback):
         notes,masks = [],self.learn.masks or {}
         target = sum(e*self._weights[n].numel() for n,e in self._end.items())/max(1, self._n)
         if self._falls_short():
-            notes.append(f"the fit was stopped after {self._seen+1} of {len(self._progress)} iterations, so that the sparsity is {self._reached:.4g} instead of {target:.4g}: what stops a fit, such as "
-                         f"EarlyStoppingCallback, does not look at the schedule. Prune without it, and stop early in a later fit, which keeps the masks; or call `learn.prune({self.sparsity!r})` now")
+            notes.append(f"the fit was stopped after {self._seen+1} of {len(self._progress)} iterations, so that the "
+                         f"sparsity is {self._reached:.4g} instead of {target:.4g}: what stops a fit, such as "
+                         "EarlyStoppingCallback, does not look at the schedule. Prune without it, and stop early in a "
+                         f"later fit, which keeps the masks; or call `learn.prune({self.sparsity!r})` now")
         if empty := [n for n in self._weights if n in masks and masks[n].numel() and not masks[n].any()]:
-            notes.append(f"layer collapse: no weight is left in {_listed(empty)}. Use a lower sparsity there, as in sparsity={{'*':{target:.4g}, {empty[0]!r}:0.9}}, `exclude`, or another scope")
+            notes.append(f"layer collapse: no weight is left in {_listed(empty)}. Use a lower sparsity there, as in "
+                         f"sparsity={{'*':{target:.4g}, {empty[0]!r}:0.9}}, `exclude`, or another scope")
         return notes
 
     def after_cancel_step(self): self._skipped = True

@@ -37,13 +37,15 @@ def make_model(arch:str, # A name that torchvision or timm knows
         with contextlib.suppress(ImportError): import timm
     def make():
         if arch in known:
-            more = {'image_size':size} if arch.startswith('vit') else {'aux_logits':False, 'init_weights':True} if arch in ('googlenet','inception_v3') else {}
+            more = {'image_size':size} if arch.startswith('vit') else {}
+            if arch in ('googlenet','inception_v3'): more = {'aux_logits':False, 'init_weights':True}
             return models.get_model(arch, weights=None, num_classes=n_out, **more)
         try: return timm.create_model(arch, num_classes=n_out, img_size=size)
         except TypeError: return timm.create_model(arch, num_classes=n_out)         # one that takes any size
     if arch in known or timm and timm.is_model(arch):
         try: return make()
-        except (AssertionError, RuntimeError, ValueError) as e: raise ValueError(f"arch={arch!r} can't be made for images of size={size}: {e}") from e
+        except (AssertionError, RuntimeError, ValueError) as e:
+            raise ValueError(f"arch={arch!r} can't be made for images of size={size}: {e}") from e
     close = difflib.get_close_matches(arch, dict.fromkeys([*known, *(timm.list_models() if timm else [])]), n=4)
     raise ValueError(f"arch={arch!r} is unknown to torchvision{' and timm' if timm else ' (and timm is not installed)'}."
                      + (f" Did you mean {', '.join(close)}?" if close else f" There are {', '.join(known[:6])}, ..."))
@@ -62,7 +64,8 @@ def _learner(data, arch, bs, size, valid_pct, seed, pretrained, check=False):
         try: return vision_learner(dls, getattr(models, arch, arch), **kwargs)
         except OSError as e: raise OSError(f"pretrained: the weights of arch={arch!r} can't be downloaded: {e}") from e
         except (StopIteration, NotImplementedError, RuntimeError, AttributeError, TypeError, IndexError) as e:
-            raise ValueError(f"pretrained: fastai can't cut arch={arch!r} into body and head: {e or type(e).__name__}. Use another network, such as resnet18, or leave the flag out") from e
+            raise ValueError(f"pretrained: fastai can't cut arch={arch!r} into body and head: {e or type(e).__name__}. "
+                             "Use another network, such as resnet18, or leave the flag out") from e
     model = make_model(arch, dls.c, size) if arch else digits_convnet(c_in=3 if data else 1, n_out=dls.c)
     try: model.eval()(dls.valid.one_batch()[0].to(next(model.parameters()).device))
     except (RuntimeError, AssertionError) as e: raise ValueError(f"arch={arch!r} can't take images of size={size}: {e}") from e
@@ -73,7 +76,7 @@ def _choice(what, name, choices):
     return choices[name] if isinstance(choices, dict) else name
 
 def _callback(learn, sparsity, schedule, start, scope, granularity, criterion, exclude):
-    "The SparsifyCallback that the flags ask for, checked against the model, and the names of weights that can't have the granularity"
+    "The SparsifyCallback that the flags ask for, checked, and the names of weights that can't have the granularity"
     model = learn.model
     best = {'one_shot':0.4, 'iterative':0.2, 'cubic':0.2, 'agp':0.2}          # Hubens et al. 2021, section 4
     sched = _choice('schedule', schedule, SCHEDULES)
@@ -147,7 +150,7 @@ def _run(data, arch, sparsity, schedule, start, scope, granularity, criterion, e
     return pd.DataFrame(rows, columns=['run','sparsity','accuracy','weights left','seconds'])
 
 class _Stop(SystemExit):
-    "An end with one line on standard error: status 2 where files, the network or a package are what is missing, 1 for a value that does not fit"
+    "An end with one line on standard error: status 2 where files, network or packages are missing, 1 for a wrong value"
     def __init__(self, e):
         message = f"fastprune: {' '.join(str(e).split()) or type(e).__name__}"
         sys.stderr.write(message+'\n')
@@ -182,7 +185,7 @@ def main(
     start:float=None, # Position in training, in [0,1), at which pruning starts; if not given, what is best in the OCP paper: one_shot 0.4, iterative and agp 0.2, others 0
     scope:str='local', # local: each layer reaches the sparsity; global, erk or balanced: all of them together do
     granularity:str='weight', # What is pruned together: weight, row, column, kernel, filter, or 2:4 and other n:m
-    criterion:str='magnitude', # What says which weights go: magnitude, taylor, snip, random_score or another of the library's criteria
+    criterion:str='magnitude', # What says which weights go: magnitude, taylor, snip, random_score, ... as in `CRITERIA`
     exclude:str=None, # Layers to leave dense: names or glob patterns, separated by commas
     epochs:int=12, # Epochs for each of the two runs
     lr:float=1e-2, # Largest learning rate of the one-cycle schedule
@@ -197,6 +200,8 @@ def main(
     import matplotlib
     if matplotlib.get_backend().lower()!='agg' and not hasattr(sys, 'ps1'): matplotlib.use('agg')
     try: table = _run(data, arch, sparsity, schedule, start, scope, granularity, criterion, exclude, epochs, lr, bs, size, valid_pct, seed, pretrained, out)
-    except torch.OutOfMemoryError as e: raise _Stop(ValueError(f"bs={bs}: does not fit into memory, use a smaller one or a smaller --size: {e}")) from None
+    except torch.OutOfMemoryError as e:
+        raise _Stop(ValueError(f"bs={bs}: does not fit into memory, use a smaller one or a smaller --size: "
+                               f"{e}")) from None
     except (ValueError, ImportError, OSError) as e: raise _Stop(e) from None
     print(f"\n{table.to_string(index=False)}\n\nmodel.pth, report.csv, training.png and layers.png are in {out}")

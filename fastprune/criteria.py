@@ -9,8 +9,7 @@ __all__ = ['CRITERIA', 'magnitude', 'squared_magnitude', 'small_magnitude', 'ran
            'grasp', 'synflow', 'wanda', 'asks_for']
 
 # %% ../nbs/03_criteria.ipynb #36b2b386
-import contextlib,inspect,itertools,math,zlib
-import torch
+import contextlib,inspect,itertools,math,zlib,torch
 from functools import partial
 from numbers import Number
 from torch import nn
@@ -137,7 +136,7 @@ def _as_classes(learn):
     return None if isinstance(loss, BaseLoss) and loss.floatify else y
 
 def _balanced(learn, per_class):
-    "Batches of `per_class` items of each class, taken from training batches, the classes in turns; None if the targets are no classes"
+    "Batches of `per_class` items of each class, classes in turns; None if targets are no classes"
     items,found,n_classes = [],{},getattr(learn.dls, 'c', None)
     for b in learn.dls.train:
         learn._split(b)
@@ -158,32 +157,41 @@ class _Temperature(Callback):
     def __init__(self, temperature): store_attr()
     def after_pred(self):
         if self.temperature==1: return
-        if not torch.is_tensor(self.pred): raise ValueError(f"temperature={self.temperature:g}: divides logits in one tensor, and the predictions are {type(self.pred).__name__}: use temperature=1")
+        if not torch.is_tensor(self.pred):
+            raise ValueError(f"temperature={self.temperature:g}: divides logits in one tensor, and the predictions are "
+                             f"{type(self.pred).__name__}: use temperature=1")
         self.learn.pred = self.pred/self.temperature
 
 def _check_grasp(n_batches, temperature, per_class):
     check_n_batches(n_batches)
-    if temperature is not None and (isinstance(temperature, bool) or not isinstance(temperature, Number) or not 0<temperature<math.inf):
-        raise ValueError(f"temperature={temperature!r}: needs a positive number that logits are divided by, 1 to leave them as they are")
+    number = isinstance(temperature, Number) and not isinstance(temperature, bool)
+    if temperature is not None and not (number and 0<temperature<math.inf):
+        raise ValueError(f"temperature={temperature!r}: needs a positive number that logits are divided by, 1 to leave "
+                         "them as they are")
     if per_class is None: return
     check_whole('items of each class', per_class=per_class)
-    if n_batches is not None: raise ValueError(f"per_class={per_class} and n_batches={n_batches}: give one of them, a balanced batch or training batches as they are")
+    if n_batches is not None:
+        raise ValueError(f"per_class={per_class} and n_batches={n_batches}: give one of them, a balanced batch or "
+                         "training batches as they are")
 
 def grasp(weights:dict, # Name -> parameter of any shape
           learn:Learner, # For its batches and loss
           n_batches:int|None=None, # Training batches, as they are, to sum gradients over; a balanced batch if None
-          temperature:float|None=None, # What logits are divided by, above 0; if None, 200 with the balanced batch, and 1 with others
-          per_class:int|None=None, # Items of each class in the balanced batch; 25 if None. Where targets are no classes, one training batch takes its place
+          temperature:float|None=None, # Divides logits (> 0); if None, 200 with the balanced batch, and 1 with others
+          per_class:int|None=None, # Items of each class in the balanced batch; 25 if None. Without classes: one batch
          )->dict: # Name -> score, same shapes
-    """weight * (Hessian @ gradient): keeps what holds up the flow of gradients, before training (Wang et al. 2020, with the sign turned so that larger is kept; temperature and balanced
-    batch are those of the authors' code)"""
+    """weight * (Hessian @ gradient): keeps what holds up the flow of gradients, before training (Wang et al. 2020, with
+    the sign turned so that larger is kept; temperature and balanced batch are those of the authors' code)"""
     _check_grasp(n_batches, temperature, per_class)
     _needs_grad('grasp', weights)
     ps = list(weights.values())
-    with undisturbed(learn), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), as_in_fit(learn):    # other attention has no second derivative
+    math_alone = sdpa_kernel(SDPBackend.MATH)                           # other attention has no second derivative
+    with undisturbed(learn), torch.enable_grad(), math_alone, as_in_fit(learn):
         to_model(learn)
         batches = _balanced(learn, per_class or 25) if n_batches is None else None
-        if batches is None and per_class: raise ValueError(f"per_class={per_class}: the targets of the training batches are not one class for each item, a whole number: leave it out")
+        if batches is None and per_class:
+            raise ValueError(f"per_class={per_class}: the targets of the training batches are not one class for each "
+                             "item, a whole number: leave it out")
         if batches is not None and temperature is None: temperature = 200
         if batches is None: batches = list(itertools.islice(learn.dls.train, n_batches or 1))
         if temperature is not None:
@@ -194,7 +202,8 @@ def grasp(weights:dict, # Name -> parameter of any shape
         def sums(f):
             "Sum over batches of a list of tensors; Dropout drops the same each time"
             reset_state(learn)
-            with random_kept(learn): res = [f(loss) for i,b in enumerate(batches) if (loss := loss_of(learn, b, i)) is not None]
+            with random_kept(learn):
+                res = [f(loss) for i,b in enumerate(batches) if (loss := loss_of(learn, b, i)) is not None]
             if not res: raise ValueError("grasp: callbacks cancel all batches")
             res = [sum(o) for o in zip(*res)]
             return [mean_everywhere(o.contiguous()) for o in res] if together(learn) else res
@@ -215,7 +224,8 @@ def _one_of_ones(learn):
     "As a fit's validation, with inputs for one item: ones, in float64"
     def one(x):
         if torch.is_tensor(x) and x.is_floating_point(): return torch.ones_like(x[:1], dtype=torch.float64)
-        raise ValueError(f"synflow needs inputs of floats, and the batches have {getattr(x, 'dtype', type(x).__name__)}: use another criterion, such as `snip`")
+        raise ValueError(f"synflow needs inputs of floats, and the batches have "
+                         f"{getattr(x, 'dtype', type(x).__name__)}: use another criterion, such as `snip`")
     xb = apply(one, a_batch(learn))
     with as_in_fit(learn, False): yield xb
 

@@ -205,12 +205,14 @@ class GradientHistogram:
         axs[0].legend(fontsize='small')
         return axs
 
-_names = '''relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish glu threshold hardtanh hardswish hardsigmoid sigmoid tanh logsigmoid
-            softplus softsign tanhshrink softshrink hardshrink'''.split()
-_activations = {getattr(place, n) for place in (F, torch, torch.Tensor) for o in _names for n in (o, o+'_') if hasattr(place, n)}
+_names = '''relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish glu threshold hardtanh
+            hardswish hardsigmoid sigmoid tanh logsigmoid softplus softsign tanhshrink softshrink hardshrink'''.split()
+_activations = {getattr(place, n) for place in (F, torch, torch.Tensor) for o in _names
+                for n in (o, o+'_') if hasattr(place, n)}
 
 class _Hidden(TorchFunctionMode):
-    "Samples what activations put out while `model` runs, in proportion to their sizes: modules and calls of torch's functions alike, and recurrent layers"
+    """Samples what activations, modules and calls of torch's functions alike, and recurrent layers put out while
+    `model` runs, in proportion to their sizes"""
     def __init__(self, model, n_values):
         super().__init__()
         self.model,self.n_values,self.running,self.found,self.starts,self.batches = model,n_values,False,[],[],[]
@@ -220,7 +222,8 @@ class _Hidden(TorchFunctionMode):
         for m in self.model.modules():
             if isinstance(m, nn.RNNBase): self.hooks.append(m.register_forward_hook(lambda m,i,o: self._add(o[0])))
             elif not m._parameters and not m._modules:
-                self.hooks += [m.register_forward_pre_hook(lambda m,i: self.starts.append(len(self.found))), m.register_forward_hook(self._replace)]
+                self.hooks.append(m.register_forward_pre_hook(lambda m,i: self.starts.append(len(self.found))))
+                self.hooks.append(m.register_forward_hook(self._replace))
         return super().__enter__()
 
     def __exit__(self, *args):
@@ -249,7 +252,8 @@ class _Hidden(TorchFunctionMode):
         sizes = np.array([n for n,_ in self.found], dtype=int)
         if not (total := int(sizes.sum())): return
         ends = np.round(sizes.cumsum()/total*min(self.n_values, total)).astype(int)
-        self.batches.append((total, torch.cat([x[:k] for (_,x),k in zip(self.found, np.diff(ends, prepend=0).tolist())])))
+        counts = np.diff(ends, prepend=0).tolist()
+        self.batches.append((total, torch.cat([x[:k] for (_,x),k in zip(self.found, counts)])))
 
     def values(self):
         "A sample of all batches, in which each has its share"
@@ -259,7 +263,8 @@ class _Hidden(TorchFunctionMode):
 def _pick(x, n):
     "Up to `n` random values of `x`, on the CPU, in random order"
     x = x.detach().flatten()
-    return x[torch.randperm(len(x), device=x.device) if len(x)<=n else torch.randint(len(x), (n,), device=x.device)].float().cpu()
+    places = torch.randperm(len(x), device=x.device) if len(x)<=n else torch.randint(len(x), (n,), device=x.device)
+    return x[places].float().cpu()
 
 @patch
 def gradient_histogram(self:Learner,
@@ -267,14 +272,15 @@ def gradient_histogram(self:Learner,
                        n_batches:int|None=10, # Training batches, each with its gradient; an epoch if None
                        n_values:int=10_000, # Values kept of each batch, at most
                       )->GradientHistogram: # With `.gradients`, `.hidden`, and `.plot(*others)`
-    """The distribution of the batches' gradients, of weights that are kept, and of hidden representations, which are what activations and recurrent layers put out, all
-    pooled (Liu et al. 2021, figure 1)"""
+    """The distribution of the batches' gradients, of weights that are kept, and of hidden representations, which
+    are what activations and recurrent layers put out, all pooled (Liu et al. 2021, figure 1)"""
     check_whole('values', n_values=n_values)
     masks,grads,weights = self.masks or {},[],prunable_weights(self.model)
     with undisturbed(self), torch.enable_grad(), _Hidden(self.model, n_values) as hidden:
         for p in self.model.parameters(): p.grad = None
         for _ in gradients(self, n_batches):
-            kept = [p.grad[masks[n]] if n in masks else p.grad.flatten() for n,p in weights.items() if p.grad is not None]
+            present = {n:p.grad for n,p in weights.items() if p.grad is not None}
+            kept = [g[masks[n]] if n in masks else g.flatten() for n,g in present.items()]
             if kept: grads.append(_pick(torch.cat(kept), n_values))
             for p in self.model.parameters(): p.grad = None
         hidden = hidden.values()

@@ -341,8 +341,9 @@ class _Search:
             if not isinstance(lr := self.max_lr(m), Number) or not lr>0: raise ValueError(f"max_lr({m})={lr!r}: needs a positive rate")
 
     def _callback(self, m):
-        cb = SparsifyCallback(self.sparsity(m), schedule=self.schedule, criterion=self.criterion, scope=self.scope, granularity=self.granularity, interval=self.interval, recover=False,
-                              initial=self.sparsity(m-1), include=self.include, exclude=self.exclude)
+        names = ('schedule','criterion','scope','granularity','interval','include','exclude')
+        same = {k:getattr(self, k) for k in names}
+        cb = SparsifyCallback(self.sparsity(m), recover=False, initial=self.sparsity(m-1), **same)
         cb._quiet,cb._left_out = m>1,self.left_out                 # what there is to say is said before the first round
         return cb
 
@@ -379,7 +380,8 @@ class _Search:
         metrics = self.train(m-1, last, [o for o in (at, None if self.classic else self._callback(m)) if o])
         if self.classic:
             self.measured(m-1, last, metrics)
-            learn.prune(self.sparsity(m), self.criterion, self.scope, self.granularity, list(self.weights), recover=False, n_batches=self.n_batches)
+            learn.prune(self.sparsity(m), self.criterion, self.scope, self.granularity, list(self.weights),
+                        recover=False, n_batches=self.n_batches)
         state = at.reached() if at else last.state if self.rewind=='weights' else state_of(learn)
         res = self.ticket(m, state, learn.masks, at.batches if at else last.start)
         for n,k in res.masks.items():

@@ -84,18 +84,23 @@ def device_of(learn:Learner):
     return getattr(learn.dls, 'device', None) or next(learn.model.parameters()).device
 
 _events = ('before_batch', 'after_pred', 'after_loss', 'before_backward')
-_aside = {'TrainEvalCallback', 'GradientAccumulation', 'MixedPrecision', 'NonNativeMixedPrecision', 'HookCallback', 'GatherPredsCallback', 'GANDiscriminativeLR'}
+_aside = {'TrainEvalCallback', 'GradientAccumulation', 'MixedPrecision', 'NonNativeMixedPrecision', 'HookCallback',
+          'GatherPredsCallback', 'GANDiscriminativeLR'}
 
 def takes_part(cb:Callback)->bool:
-    """Does a callback change inputs, predictions or the loss, as MixUp does? Not those that record, schedule, scale or prune: fastprune's own, fastai's from the Recorder's order on
-    or for mixed precision and accumulation, and any with `remove_on_fetch=True`"""
+    """Does a callback change inputs, predictions or the loss, as MixUp does? Not those that record, schedule, scale or
+    prune: fastprune's own, fastai's from the Recorder's order on or for mixed precision and accumulation, and any with
+    `remove_on_fetch=True`"""
     kinds = type(cb).__mro__
     fastais = [c for c in kinds if c.__module__.startswith('fastai.')]
     if getattr(cb, 'remove_on_fetch', False) or any(c.__module__.startswith('fastprune.') for c in kinds): return False
     if any(c.__name__ in _aside or vars(c).get('order', 0)>=Recorder.order for c in fastais): return False
     return any(hasattr(cb, e) for e in _events)
 
-def _contents(o): return o.items if isinstance(o, L) else vars(o) if isinstance(o, Metric) else o if isinstance(o, (list,dict,set)) else None
+def _contents(o):
+    if isinstance(o, L): return o.items
+    if isinstance(o, Metric): return vars(o)
+    return o if isinstance(o, (list,dict,set)) else None
 
 def _put_back(cb, attrs, contents):
     "A callback's attributes as they were, and what lists, dicts, sets and metrics among them had"
@@ -106,19 +111,24 @@ def _put_back(cb, attrs, contents):
         now.clear()
         (now.extend if isinstance(now, list) else now.update)(old)
 
-_kept = ('cbs', 'model', 'loss_func', 'xb', 'yb', 'pred', 'loss', 'loss_grad', 'dl', 'iter', 'n_iter', 'epoch', 'n_epoch', 'train_iter', 'pct_train', 'training')
+_kept = ('cbs', 'model', 'loss_func', 'xb', 'yb', 'pred', 'loss', 'loss_grad', 'dl', 'iter', 'n_iter', 'epoch',
+         'n_epoch', 'train_iter', 'pct_train', 'training')
 
 @contextlib.contextmanager
 def as_in_fit(learn:Learner,
               train:bool=True, # As in training? As in validation, if not
              ):
-    """A context in which `loss_of` and `forward` run those callbacks that take part in the loss; use it inside of `undisturbed`. Outside of a fit they hear of its start and end, as in
-    `learn.validate`. The Learner and its callbacks are as before when it ends; the optimizer takes no step"""
+    """A context in which `loss_of` and `forward` run those callbacks that take part in the loss; use it inside of
+    `undisturbed`. Outside of a fit they hear of its start and end, as in `learn.validate`. The Learner and its callbacks
+    are as before when it ends; the optimizer takes no step"""
     had,outside = {k:learn.__dict__[k] for k in _kept if k in learn.__dict__},not in_fit(learn)
     cbs = [cb for cb in learn.cbs if takes_part(cb)]
-    states = [(cb, dict(cb.__dict__), {k:copy(c) for k,v in cb.__dict__.items() if (c := _contents(v)) is not None}) for cb in cbs]
-    trainable,hypers = [(p,p.requires_grad) for p in learn.model.parameters()],learn.opt and [dict(h) for h in learn.opt.hypers]
-    flags = [(o, {k:v for k,v in vars(o).items() if isinstance(v, (bool,str))}) for o in (learn.model, learn.loss_func) if isinstance(o, torch.nn.Module)]     # as a GAN's `gen_mode`
+    def contents(cb): return {k:copy(c) for k,v in vars(cb).items() if (c := _contents(v)) is not None}
+    def plain(o): return {k:v for k,v in vars(o).items() if isinstance(v, (bool,str))}  # as `gen_mode`
+    states = [(cb, dict(vars(cb)), contents(cb)) for cb in cbs]
+    trainable = [(p,p.requires_grad) for p in learn.model.parameters()]
+    hypers = learn.opt and [dict(h) for h in learn.opt.hypers]
+    flags = [(o, plain(o)) for o in (learn.model, learn.loss_func) if isinstance(o, torch.nn.Module)]
     phase = 'train' if train else 'validate'
     learn.cbs,learn.training,learn.dl,learn.iter = L(cbs),train,learn.dls.train,0
     if outside: learn.epoch,learn.n_epoch,learn.train_iter,learn.pct_train,learn.n_iter = 0,1,0,0.,1
@@ -155,7 +165,8 @@ def a_batch(learn:Learner,
             device=None, # Where to; the Learner's if None
             valid:bool=False, # From the validation set, if that has any?
            )->tuple: # The inputs
-    "Inputs of the first batch, as callbacks hand them to the model in validation; use it inside of `undisturbed`. Raises `ValueError` if there is none"
+    """Inputs of the first batch, as callbacks hand them to the model in validation; use it inside of
+    `undisturbed`. Raises `ValueError` if there is none"""
     b = next((b for dl in ([learn.dls.valid] if valid else [])+[learn.dls.train] for b in dl), None)
     if b is None: raise ValueError(f"the {'' if valid else 'training '}DataLoader{'s have' if valid else ' has'} no batches")
     with as_in_fit(learn, False):
@@ -167,7 +178,7 @@ def forward(learn:Learner,
             b, # A batch; not changed
             i:int=0, # Its position
            ): # The prediction, as it is after the callbacks; None if one of them has cancelled the batch
-    "What the model predicts for a batch, as `learn.one_batch` does in validation; use it inside of `as_in_fit(learn, False)`"
+    "What the model predicts for a batch, by `learn.one_batch`; use it inside of `as_in_fit(learn, False)`"
     learn.pred = None
     learn.one_batch(i, _copied(b))
     return learn.pred
@@ -188,9 +199,11 @@ def loss_of(learn:Learner,
     try: learn.one_batch(i, _copied(b))
     finally: del learn._do_grad_opt
     loss = learn.loss_grad
-    if loss is None and not len(learn.yb): raise ValueError("there is no loss: the batches have inputs alone, and no callback adds targets")
+    if loss is None and not len(learn.yb):
+        raise ValueError("there is no loss: the batches have inputs alone, and no callback adds targets")
     if loss is not None and not loss.requires_grad:
-        raise ValueError("the loss does not depend on any trainable parameter: is the whole model frozen, or the loss detached?")
+        raise ValueError("the loss does not depend on any trainable parameter: is the whole model frozen, or the loss "
+                         "detached?")
     return _plain(loss)
 
 def together(learn:Learner)->bool:
@@ -237,7 +250,8 @@ def gradients(learn:Learner,
     if together(learn):
         for p in learn.model.parameters():
             if p.grad is not None: mean_everywhere(p.grad)
-    if not n: raise ValueError("there are no gradients: the training DataLoader has no batches, or callbacks cancel them all")
+    if not n:
+        raise ValueError("there are no gradients: the training DataLoader has no batches, or callbacks cancel them all")
 
 @contextlib.contextmanager
 def second_derivatives(what:str): # Who needs them, for the message

@@ -42,16 +42,16 @@ def group_rates(learn:Learner,
     return rates if len(set(rates))>1 else float(rates[0])
 
 def _own_hypers(learn):
-    "What `learn.create_opt()` sets, by name, one for each parameter group: all but the rate; of an optimizer that is given ready-made, its momentum alone"
+    "What `learn.create_opt()` sets, by name, by group: all but the rate; of a ready-made optimizer the momentum alone"
     made = learn.opt_func
     if isinstance(made, OptimWrapper):
         first = {made.fwd_map.get(k, k):v for k,v in detuplify_pg(made.opt.defaults).items()}
-        return {'mom':[first['mom']]*len(made.hypers)} if first.get('mom') is not None and 'mom' in made.hypers[0] else {}
+        return {} if first.get('mom') is None else {'mom':[first['mom']]*len(made.hypers)}
     hypers = made(learn.splitter(learn.model), lr=learn.lr).hypers
     return {k:[h[k] for h in hypers] for k in hypers[0] if k!='lr'} if len(hypers)==len(learn.opt.hypers) else {}
 
 def _fit(learn, *args, **kwargs):
-    "`learn.fit` with the optimizer's own momentum, weight decay and so on, not with what a fit before, such as one-cycle, has left there"
+    "`learn.fit` with the optimizer's own momentum, weight decay and so on, not what one-cycle before it has left"
     if learn.opt is None: learn.create_opt()
     for k,v in _own_hypers(learn).items(): learn.opt.set_hyper(k, v)
     learn.fit(*args, **kwargs)
@@ -133,7 +133,8 @@ def fit_cyclic(self:Learner,
               )->list|None: # `state_dict`s, one for each cycle, if `ends`
     "Cyclic training of whatever is masked now: the rate starts again in each cycle, masks stay, weights go on (Gadhikar et al. 2024)"
     sched,kept = _cycles(self, n_cycles, epochs_per_cycle, lr, shape, ends)
-    _fit(self, n_cycles*epochs_per_cycle, cbs=[sched, *([kept] if kept else []), *_list(cbs)], wd=wd, reset_opt=reset_opt)
+    cbs = [sched, *([kept] if kept else []), *_list(cbs)]
+    _fit(self, n_cycles*epochs_per_cycle, cbs=cbs, wd=wd, reset_opt=reset_opt)
     return kept and kept.states
 
 @patch

@@ -68,8 +68,9 @@ def check_schedule(schedule, # Anything
         raise ValueError(f"schedule={schedule!r} is not a function of the position in training.{hint}"
                          f" There are {', '.join(SCHEDULES)}, or write your own")
     first,*_,last = [progress_at(schedule, i/n) for i in range(n+1)]
-    if whole and last<1-_rounding: raise ValueError(f"schedule {schedule_name(schedule)} ends at {last:.4g}: a schedule gives progress from 0 to 1, not sparsity: {_remedy(schedule, first, last)}")
-    return schedule
+    if not whole or last>=1-_rounding: return schedule
+    raise ValueError(f"schedule {schedule_name(schedule)} ends at {last:.4g}: a schedule gives progress from 0 to 1, "
+                     "not sparsity: "+_remedy(schedule, first, last))
 
 def _annealer(schedule):
     "The name of fastai's SchedCos, SchedLin, ..., which is 'sched_cos' there; '' for whatever else"
@@ -79,7 +80,8 @@ def _remedy(schedule, first, last):
     "What to write for a schedule that does not end at 1"
     if name := _annealer(schedule): return f"use {name}({1e-3 if name=='SchedExp' else 0},1)"
     if first>last: return "turn it around, as `lambda pos: 1-schedule(pos)`"
-    return f"divide it by its end, as `lambda pos: schedule(pos)/{last:.4g}`" if last else "let it rise to 1 at position 1"
+    if not last: return "let it rise to 1 at position 1"
+    return f"divide it by its end, as `lambda pos: schedule(pos)/{last:.4g}`"
 
 def progress_at(schedule, # A schedule
                 pos:float, # Position in training, in [0,1]
@@ -132,7 +134,7 @@ def cyclical(sched, # A schedule, for one cycle
 
 # %% ../nbs/00_schedules.ipynb #c88306cf
 def update_steps(progress:list, # Progress after each iteration, from a schedule
-                 interval:int|None=None, # Iterations between updates on a ramp, at least 1; max(1, T//1000) for T iterations, if None
+                 interval:int|None=None, # Iterations between updates on a ramp, at least 1; max(1, T//1000) if None
                 )->list: # Iterations (from 0) after which masks are recomputed
     "When to recompute masks so that they follow `progress`"
     interval = interval or max(1, len(progress)//1000)

@@ -27,11 +27,13 @@ from torch.optim.swa_utils import AveragedModel
 # %% ../nbs/02_weights.ipynb #caf66fc0
 _norms = tuple(getattr(nn, o) for o in dir(nn) if 'Norm' in o and isinstance(getattr(nn, o), type)) + (nn.modules.batchnorm._NormBase,)
 
-def unwrap(model:nn.Module, # A model, perhaps inside `DataParallel`, `DistributedDataParallel`, `AveragedModel` or `torch.compile`
+_wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel
+
+def unwrap(model:nn.Module, # A model, perhaps inside `DataParallel`, DDP, `AveragedModel` or `torch.compile`
           )->nn.Module: # The model itself
     "The model whose parameter names the user knows"
     while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)): model = model.module
+        if isinstance(model, _wrappers): model = model.module
         elif '_orig_mod' in model._modules: model = model._orig_mod
         else: return model
 
