@@ -207,7 +207,7 @@ def unpack_bits(bits:torch.Tensor, # From `pack_bits`
     "The mask that was packed. Raises `ValueError`, before memory is taken, if that has another size"
     shape = tuple(shape)
     sound = all(type(o) is int and o>=0 for o in shape) and math.prod(o or 1 for o in shape)<2**63
-    if not sound or bits.dtype!=torch.uint8 or bits.ndim!=1 or bits.numel()!=(math.prod(shape)+7)//8:
+    if not sound or bits.dtype!=torch.uint8 or bits.ndim!=1 or not bits.is_contiguous() or bits.numel()!=(math.prod(shape)+7)//8:
         raise ValueError(f"the shape and size of {name[:80]!r} don't agree")
     return torch.from_numpy(np.unpackbits(bits.numpy(), count=math.prod(shape)).view(bool)).view(shape)
 

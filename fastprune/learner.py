@@ -154,11 +154,12 @@ def load_sparse(self:Learner,
         if n not in state or n not in mine or shape_of(n, state[n])!=shape_of(n, mine[n]):
             there,here = (f'of shape {shape_of(n, d[n])}' if n in d else 'missing' for d in (state,mine))
             raise ValueError(f"{path} is of another model: {n!r} is {there} there, and {here} here")
+    masks = from_state_names(self.model, masks)
     try: Masks(masks).check(dict(unwrap(self.model).named_parameters()))
     except ValueError as e: raise ValueError(f"{path}: {e}") from e
     self.remove_masks()
     unwrap(self.model).load_state_dict(state)
-    if masks: set_masks(self, from_state_names(self.model, masks))
+    if masks: set_masks(self, masks)
 
 # %% ../nbs/06_learner.ipynb #893fd862
 def plot_layers(report:pd.DataFrame, # From `learn.sparsity_report()`

@@ -28,17 +28,18 @@ def _generator(what, seed):
     "Not torch's own numbers for `seed`: the network that a ticket is from may have been made with them, and fresh weights would be the old ones"
     return torch.Generator().manual_seed(zlib.crc32(f'{what} {seed}'.encode()))
 
-def _check_initial(initial, state):
+def _check_initial(initial, state, names):
     "Make sure that `reinit` can draw from these distributions; raises `ValueError`"
     for n,o in initial.items():
-        if n not in state: raise ValueError(f"initial: there is no {n!r} in the state")
+        k = names.get(n, n)
+        if not isinstance(state.get(k), torch.Tensor): raise ValueError(f"initial: there is no {n!r} in the state")
         sound = isinstance(o, (list,tuple)) and len(o)==3 and o[2] in ('normal','uniform','constant')
         sound = sound and all(isinstance(v, Number) and not isinstance(v, bool) and math.isfinite(v) for v in o[:2])
         if not sound or o[1]<0:
             raise ValueError(f"initial[{n!r}]={o!r}: needs a mean, a standard deviation, and 'normal', 'uniform' or "
                              "'constant'")
-        if abs(o[0])>_largest(state[n].dtype):
-            raise ValueError(f"initial[{n!r}]={o!r}: a {state[n].dtype} can't hold that")
+        if abs(o[0])>_largest(state[k].dtype):
+            raise ValueError(f"initial[{n!r}]={o!r}: a {state[k].dtype} can't hold that")
 
 def _largest(dtype):
     if dtype is torch.bool: return 1
@@ -78,7 +79,7 @@ class Ticket:
         """Fresh weights, the same masks: each tensor is drawn anew from the normal or uniform distribution that the network's first weights had, by their
         mean and standard deviation. Buffers, and tensors that were constant at first, stay as they are"""
         if not self.initial: raise ValueError("this ticket does not know how its network was initialised: it was not found by `find_tickets`")
-        _check_initial(self.initial, self.state)
+        _check_initial(self.initial, self.state, self.names)
         gen,state = _generator('reinit', seed),dict(self.state)
         for n,(mean,std,kind) in self.initial.items():
             t = self.state[n := self.names.get(n, n)]
@@ -135,7 +136,7 @@ class Ticket:
         bits = {n.removeprefix('mask '):t for n,t in tensors.items() if n.startswith('mask ')}
         if len(state)+len(bits)<len(tensors): raise ValueError('it has other tensors than a state and masks')
         check_numbers(metrics)
-        _check_initial(initial, state)
+        _check_initial(initial, state, names)
         if not all(isinstance(k, str) and k in state for k in names.values()):
             raise ValueError('its names are not those of its state')
         for k in ('round','seed'):

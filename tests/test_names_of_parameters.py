@@ -46,7 +46,8 @@ kinds = {'plain': net, 'a wrapped layer': wrapped_layer, 'a wrapped model': lamb
 
 
 def make(model, path='.', **kwargs):
-    dl = DataLoader([(torch.randn(64), torch.tensor(i % 4)) for i in range(64)], bs=16, drop_last=True)
+    xs = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))                # the same data in each Learner
+    dl = DataLoader([(x, torch.tensor(i % 4)) for i, x in enumerate(xs)], bs=16, drop_last=True)
     return Learner(DataLoaders(dl, dl), model, loss_func=CrossEntropyLossFlat(), path=path, **kwargs)
 
 
@@ -91,10 +92,10 @@ def test_tickets(kind, tmp_path):
 @pytest.mark.parametrize('kind', kinds)
 def test_training_checkpoints_and_reports(kind, tmp_path):
     learn = make(kinds[kind](), tmp_path)
-    first = copy.deepcopy(learn.model.state_dict())
+    first, start = copy.deepcopy(learn.model.state_dict()), copy.deepcopy(learn.model)
     fit(learn, 2, 1e-3, cbs=[SparsifyCallback(0.9, scope='global'), Checkpoint('c')])
     assert exact(learn) and learn.sparsity_report().loc['total', 'sparsity'] == pytest.approx(learn.masks.sparsity)
-    other = fit(make(kinds[kind](), tmp_path), 2, 1e-3, cbs=[SparsifyCallback(0.9, scope='global'), Checkpoint('c')])
+    other = fit(make(start, tmp_path), 2, 1e-3, cbs=[SparsifyCallback(0.9, scope='global'), Checkpoint('c')])
     assert other.masks == learn.masks and exact(other)
     if kind != 'others wrapped':
         learn.remove_masks()
@@ -149,8 +150,11 @@ def test_extra_state_goes_everywhere(value, tmp_path):
     assert same(Ticket.load(tmp_path/'t').state['3._extra_state'], value)
     other.load_ticket(Ticket.load(tmp_path/'t'))
     assert same(other.model[3].value, value)
+    learn.remove_masks()
+    start = copy.deepcopy(learn.model)
+    start[3].value = 0
     fit(learn, 2, cbs=[SparsifyCallback(0.9), Checkpoint('c')])
-    other = fit(make(counting(0), tmp_path), 2, cbs=[SparsifyCallback(0.9), Checkpoint('c')])
+    other = fit(make(start, tmp_path), 2, cbs=[SparsifyCallback(0.9), Checkpoint('c')])
     assert same(other.model[3].value, learn.model[3].value) and other.masks == learn.masks
     assert learn.linear_path(learn, state_of(other), n=2).losses.shape == (2,)
 
