@@ -178,7 +178,7 @@ def data_identity(learn:Learner)->dict:
 def pruned_by(cb:SparsifyCallback, model:nn.Module)->dict: # Name -> parameter
     "What a callback would prune of a model"
     weights = {n:p for n,p in prunable_weights(model, cb.include, cb.exclude).items() if p.requires_grad}
-    return {n:weights[n] for n in expand_sparsity(cb.sparsity, weights)} if weights else {}
+    return {n:weights[n] for n in expand_sparsity(cb.sparsity, weights, model=model)} if weights else {}
 
 def _asked(cb):
     "Arguments that a callback's constructor was called with, and its defaults"

@@ -358,3 +358,9 @@ def test_messages_show_what_differs_alone():
     assert differences(None, dict(a=1)) == 'a was missing there, and is 1 now' and differences(dict(a=[1, 2]),
         dict(a=[1, 2])) == ''
     assert differences(dict(lr=0.1), dict(lr=0.1000000001)) == 'lr was 0.1 there, and is 0.1000000001 now'
+
+
+def test_sparsities_by_class_are_known(learner, tmp_path, fit):
+    for _ in range(2):
+        learn = fit(learner(path=tmp_path), 1, cbs=[SparsifyCallback({nn.Conv2d: 0.5}), Checkpoint('by_class')])
+    assert learn.masks and not any(n.startswith('5') for n in learn.masks)
