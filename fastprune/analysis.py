@@ -15,9 +15,9 @@ from torch.utils.flop_counter import flop_registry
 from fastai.basics import Callback,Learner,find_bs,patch,store_attr
 from .passes import (as_in_fit,check_n_batches,check_whole,loss_of,random_kept,reset_state,second_derivatives,
                               to_model,undisturbed)
-from .weights import check_sparsity,prunable_weights,to_state_names,transposed_groups,unwrap
+from .weights import asked_for,check_sparsity,prunable_weights,to_state_names,transposed_groups,unwrap
 from .criteria import magnitude
-from .masks import Masks,check_bool,compute_masks
+from .masks import Masks,check_bool,compute_masks,fitting_weights
 from .callback import in_fit,ranked
 from .rounds import seed_round
 from .connectivity import _check_path,_check_states,_evaluate,_evaluating,_state
@@ -245,10 +245,12 @@ def sensitivity(self:Learner,
     if metric not in ['loss', *names]: raise ValueError(f"metric={metric!r} is not measured: use one of {', '.join(['loss', *names])}")
     weights = prunable_weights(self.model, include, exclude)
     if not weights: raise ValueError("include and exclude leave no weight")
+    layouts = transposed_groups(self.model)
+    weights = fitting_weights(weights, granularity, layouts, asked_for(include, None, weights, self.model))
     scores,absolute = ranked(criterion, weights, self.model, learn=self)
     held = self.masks or {}
     keep = {n:held.get(n, torch.ones_like(p, dtype=torch.bool)) for n,p in weights.items()}
-    masks = {s:compute_masks(scores, s, 'local', granularity, keep, absolute, transposed_groups(self.model)) for s in sparsities}
+    masks = {s:compute_masks(scores, s, 'local', granularity, keep, absolute, layouts) for s in sparsities}
     saved = {n:p.detach().clone() for n,p in weights.items()}
     points,changed = [(None,0.), *[(n,s) for n in weights for s in sparsities]],[]
     def put(point):

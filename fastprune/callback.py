@@ -201,12 +201,12 @@ def all_batches(self:Learner):
 def fit(self:Learner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
     "Fit `self.model` for `n_epoch` using `cbs`. Optionally `reset_opt`."
     frozen,ended = self.__dict__.pop('_frozen_in_turn', set()),False
-    self._trained = trained = {n for n,p in _parameters(self).items() if p.requires_grad or n in frozen}
+    self._trained_names = trained = {n for n,p in _parameters(self).items() if p.requires_grad or n in frozen}
     try:
         self._orig_fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
         ended = True
     finally:
-        self.__dict__.pop('_trained', None)
+        self.__dict__.pop('_trained_names', None)
         frozen = {n for n,p in _parameters(self).items() if not p.requires_grad and n in trained}
         if frozen: self._frozen_in_turn = frozen
         if self.masks is not None: self.keep_masks.finish(ended)                 # after all of `after_fit`
@@ -214,7 +214,7 @@ def fit(self:Learner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, star
 def _is_trained(learn, name, p):
     "Is a weight trained? So it is if callbacks freeze it for a part of the fit, as fastai's GANTrainer does in turns"
     if p.requires_grad or learn is None: return p.requires_grad
-    return name in learn.__dict__.get('_trained', learn.__dict__.get('_frozen_in_turn', ()))
+    return name in learn.__dict__.get('_trained_names', learn.__dict__.get('_frozen_in_turn', ()))
 
 @patch
 def freeze_to(self:Learner, n):
@@ -634,8 +634,8 @@ class SparsifyCallback(Callback):
                          "EarlyStoppingCallback, does not look at the schedule. Prune without it, and stop early in a "
                          f"later fit, which keeps the masks; or call `learn.prune({self.sparsity!r})` now")
         if empty := [n for n in self._weights if n in masks and masks[n].numel() and not masks[n].any()]:
-            notes.append(f"layer collapse: no weight is left in {_listed(empty)}. Use a lower sparsity there, as in "
-                         f"sparsity={{'*':{target:.4g}, {empty[0]!r}:0.9}}, `exclude`, or another scope")
+            lower = "a lower sparsity there, as a dict by name," if self.scope=='local' else "a lower sparsity, scope='erk',"
+            notes.append(f"layer collapse: no weight is left in {_listed(empty)}. Use {lower} or leave layers out by `exclude`")
         return notes
 
     def after_cancel_step(self): self._skipped = True

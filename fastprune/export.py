@@ -324,7 +324,7 @@ def _without_ours(learn):
     try:
         learn.cbs = L(cb for cb in learn.cbs if not _ours(cb))
         for k,v in before.items():
-            if isinstance(v, Callback) and _ours(v): del learn.__dict__[k]
+            if _ours(v) and (isinstance(v, Callback) or k in ('tickets','rounds')): del learn.__dict__[k]
         yield
     finally:
         learn.__dict__.clear()

@@ -102,11 +102,17 @@ def _function(f, seen):
     return f'{f.__name__} {_crc([_code(f.__code__, seen), defaults, inside, _globals(f, seen)])}'
 
 def _enclosed(f):
-    "What a function closes over, but for lists and sets, which it may fill"
+    "What a function closes over, but for lists and sets that it may fill"
     for cell in f.__closure__ or ():
         try: value = cell.cell_contents
         except ValueError: continue                                            # not there yet
-        if not isinstance(value, (list,set)): yield value
+        if not isinstance(value, (list,set)) or _is_constant(value) and not _mutates(f.__code__): yield value
+
+_filling = {'append','extend','add','update','insert','pop','clear','remove','setdefault'}
+def _mutates(code):
+    "May code change the lists, sets and dicts that it uses?"
+    writes = any(i.opname in ('STORE_SUBSCR','DELETE_SUBSCR') for o in _codes(code) for i in dis.get_instructions(o))
+    return writes or any(_filling & set(o.co_names) for o in _codes(code))
 
 def _codes(code): return [code, *(o for c in code.co_consts if isinstance(c, types.CodeType) for o in _codes(c))]
 
@@ -119,25 +125,40 @@ def _globals(f, seen):
     "What a function reads of its module: numbers and strings, functions and classes; not what may change while it runs"
     steps = [o for c in _codes(f.__code__) for o in dis.get_instructions(c)]
     read,written = ({o.argval for o in steps if o.opname==op} for op in ('LOAD_GLOBAL','STORE_GLOBAL'))
-    kinds = (bool,int,float,str,tuple,dict,partial,type,types.FunctionType)
+    kinds = (bool,int,float,str,tuple,partial,type,types.FunctionType,*(() if _mutates(f.__code__) else (dict,list,set)))
     found = {n:f.__globals__.get(n) for n in sorted(read-written)}
     return {n:_described(v, seen) for n,v in found.items() if isinstance(v, kinds)}
 
 def _class(c, seen):
     "Its name, with a checksum of the methods if it is the user's own"
-    file = lambda k: getattr(sys.modules.get(k.__module__), '__file__', '<own>')
-    own = [k for k in c.__mro__ if not _installed(k.__module__, file(k))]
+    own,changed = _own(c),_changed(c)
     if not own: return c.__name__
-    methods = [(n,getattr(o, '__func__', getattr(o, 'fget', o))) for k in own for n,o in sorted(vars(k).items())]
-    codes = [[n, _code(f.__code__, seen)] for n,f in methods if isinstance(f, types.FunctionType)]
-    return f'{c.__name__} {_crc(codes)}'
+    inside = [(n,getattr(o, '__func__', getattr(o, 'fget', o))) for k in own for n,o in sorted(vars(k).items())]
+    codes = [[n, _code(f.__code__, seen)] for n,f in inside if isinstance(f, types.FunctionType)]
+    values = [[n, _described(v, seen)] for n,v in inside if _is_constant(v) and not n.startswith('__') and n not in changed]
+    return f'{c.__name__} {_crc([codes, values])}'
+
+def _own(c):
+    "A class and its bases, as far as they are not a library's"
+    file = lambda k: getattr(sys.modules.get(k.__module__), '__file__', '<own>')
+    return [k for k in c.__mro__ if not _installed(k.__module__, file(k))]
+
+def _is_constant(v):
+    "A number, a string, or a list of them?"
+    return all(map(_is_constant, v)) if isinstance(v, (tuple,list,set,frozenset)) else isinstance(v, (bool,int,float,str))
+
+def _changed(c):
+    "Attributes that methods of the user's own classes set, such as counters; not those that `__init__` alone sets"
+    methods = [f for k in _own(c) for n,f in vars(k).items() if isinstance(f, types.FunctionType) and n!='__init__']
+    return {i.argval for f in methods for o in _codes(f.__code__) for i in dis.get_instructions(o) if i.opname=='STORE_ATTR'}
 
 def _object(x, seen):
     attrs = getattr(x, '__dict__', {})
     # fastai's losses copy the attributes of the module inside
     copied = {'training', *getattr(attrs.get('__wrapped__'), '__dict__', ())}
     skip = '_' if isinstance(x, nn.Module) else '__'
-    res = {k:_described(v, seen) for k,v in attrs.items() if not k.startswith(skip) and k not in copied}
+    left = copied | _changed(type(x))
+    res = {k:_described(v, seen) for k,v in attrs.items() if not k.startswith(skip) and k not in left}
     return {'class':_class(type(x), seen), **res} if res else _class(type(x), seen)
 
 def _module(x, seen):
@@ -152,7 +173,7 @@ def _module(x, seen):
 def _data(ds):
     "The items of a dataset, as they are before any transform"
     if isinstance(name := getattr(ds, '_fingerprint', None), str): return name              # of HuggingFace
-    if hasattr(ds, 'tls'): return [_data(o) for o in ds.tls]                                  # fastai's Datasets
+    if hasattr(ds, 'tls'): return [[_data(o), _made(getattr(o.tfms, 'fs', []))] for o in ds.tls]    # fastai's Datasets
     items = ds.items if isinstance(ds, L) else ds
     at = np.linspace(0, len(items)-1, 16, dtype=int).tolist() if isinstance(items, (list,L)) and len(items) else []
     some = [items[i] for i in at]
@@ -160,7 +181,16 @@ def _data(ds):
 
 def _transforms(dl):
     fs = [f for k in ('after_item','before_batch','after_batch') for f in getattr(getattr(dl, k, None), 'fs', [])]
-    return describe([[type(f).__name__, getattr(f, '__stored_args__', {})] for f in fs])
+    return [_made(f) for f in fs]
+
+def _made(o):
+    "A transform: its class, what its constructor was given, and the functions inside; not what it has drawn"
+    if isinstance(o, (list,tuple,L)): return [_made(x) for x in o]
+    fixed = isinstance(o, (partial,type,torch.Tensor,np.ndarray,Path,Enum)) or inspect.isroutine(o)
+    if fixed or not hasattr(o, '__dict__'): return describe(o)
+    if hasattr(o, '_resolver'): return [describe(inspect.unwrap(m.implementation)) for m in o.methods]      # dispatched on types
+    inside = (arguments_of(type(o)) | {'aff_fs','coord_fs','fs','encodes'}) - {'draw','split_idx'}
+    return [describe(type(o)), {k:_made(v) for k,v in sorted(vars(o).items()) if k in inside}]
 
 def loader_identity(dl)->dict:
     "Size and items of a DataLoader's dataset, its batches and transforms. Nothing is drawn from it"

@@ -9,7 +9,7 @@ __all__ = ['REWINDS', 'KINDS', 'Ticket', 'Tickets', 'plan_of', 'count_steps', 'C
 import inspect,json,math,re,warnings,zlib
 import numpy as np, pandas as pd, torch
 from numbers import Integral,Number
-from fastai.basics import Callback,CancelFitException,Learner,patch,store_attr
+from fastai.basics import Callback,Learner,patch,store_attr
 from .schedules import check_schedule,one_shot,schedule_name
 from .weights import shape_of,state_names,to_state_names,transposed_groups,unwrap
 from .lr import at_prune_rate
@@ -18,7 +18,7 @@ from .masks import Masks,check_scope
 from .callback import SparsifyCallback,is_frozen
 from .passes import check_n_batches,check_whole
 from .files import check_state,is_number,load_tensors,pack_bits,parse_json,save_state,unpack_bits
-from .rounds import (RoundStore,StateAt,bar_over,borrowed,check_numbers,check_rounds,load_into,seed_round,
+from .rounds import (end_before_training,RoundStore,StateAt,bar_over,borrowed,check_numbers,check_rounds,load_into,seed_round,
                               starting_at,state_of,steps_by_epoch)
 from .identity import (callbacks_identity,data_identity,describe,fit_identity,model_identity,remember_start,
                                 start_identity)
@@ -231,7 +231,7 @@ class _Probe(Callback):
         self.plan.steps += [before+k for k in steps_by_epoch(self.learn, self.n_epoch, self.others)]
         self.plan.batches += self.n_epoch*len(self.dls.train)
         self.plan.fits.append(fit_identity(self.learn))
-        raise CancelFitException
+        end_before_training(self.learn)
 
 class _Plan:
     "What a training would take: its `batches` in all, the optimizer `steps` after each epoch, and what its `fits` are"

@@ -265,6 +265,8 @@ def fit_bimp(self:Learner,
     if not isinstance(dense_epochs, Number) or not 0<dense_epochs<epochs: raise ValueError(f"dense_epochs={dense_epochs!r}: needs more than 0 and less than the budget, epochs={epochs}")
     n = epochs*len(self.dls.train)
     if n*(1-dense_epochs/epochs)<cycles: raise ValueError(f"cycles={cycles}: there are {n*(1-dense_epochs/epochs):g} iterations left after {dense_epochs:g} dense epochs")
+    if own := sorted({'interval','schedule'} & kwargs.keys()):
+        raise ValueError(f"{own[0]}={kwargs[own[0]]!r}: fit_bimp has its own, leave it out")
     _ready(self)
     cb = BudgetedCallback(sparsity, dense_epochs/epochs, cycles, group_rates(self, lr_max, 'lr_max'), scope=scope, **kwargs)
     cb.targets(self.model, self)

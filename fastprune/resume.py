@@ -12,14 +12,14 @@ import numpy as np, torch
 from collections.abc import Mapping
 from numbers import Number
 from pathlib import Path
-from fastai.basics import (Callback,CancelEpochException,CancelFitException,L,Learner,OptimWrapper,Recorder,num_distrib,
+from fastai.basics import (Callback,CancelEpochException,L,Learner,OptimWrapper,Recorder,num_distrib,
                            rank_distrib)
 from .passes import check_whole,dense_gradients,together,train_loader
 from .weights import transposed_groups,unwrap
 from .masks import Masks
 from .callback import KeepMasks,SparsifyCallback,in_fit,is_frozen,set_masks
-from .files import load_tensors,save_state
-from .rounds import load_into
+from .files import check_tensor,load_tensors,save_state
+from .rounds import end_before_training,load_into
 from typing import get_args,get_origin
 from torch import nn
 from .identity import (arguments_of,data_identity,differences,fit_identity,model_identity,pruned_by,
@@ -150,6 +150,7 @@ def check_kept(state:dict): # A `state_dict`
         if isinstance(v, dict): return all(type(k) in (str,int) and fits(o) for k,o in v.items())
         return all(map(fits, v)) if type(v) is list else v is None or isinstance(v, torch.Tensor) or type(v) in (bool,int,float,str)
     for n,v in state.items():
+        if isinstance(v, torch.Tensor): check_tensor(n, v)
         if fits(v): continue
         raise ValueError(f"the model's state {n!r} is a {type(v).__name__} that a checkpoint can't keep: "
                          "it can be of tensors, numbers and strings, in lists and dicts")
@@ -539,7 +540,7 @@ class Checkpoint(Callback):
                 raise self._damaged("it does not say what fits came before")
             self._check_same(earlier[self.phase])
             self._skipped = True
-            raise CancelFitException
+            end_before_training(self.learn)
         self._check_same(state['fit'], state.pop('weights'))
         try: check_fit_state(self.learn, state)
         except _wrong as e: raise self._damaged(e) from e
@@ -552,7 +553,7 @@ class Checkpoint(Callback):
             if state['masks'] is not None: set_masks(self.learn, Masks(state['masks']))
             load_opt_state(self.learn, state['opt'])
             set_rng_state(self.learn, _mine(self.learn, state['rng']))
-            raise CancelFitException
+            end_before_training(self.learn)
 
     def end_fit(self):
         "However the fit ends: this Learner may go on from here"

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Rounds', 'RoundStore', 'check_numbers', 'load_into', 'borrowed', 'state_of', 'seed_round', 'smaller_is_better',
-           'check_rounds', 'BestEpoch', 'StateAt', 'StartAt', 'starting_at', 'steps_by_epoch', 'bar_over', 'run_rounds']
+           'check_rounds', 'BestEpoch', 'StateAt', 'end_before_training', 'StartAt', 'starting_at', 'steps_by_epoch',
+           'bar_over', 'run_rounds']
 
 # %% ../nbs/06b_rounds.ipynb #9608f80d
 import contextlib,copy,json,random,re
@@ -76,6 +77,8 @@ class RoundStore:
         if then.get('rates') and now.get('rates'):                             # another number of rounds will do
             both = min(len(o['rates']) for o in (then,now))
             then,now = ({**o, 'rates':o['rates'][:both]} for o in (then,now))
+        if missing := [k for k in now if k not in then]:
+            raise ValueError(f"folder={str(self.folder)!r} says nothing of {missing[0]}: another version of fastprune wrote it. Use another folder")
         if text := differences(then, now):
             raise ValueError(f"folder={str(self.folder)!r} belongs to another experiment: {text}. Use another folder")
         self.rows,self.notes = old['rows'],old['notes']
@@ -251,6 +254,12 @@ class StateAt(Callback):
                              f"before the {self.iteration} to rewind to: use an earlier one")
         return self.state
 
+def end_before_training(learn:Learner):
+    "End a fit before its first step. Callbacks that undo what a training has begun have nothing to undo"
+    for cb in learn.cbs:
+        if hasattr(type(cb), 'after_cancel_fit'): cb.run = False              # until the fit ends
+    raise CancelFitException
+
 class StartAt(Callback):
     """Starts a training in its middle, from the model's present state: its first `batches` are passed over, without a
     forward pass. From there on rates, positions and the order of data are those of the whole training. Epochs that are
@@ -273,6 +282,7 @@ class StartAt(Callback):
         learn.n_iter,skip = n,min(self.left, n)
         self.left -= skip
         learn.train_iter += skip
+        if skip==n: self._draw_order()
         if skip==n and learn.epoch<learn.n_epoch-1: self._pass_over()
         if self.left==0:
             self._begun = True
@@ -282,11 +292,14 @@ class StartAt(Callback):
         for i,b in enumerate(learn.dl):
             if i>=skip: learn.one_batch(i, b)
 
-    def _pass_over(self):
-        "The whole epoch, as far as other callbacks can see; the order of data is drawn as if it had been trained"
+    def _draw_order(self):
+        "The order of data is drawn as if the epoch had been trained"
         if hasattr(self.learn.dl, 'randomize'):
             self.learn.dl.randomize()
             self.learn.dl.get_idxs()
+
+    def _pass_over(self):
+        "The whole epoch, as far as other callbacks can see"
         self._off = [cb for cb in self.learn.cbs if cb is not self and cb.run]
         for cb in self._off: cb.run = False
         raise CancelEpochException

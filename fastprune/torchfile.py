@@ -113,6 +113,7 @@ class _Builder(_base):
 
     def reduce(self):
         args,make = self.stack.pop(),self.stack.pop()
+        self.dispatch.left -= sum(len(a) for a in args if isinstance(a, (list,dict)))     # which are copied
         if make is not _Other and make not in (_dict,_Tensor,_typed,_first,_of_type):
             raise ValueError('a call of something else than a function')
         self.stack.append(make(*args))

@@ -87,3 +87,10 @@ def test_what_needs_fastprune_is_told(learner, tmp_path):
     learn.mine = masks()
     with pytest.raises(ValueError, match='fastprune.masks._from_packed is needed to load this Learner'): learn.export_plain()
     assert not list(tmp_path.iterdir()) and learn.mine == masks()
+
+
+def test_what_searches_leave_stays_here(learner, tmp_path, fit):
+    learn = learner()
+    learn.find_tickets(1, lambda learn, cbs: fit(learn, 1, cbs=cbs), measure='none')
+    with learn.no_bar(), learn.no_logging(): learn.iterative_prune(1, 1)
+    assert learn.export_plain('plain.pkl').exists() and learn.tickets and len(learn.rounds) == 2

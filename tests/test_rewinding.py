@@ -6,6 +6,7 @@ from fastai.callback.all import EarlyStoppingCallback, GradientAccumulation, Sav
 from torch import nn
 from fastprune.all import (SparsifyCallback, StartAt, StateAt, Ticket, count_steps, digits_convnet, digits_dls,
                            one_shot, seed_round, state_of, window)
+from fastprune.rounds import starting_at
 from test_recipes import quietly
 
 EPOCHS = 3
@@ -213,3 +214,18 @@ def test_accumulation_inside_of_fit_and_in_rounds():
     assert [len(f) for f in fits] == [36, 28]
     with pytest.raises(ValueError, match='has 16 steps'):
         learn.iterative_prune(1, EPOCHS, rewind_to=17, **kw)
+
+
+@pytest.mark.parametrize('k', [7, 23, 30, 46])
+def test_the_order_of_data_over_several_fits(learner, fit, k):
+    "Epochs that are passed over have their order drawn, also where they are the last ones of a fit"
+    def seen(k):
+        learn, sums = learner(), []
+        class See(Callback):
+            def before_batch(self):
+                if self.training: sums.append(float(self.xb[0].sum()))
+        seed_round(learn, 0)
+        cbs = [See(), *starting_at(k)]
+        for _ in range(2): fit(learn, 1, cbs=cbs)
+        return sums
+    assert seen(k) == seen(0)[k:]

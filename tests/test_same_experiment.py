@@ -1,5 +1,5 @@
 "What is another experiment is not taken for the same, and the same one goes on"
-import subprocess, sys
+import subprocess, sys, warnings
 from functools import partial
 from pathlib import Path
 import pytest, torch
@@ -298,8 +298,7 @@ def test_folders_of_other_versions(make, tmp_path):
     good = json.loads(path.read_text())
     del good['config']['first_weights'], good['config']['loss']
     path.write_text(json.dumps(good))
-    with pytest.raises(ValueError,
-        match='loss was missing there, and is .*first_weights was missing there'): rounds(make(), tmp_path/'f')
+    with pytest.raises(ValueError, match='says nothing of .*: another version'): rounds(make(), tmp_path/'f')
     for text in ('[]', '{}', '3', '{"config": [], "rows": [], "notes": {}}', '{"config": {}, "rows": {}, "notes": {}}',
         '{"config": {}}'):
         path.write_text(text)
@@ -364,3 +363,56 @@ def test_sparsities_by_class_are_known(learner, tmp_path, fit):
     for _ in range(2):
         learn = fit(learner(path=tmp_path), 1, cbs=[SparsifyCallback({nn.Conv2d: 0.5}), Checkpoint('by_class')])
     assert learn.masks and not any(n.startswith('5') for n in learn.masks)
+
+
+class Weighted(nn.Module):
+    factor = 2.
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+    def forward(self, pred, y):
+        self.calls += 1
+        return self.factor * F.cross_entropy(pred, y)
+
+
+def test_constants_of_classes_count_and_counters_do_not():
+    one, heavier = Weighted(), type('Weighted', (Weighted,), {'factor': 3., '__module__': __name__})()
+    first = describe(one)
+    one(torch.zeros(2, 3), torch.tensor([0, 1]))
+    assert one.calls == 1 and describe(one) == first != describe(heavier)
+
+
+def test_lists_that_functions_read_count_and_those_they_fill_do_not():
+    def scaled(factors): return lambda pred, y: factors[0] * F.cross_entropy(pred, y)
+    def noted(seen):
+        def loss(pred, y):
+            seen.append(1)
+            return F.cross_entropy(pred, y)
+        return loss
+    assert describe(scaled([2.])) == describe(scaled([2.])) != describe(scaled([3.]))
+    assert describe(noted([])) == describe(noted([1]))
+
+
+def test_transforms_with_other_arguments():
+    vision = pytest.importorskip('fastai.vision.augment', reason='needs torchvision')
+    from fastprune.identity import _made
+    made = [vision.Rotate(10), vision.Rotate(20), vision.Flip(0.5), vision.Flip(0.9), vision.Contrast(0.2), vision.Contrast(0.9),
+            *vision.aug_transforms(max_rotate=20), *vision.aug_transforms(max_rotate=30, max_lighting=0.4)]
+    before = [describe(_made(o)) for o in made]
+    assert all(a != b for a, b in zip(before[:6:2], before[1:6:2])) and before[6:8] != before[8:10]
+    x = vision.TensorImage(torch.rand(2, 3, 8, 8))
+    for o in made: o(x, split_idx=0)
+    assert [describe(_made(o)) for o in made] == before                        # whatever they have drawn
+
+
+def test_what_undoes_a_training_has_nothing_to_undo(learner, tmp_path, fit):
+    for _ in range(2): learn = fit(learner(path=tmp_path), 1, cbs=[SparsifyCallback(0.5), MixUp(0.4), Checkpoint('mixed')])
+    assert learn.masks.sparsity == pytest.approx(0.5, abs=1e-3) and MixUp not in map(type, learn.cbs)
+    tickets = learner().find_tickets(1, lambda learn, cbs: fit(learn, 1, cbs=[*cbs, MixUp(0.4)]), measure='none')
+    assert len(tickets) == 2
+
+
+def test_a_checkpoint_is_no_reason_to_warn(learner, tmp_path, fit):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        fit(learner(path=tmp_path), 1, cbs=[SparsifyCallback(0.5), Checkpoint('quiet')])

@@ -90,3 +90,12 @@ def test_the_command_writes_whole_files(tmp_path, monkeypatch):
     monkeypatch.setattr(cli, 'atomically', lambda write, path, **kw: (written.append(path.name), atomically(write, path, **kw)))
     cli.main(epochs=1, sparsity=0.5, out=str(tmp_path/'out'))
     assert sorted(written) == sorted(p.name for p in (tmp_path/'out').iterdir()) == ['layers.png', 'model.pth', 'report.csv', 'training.png']
+
+
+@pytest.mark.parametrize('t', [torch.zeros(4, 4, dtype=torch.complex128), torch.zeros(4, 4).to_sparse(), torch.zeros(4, 4, device='meta'),
+                               torch.quantize_per_tensor(torch.zeros(4), 0.1, 0, torch.qint8)], ids=['complex128', 'sparse', 'meta', 'quantized'])
+def test_tensors_that_no_file_can_hold_are_named(t, tmp_path):
+    for save in (save_state, save_sparse):
+        with pytest.raises(ValueError, match="state 'w' is a tensor"): save({'w': t}, tmp_path/'f')
+    with pytest.raises(ValueError, match='__metadata__'): save_state({'__metadata__': torch.zeros(1)}, tmp_path/'f')
+    assert not list(tmp_path.iterdir())
