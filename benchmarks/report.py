@@ -119,6 +119,10 @@ An epoch of training batches of CIFAR-10's images from a folder, medians of {loa
 
 {table(loads.drop(columns=['machine', 'runs']).rename(columns=lambda c: c.replace('_', ' ')))}
 
-The papers' tables, on the same images, are in [paper/RESULTS.md](paper/RESULTS.md).
+## What counts as a weight
+
+[prunable.csv](prunable.csv), made by `prunable.py`, has the parameters of timm's families and of models of transformers: what is pruned unless a user says otherwise, along which layout, and what is left alone.
+
+The papers' tables, on CIFAR-10's images, are in [paper/RESULTS.md](paper/RESULTS.md).
 '''
 (here/'README.md').write_text(text)

@@ -205,7 +205,7 @@ def _recalibrated(learn, points, put, n_batches, memory):
                     if stats[i]:
                         for b,kept in zip((m.running_mean, m.running_var, m.num_batches_tracked), stats[i][k]): b.copy_(kept)
                     m.train()
-                for i,b in enumerate(chunk): learn.one_batch(i, b)
+                for j,b in enumerate(chunk): learn.one_batch(j, b)
                 stats[i] = [(m.running_mean.clone(), m.running_var.clone(), m.num_batches_tracked.clone()) for m in layers]
     finally:
         for m,o in zip(layers, momenta):

@@ -78,7 +78,8 @@ class RoundStore:
             both = min(len(o['rates']) for o in (then,now))
             then,now = ({**o, 'rates':o['rates'][:both]} for o in (then,now))
         if missing := [k for k in now if k not in then]:
-            raise ValueError(f"folder={str(self.folder)!r} says nothing of {missing[0]}: another version of fastprune wrote it. Use another folder")
+            raise ValueError(f"folder={str(self.folder)!r} belongs to another experiment, or another version of fastprune "
+                             f"wrote it: it says nothing of {missing[0]}. Use another folder")
         if text := differences(then, now):
             raise ValueError(f"folder={str(self.folder)!r} belongs to another experiment: {text}. Use another folder")
         self.rows,self.notes = old['rows'],old['notes']

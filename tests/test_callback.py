@@ -305,7 +305,7 @@ def test_two_parts_one_after_the_other(learner, fit):
 def test_criteria(learner, fit, criterion):
     rng = []
     class Rng(Callback):
-        def before_batch(self): rng.append(torch.get_rng_state())
+        def before_step(self): rng.append(torch.get_rng_state())               # before_batch is heard by the criteria's own passes, too
     fit(learner(), 1, cbs=Rng())
     plain = rng.copy()
     rng.clear()
