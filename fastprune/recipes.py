@@ -392,7 +392,8 @@ class _Iterative:
         path = self.store.path('histogram', m)
         kept = load_state(path)
         values = [kept.get(k) for k in ('gradients','hidden')]
-        if any(v is None or v.ndim!=1 or not v.is_floating_point() for v in values):
+        kinds = torch.float16,torch.float32,torch.float64
+        if any(not isinstance(v, torch.Tensor) or v.ndim!=1 or v.dtype not in kinds for v in values):
             raise ValueError(f"{path} is damaged: it has no histogram")
         return GradientHistogram(f"{100*(1-row['sparsity']):.3g}% left", *[v.numpy() for v in values])
 

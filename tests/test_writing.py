@@ -99,3 +99,15 @@ def test_tensors_that_no_file_can_hold_are_named(t, tmp_path):
         with pytest.raises(ValueError, match="state 'w' is a tensor"): save({'w': t}, tmp_path/'f')
     with pytest.raises(ValueError, match='__metadata__'): save_state({'__metadata__': torch.zeros(1)}, tmp_path/'f')
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('wrong', [torch.ones(3).to(torch.float8_e4m3fn), torch.ones(3, dtype=torch.bfloat16), torch.ones(3, 3), torch.ones(3, dtype=torch.int64)],
+                         ids=['float8', 'bfloat16', 'a matrix', 'whole numbers'])
+def test_histograms_of_rounds_are_checked(learner, tmp_path, wrong):
+    def rounds():
+        learn = learner()
+        with learn.no_bar(), learn.no_logging(): return learn.iterative_prune(1, 1, histograms=True, folder=tmp_path/'h')
+    rounds()
+    path = tmp_path/'h'/'histogram_01.safetensors'
+    save_state({'gradients': wrong, 'hidden': torch.ones(3)}, path)
+    with pytest.raises(ValueError, match='histogram_01.safetensors is damaged'): rounds()
