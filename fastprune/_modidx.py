@@ -942,6 +942,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fastprune.masks.lamp': ('masks.html#lamp', 'fastprune/masks.py'),
                                  'fastprune.masks.layer_counts': ('masks.html#layer_counts', 'fastprune/masks.py'),
                                  'fastprune.masks.nonzeros': ('masks.html#nonzeros', 'fastprune/masks.py'),
+                                 'fastprune.masks.unfit_weights': ('masks.html#unfit_weights', 'fastprune/masks.py'),
                                  'fastprune.masks.unit_dims': ('masks.html#unit_dims', 'fastprune/masks.py')},
             'fastprune.models': { 'fastprune.models._ResBlock': ('models.html#_resblock', 'fastprune/models.py'),
                                   'fastprune.models._ResBlock.__init__': ('models.html#_resblock.__init__', 'fastprune/models.py'),

@@ -16,7 +16,7 @@ from fastai.callback import progress,schedule as _
 from .schedules import SCHEDULES,window
 from .weights import check_sparsity,prunable_weights,transposed_groups,unwrap
 from .criteria import CRITERIA
-from .masks import check_granularity,unit_dims
+from .masks import check_granularity,unfit_weights
 from .callback import SparsifyCallback
 from .learner import plot_layers
 from .data import digits_dls,folder_dls
@@ -83,11 +83,7 @@ def _callback(learn, sparsity, schedule, start, scope, granularity, criterion, e
     start = best.get(schedule, 0.) if start is None else start
     exclude = [o.strip() for o in (exclude or '').split(',') if o.strip()]
     check_granularity(granularity, check_sparsity(sparsity))
-    transposed = transposed_groups(model)
-    def unfit(n, p):
-        try: unit_dims(n, p.shape, granularity, transposed.get(n, 0))
-        except ValueError: return True
-    left = [n for n,p in prunable_weights(model, exclude=exclude).items() if unfit(n, p)]
+    left = list(unfit_weights(prunable_weights(model, exclude=exclude), granularity, transposed_groups(model)))
     cb = SparsifyCallback(sparsity, schedule=window(sched, start) if start else sched, criterion=_choice('criterion', criterion, CRITERIA),
                           scope=scope, granularity=granularity, exclude=exclude+left)
     cb.targets(model, learn)

@@ -20,7 +20,7 @@ from .passes import check_n_batches,check_whole
 from .files import check_state,is_number,load_tensors,pack_bits,parse_json,save_state,unpack_bits
 from .rounds import (end_before_training,RoundStore,StateAt,bar_over,borrowed,check_numbers,check_rounds,load_into,seed_round,
                               starting_at,state_of,steps_by_epoch)
-from .identity import (callbacks_identity,data_identity,describe,fit_identity,model_identity,remember_start,
+from .identity import (callbacks_identity,data_identity,describe,fit_identity,model_identity,
                                 start_identity)
 
 # %% ../nbs/07_lottery.ipynb #d3703c2d
@@ -434,10 +434,7 @@ class _Search:
 
     def run(self):
         self.store = RoundStore(self.folder, self.config, self.check_row)
-        try:
-            with self.store.owned(): return self.rest()
-        finally:
-            if self.folder: remember_start(self.learn, self.folder, self.start)
+        with self.store.owned(self.learn, self.start): return self.rest()
 
     def rest(self):
         "Tickets that are on disk, and those that are not yet"

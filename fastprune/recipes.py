@@ -23,7 +23,7 @@ from .learner import GradientHistogram
 from .files import check_state,load_state,save_state
 from .rounds import (BestEpoch,RoundStore,Rounds,StateAt,check_numbers,check_rounds,load_into,run_rounds,
                               seed_round,smaller_is_better,starting_at,state_of,steps_by_epoch)
-from .identity import describe,learner_identity,loader_identity,remember_start,start_identity
+from .identity import describe,learner_identity,loader_identity,start_identity
 
 # %% ../nbs/09_recipes.ipynb #dfe08607
 def group_rates(learn:Learner,
@@ -398,10 +398,7 @@ class _Iterative:
         return GradientHistogram(f"{100*(1-row['sparsity']):.3g}% left", *[v.numpy() for v in values])
 
     def run(self):
-        try:
-            with self.store.owned(): return self.rest()
-        finally:
-            if self.folder: remember_start(self.learn, self.folder, self.first)
+        with self.store.owned(self.learn, self.first): return self.rest()
 
     def rest(self):
         "The rounds that are on disk, and those that are not yet"

@@ -19,7 +19,7 @@ from .weights import shape_of,unwrap
 from .files import atomically,is_number,load_state,read_json,save_state
 from .masks import Masks,count_units,layer_counts
 from .callback import is_frozen,set_masks
-from .identity import differences
+from .identity import differences,remember_start
 from .folders import sole_owner
 
 # %% ../nbs/06b_rounds.ipynb #2217c352
@@ -62,12 +62,14 @@ class RoundStore:
             with sole_owner(self.folder): self.read()
 
     @contextlib.contextmanager
-    def owned(self):
-        """A context in which nobody else writes to the folder. Reads what is finished when it begins. Raises
-        `ValueError` that says who is at work there, if somebody is"""
+    def owned(self, learn, start):
+        """A context in which nobody else writes to the folder. Reads what is finished when it begins; `learn` may go on
+        from where it ends, as from its `start`. Raises `ValueError` that says who is at work there, if somebody is"""
         with sole_owner(self.folder):
             self.read()
-            yield self
+            try: yield self
+            finally:
+                if self.folder: remember_start(learn, self.folder, start)
 
     def read(self):
         "Read the table, if there is one. Raises `ValueError` if it is damaged, or of another experiment"
