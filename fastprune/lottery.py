@@ -16,7 +16,7 @@ from .lr import at_prune_rate
 from .criteria import magnitude
 from .masks import Masks,check_scope
 from .callback import SparsifyCallback,is_frozen
-from .passes import check_n_batches,check_whole
+from .passes import check_n_batches,check_whole,everyones
 from .files import check_state,is_number,load_tensors,pack_bits,parse_json,save_state,unpack_bits
 from .rounds import (end_before_training,RoundStore,StateAt,bar_over,borrowed,check_numbers,check_rounds,load_into,seed_round,
                               starting_at,state_of,steps_by_epoch)
@@ -330,7 +330,7 @@ class _Search:
                            rates=[self.max_lr(m) for m in range(rounds+1)] if max_lr else None,
                            progress=[float(schedule(o)) for o in (0.1, 0.25, 0.5, 0.75, 0.9)],
                            metrics=[m.name for m in learn.metrics], weights={n:list(p.shape) for n,p in self.weights.items()})
-        self.start = start_identity(learn, folder) if folder else {}
+        self.start = everyones(learn, start_identity(learn, folder))[0] if folder else {}
         if folder: self.config.update(fit=plan.fits, callbacks=callbacks_identity(learn.cbs), data=data_identity(learn),
                                       **model_identity(learn), **self.start)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['reset_state', 'in_fit', 'train_loader', 'sparse_embeddings', 'random_kept', 'undisturbed', 'device_of', 'takes_part',
-           'as_in_fit', 'to_model', 'a_batch', 'forward', 'loss_of', 'together', 'mean_everywhere', 'check_whole',
-           'check_n_batches', 'dense_gradients', 'gradients', 'second_derivatives', 'summed_gradients']
+           'as_in_fit', 'to_model', 'a_batch', 'forward', 'loss_of', 'together', 'everyones', 'mean_everywhere',
+           'check_whole', 'check_n_batches', 'dense_gradients', 'gradients', 'second_derivatives', 'summed_gradients']
 
 # %% ../nbs/02b_passes.ipynb #6eab5929
 import contextlib,itertools,random
@@ -209,6 +209,15 @@ def loss_of(learn:Learner,
 def together(learn:Learner)->bool:
     "Does the Learner train in several processes, in `learn.distrib_ctx()`?"
     return num_distrib()>1 and 'distributed_trainer' in learn.__dict__ and torch.distributed.is_initialized()
+
+def everyones(learn:Learner,
+              state, # Anything that can be pickled
+             )->list: # One for each process, the same in all
+    "What each process has; all of them have to ask"
+    if not together(learn): return [state]
+    res = [None]*num_distrib()
+    torch.distributed.all_gather_object(res, state)
+    return res
 
 def mean_everywhere(t:torch.Tensor)->torch.Tensor: # `t`
     "The mean of a tensor over processes, in place; the same bits in each"

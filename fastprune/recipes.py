@@ -14,7 +14,7 @@ from fastai.basics import Callback,Learner,OptimWrapper,even_mults,patch,store_a
 from fastai.callback.schedule import ParamScheduler
 from fastai.optimizer import detuplify_pg
 from .schedules import cubic,cyclical,one_shot,schedule_name,window
-from .passes import check_whole
+from .passes import check_whole,everyones
 from .lr import _check_retraining,allr_discount,at_prune_rate,lr_retrain,lr_warmup
 from .weights import check_sparsity,transposed_groups,unwrap
 from .criteria import magnitude,random_score
@@ -294,7 +294,7 @@ class _Iterative:
         self.max_lr = at_prune_rate(max_lr, rate)
         self.total = sum(p.numel() for p in self.weights.values())
         if folder: check_state(unwrap(learn.model).state_dict())
-        self.first = start_identity(learn, folder) if folder else {}
+        self.first = everyones(learn, start_identity(learn, folder))[0] if folder else {}
         check = lambda row: check_numbers(row, 'sparsity', 'weights', 'max_lr')
         self.store = RoundStore(folder, self._config(rates), check)
         held = learn.masks or {}

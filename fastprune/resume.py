@@ -12,9 +12,9 @@ import numpy as np, torch
 from collections.abc import Mapping
 from numbers import Number
 from pathlib import Path
-from fastai.basics import (Callback,CancelEpochException,L,Learner,OptimWrapper,Recorder,num_distrib,
+from fastai.basics import (Callback,CancelEpochException,L,Learner,OptimWrapper,Recorder,
                            rank_distrib)
-from .passes import check_whole,dense_gradients,together,train_loader
+from .passes import check_whole,dense_gradients,everyones,together,train_loader
 from .weights import transposed_groups,unwrap
 from .masks import Masks
 from .callback import KeepMasks,SparsifyCallback,in_fit,is_frozen,set_masks
@@ -359,13 +359,6 @@ def _check_callbacks(learn, states):
 # %% ../nbs/06c_resume.ipynb #f55ded00
 _records = ('values','losses','lrs','iters')
 
-def _everyones(learn, state):
-    "What each process has, in a list"
-    if not together(learn): return [state]
-    res = [None]*num_distrib()
-    torch.distributed.all_gather_object(res, state)
-    return res
-
 def _mine(learn, states): return states[min(rank_distrib(), len(states)-1) if together(learn) else 0]
 
 def fit_state(learn:Learner)->dict: # Dicts, lists, numbers and tensors
@@ -377,7 +370,7 @@ def fit_state(learn:Learner)->dict: # Dicts, lists, numbers and tensors
     return dict(epoch=learn.epoch, n_epoch=learn.n_epoch, model=dict(model.state_dict()), opt=opt_state(learn), masks=learn.masks and dict(learn.masks), grads=grads,
                 callbacks=[[type(cb).__name__, kept(cb)] for cb in _resumed(learn)],
                 recorder=rec and {**{k:[list(o) if isinstance(o, (list,L)) else o for o in getattr(rec, k)] for k in _records}, 'smooth':[rec.smooth_loss.count, rec.smooth_loss.val]},
-                scaler=dict(scaler.state_dict()) if scaler else None, rng=_everyones(learn, rng_state(learn)))
+                scaler=dict(scaler.state_dict()) if scaler else None, rng=everyones(learn, rng_state(learn)))
 
 def _same_tensors(kept, now, what):
     _need(isinstance(kept, dict) and kept.keys()==now.keys(), f"{what} has other names")
@@ -485,7 +478,7 @@ class Checkpoint(Callback):
         start = start_identity(learn, self.path)
         res = dict(**fit_identity(learn, self._left_over), data=data_identity(learn), **model_identity(learn), **start)
         self._left_over |= scheduled_names(learn)
-        return _everyones(learn, res)[0]
+        return everyones(learn, res)[0]
 
     def before_epoch(self):
         if in_fit(self.learn) and self.epoch<self._at: raise CancelEpochException

@@ -73,6 +73,10 @@ if part == 'whole':
     (out/f'numbers {rank}.json').write_text(json.dumps(dict(seen=seen, losses=list(map(float, path.losses)), instability=float(stable.instability), sparsity=[t.sparsity for t in tickets], accuracy=[float(t.metrics['accuracy']) for t in tickets])))
     torch.save({f'{i} {n}': m for i, t in enumerate(tickets) for n, m in (t.masks or {}).items()}, out/f'tickets {rank}.pth')
     for i, t in enumerate(tickets): t.save(out/f'ticket {i}.safetensors')
+    learn = learner()
+    if rank: learn.model.apply(lambda m: m.reset_parameters() if hasattr(m, 'reset_parameters') else None)        # the first process's count
+    with learn.distrib_ctx(sync_bn=False), learn.no_bar(), learn.no_logging(): again = learn.find_tickets(2, fit, 0.5, folder=out/'tickets')
+    assert [t.masks for t in again] == [t.masks for t in tickets]
 
 if part == 'alone':                                                       # the same path in one process
     learn, (a, b) = learner(), [Ticket.load(out/f'ticket {i}.safetensors') for i in (0, 2)]
