@@ -1,21 +1,30 @@
 """One mask update of a Transformer with a billion float32 weights, in a process that may have 16 GiB, and in two processes that have a half each: `python benchmarks/billion.py`"""
-import os, resource, time
+
+import os
+import resource
+import time
 from multiprocessing import get_context
+
 import torch
-from fastprune.masks import compute_masks
 from common import write
 
-WIDTH, LAYERS, LIMIT = 2048, 20, 16*2**30
+from fastprune.core.compute import compute_masks
+
+WIDTH, LAYERS, LIMIT = 2048, 20, 16 * 2**30
 
 
 def shapes():
     w = WIDTH
-    return {f'{i}.{n}': s for i in range(LAYERS) for n, s in dict(attention=(3*w, w), out=(w, w), up=(4*w, w), down=(w, 4*w)).items()}
+    return {
+        f'{i}.{n}': s
+        for i in range(LAYERS)
+        for n, s in dict(attention=(3 * w, w), out=(w, w), up=(4 * w, w), down=(w, 4 * w)).items()
+    }
 
 
 def model(parts=1):
     torch.manual_seed(0)
-    return {n: torch.randn(a//parts, b)*0.02 for n, (a, b) in shapes().items()}
+    return {n: torch.randn(a // parts, b) * 0.02 for n, (a, b) in shapes().items()}
 
 
 def update(weights, scope, group=None):
@@ -23,30 +32,50 @@ def update(weights, scope, group=None):
     masks = compute_masks(weights, 0.9, scope, absolute=True, group=group)
     middle = time.perf_counter()
     masks.apply_(weights)
-    return masks, middle-start, time.perf_counter()-middle
+    return masks, middle - start, time.perf_counter() - middle
 
 
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def run(rank, size, port, queue, scope):
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
-    torch.set_num_threads(max(1, os.cpu_count()//size))
+    torch.set_num_threads(max(1, os.cpu_count() // size))
     group, sent = None, []
     if size > 1:
         torch.distributed.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=size)
         group, real = torch.distributed.group.WORLD, torch.distributed.all_reduce
-        torch.distributed.all_reduce = lambda t, **kw: sent.append(t.numel()*t.element_size()) or real(t, **kw)
+        torch.distributed.all_reduce = lambda t, **kw: sent.append(t.numel() * t.element_size()) or real(t, **kw)
     weights = model(parts=size)
     n = sum(w.numel() for w in weights.values())
-    for kind in ('dense', '90% zeros'):                       # what the first update has pruned is what the second one finds
+    for kind in ('dense', '90% zeros'):  # what the first update has pruned is what the second one finds
         sent.clear()
         masks, t_masks, t_apply = update(weights, scope, group)
         kept = torch.tensor(masks.n_kept)
-        if size > 1: real(kept)
-        assert int(kept) == (size*n-round(0.9*size*n) if scope == 'global' else sum(size*w.numel()-round(0.9*size*w.numel()) for w in weights.values()))
-        if not rank: queue.put(dict(processes=size, scope=scope, weights=f'{size*n:,}', found=kind, masks_s=round(t_masks, 2), zeros_s=round(t_apply, 2), peak_GiB=round(peak()/2**30, 2), of_that_weights=round(4*n/2**30, 2), summed_up_KiB=round(sum(sent)/1024, 1)))
-    if size > 1: torch.distributed.destroy_process_group()
+        if size > 1:
+            real(kept)
+        assert int(kept) == (
+            size * n - round(0.9 * size * n)
+            if scope == 'global'
+            else sum(size * w.numel() - round(0.9 * size * w.numel()) for w in weights.values())
+        )
+        if not rank:
+            queue.put(
+                dict(
+                    processes=size,
+                    scope=scope,
+                    weights=f'{size * n:,}',
+                    found=kind,
+                    masks_s=round(t_masks, 2),
+                    zeros_s=round(t_apply, 2),
+                    peak_GiB=round(peak() / 2**30, 2),
+                    of_that_weights=round(4 * n / 2**30, 2),
+                    summed_up_KiB=round(sum(sent) / 1024, 1),
+                )
+            )
+    if size > 1:
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == '__main__':
@@ -55,9 +84,11 @@ if __name__ == '__main__':
         for scope in ('local', 'global'):
             queue = spawn.Queue()
             ps = [spawn.Process(target=run, args=(r, size, 29871, queue, scope)) for r in range(size)]
-            for p in ps: p.start()
+            for p in ps:
+                p.start()
             rows += [queue.get(timeout=580), queue.get(timeout=580)]
-            for p in ps: p.join()
+            for p in ps:
+                p.join()
             assert not any(p.exitcode for p in ps)
             print(*rows[-2:], sep='\n', flush=True)
     write('billion', rows)

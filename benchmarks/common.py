@@ -1,14 +1,26 @@
 "What the benchmarks share: interleaved timing, the peers, and CSV files that say on what machine they were made"
-import contextlib, csv, io, os, platform, statistics, time
+
+import contextlib
+import csv
+import io
+import os
+import platform
+import statistics
+import time
 from pathlib import Path
-import torch, fastai
+
+import fastai
+import torch
 
 here = Path(__file__).parent
 
 
 def machine():
     "One line about the machine and the versions"
-    cpu = next((l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')), platform.processor())
+    cpu = next(
+        (l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')),
+        platform.processor(),
+    )
     gpu = f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ''
     return f'{cpu}, {os.cpu_count()} cores{gpu}; Python {platform.python_version()}, torch {torch.__version__}, fastai {fastai.__version__}'
 
@@ -16,31 +28,36 @@ def machine():
 def seconds(f):
     start = time.perf_counter()
     f()
-    if torch.cuda.is_available(): torch.cuda.synchronize()
-    return time.perf_counter()-start
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def interleaved(sides, rounds):
     "Run every side in turn, `rounds` times after one that does not count; its name -> list of seconds"
     res = {name: [] for name in sides}
-    for i in range(rounds+1):
+    for i in range(rounds + 1):
         for name, f in sides.items():
             t = seconds(f)
-            if i: res[name].append(t)
+            if i:
+                res[name].append(t)
     return res
 
 
-def spread(ts): return statistics.median(ts), min(ts), max(ts)
+def spread(ts):
+    return statistics.median(ts), min(ts), max(ts)
 
 
 @contextlib.contextmanager
 def quiet():
-    with contextlib.redirect_stdout(io.StringIO()): yield
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
 
 
 def write(name, rows):
     "Write `rows`, dicts with the same keys, to `name`.csv beside the scripts"
-    with open(here/f'{name}.csv', 'w', newline='') as f:
+    with open(here / f'{name}.csv', 'w', newline='') as f:
         out = csv.DictWriter(f, [*(k for k in rows[0] if k != 'machine'), 'machine'])
         out.writeheader()
-        for r in rows: out.writerow({'machine': machine(), **r})                # rows of an earlier run have theirs
+        for r in rows:
+            out.writerow({'machine': machine(), **r})  # rows of an earlier run have theirs

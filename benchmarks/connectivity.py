@@ -1,20 +1,27 @@
 """`linear_path` against bare forward passes and against `validate`, rounds of `find_tickets` against plain fits, and the size of a ticket on disk.
 `python benchmarks/connectivity.py [--rounds 5]`"""
+
 import warnings
+
 warnings.filterwarnings('ignore')
-import copy, os, tempfile
+import copy
+import os
+import tempfile
+
 import torch
+from common import interleaved, quiet, spread, write
 from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, TfmdDL, accuracy, set_seed
 from fastcore.script import call_parse
 from torch.nn import functional as F
 from torchvision.models import resnet18
+
 from fastprune.all import seed_round
-from fastprune.data import TensorData
-from common import interleaved, quiet, spread, write
+from fastprune.zoo.data import TensorData
 
 
 class Slow(TensorData):
     "Items that have to be made: a photograph's worth of pixels, scaled down"
+
     def __getitem__(self, i):
         x = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(i))
         return F.interpolate(x, size=(32, 32), mode='bicubic')[0], self.y[i]
@@ -30,70 +37,118 @@ def learner(kind, n, bs):
 def bare(learn, points):
     "Forward passes over batches that are in memory"
     batches = list(learn.dls.valid)
+
     def run():
         learn.model.eval()
         with torch.no_grad():
             for _ in range(points):
-                for xb, _ in batches: learn.model(xb)
+                for xb, _ in batches:
+                    learn.model(xb)
+
     return run
 
 
 def validate(learn, points):
     def run():
         with learn.no_bar(), learn.no_logging():
-            for _ in range(points): learn.validate()
+            for _ in range(points):
+                learn.validate()
+
     return run
 
 
 @call_parse
-def main(rounds:int=5, # Runs that count, of each side
-         points:int=11, # Points of a path
-         batches:int=40, # Batches in a round
-        ):
+def main(
+    rounds: int = 5,  # Runs that count, of each side
+    points: int = 11,  # Points of a path
+    batches: int = 40,  # Batches in a round
+):
     "Write connectivity.csv"
     rows = []
+
     def compare(what, sides, target, of):
         times = interleaved(sides, rounds)
         for side, ts in times.items():
             med, lo, hi = spread(ts)
-            ratio = spread([a/b for a, b in zip(ts, times[of])])[0]
-            rows.append(dict(what=what, side=side, seconds=round(med, 2), min=round(lo, 2), max=round(hi, 2), ratio=round(ratio, 3), target='' if side == of else target, runs=rounds))
+            ratio = spread([a / b for a, b in zip(ts, times[of])])[0]
+            rows.append(
+                dict(
+                    what=what,
+                    side=side,
+                    seconds=round(med, 2),
+                    min=round(lo, 2),
+                    max=round(hi, 2),
+                    ratio=round(ratio, 3),
+                    target='' if side == of else target,
+                    runs=rounds,
+                )
+            )
             print(rows[-1], flush=True)
 
     learn = learner(TensorData, 512, 64)
     other = copy.deepcopy(learn.model.state_dict())
     for t in other.values():
-        if t.is_floating_point(): t.add_(0.01*torch.randn_like(t))
-    compare(f'{points} points, data in memory', {'linear_path': lambda: learn.linear_path(learn, other, n=points), 'forward passes': bare(learn, points)}, 1.15, 'forward passes')
+        if t.is_floating_point():
+            t.add_(0.01 * torch.randn_like(t))
+    compare(
+        f'{points} points, data in memory',
+        {'linear_path': lambda: learn.linear_path(learn, other, n=points), 'forward passes': bare(learn, points)},
+        1.15,
+        'forward passes',
+    )
     slow = learner(Slow, 256, 64)
-    compare(f'{points} points, data to be made', {'linear_path': lambda: slow.linear_path(slow, other, n=points), 'validate': validate(slow, points)}, 0.5, 'validate')
+    compare(
+        f'{points} points, data to be made',
+        {'linear_path': lambda: slow.linear_path(slow, other, n=points), 'validate': validate(slow, points)},
+        0.5,
+        'validate',
+    )
 
     def fit(learn, cbs):
-        with quiet(), learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3, cbs=cbs)
-    small = learner(TensorData, 64*batches, 64)
+        with quiet(), learn.no_bar(), learn.no_logging():
+            learn.fit_one_cycle(1, 1e-3, cbs=cbs)
+
+    small = learner(TensorData, 64 * batches, 64)
     first = copy.deepcopy(small.model.state_dict())
+
     def again():
         small.remove_masks()
         small.model.load_state_dict(first)
+
     def tickets():
         again()
-        with quiet(): small.find_tickets(10, fit, measure='none')
+        with quiet():
+            small.find_tickets(10, fit, measure='none')
+
     def plain():
         again()
         for m in range(10):
             small.opt = None
             seed_round(small, m)
             fit(small, [])
+
     compare(f'10 rounds of {batches} batches', {'find_tickets': tickets, 'plain fits': plain}, 1.05, 'plain fits')
     again()
     with tempfile.TemporaryDirectory() as d:
-        with quiet(): t = small.find_tickets(1, fit, 0.95, measure='none')[1]
+        with quiet():
+            t = small.find_tickets(1, fit, 0.95, measure='none')[1]
         t.save(f'{d}/ticket')
         t.masks.save(f'{d}/masks')
         torch.save(t.state, f'{d}/dense')
         size = {n: os.path.getsize(f'{d}/{n}') for n in ('ticket', 'dense', 'masks')}
-        size['one bit a weight'] = sum(m.numel() for m in t.masks.values())//8
-    for side, of, target in (('ticket', 'dense', 1.05), ('masks', 'one bit a weight', 1.)):
-        rows.append(dict(what='bytes on disk, 95%', side=side, seconds='', min=size[side], max=size[of], ratio=round(size[side]/size[of], 4), target=target, runs=1))
+        size['one bit a weight'] = sum(m.numel() for m in t.masks.values()) // 8
+    for side, of, target in (('ticket', 'dense', 1.05), ('masks', 'one bit a weight', 1.0)):
+        rows.append(
+            dict(
+                what='bytes on disk, 95%',
+                side=side,
+                seconds='',
+                min=size[side],
+                max=size[of],
+                ratio=round(size[side] / size[of], 4),
+                target=target,
+                runs=1,
+            )
+        )
         print(rows[-1])
     write('connectivity', rows)

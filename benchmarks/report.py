@@ -1,18 +1,37 @@
 "Makes README.md in this folder from the CSV files: `python benchmarks/report.py`"
+
 import pandas as pd
 from common import here
 
 
-def table(df): return '\n'.join(['| '+' | '.join(map(str, df.columns))+' |', '|'+'---|'*len(df.columns), *('| '+' | '.join(map(str, r))+' |' for r in df.itertuples(index=False))])
+def table(df):
+    return '\n'.join(
+        [
+            '| ' + ' | '.join(map(str, df.columns)) + ' |',
+            '|' + '---|' * len(df.columns),
+            *('| ' + ' | '.join(map(str, r)) + ' |' for r in df.itertuples(index=False)),
+        ]
+    )
 
 
 def updates():
-    df = pd.read_csv(here/'mask_update.csv')
+    df = pd.read_csv(here / 'mask_update.csv')
     wide = df.pivot_table(index=['network', 'scores', 'scope'], columns='side', values='ms', sort=False).reset_index()
-    wide['fasterai / fastprune'] = (wide.fasterai/wide.fastprune).round(2)
-    wide['target'] = [round({('resnet18', 'local'): 25/83, ('resnet18', 'global'): 30/158, ('resnet50', 'local'): 50/165, ('resnet50', 'global'): 65/432}[n, s]*f, 1)
-                      for n, s, f in zip(wide.network, wide.scope, dense(wide))]
-    wide['met'] = ['yes' if a <= b else f'no, {a/b:.2f}x' for a, b in zip(wide.fastprune, wide.target)]
+    wide['fasterai / fastprune'] = (wide.fasterai / wide.fastprune).round(2)
+    wide['target'] = [
+        round(
+            {
+                ('resnet18', 'local'): 25 / 83,
+                ('resnet18', 'global'): 30 / 158,
+                ('resnet50', 'local'): 50 / 165,
+                ('resnet50', 'global'): 65 / 432,
+            }[n, s]
+            * f,
+            1,
+        )
+        for n, s, f in zip(wide.network, wide.scope, dense(wide))
+    ]
+    wide['met'] = ['yes' if a <= b else f'no, {a / b:.2f}x' for a, b in zip(wide.fastprune, wide.target)]
     return df, wide
 
 
@@ -23,7 +42,7 @@ def dense(wide):
 
 
 df, wide = updates()
-over, growth = pd.read_csv(here/'overhead.csv'), pd.read_csv(here/'mask_update_growth.csv')
+over, growth = pd.read_csv(here / 'overhead.csv'), pd.read_csv(here / 'mask_update_growth.csv')
 limit = {'interval 10': 1.05, 'interval 1': 1.30}
 over['target'] = [next((v for k, v in limit.items() if s.endswith(f', {k}')), '') for s in over.side]
 over['met'] = ['' if t == '' else 'yes' if r <= t else 'no' for r, t in zip(over.ratio, over.target)]
@@ -52,7 +71,7 @@ the process already has.
 
 {table(growth[['weights', 'scores', 'ms', 'ns_per_weight', 'bytes_per_weight']])}
 '''
-paths = pd.read_csv(here/'connectivity.csv')
+paths = pd.read_csv(here / 'connectivity.csv')
 paths['met'] = ['' if pd.isna(t) else 'yes' if r <= t else 'no' for r, t in zip(paths.ratio, paths.target)]
 text += f'''
 ## Linear paths, rounds and tickets
@@ -62,7 +81,7 @@ one bit a weight; the file of masks has a header beside the bits.
 
 {table(paths[['what', 'side', 'seconds', 'min', 'max', 'ratio', 'target', 'met']].astype(object).fillna(''))}
 '''
-big = pd.read_csv(here/'billion.csv')
+big = pd.read_csv(here / 'billion.csv')
 text += f'''
 ## One mask update of a billion float32 weights
 
@@ -71,9 +90,13 @@ its weights included. Machine: {big.machine[0]}. `found`: weights as drawn, and 
 
 {table(big.drop(columns='machine').rename(columns=lambda c: c.replace('_', ' ')))}
 '''
-soak = pd.read_csv(here/'soak.csv', keep_default_na=False)
+soak = pd.read_csv(here / 'soak.csv', keep_default_na=False)
 whole, ends = soak[soak.what == 'all'].iloc[0], soak[soak.what == 'end']
-what = soak[~soak.what.isin(['all', 'end'])].groupby('what', sort=False).apply(lambda d: ', '.join(f'{v} {n}' for v, n in zip(d['value'], d.cases)), include_groups=False)
+what = (
+    soak[~soak.what.isin(['all', 'end'])]
+    .groupby('what', sort=False)
+    .apply(lambda d: ', '.join(f'{v} {n}' for v, n in zip(d['value'], d.cases)), include_groups=False)
+)
 text += f'''
 ## The soak
 
@@ -88,16 +111,39 @@ Cases of each kind:
 
 {table(pd.DataFrame({'what': what.index, 'cases': what.values}))}
 '''
-fast = pd.read_csv(here/'inference.csv', keep_default_na=False)
-goal = {('Transformer encoder', 1): 5, ('Transformer encoder', 16): 4, ('MLP', 1): 3, ('MLP', 16): 3, **{(n, b): 1.2 for n in ('mobilenet_v2', 'resnet50') for b in (1, 16)}}
+fast = pd.read_csv(here / 'inference.csv', keep_default_na=False)
+goal = {
+    ('Transformer encoder', 1): 5,
+    ('Transformer encoder', 16): 4,
+    ('MLP', 1): 3,
+    ('MLP', 16): 3,
+    **{(n, b): 1.2 for n in ('mobilenet_v2', 'resnet50') for b in (1, 16)},
+}
 sides = ['dense', 'sparse_inference', 'shrunk', 'onnxruntime, dense', 'onnxruntime, pruned']
-wide = fast.pivot_table(index=['network', 'sparsity', 'batch'], columns='side', values='ms', sort=False)[sides].round(2).reset_index()
+wide = (
+    fast.pivot_table(index=['network', 'sparsity', 'batch'], columns='side', values='ms', sort=False)[sides]
+    .round(2)
+    .reset_index()
+)
 sparse = fast[fast.side == 'sparse_inference'].reset_index(drop=True)
 wide['sparse / dense'] = [f'{s:.2f}x' for s in sparse.speedup]
-wide['target'] = [f'{goal[n, b]}x: {"met" if s >= goal[n, b] else "missed"}' if p == 0.95 and (n, b) in goal else '' for n, b, p, s in zip(wide.network, wide.batch, wide.sparsity, sparse.speedup)]
+wide['target'] = [
+    f'{goal[n, b]}x: {"met" if s >= goal[n, b] else "missed"}' if p == 0.95 and (n, b) in goal else ''
+    for n, b, p, s in zip(wide.network, wide.batch, wide.sparsity, sparse.speedup)
+]
 wide['layers became'] = sparse.forms
 shrunk = fast[fast.side == 'shrunk'].drop_duplicates(['network', 'sparsity'])
-left = shrunk.assign(left=[f'{100*w/d:.1f}%' for w, d in zip(shrunk.weights, fast[fast.side == 'dense'].drop_duplicates(['network', 'sparsity']).weights)]).pivot(index='network', columns='sparsity', values='left').loc[list(dict.fromkeys(shrunk.network))].reset_index()
+left = (
+    shrunk.assign(
+        left=[
+            f'{100 * w / d:.1f}%'
+            for w, d in zip(shrunk.weights, fast[fast.side == 'dense'].drop_duplicates(['network', 'sparsity']).weights)
+        ]
+    )
+    .pivot(index='network', columns='sparsity', values='left')
+    .loc[list(dict.fromkeys(shrunk.network))]
+    .reset_index()
+)
 text += f'''
 ## Pruned models at inference, on a CPU
 
@@ -111,7 +157,7 @@ Outputs of `sparse_inference`, of shrunk models and of ONNX files differ from th
 
 {table(left)}
 '''
-loads = pd.read_csv(here/'loading.csv', keep_default_na=False)
+loads = pd.read_csv(here / 'loading.csv', keep_default_na=False)
 text += f'''
 ## Images a second
 
@@ -125,4 +171,4 @@ An epoch of training batches of CIFAR-10's images from a folder, medians of {loa
 
 The papers' tables, on CIFAR-10's images, are in [paper/RESULTS.md](paper/RESULTS.md).
 '''
-(here/'README.md').write_text(text)
+(here / 'README.md').write_text(text)

@@ -1,12 +1,19 @@
 "The fastprune command, as a process"
-import subprocess, sys
+
+import subprocess
+import sys
 from pathlib import Path
 from sysconfig import get_path
-import pandas as pd, pytest, torch
-from fastprune.all import digits_convnet
-from fastprune.cli import main as command_line, make_model
 
-main = command_line.__wrapped__          # called with arguments, not with the flags of the process
+import pandas as pd
+import pytest
+import torch
+
+from fastprune.all import digits_convnet
+from fastprune.cli import main as command_line
+from fastprune.zoo.make import make_model
+
+main = command_line.__wrapped__  # called with arguments, not with the flags of the process
 
 blocked = '''
 import sys
@@ -21,85 +28,123 @@ main()
 
 
 def command(*args, code=None, cwd=None):
-    cmd = [sys.executable, '-c', code] if code else [Path(get_path('scripts'))/'fastprune']
+    cmd = [sys.executable, '-c', code] if code else [Path(get_path('scripts')) / 'fastprune']
     return subprocess.run([*map(str, cmd), *map(str, args)], capture_output=True, text=True, cwd=cwd)
 
 
 def test_default_job_without_torchvision(tmp_path):
     r = command(code=blocked, cwd=tmp_path)
     assert r.returncode == 0, r.stderr
-    out = tmp_path/'fastprune_out'
+    out = tmp_path / 'fastprune_out'
     assert sorted(p.name for p in out.iterdir()) == ['layers.png', 'model.pth', 'report.csv', 'training.png']
     table = r.stdout.strip().splitlines()[-5:]
     assert table[0].split() == ['run', 'sparsity', 'accuracy', 'weights', 'left', 'seconds']
     dense, pruned = table[1].split(), table[2].split()
     assert float(dense[2]) > 0.95 and float(pruned[3]) > 0.93 and pruned[2] == '0.9000'
-    state = torch.load(out/'model.pth', weights_only=True)
+    state = torch.load(out / 'model.pth', weights_only=True)
     digits_convnet().load_state_dict(state)
-    report = pd.read_csv(out/'report.csv', index_col='name')
+    report = pd.read_csv(out / 'report.csv', index_col='name')
     assert list(report.columns) == ['shape', 'weights', 'nonzero', 'sparsity'] and report.index[-1] == 'total'
-    for n, row in report.iloc[:-1].iterrows(): assert int(state[n].count_nonzero()) == row.nonzero == row.weights-round(0.9*row.weights)
-    for name in ('layers.png', 'training.png'): assert (out/name).read_bytes()[:4] == b'\x89PNG'
+    for n, row in report.iloc[:-1].iterrows():
+        assert int(state[n].count_nonzero()) == row.nonzero == row.weights - round(0.9 * row.weights)
+    for name in ('layers.png', 'training.png'):
+        assert (out / name).read_bytes()[:4] == b'\x89PNG'
 
 
 def test_folder_and_architecture(tmp_path):
     import numpy as np
     from PIL import Image
+
     for split in ('train', 'valid'):
         for k, c in enumerate('ab'):
-            (tmp_path/'data'/split/c).mkdir(parents=True)
-            for i in range(8): Image.fromarray(np.full((20, 20, 3), 100*k+i, 'uint8')).save(tmp_path/'data'/split/c/f'{i}.png')
-    r = command('--data', tmp_path/'data', '--arch', 'squeezenet1_1', '--size', 32, '--bs', 8, '--epochs', 1, '--sparsity', 0.5, '--scope', 'global',
-                '--schedule', 'agp', '--criterion', 'taylor', '--out', tmp_path/'out')
+            (tmp_path / 'data' / split / c).mkdir(parents=True)
+            for i in range(8):
+                Image.fromarray(np.full((20, 20, 3), 100 * k + i, 'uint8')).save(
+                    tmp_path / 'data' / split / c / f'{i}.png'
+                )
+    r = command(
+        '--data',
+        tmp_path / 'data',
+        '--arch',
+        'squeezenet1_1',
+        '--size',
+        32,
+        '--bs',
+        8,
+        '--epochs',
+        1,
+        '--sparsity',
+        0.5,
+        '--scope',
+        'global',
+        '--schedule',
+        'agp',
+        '--criterion',
+        'taylor',
+        '--out',
+        tmp_path / 'out',
+    )
     assert r.returncode == 0, r.stderr
-    make_model('squeezenet1_1', 2, 32).load_state_dict(torch.load(tmp_path/'out'/'model.pth'))
-    total = pd.read_csv(tmp_path/'out'/'report.csv', index_col='name').loc['total']
-    assert total.nonzero == total.weights-round(0.5*total.weights)
+    make_model('squeezenet1_1', 2, 32).load_state_dict(torch.load(tmp_path / 'out' / 'model.pth'))
+    total = pd.read_csv(tmp_path / 'out' / 'report.csv', index_col='name').loc['total']
+    assert total.nonzero == total.weights - round(0.5 * total.weights)
 
 
-@pytest.mark.parametrize('flags', [['--granularity', 'filter', '--sparsity', '0.5'], ['--schedule', 'one_shot', '--start', '0.5', '--exclude', '5, 0.0.weight'],
-                                   ['--schedule', 'iterative', '--granularity', 'row']], ids=' '.join)
+@pytest.mark.parametrize(
+    'flags',
+    [
+        ['--granularity', 'filter', '--sparsity', '0.5'],
+        ['--schedule', 'one_shot', '--start', '0.5', '--exclude', '5, 0.0.weight'],
+        ['--schedule', 'iterative', '--granularity', 'row'],
+    ],
+    ids=' '.join,
+)
 def test_flags(tmp_path, flags):
     r = command('--epochs', 2, '--out', tmp_path, *flags)
     assert r.returncode == 0, r.stderr
-    report = pd.read_csv(tmp_path/'report.csv', index_col='name')
+    report = pd.read_csv(tmp_path / 'report.csv', index_col='name')
     if 'filter' in flags:
         assert "granularity 'filter' does not fit: 5.weight" in r.stdout
-        w = torch.load(tmp_path/'model.pth')['2.0.weight']
+        w = torch.load(tmp_path / 'model.pth')['2.0.weight']
         assert int(w.flatten(1).any(1).sum()) == 64 and report.sparsity['5.weight'] == 0
-    if '--exclude' in flags: assert report.sparsity[['0.0.weight', '5.weight']].tolist() == [0, 0] and report.nonzero['1.0.weight'] == 1843
+    if '--exclude' in flags:
+        assert report.sparsity[['0.0.weight', '5.weight']].tolist() == [0, 0] and report.nonzero['1.0.weight'] == 1843
 
 
-@pytest.mark.parametrize('args,message', [
-    (dict(sparsity=90.), 'sparsity=90.0 is not in [0,1), the fraction of zeros: did you mean 0.9?'),
-    (dict(schedule='foo'), "schedule='foo' is unknown: use one of one_shot, iterative"),
-    (dict(scope='foo'), "scope='foo' is unknown: use one of local, global"),
-    (dict(granularity='foo'), "granularity='foo' is unknown: use one of weight, row"),
-    (dict(criterion='foo'), "criterion='foo' is unknown: use one of magnitude"),
-    (dict(arch='resnet19'), "arch='resnet19' is unknown to torchvision"),
-    (dict(data='nowhere'), "data: there is no folder 'nowhere'"),
-    (dict(exclude='head'), "exclude: 'head' matches no weight"),
-    (dict(epochs=0), 'epochs=0: needs a number above 0'),
-    (dict(start=1.), 'start=1.0, end=1.0: a window needs 0 <= start < end <= 1'),
-    (dict(pretrained=True), 'pretrained needs a network'),
-    (dict(seed=-1), 'seed=-1: needs a number of at least 0'),
-    (dict(valid_pct=0.), 'valid_pct=0.0: needs a fraction in (0,1)'),
-    (dict(out=__file__), 'is a file: needs a folder'),
-    (dict(arch='inception_v3', size=32), "arch='inception_v3' can't take images of size=32"),
-    (dict(arch='vit_b_16', size=33), "arch='vit_b_16' can't be made for images of size=33"),
-    (dict(lr=float('inf')), 'lr=inf: needs a number above 0'),
-    (dict(seed=2**40), 'seed=1099511627776: needs a whole number below 2**32'),
-    (dict(valid_pct=0.001), 'valid_pct=0.001: leaves 2 of 1797 images'),
-    (dict(valid_pct=0.999), 'valid_pct=0.999: leaves 1 of 1797 images to train on'),
-    (dict(data=''), "data='': needs a name"),
-    (dict(arch=''), "arch='': needs a name"),
-    (dict(out=''), "out='': needs a name"),
-    (dict(criterion='synflow', arch='vit_b_16', size=32), 'criterion synflow'),
-])
+@pytest.mark.parametrize(
+    'args,message',
+    [
+        (dict(sparsity=90.0), 'sparsity=90.0 is not in [0,1), the fraction of zeros: did you mean 0.9?'),
+        (dict(schedule='foo'), "schedule='foo' is unknown: use one of one_shot, iterative"),
+        (dict(scope='foo'), "scope='foo' is unknown: use one of local, global"),
+        (dict(granularity='foo'), "granularity='foo' is unknown: use one of weight, row"),
+        (dict(criterion='foo'), "criterion='foo' is unknown: use one of magnitude"),
+        (dict(arch='resnet19'), "arch='resnet19' is unknown to torchvision"),
+        (dict(data='nowhere'), "data: there is no folder 'nowhere'"),
+        (dict(exclude='head'), "exclude: 'head' matches no weight"),
+        (dict(epochs=0), 'epochs=0: needs a number above 0'),
+        (dict(start=1.0), 'start=1.0, end=1.0: a window needs 0 <= start < end <= 1'),
+        (dict(pretrained=True), 'pretrained needs a network'),
+        (dict(seed=-1), 'seed=-1: needs a number of at least 0'),
+        (dict(valid_pct=0.0), 'valid_pct=0.0: needs a fraction in (0,1)'),
+        (dict(out=__file__), 'is a file: needs a folder'),
+        (dict(arch='inception_v3', size=32), "arch='inception_v3' can't take images of size=32"),
+        (dict(arch='vit_b_16', size=33), "arch='vit_b_16' can't be made for images of size=33"),
+        (dict(lr=float('inf')), 'lr=inf: needs a number above 0'),
+        (dict(seed=2**40), 'seed=1099511627776: needs a whole number below 2**32'),
+        (dict(valid_pct=0.001), 'valid_pct=0.001: leaves 2 of 1797 images'),
+        (dict(valid_pct=0.999), 'valid_pct=0.999: leaves 1 of 1797 images to train on'),
+        (dict(data=''), "data='': needs a name"),
+        (dict(arch=''), "arch='': needs a name"),
+        (dict(out=''), "out='': needs a name"),
+        (dict(criterion='synflow', arch='vit_b_16', size=32), 'criterion synflow'),
+    ],
+)
 def test_wrong_flags(tmp_path, monkeypatch, capsys, args, message):
     "End at once, with one line and nothing written"
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as e: main(**args)
+    with pytest.raises(SystemExit) as e:
+        main(**args)
     assert str(e.value).startswith('fastprune: ') and message in str(e.value)
     assert not list(tmp_path.iterdir()) and 'epoch' not in capsys.readouterr().out
 
@@ -112,20 +157,24 @@ def test_wrong_flags_of_the_process(tmp_path):
 def test_pretrained_weights_are_loaded(tmp_path, monkeypatch):
     "The download is replaced by weights made here; the head is new, the body starts from them"
     import torchvision
+
     made = torchvision.models.resnet18(weights=None)
     asked = []
+
     def fake(url, *args, **kwargs):
         asked.append(url)
         return made.state_dict()
+
     monkeypatch.setattr('torchvision.models._api.load_state_dict_from_url', fake)
     main(arch='resnet18', pretrained=True, epochs=1, size=32, sparsity=0.6, out=str(tmp_path))
     assert asked and 'resnet18' in asked[0]
-    report = pd.read_csv(tmp_path/'report.csv', index_col='name')
+    report = pd.read_csv(tmp_path / 'report.csv', index_col='name')
     assert report.sparsity['total'] == pytest.approx(0.6, abs=1e-4)
 
 
 @pytest.mark.parametrize('arch', ['vit_b_32', 'googlenet', 'mobilenet_v3_small', 'vit_tiny_patch16_224', 'resnet10t'])
 def test_any_name_makes_a_network(arch):
-    if arch in ('vit_tiny_patch16_224', 'resnet10t'): pytest.importorskip('timm', reason='these networks are timm\'s')
+    if arch in ('vit_tiny_patch16_224', 'resnet10t'):
+        pytest.importorskip('timm', reason='these networks are timm\'s')
     model = make_model(arch, 5, 64).eval()
     assert model(torch.rand(2, 3, 64, 64)).shape == (2, 5)

@@ -1,56 +1,88 @@
 "Several processes have the same masks, to the bit, and the files are those of the first"
+
 import json
 from pathlib import Path
 from types import SimpleNamespace
-import pytest, torch
+
+import pytest
+import torch
+from processes import started, torchrun
+
 from fastprune import distributed, passes
 from fastprune.all import Masks, Ticket, load_tensors
-from processes import started, torchrun
 
 pytest.importorskip('accelerate')
 here = Path(__file__).parent
 
 
-@pytest.mark.parametrize('n,use_cpu', [(2, False), pytest.param(1, True, marks=pytest.mark.slow), pytest.param(2, True, marks=pytest.mark.slow), pytest.param(4, False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'n,use_cpu',
+    [
+        (2, False),
+        pytest.param(1, True, marks=pytest.mark.slow),
+        pytest.param(2, True, marks=pytest.mark.slow),
+        pytest.param(4, False, marks=pytest.mark.slow),
+    ],
+)
 def test_example(tmp_path, n, use_cpu):
     tmp_path /= 'a new folder'
-    out = torchrun(n, here.parent/'examples'/'distributed.py', tmp_path, use_cpu=use_cpu)
-    assert out.count('epoch     train_loss') == 0 or out.count('sparsity') == 5                     # each table once
-    for name, s in dict(OCP=0.9, taylor=0.9, DPF=0.8, RigL=0.8, STR=0.8, snip=0.9, grasp=0.9, wanda=0.9, synflow=0.9, random_score=0.9).items():
-        masks = [Masks.load(tmp_path/f'{name}_{i}.safetensors') for i in range(n)]
-        assert all(m == masks[0] for m in masks) and (masks[0].sparsity == pytest.approx(s, abs=2e-3) or name == 'STR' and masks[0].sparsity > s) and not any('module.' in k for k in masks[0]), name
-    paths = [json.loads((tmp_path/f'path_{i}.json').read_text()) for i in range(n)]
+    out = torchrun(n, here.parent / 'examples' / 'distributed.py', tmp_path, use_cpu=use_cpu)
+    assert out.count('epoch     train_loss') == 0 or out.count('sparsity') == 5  # each table once
+    for name, s in dict(
+        OCP=0.9, taylor=0.9, DPF=0.8, RigL=0.8, STR=0.8, snip=0.9, grasp=0.9, wanda=0.9, synflow=0.9, random_score=0.9
+    ).items():
+        masks = [Masks.load(tmp_path / f'{name}_{i}.safetensors') for i in range(n)]
+        assert (
+            all(m == masks[0] for m in masks)
+            and (masks[0].sparsity == pytest.approx(s, abs=2e-3) or name == 'STR' and masks[0].sparsity > s)
+            and not any('module.' in k for k in masks[0])
+        ), name
+    paths = [json.loads((tmp_path / f'path_{i}.json').read_text()) for i in range(n)]
     assert all(p == paths[0] for p in paths)
-    assert Ticket.load(tmp_path/'ticket.safetensors').sparsity == pytest.approx(0.5, abs=1e-2)
-    assert len(json.loads((tmp_path/'tickets'/'rounds.json').read_text())['rows']) == 2
-    for name in ('OCP', 'DPF', 'STR'): load_tensors(tmp_path/'models'/f'{name}.safetensors')
+    assert Ticket.load(tmp_path / 'ticket.safetensors').sparsity == pytest.approx(0.5, abs=1e-2)
+    assert len(json.loads((tmp_path / 'tickets' / 'rounds.json').read_text())['rows']) == 2
+    for name in ('OCP', 'DPF', 'STR'):
+        load_tensors(tmp_path / 'models' / f'{name}.safetensors')
 
 
 @pytest.mark.parametrize('n', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_going_on_and_what_each_evaluates(tmp_path, n):
-    for part in ('whole', 'stopped', 'again'): torchrun(n, here/'distributed.py', tmp_path, part)
-    torchrun(1, here/'distributed.py', tmp_path, 'alone')
+    for part in ('whole', 'stopped', 'again'):
+        torchrun(n, here / 'distributed.py', tmp_path, part)
+    torchrun(1, here / 'distributed.py', tmp_path, 'alone')
     for name in ('OCP', 'RigL'):
-        states = [torch.load(tmp_path/f'{name} {part} {i}.pth') for part in ('whole', 'again') for i in range(n)]
+        states = [torch.load(tmp_path / f'{name} {part} {i}.pth') for part in ('whole', 'again') for i in range(n)]
         assert all(s.keys() == states[0].keys() for s in states)
         for k in states[0]:
             same = [torch.equal(s[k], states[0][k]) for s in states]
-            assert all(same) or 'running' in k and all(torch.equal(a[k], b[k]) for a, b in zip(states, states[n:])), (name, k)        # BatchNorm's statistics are each process's own
-    numbers = [json.loads((tmp_path/f'numbers {i}.json').read_text()) for i in range(n)]
-    alone = json.loads((tmp_path/'alone.json').read_text())
+            assert all(same) or 'running' in k and all(torch.equal(a[k], b[k]) for a, b in zip(states, states[n:])), (
+                name,
+                k,
+            )  # BatchNorm's statistics are each process's own
+    numbers = [json.loads((tmp_path / f'numbers {i}.json').read_text()) for i in range(n)]
+    alone = json.loads((tmp_path / 'alone.json').read_text())
     items = 360
     for o in numbers:
-        assert o['seen'] <= 3*(items/n+64) and all(o[k] == numbers[0][k] for k in ('losses', 'instability', 'sparsity', 'accuracy'))
+        assert o['seen'] <= 3 * (items / n + 64) and all(
+            o[k] == numbers[0][k] for k in ('losses', 'instability', 'sparsity', 'accuracy')
+        )
         assert o['losses'] == pytest.approx(alone, rel=1e-4)
-    assert sum(o['seen'] for o in numbers) >= 3*items and numbers[0]['sparsity'] == pytest.approx([0, 0.5, 0.75], abs=0.01)
-    tickets = [torch.load(tmp_path/f'tickets {i}.pth') for i in range(n)]
+    assert sum(o['seen'] for o in numbers) >= 3 * items and numbers[0]['sparsity'] == pytest.approx(
+        [0, 0.5, 0.75], abs=0.01
+    )
+    tickets = [torch.load(tmp_path / f'tickets {i}.pth') for i in range(n)]
     assert tickets[0] and all(torch.equal(t[k], m) for t in tickets for k, m in tickets[0].items())
 
 
 @pytest.mark.parametrize('name', ['distributed', 'fsdp'])
 def test_a_missing_folder_is_told_in_a_line(name):
-    run = started(2, here.parent/'examples'/f'{name}.py', use_cpu=False)
-    assert run.returncode and [o for o in run.stderr.splitlines() if 'usage' in o] == [f'usage: torchrun --nproc_per_node 2 examples/{name}.py FOLDER'] and 'IndexError' not in run.stderr
+    run = started(2, here.parent / 'examples' / f'{name}.py', use_cpu=False)
+    assert (
+        run.returncode
+        and [o for o in run.stderr.splitlines() if 'usage' in o]
+        == [f'usage: torchrun --nproc_per_node 2 examples/{name}.py FOLDER']
+        and 'IndexError' not in run.stderr
+    )
 
 
 def test_batches_go_to_the_device_of_the_process(learner):

@@ -1,8 +1,10 @@
 "However weights are replaced, loaded or swapped in a fit, and however it ends: masks, weights and report agree"
 
-import copy, warnings
-import pytest, torch
-from torch import nn
+import copy
+import warnings
+
+import pytest
+import torch
 from fastai.basics import (
     Adam,
     Callback,
@@ -14,8 +16,30 @@ from fastai.basics import (
     OptimWrapper,
 )
 from fastai.callback.all import EarlyStoppingCallback, ProgressCallback
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from fastprune.all import *
+
+from fastprune.all import (
+    DNW,
+    DPF,
+    DST,
+    GMP,
+    GSM,
+    SET,
+    SNFS,
+    STR,
+    GradualL2,
+    Masks,
+    RigL,
+    SparsifyCallback,
+    cubic,
+    cyclical,
+    linear,
+    magnitude,
+    one_shot,
+    prunable_weights,
+    window,
+)
 
 
 def net(n=4):

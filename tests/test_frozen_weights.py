@@ -1,11 +1,14 @@
 "What is frozen, for good and in turns: nothing that was asked for is left out in silence"
 
 import warnings
-import pytest, torch
-from torch import nn
+
+import pytest
+import torch
 from fastai.basics import Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, params
 from fastai.callback.all import ProgressCallback
-from fastprune.all import *
+from torch import nn
+
+from fastprune.all import DNW, DPF, DST, GMP, GSM, SET, SNFS, STR, GradualL2, RigL, SparsifyCallback, linear, taylor
 
 
 def net():

@@ -1,6 +1,8 @@
 "Damaged and hostile files of all kinds: in little time and memory, nothing runs, and the error names the file"
-import pytest, torch
+
 import fuzz
+import pytest
+import torch
 from hostile import HOSTILE
 
 FILES = ('masks', 'state', 'sparse', 'ticket', 'pth', 'legacy', 'foreign', 'learner')
@@ -22,28 +24,36 @@ def check(results, loads=()):
 
 
 @pytest.mark.parametrize('kind', FILES)
-def test_damaged_files(tmp_path, kind): check(fuzz.run(40, tmp_path, 'files', [kind]))
+def test_damaged_files(tmp_path, kind):
+    check(fuzz.run(40, tmp_path, 'files', [kind]))
 
 
 @pytest.mark.parametrize('kind', FOLDERS)
-def test_damaged_folders(tmp_path, kind): check(fuzz.run(10, tmp_path, 'folders', [kind]))
+def test_damaged_folders(tmp_path, kind):
+    check(fuzz.run(10, tmp_path, 'folders', [kind]))
 
 
 @pytest.mark.parametrize('kind', [*FILES, *FOLDERS])
 def test_hostile_files(tmp_path, kind):
     loads = check(fuzz.run(0, tmp_path, 0, [kind], HOSTILE))
-    assert len(loads) <= {'sparse': 3, 'ticket': 4, 'pth': 2, 'learner': 0, 'rounds': 1, 'tickets': 5, 'sweep': 3}.get(kind, 0)
+    assert len(loads) <= {'sparse': 3, 'ticket': 4, 'pth': 2, 'learner': 0, 'rounds': 1, 'tickets': 5, 'sweep': 3}.get(
+        kind, 0
+    )
 
 
-def test_damaged_checkpoints(tmp_path): check(fuzz.run(12, tmp_path, 'checkpoints', ['checkpoint']))
+def test_damaged_checkpoints(tmp_path):
+    check(fuzz.run(12, tmp_path, 'checkpoints', ['checkpoint']))
 
 
 def test_a_report_of_a_hostile_file(tmp_path):
     "The whole page, not only the file: nothing is drawn, and no network is larger than the file"
-    from fastprune.report import report_file
+    from fastprune.deploy.report_file import report_file
+
     for name in ('600 views', '20,000 names', 'a number, 10^9 times', 'compressed zeros'):
-        (tmp_path/'it').write_bytes(HOSTILE['pth'][name]('pth', None, b''))
-        with pytest.raises(ValueError, match='it'): report_file(tmp_path/'it', out=tmp_path/'page.html', seconds=0)
-    torch.save({'fc.weight': torch.zeros(2), 'fc.bias': torch.zeros(10**6)}, tmp_path/'it')
-    with pytest.raises(ValueError, match='it is not of arch'): report_file(tmp_path/'it', 'resnet18', out=tmp_path/'page.html', size=32, seconds=0)
-    assert not (tmp_path/'page.html').exists()
+        (tmp_path / 'it').write_bytes(HOSTILE['pth'][name]('pth', None, b''))
+        with pytest.raises(ValueError, match='it'):
+            report_file(tmp_path / 'it', out=tmp_path / 'page.html', seconds=0)
+    torch.save({'fc.weight': torch.zeros(2), 'fc.bias': torch.zeros(10**6)}, tmp_path / 'it')
+    with pytest.raises(ValueError, match='it is not of arch'):
+        report_file(tmp_path / 'it', 'resnet18', out=tmp_path / 'page.html', size=32, seconds=0)
+    assert not (tmp_path / 'page.html').exists()

@@ -1,9 +1,14 @@
 "The harness of benchmarks/paper: verdicts, a CSV that only grows, and pages made from it alone"
-import re, sys
-from pathlib import Path
-import numpy as np, pandas as pd, pytest
 
-paper = Path(__file__).resolve().parents[1]/'benchmarks'/'paper'
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+paper = Path(__file__).resolve().parents[1] / 'benchmarks' / 'paper'
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -13,108 +18,174 @@ def importable():
     sys.path.remove(str(paper))
 
 
-@pytest.mark.parametrize('a, b, no_worse, verdict', [
-    ([90, 91, 92], [80, 81, 82], False, 'holds'), ([80, 81, 82], [90, 91, 92], False, "doesn't"), ([80, 81, 82], [80, 81, 83], False, "can't tell at this scale"),
-    ([80], [90], False, "can't tell at this scale"), ([], [], False, "can't tell at this scale"), ([80.5, 81, 81.5], [80, 81, 82], True, 'holds'), ([70, 81, 92], [70, 81, 92], True, "can't tell at this scale"),
-    ([80, 81, 82], [90, 91, 92], True, "doesn't"), ([12, 12.1, 12.2], [10, 10, 10], False, "can't tell at this scale")])
+@pytest.mark.parametrize(
+    'a, b, no_worse, verdict',
+    [
+        ([90, 91, 92], [80, 81, 82], False, 'holds'),
+        ([80, 81, 82], [90, 91, 92], False, "doesn't"),
+        ([80, 81, 82], [80, 81, 83], False, "can't tell at this scale"),
+        ([80], [90], False, "can't tell at this scale"),
+        ([], [], False, "can't tell at this scale"),
+        ([80.5, 81, 81.5], [80, 81, 82], True, 'holds'),
+        ([70, 81, 92], [70, 81, 92], True, "can't tell at this scale"),
+        ([80, 81, 82], [90, 91, 92], True, "doesn't"),
+        ([12, 12.1, 12.2], [10, 10, 10], False, "can't tell at this scale"),
+    ],
+)
 def test_the_rule(a, b, no_worse, verdict):
     from tell import Claim
+
     assert Claim('a is better', [('here', a, b)], no_worse).verdict == verdict
 
 
 def test_a_claim_holds_where_all_of_it_does():
     from tell import Claim
+
     good, bad, open_ = ('x', [90, 91], [80, 81]), ('y', [80, 81], [90, 91]), ('z', [80, 90], [80, 90])
-    assert [Claim('', p).verdict for p in ([good, good], [good, open_], [good, bad], [open_, bad])] == ['holds', "can't tell at this scale", "doesn't", "doesn't"]
+    assert [Claim('', p).verdict for p in ([good, good], [good, open_], [good, bad], [open_, bad])] == [
+        'holds',
+        "can't tell at this scale",
+        "doesn't",
+        "doesn't",
+    ]
     assert Claim('', [good]).evidence == 'x: +10.00 (s 1.00)'
 
 
 def test_a_verdict_says_what_it_is_of():
     import report
     from tell import Claim
+
     claim = Claim('', [('98%', [90, 91], []), ('99%', [90, 91], [80, 81])])
     assert report.verdict(claim, 'small') == 'holds (99%)'
     claim.pairs[0] = ('98%', [90, 91], [80, 81])
     assert report.verdict(claim, 'small') == 'holds' and report.verdict(claim, 'tiny') == "can't tell at this scale"
     claim.pairs.append(('90%', [80, 90], [80, 90]))
-    assert report.verdict(claim, 'small') == "can't tell at this scale, 2 of 3 hold" and report.verdict(claim, 'tiny') == "can't tell at this scale"
+    assert (
+        report.verdict(claim, 'small') == "can't tell at this scale, 2 of 3 hold"
+        and report.verdict(claim, 'tiny') == "can't tell at this scale"
+    )
     claim.pairs += [('80%', [80, 81], [90, 91]), ('70%', [90], [80])]
     assert report.verdict(claim, 'small') == "doesn't, 2 of 4 hold (98%, 99%, 90%, 80%)"
 
 
 def test_few_seeds_are_said():
     from tell import ours
+
     assert [ours(v) for v in ([], [1], [1, 3], [1, 2, 3])] == ['–', '1.00 (1)', '2.00 ± 1.41 (2)', '2.00 ± 1.00']
 
 
 def made_up(tables, scale, path, seed=0):
     "A CSV with a number for whatever any table asks for"
     import harness
+
     rng, rows, results = np.random.default_rng(seed), [], harness.Results(path, 'jpg')
-    per_cell = {'cyclical': [(str(c), w) for c in range(1, 6) for w in ('cycle accuracy', 'mask distance')], 'tickets': [(str(m), w) for m in range(3) for w in ('ticket accuracy', 'instability', 'left')],
-                'rounds': [(str(m), w) for m in range(3) for w in ('round accuracy', 'left', 'max_lr')]}
+    per_cell = {
+        'cyclical': [(str(c), w) for c in range(1, 6) for w in ('cycle accuracy', 'mask distance')],
+        'tickets': [(str(m), w) for m in range(3) for w in ('ticket accuracy', 'instability', 'left')],
+        'rounds': [(str(m), w) for m in range(3) for w in ('round accuracy', 'left', 'max_lr')],
+    }
     for table in tables.values():
         asked = None
         while asked != (asked := len(rows)):
             df = pd.DataFrame(rows, columns=harness.columns)
             done = set(df[harness.key].itertuples(index=False, name=None))
             for cell in dict.fromkeys([*table.needs(scale), *table.cells(scale, df)]):
-                if results.has(cell, scale, done): continue
+                if results.has(cell, scale, done):
+                    continue
                 per_weight = [('', 'classes')] if table.__name__ == 'cyc_table2' else []
-                for step, what in [*per_weight, *per_cell.get(cell.method.split()[0], []), ('', 'accuracy'), ('', 'sparsity')]:
-                    rows.append({**results.name(cell, scale), 'step': step, 'what': what, 'value': rng.uniform(40, 90), 'seconds': 1., 'commit': 'abc', 'machine': 'this'})
+                for step, what in [
+                    *per_weight,
+                    *per_cell.get(cell.method.split()[0], []),
+                    ('', 'accuracy'),
+                    ('', 'sparsity'),
+                ]:
+                    rows.append(
+                        {
+                            **results.name(cell, scale),
+                            'step': step,
+                            'what': what,
+                            'value': rng.uniform(40, 90),
+                            'seconds': 1.0,
+                            'commit': 'abc',
+                            'machine': 'this',
+                        }
+                    )
     pd.DataFrame(rows, columns=harness.columns).to_csv(path, index=False)
 
 
 @pytest.mark.parametrize('scale', ['tiny', 'full'])
 def test_every_table_is_filled_and_told(tmp_path, scale):
-    import harness, report
+    import harness
+    import report
     from tables import TABLES
-    made_up(TABLES, harness.SCALES[scale], tmp_path/'results.csv')
-    (tmp_path/'figures').mkdir()
-    (tmp_path/'figures'/'old_tiny.png').touch()
-    assert report.report_on(tmp_path/'results.csv') == tmp_path/'RESULTS.md'
-    page = (tmp_path/'RESULTS.md').read_text()
-    df = harness.read(tmp_path/'results.csv')
-    assert harness.Scale.of(TABLES['ocp_table3'].mine(df)) == harness.SCALES[scale]        # known from the rows alone; other tables may have more seeds
+
+    made_up(TABLES, harness.SCALES[scale], tmp_path / 'results.csv')
+    (tmp_path / 'figures').mkdir()
+    (tmp_path / 'figures' / 'old_tiny.png').touch()
+    assert report.report_on(tmp_path / 'results.csv') == tmp_path / 'RESULTS.md'
+    page = (tmp_path / 'RESULTS.md').read_text()
+    df = harness.read(tmp_path / 'results.csv')
+    assert (
+        harness.Scale.of(TABLES['ocp_table3'].mine(df)) == harness.SCALES[scale]
+    )  # known from the rows alone; other tables may have more seeds
     for t in TABLES.values():
         assert f'## {t.title}' in page
         part = page.split(f'## {t.title}')[1].split('\n## ')[0]
-        assert '–' not in part.split('Commits')[1].split('| claim')[0], t.title            # no cell is empty
+        assert '–' not in part.split('Commits')[1].split('| claim')[0], t.title  # no cell is empty
         assert all(c.text in part for c in t.claims(t.mine(df)))
     seeds = harness.SCALES[scale].seeds
-    assert f'; {seeds} to {2*seeds} seeds; ' in page.split(f"## {TABLES['ocp_table2'].title}")[1].split('\n## ')[0] and f'; {seeds} seeds; ' in page
-    assert {p.name for p in (tmp_path/'figures').glob('*.png')} == {f'{n}_{scale}_jpg.png' for n in TABLES}
+    assert (
+        f'; {seeds} to {2 * seeds} seeds; ' in page.split(f"## {TABLES['ocp_table2'].title}")[1].split('\n## ')[0]
+        and f'; {seeds} seeds; ' in page
+    )
+    assert {p.name for p in (tmp_path / 'figures').glob('*.png')} == {f'{n}_{scale}_jpg.png' for n in TABLES}
     assert 'too few seeds' not in page and f'| {scale} |' in page
 
 
 def test_a_page_of_dense_networks_alone(tmp_path):
-    import harness, report
-    results = harness.Results(tmp_path/'results.csv', 'jpg')
-    for cell in harness.dense_cells('resnet20', harness.SCALES['small'], range(2)): results.add(cell, harness.SCALES['small'], [('', 'accuracy', 80.+cell.seed)], 1.)
+    import harness
+    import report
+
+    results = harness.Results(tmp_path / 'results.csv', 'jpg')
+    for cell in harness.dense_cells('resnet20', harness.SCALES['small'], range(2)):
+        results.add(cell, harness.SCALES['small'], [('', 'accuracy', 80.0 + cell.seed)], 1.0)
     page = report.report_on(results.path).read_text()
-    assert 'ours 80.50 ± 0.71 (2)' in page and 'Too little was run to compare' in page and not list((tmp_path/'figures').iterdir())
+    assert (
+        'ours 80.50 ± 0.71 (2)' in page
+        and 'Too little was run to compare' in page
+        and not list((tmp_path / 'figures').iterdir())
+    )
 
 
 def test_tiny_is_told_only_where_there_is_nothing_else(tmp_path):
-    import harness, report
+    import harness
+    import report
     from tables import TABLES
-    made_up(TABLES, harness.SCALES['tiny'], tmp_path/'tiny.csv')
-    made_up({'cyc_table2': TABLES['cyc_table2']}, harness.SCALES['small'], tmp_path/'small.csv')
-    both = pd.concat([harness.read(tmp_path/'tiny.csv'), harness.read(tmp_path/'small.csv')])
+
+    made_up(TABLES, harness.SCALES['tiny'], tmp_path / 'tiny.csv')
+    made_up({'cyc_table2': TABLES['cyc_table2']}, harness.SCALES['small'], tmp_path / 'small.csv')
+    both = pd.concat([harness.read(tmp_path / 'tiny.csv'), harness.read(tmp_path / 'small.csv')])
     told = [(name, scale) for name, _, scale, _ in report.sections(both)]
     assert ('cyc_table2', 'small') in told and ('cyc_table2', 'tiny') not in told and ('ocp_table2', 'tiny') in told
 
 
 class Now:
     "A pool that runs at once, here"
-    def __init__(self, *args, **kwargs): pass
-    def shutdown(self, **kwargs): pass
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def shutdown(self, **kwargs):
+        pass
+
     def submit(self, f, cell, *args):
         from concurrent.futures import Future
+
         done = Future()
-        try: done.set_result(Now.run(cell))
-        except ZeroDivisionError as e: done.set_exception(e)
+        try:
+            done.set_result(Now.run(cell))
+        except ZeroDivisionError as e:
+            done.set_exception(e)
         return done
 
 
@@ -122,134 +193,198 @@ class Now:
 def runner(tmp_path, monkeypatch):
     "How a Runner is made, with a pool that runs here"
     import harness
+
     monkeypatch.setattr(harness, 'ProcessPoolExecutor', Now)
+
     def make(run):
         Now.run = staticmethod(run)
-        return harness.Runner(harness.SCALES['tiny'], None, harness.Results(tmp_path/'results.csv', 'jpg'), 2, tmp_path/'cache')
+        return harness.Runner(
+            harness.SCALES['tiny'], None, harness.Results(tmp_path / 'results.csv', 'jpg'), 2, tmp_path / 'cache'
+        )
+
     return make
 
 
 def test_nothing_is_lost_and_nothing_is_run_twice(runner):
     import harness
-    cell, other, ran = harness.Cell('resnet20', 'gradual', 0.9, 5, 0), harness.Cell('resnet20', 'gradual', 0.9, 5, 1), []
-    with runner(lambda c: ran.append(c) or ([('', 'accuracy', 50.)], 1.)) as r:
-        r.results.add(cell, r.scale, [('', 'accuracy', 81.25), ('1', 'cycle accuracy', 3.)], 2.)
+
+    cell, other, ran = (
+        harness.Cell('resnet20', 'gradual', 0.9, 5, 0),
+        harness.Cell('resnet20', 'gradual', 0.9, 5, 1),
+        [],
+    )
+    with runner(lambda c: ran.append(c) or ([('', 'accuracy', 50.0)], 1.0)) as r:
+        r.results.add(cell, r.scale, [('', 'accuracy', 81.25), ('1', 'cycle accuracy', 3.0)], 2.0)
         before = r.results.path.read_text()
         r.fill([], [cell, other, other])
         assert ran == [other] and r.results.path.read_text().startswith(before)
         r.fill([], [cell, other])
     df = r.results.df
-    assert ran == [other] and df[df.what == 'accuracy'].value.tolist() == [81.25, 50.] and list(df.columns) == harness.columns
+    assert (
+        ran == [other]
+        and df[df.what == 'accuracy'].value.tolist() == [81.25, 50.0]
+        and list(df.columns) == harness.columns
+    )
 
 
 def test_a_cell_of_another_setting_is_another_cell(runner):
-    import harness
     from dataclasses import replace
+
+    import harness
+
     cell, tiny = harness.Cell('resnet20', 'gradual', 0.9, 5, 0), harness.SCALES['tiny']
     with runner(None) as r:
-        r.results.add(cell, tiny, [('', 'accuracy', 50.)], 1.)
+        r.results.add(cell, tiny, [('', 'accuracy', 50.0)], 1.0)
         done = r.results.finished()
     assert r.results.has(cell, tiny, done)
-    for change in (dict(images=600), dict(batch=1.), dict(pixels=64), dict(rounds=5), dict(dense=3)): assert not r.results.has(cell, replace(tiny, **change), done)
-    assert not r.results.has(replace(cell, seed=1), tiny, done) and not harness.Results(r.results.path, 'png').has(cell, tiny, done)
-    assert r.results.has(cell, replace(tiny, seeds=9), done)                      # more seeds are more cells
+    for change in (dict(images=600), dict(batch=1.0), dict(pixels=64), dict(rounds=5), dict(dense=3)):
+        assert not r.results.has(cell, replace(tiny, **change), done)
+    assert not r.results.has(replace(cell, seed=1), tiny, done) and not harness.Results(r.results.path, 'png').has(
+        cell, tiny, done
+    )
+    assert r.results.has(cell, replace(tiny, seeds=9), done)  # more seeds are more cells
 
 
 def test_a_cell_that_fails_leaves_the_others_alone(runner, capsys):
     import harness
+
     cells = [harness.Cell('resnet20', 'gradual', 0.9, 5, s) for s in range(3)]
-    with runner(lambda c: ([('', 'accuracy', 100/(c.seed-1))], 1.)) as r:
+    with runner(lambda c: ([('', 'accuracy', 100 / (c.seed - 1))], 1.0)) as r:
         r.fill([], cells)
-        r.fill([], cells)                                                         # and is not tried again in this run
+        r.fill([], cells)  # and is not tried again in this run
     assert r.failed == [cells[1]] and len(r.results.finished()) == 2
     assert 'seed 1: failed, ZeroDivisionError' in capsys.readouterr().out
 
 
 def small_learner(cbs, loss=None, **kwargs):
     "One convolution, eight images"
-    import harness, torch
+    import harness
+    import torch
     from fastai.basics import DataLoader, DataLoaders, Learner
+
     data = [(torch.randn(3, 8, 8), torch.tensor(i % 2)) for i in range(8)]
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 8), torch.nn.Flatten())
-    return Learner(DataLoaders(DataLoader(data, bs=4), DataLoader(data, bs=4), device='cpu'), model, loss or torch.nn.functional.cross_entropy, harness.sgd, cbs=cbs, **kwargs)
+    return Learner(
+        DataLoaders(DataLoader(data, bs=4), DataLoader(data, bs=4), device='cpu'),
+        model,
+        loss or torch.nn.functional.cross_entropy,
+        harness.sgd,
+        cbs=cbs,
+        **kwargs,
+    )
 
 
 @pytest.mark.parametrize('fast', [True, False])
 def test_layers_are_in_bfloat16_where_that_is_fast(runner, monkeypatch, fast):
     "Without AVX-512 it takes 15 times as long as float32"
-    import harness, torch
+    import harness
+    import torch
+
     monkeypatch.setattr(harness, 'bfloat16_is_fast', lambda: fast)
     seen, lost = set(), set()
+
     def loss(pred, y):
         lost.add(pred.dtype)
         return torch.nn.functional.cross_entropy(pred, y)
+
     learn = small_learner(harness.Precision(), loss)
     model = learn.model
     model[0].register_forward_hook(lambda m, x, out: seen.add(out.dtype))
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.1)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 0.1)
     assert seen == {torch.bfloat16 if fast else torch.float32} and lost == {model[0].weight.dtype} == {torch.float32}
     cell = harness.Cell('resnet20', 'gradual', 0.9, 5)
-    with runner(lambda c: ([('', 'accuracy', 50.)], 1.)) as r: r.fill([], [cell])
+    with runner(lambda c: ([('', 'accuracy', 50.0)], 1.0)) as r:
+        r.fill([], [cell])
     assert r.results.df.machine[0].endswith('float32') != fast
 
 
-@pytest.mark.parametrize('model, gpu, as_it_is', [('resnet18', False, True), ('resnet18', True, False), ('resnet20', False, False)])
+@pytest.mark.parametrize(
+    'model, gpu, as_it_is', [('resnet18', False, True), ('resnet18', True, False), ('resnet20', False, False)]
+)
 def test_a_resnet18_on_a_cpu_is_trained_as_it_is(runner, monkeypatch, model, gpu, as_it_is):
-    import harness, torch
+    import harness
+    import torch
+
     monkeypatch.setattr(harness, 'bfloat16_is_fast', lambda: True)
     monkeypatch.setattr(harness, 'default_device', lambda: torch.device('cuda' if gpu else 'cpu'))
-    monkeypatch.setattr(harness.Run, 'dls', lambda self, bs, valid_pct=0.: small_learner([]).dls)
+    monkeypatch.setattr(harness.Run, 'dls', lambda self, bs, valid_pct=0.0: small_learner([]).dls)
     run = harness.Run(harness.Cell(model, 'gradual', 0.9), harness.SCALES['tiny'], None, None)
     assert bool(run.learner().cbs.filter(lambda cb: isinstance(cb, harness.Precision))) != as_it_is
-    with runner(lambda c: ([('', 'accuracy', 50.)], 1.)) as r: r.fill([], [run.cell])
+    with runner(lambda c: ([('', 'accuracy', 50.0)], 1.0)) as r:
+        r.fill([], [run.cell])
     assert r.results.df.machine[0].endswith('float32') == as_it_is
 
 
 def test_the_same_scale_with_other_files_has_its_own_section(tmp_path):
-    import harness, report
+    import harness
+    import report
+
     scale = harness.SCALES['small']
     for files in ('jpg', 'png'):
-        results = harness.Results(tmp_path/'results.csv', files)
+        results = harness.Results(tmp_path / 'results.csv', files)
         for m in ('gradual', 'one-shot'):
-            for seed in range(2): results.add(harness.Cell('resnet20', m, 0.98, 5, seed), scale, [('', 'accuracy', 50.)], 1.)
+            for seed in range(2):
+                results.add(harness.Cell('resnet20', m, 0.98, 5, seed), scale, [('', 'accuracy', 50.0)], 1.0)
     page = report.report_on(results.path).read_text()
     assert '### Scale small (jpg)' in page and '### Scale small (png)' in page
-    assert {p.name for p in (tmp_path/'figures').iterdir()} == {f'cyc_table2_small_{f}.png' for f in ('jpg', 'png')}
+    assert {p.name for p in (tmp_path / 'figures').iterdir()} == {f'cyc_table2_small_{f}.png' for f in ('jpg', 'png')}
 
 
-@pytest.mark.parametrize('images, epochs, gpu, compiler, compiled', [(50_000, 1, False, 'g++', True), (5_000, 10, False, 'g++', True), (5_000, 9, False, 'g++', False), (50_000, 20, True, 'g++', False), (50_000, 20, False, None, False)])
+@pytest.mark.parametrize(
+    'images, epochs, gpu, compiler, compiled',
+    [
+        (50_000, 1, False, 'g++', True),
+        (5_000, 10, False, 'g++', True),
+        (5_000, 9, False, 'g++', False),
+        (50_000, 20, True, 'g++', False),
+        (50_000, 20, False, None, False),
+    ],
+)
 def test_long_trainings_are_compiled_on_a_cpu(runner, monkeypatch, images, epochs, gpu, compiler, compiled):
-    import harness, torch
     from dataclasses import replace
+
+    import harness
+    import torch
+
     monkeypatch.setattr(harness.shutil, 'which', lambda name: compiler)
     monkeypatch.setattr(harness, 'default_device', lambda: torch.device('cuda' if gpu else 'cpu'))
     cell, scale = harness.Cell('resnet20', 'gradual', 0.9, epochs), replace(harness.SCALES['tiny'], images=images)
     assert harness.compiles(cell, scale) == compiled and not harness.compiles(replace(cell, model='resnet18'), scale)
-    with runner(lambda c: ([('', 'accuracy', 50.)], 1.)) as r:
+    with runner(lambda c: ([('', 'accuracy', 50.0)], 1.0)) as r:
         r.scale = scale
         r.fill([], [cell])
     assert r.results.df.machine[0].endswith('compiled') == compiled
 
 
 def test_a_network_is_compiled_once(monkeypatch):
-    import harness, torch
+    import harness
+    import torch
+
     asked = []
     monkeypatch.setattr(torch.nn.Module, 'compile', lambda self, **kwargs: asked.append((self, kwargs)))
     learn = small_learner(harness.Precision(compiled=True))
     with learn.no_bar(), learn.no_logging():
-        for _ in range(2): learn.fit(1, 0.1)
+        for _ in range(2):
+            learn.fit(1, 0.1)
     assert asked == [(learn.model, dict(dynamic=False))]
 
 
 def test_a_compiled_network_learns_the_same():
-    import harness, torch
+    import harness
+    import torch
     from fastai.basics import set_seed
-    if not harness.can_compile(): pytest.skip('needs a C++ compiler and the headers of Python')
+
+    if not harness.can_compile():
+        pytest.skip('needs a C++ compiler and the headers of Python')
+
     def trained(compiled):
         set_seed(0)
         learn = small_learner(harness.Precision(compiled))
-        with learn.no_bar(), learn.no_logging(): learn.fit(2, 0.1, cbs=harness.SparsifyCallback(0.5))
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(2, 0.1, cbs=harness.SparsifyCallback(0.5))
         return list(learn.model.state_dict()), learn.model[0].weight.detach(), learn.masks.sparsity
+
     (names, w, s), (names_compiled, compiled, s_compiled) = trained(False), trained(True)
     assert names == names_compiled and s == s_compiled == 0.5 and torch.allclose(w, compiled, atol=0.02)
 
@@ -258,11 +393,16 @@ def test_validation_is_where_it_is_asked_for():
     "And wherever someone calls `learn.validate()`"
     import harness
     from fastai.basics import Callback, accuracy
+
     class Seen(Callback):
         order = 99
-        def before_validate(self): epochs.append(self.epoch)
+
+        def before_validate(self):
+            epochs.append(self.epoch)
+
     epochs, learn = [], small_learner([harness.SeldomValidate(2), Seen()], metrics=accuracy)
-    with learn.no_bar(), learn.no_logging(): learn.fit(5, 0.1)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(5, 0.1)
     assert epochs == [1, 3] and [len(v) for v in learn.recorder.values] == [1, 3, 1, 3, 1]
     assert len(learn.validate()) == 2 and epochs == [1, 3, 0]
 
@@ -270,22 +410,39 @@ def test_validation_is_where_it_is_asked_for():
 @pytest.fixture
 def trained(runner):
     "A Runner's maker whose dense networks have this weight and accuracy; `ran` is what it ran"
-    import harness, torch
     from types import SimpleNamespace
-    it = SimpleNamespace(weight=3., accuracy=50., ran=[], needs=harness.dense_cells('resnet20', harness.SCALES['tiny']), cells=[harness.Cell('resnet20', 'gradual', 0.9, 5, s) for s in range(2)])
+
+    import harness
+    import torch
+
+    it = SimpleNamespace(
+        weight=3.0,
+        accuracy=50.0,
+        ran=[],
+        needs=harness.dense_cells('resnet20', harness.SCALES['tiny']),
+        cells=[harness.Cell('resnet20', 'gradual', 0.9, 5, s) for s in range(2)],
+    )
+
     def run(c):
         it.ran.append(c.method)
-        if c.method != 'dense': return [('', 'accuracy', 40.)], 1.
-        rows = harness.keep_baseline(harness.Run(c, it.runner.scale, None, it.runner.cache), SimpleNamespace(model=SimpleNamespace(state_dict=lambda: {'w': torch.tensor([it.weight])})))
-        return [*rows, ('', 'accuracy', it.accuracy)], 1.
+        if c.method != 'dense':
+            return [('', 'accuracy', 40.0)], 1.0
+        rows = harness.keep_baseline(
+            harness.Run(c, it.runner.scale, None, it.runner.cache),
+            SimpleNamespace(model=SimpleNamespace(state_dict=lambda: {'w': torch.tensor([it.weight])})),
+        )
+        return [*rows, ('', 'accuracy', it.accuracy)], 1.0
+
     def make():
         it.runner = runner(run)
         return it.runner
+
     it.make = make
     return it
 
 
-def kept(runner): return [p.name for p in runner.cache.iterdir()]
+def kept(runner):
+    return [p.name for p in runner.cache.iterdir()]
 
 
 def test_a_lost_network_is_trained_again_only_if_it_is_needed(trained):
@@ -295,22 +452,30 @@ def test_a_lost_network_is_trained_again_only_if_it_is_needed(trained):
         assert trained.ran == ['dense', 'gradual'] and kept(r) == ['300_0.25_resnet20_10.safetensors']
         next(r.cache.iterdir()).unlink()
         r.fill(trained.needs, trained.cells[:1])
-        assert trained.ran == ['dense', 'gradual']                                # all is there
+        assert trained.ran == ['dense', 'gradual']  # all is there
         r.fill(trained.needs, trained.cells)
         assert trained.ran == ['dense', 'gradual', 'dense', 'gradual'] and len(kept(r)) == 1
     df = r.results.df
-    assert df[df.what == 'norm'].value.tolist() == [3.] and (df.what == 'accuracy').sum() == 3
+    assert df[df.what == 'norm'].value.tolist() == [3.0] and (df.what == 'accuracy').sum() == 3
 
 
-@pytest.mark.parametrize('weight, accuracy, says', [(3., 51., 'accuracy 51, not 50 as in'), (4., 50., 'norm 4, not 3 as in'), (4., 51., 'accuracy 51, not 50 and norm 4, not 3')])
+@pytest.mark.parametrize(
+    'weight, accuracy, says',
+    [
+        (3.0, 51.0, 'accuracy 51, not 50 as in'),
+        (4.0, 50.0, 'norm 4, not 3 as in'),
+        (4.0, 51.0, 'accuracy 51, not 50 and norm 4, not 3'),
+    ],
+)
 def test_a_network_that_comes_out_otherwise_is_not_started_from(trained, capsys, weight, accuracy, says):
     "All that starts from a trained network starts from the same one, in later runs too"
-    with trained.make() as r: r.fill(trained.needs, trained.cells[:1])
+    with trained.make() as r:
+        r.fill(trained.needs, trained.cells[:1])
     next(r.cache.iterdir()).unlink()
     trained.weight, trained.accuracy, before = weight, accuracy, r.results.path.read_text()
     with trained.make() as r:
         r.fill(trained.needs, trained.cells)
-        r.fill(trained.needs, trained.cells)                                      # as by another table: it isn't tried twice
+        r.fill(trained.needs, trained.cells)  # as by another table: it isn't tried twice
     assert trained.ran == ['dense', 'gradual', 'dense'] and r.failed == trained.needs and not kept(r)
     assert says in (said := capsys.readouterr().out) and '--out' in said
     assert r.results.path.read_text() == before
@@ -318,82 +483,166 @@ def test_a_network_that_comes_out_otherwise_is_not_started_from(trained, capsys,
 
 def test_a_kept_network_is_never_replaced_by_another(trained, capsys):
     "Two CSVs with one folder of networks"
-    with trained.make() as r: r.fill(trained.needs, trained.cells[:1])
+    with trained.make() as r:
+        r.fill(trained.needs, trained.cells[:1])
     r.results.path.unlink()
-    with trained.make() as r: r.fill(trained.needs, trained.cells[:1])            # the same network: both may start from it
+    with trained.make() as r:
+        r.fill(trained.needs, trained.cells[:1])  # the same network: both may start from it
     assert not r.failed and len(r.results.finished()) == 2
     r.results.path.unlink()
-    trained.weight = 4.
-    with trained.make() as r: r.fill(trained.needs, trained.cells[:1])
+    trained.weight = 4.0
+    with trained.make() as r:
+        r.fill(trained.needs, trained.cells[:1])
     from fastprune.all import load_state
-    assert r.failed == trained.needs and float(load_state(next(r.cache.iterdir()))['w']) == 3. and len(kept(r)) == 1
+
+    assert r.failed == trained.needs and float(load_state(next(r.cache.iterdir()))['w']) == 3.0 and len(kept(r)) == 1
     assert 'norm 4, not 3' in capsys.readouterr().out
 
 
 def test_a_cell_that_was_cut_off_is_not_finished(runner):
     import harness
+
     cell = harness.Cell('resnet20', 'gradual', 0.9, 5, 0)
-    with runner(lambda c: ([('', 'classes', 6.), ('', 'accuracy', 50.)], 1.)) as r:
-        r.results.add(cell, r.scale, [('', 'classes', 6.)], 1.)
+    with runner(lambda c: ([('', 'classes', 6.0), ('', 'accuracy', 50.0)], 1.0)) as r:
+        r.results.add(cell, r.scale, [('', 'classes', 6.0)], 1.0)
         assert not r.results.finished()
         r.fill([], [cell])
-    assert len(r.results.finished()) == 1 and r.results.of(cell, r.scale) == {'classes': 6., 'accuracy': 50.}
+    assert len(r.results.finished()) == 1 and r.results.of(cell, r.scale) == {'classes': 6.0, 'accuracy': 50.0}
 
 
 def test_rows_that_say_nothing_are_left_out(tmp_path):
     "NaN, and the same cell from two machines"
     import harness
-    a = dict(zip(harness.columns, ['tiny', 1, 1, 1., 1., 1, 1, 1, 'jpg', 'resnet20', 'gradual', 0.9, 5, 0, '', 'accuracy', 50., 1., 'abc', 'this']))
-    pd.DataFrame([a, {**a, 'value': 60., 'machine': 'that'}, {**a, 'seed': 1, 'value': 'nan'}]).to_csv(tmp_path/'x.csv', index=False)
-    assert harness.read(tmp_path/'x.csv').value.tolist() == [50.]
+
+    a = dict(
+        zip(
+            harness.columns,
+            [
+                'tiny',
+                1,
+                1,
+                1.0,
+                1.0,
+                1,
+                1,
+                1,
+                'jpg',
+                'resnet20',
+                'gradual',
+                0.9,
+                5,
+                0,
+                '',
+                'accuracy',
+                50.0,
+                1.0,
+                'abc',
+                'this',
+            ],
+        )
+    )
+    pd.DataFrame([a, {**a, 'value': 60.0, 'machine': 'that'}, {**a, 'seed': 1, 'value': 'nan'}]).to_csv(
+        tmp_path / 'x.csv', index=False
+    )
+    assert harness.read(tmp_path / 'x.csv').value.tolist() == [50.0]
 
 
 def test_the_page_is_what_the_csv_says():
     "RESULTS.md and the figures' names, made anew from results.csv"
     import report
-    if not (paper/'results.csv').exists(): pytest.fail('results.csv is missing')
-    page, shown = (paper/'RESULTS.md').read_text(), (paper/'figures').glob('*.png')
-    assert page == report.text_of(report.read(paper/'results.csv'), 'results.csv', 'figures')
+
+    if not (paper / 'results.csv').exists():
+        pytest.fail('results.csv is missing')
+    page, shown = (paper / 'RESULTS.md').read_text(), (paper / 'figures').glob('*.png')
+    assert page == report.text_of(report.read(paper / 'results.csv'), 'results.csv', 'figures')
     assert {f'figures/{p.name}' for p in shown} == set(re.findall(r'\((figures/[^)]+)\)', page))
 
 
 def test_a_run_that_ends_early_is_told(tmp_path, monkeypatch, capsys):
     "As where a worker was killed for memory"
-    import harness, run
-    data = tmp_path/'train'/'cat'
+    import harness
+    import run
+
+    data = tmp_path / 'train' / 'cat'
     data.mkdir(parents=True)
-    (data/'0.jpg').touch()
+    (data / '0.jpg').touch()
+
     def fails_later(r, needs, cells):
-        if r.results.finished(): raise BrokenPipeError
-        r.results.add(cells[0], r.scale, [('', 'accuracy', 50.)], 1.)
+        if r.results.finished():
+            raise BrokenPipeError
+        r.results.add(cells[0], r.scale, [('', 'accuracy', 50.0)], 1.0)
+
     monkeypatch.setattr(harness.Runner, 'fill', fails_later)
     monkeypatch.setattr(harness, 'ProcessPoolExecutor', Now)
-    monkeypatch.setattr(sys, 'argv', ['run.py', '--data', str(tmp_path), '--out', str(tmp_path/'mine.csv')])
-    with pytest.raises(BrokenPipeError): run.main()
-    assert '50.00 (1)' in (tmp_path/'mine.md').read_text() and '1 cells in' in capsys.readouterr().out
+    monkeypatch.setattr(sys, 'argv', ['run.py', '--data', str(tmp_path), '--out', str(tmp_path / 'mine.csv')])
+    with pytest.raises(BrokenPipeError):
+        run.main()
+    assert '50.00 (1)' in (tmp_path / 'mine.md').read_text() and '1 cells in' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('options, left', [({}, 16), (dict(sparsity=[0.99]), 6), (dict(seeds=[1]), 8), (dict(methods=['gradual']), 8), (dict(sparsity=[0.99], seeds=[0], methods=['gradual', 'dense']), 2)])
+@pytest.mark.parametrize(
+    'options, left',
+    [
+        ({}, 16),
+        (dict(sparsity=[0.99]), 6),
+        (dict(seeds=[1]), 8),
+        (dict(methods=['gradual']), 8),
+        (dict(sparsity=[0.99], seeds=[0], methods=['gradual', 'dense']), 2),
+    ],
+)
 def test_some_cells_alone(options, left):
-    import harness, run
     from types import SimpleNamespace
-    cells = [harness.Cell('resnet20', m, s, 5, seed) for seed in range(2) for m, at in (('dense', [0.]), ('gradual', [0.9, 0.95, 0.98, 0.99]), ('one-shot', [0.98, 0.97, 0.99])) for s in at]
-    assert sum(run.asked(c, SimpleNamespace(**{'sparsity': None, 'seeds': None, 'methods': None, **options})) for c in cells) == left
+
+    import harness
+    import run
+
+    cells = [
+        harness.Cell('resnet20', m, s, 5, seed)
+        for seed in range(2)
+        for m, at in (('dense', [0.0]), ('gradual', [0.9, 0.95, 0.98, 0.99]), ('one-shot', [0.98, 0.97, 0.99]))
+        for s in at
+    ]
+    assert (
+        sum(
+            run.asked(c, SimpleNamespace(**{'sparsity': None, 'seeds': None, 'methods': None, **options}))
+            for c in cells
+        )
+        == left
+    )
 
 
 def test_seeds_of_a_table_of_which_nothing_is_left(tmp_path, monkeypatch):
-    import harness, run
+    import harness
+    import run
     from tables import TABLES
-    made_up(TABLES, harness.SCALES['tiny'], tmp_path/'mine.csv')
-    assert TABLES['ocp_table3'].cells(harness.SCALES['tiny'], harness.read(tmp_path/'mine.csv')) == []
-    monkeypatch.setattr(sys, 'argv', ['run.py', 'ocp_table3', '--seeds', '1', '--data', str(tmp_path), '--out', str(tmp_path/'mine.csv')])
+
+    made_up(TABLES, harness.SCALES['tiny'], tmp_path / 'mine.csv')
+    assert TABLES['ocp_table3'].cells(harness.SCALES['tiny'], harness.read(tmp_path / 'mine.csv')) == []
+    monkeypatch.setattr(
+        sys,
+        'argv',
+        ['run.py', 'ocp_table3', '--seeds', '1', '--data', str(tmp_path), '--out', str(tmp_path / 'mine.csv')],
+    )
     assert run.arguments().seeds == [1]
 
 
-@pytest.mark.parametrize('args, says', [(['nothing'], "there is no table 'nothing'"), (['--data', '/nowhere'], 'there is no such folder'), (['--scale', 'huge'], 'invalid choice'),
-                                        (['--workers', '0'], '--workers 0'), (['--sparsity', '98'], '--sparsity 98'), (['--seeds', '4'], '--seeds 4: tiny has 0 to 3'), (['cst_cycles', '--seeds', '2'], '--seeds 2: tiny has 0 to 1'), (['--methods', 'gradul'], "'gradul': there is no such method")])
+@pytest.mark.parametrize(
+    'args, says',
+    [
+        (['nothing'], "there is no table 'nothing'"),
+        (['--data', '/nowhere'], 'there is no such folder'),
+        (['--scale', 'huge'], 'invalid choice'),
+        (['--workers', '0'], '--workers 0'),
+        (['--sparsity', '98'], '--sparsity 98'),
+        (['--seeds', '4'], '--seeds 4: tiny has 0 to 3'),
+        (['cst_cycles', '--seeds', '2'], '--seeds 2: tiny has 0 to 1'),
+        (['--methods', 'gradul'], "'gradul': there is no such method"),
+    ],
+)
 def test_wrong_flags(args, says, monkeypatch, capsys):
     import run
+
     monkeypatch.setattr(sys, 'argv', ['run.py', *args])
-    with pytest.raises(SystemExit) as e: run.main()
+    with pytest.raises(SystemExit) as e:
+        run.main()
     assert e.value.code == 2 and says in capsys.readouterr().err

@@ -1,21 +1,29 @@
 "Masks of tensors of which each process has a part are those of the whole, to the bit"
+
 from pathlib import Path
+
 import pytest
-from fastprune.all import Masks
 from processes import torchrun
+
+from fastprune.all import Masks
 
 here = Path(__file__).parent
 
 
 @pytest.mark.parametrize('n', [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_equal_to_the_whole(tmp_path, n): assert 'all checks passed' in torchrun(n, here/'sharded.py', tmp_path/'masks.safetensors')
+def test_equal_to_the_whole(tmp_path, n):
+    assert 'all checks passed' in torchrun(n, here / 'sharded.py', tmp_path / 'masks.safetensors')
 
 
 @pytest.mark.parametrize('n', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_example(tmp_path, n):
-    tmp_path = tmp_path/'a new folder'
-    lines = torchrun(n, here.parent/'examples'/'fsdp.py', tmp_path, use_cpu=False).splitlines()
-    assert len(lines) == 4 and lines[-1].endswith('sparsity 0.9500') and float(lines[-1].split('accuracy ')[1].split(',')[0]) > 0.8
-    masks = Masks.load(tmp_path/'masks.safetensors')
+    tmp_path = tmp_path / 'a new folder'
+    lines = torchrun(n, here.parent / 'examples' / 'fsdp.py', tmp_path, use_cpu=False).splitlines()
+    assert (
+        len(lines) == 4
+        and lines[-1].endswith('sparsity 0.9500')
+        and float(lines[-1].split('accuracy ')[1].split(',')[0]) > 0.8
+    )
+    masks = Masks.load(tmp_path / 'masks.safetensors')
     n = sum(m.numel() for m in masks.values())
-    assert masks.n_kept == n-round(0.95*n)
+    assert masks.n_kept == n - round(0.95 * n)

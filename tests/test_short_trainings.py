@@ -2,12 +2,32 @@
 
 import warnings
 from functools import partial
-import pytest, torch
-from torch import nn
+
+import pytest
+import torch
 from fastai.basics import CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, accuracy, set_seed
 from fastai.callback.all import GradientAccumulation, ProgressCallback
-from fastprune.all import *
-from fastprune.schedules import update_steps
+from torch import nn
+
+from fastprune.all import (
+    DNW,
+    DPF,
+    GMP,
+    GSM,
+    SET,
+    SNFS,
+    GradualL2,
+    RigL,
+    SparsifyCallback,
+    cubic,
+    digits_convnet,
+    digits_dls,
+    iterative,
+    linear,
+    ocp,
+    one_shot,
+)
+from fastprune.schedules.sparsity import update_steps
 
 
 def toy(steps=23, bs=4):

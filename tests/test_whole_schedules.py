@@ -1,13 +1,30 @@
 "Schedules give progress from 0 to 1; where a training starts in them, and where cycles restart"
 
-import math, warnings
+import math
+import warnings
 from functools import partial
+
 import numpy as np
-import pytest, torch
-from torch import nn
+import pytest
+import torch
 from fastai.basics import Callback, CancelFitException, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner
 from fastai.callback.all import ProgressCallback, SchedCos, SchedExp, SchedLin, SchedPoly, combine_scheds
-from fastprune.all import *
+from torch import nn
+
+from fastprune.all import (
+    DPF,
+    GMP,
+    GradualL2,
+    SparsifyCallback,
+    cosine,
+    cubic,
+    cyclical,
+    iterative,
+    linear,
+    ocp,
+    plot_schedules,
+    window,
+)
 
 
 def toy(steps=16, tmp=None):
@@ -122,14 +139,14 @@ def test_penalties_may_fall():
 
 @pytest.mark.parametrize('sparsity', [1e-9, 1e-12, 0.3, 0.999])
 def test_budgeted_schedules_end_at_one(sparsity):
-    from fastprune.recipes import _geometric
+    from fastprune.methods.budgeted import _geometric
 
     for cycles in range(1, 9):
         assert _geometric(sparsity, 0.75, cycles, 1.0) == 1
 
 
 def test_names_of_fastais_schedules():
-    from fastprune.schedules import schedule_name
+    from fastprune.schedules.sparsity import schedule_name
 
     assert [schedule_name(s) for s in (SchedCos(0, 1), SchedLin(0.5, 1), window(SchedExp(1e-3, 1), 0.2))] == [
         'SchedCos(0, 1)',

@@ -1,13 +1,18 @@
 "Budgeted IMP, table 1: six retraining schedules after one-shot pruning, for three sparsities and three budgets; a ResNet-56 on CIFAR-10 instead of a ResNet-50 on ImageNet"
+
 from harness import *
 
-sparsities, budgets = (0.7, 0.8, 0.9), (1/45, 1/18, 1/9)           # 2, 5 and 10 of 90 epochs
+sparsities, budgets = (0.7, 0.8, 0.9), (1 / 45, 1 / 18, 1 / 9)  # 2, 5 and 10 of 90 epochs
 start = dict(bs=128, wd=5e-4)
-original = lr_warmup(0.1, warmup=1/45, drops=(1/3, 2/3, 8/9))
+original = lr_warmup(0.1, warmup=1 / 45, drops=(1 / 3, 2 / 3, 8 / 9))
 
 
-def dense_epochs(scale): return scale.epochs_of(180, 18)
-def epochs(scale, budget): return max(1, round(dense_epochs(scale)*budget))
+def dense_epochs(scale):
+    return scale.epochs_of(180, 18)
+
+
+def epochs(scale, budget):
+    return max(1, round(dense_epochs(scale) * budget))
 
 
 @method('dense, stepped')
@@ -21,25 +26,44 @@ def retraining(name, run):
     T = dense_epochs(run.scale)
     learn = run.learner(**start, trained=T, validate=run.epochs)
     learn.prune(run.sparsity, scope='global')
-    learn.retrain(run.epochs, name, history=[original(t/(45*T)) for t in range(45*T)], original_epochs=T)
+    learn.retrain(run.epochs, name, history=[original(t / (45 * T)) for t in range(45 * T)], original_epochs=T)
     return result(learn)
 
-for name in RETRAINING: METHODS[f'retrain {name.upper()}'] = partial(retraining, name)
+
+for name in RETRAINING:
+    METHODS[f'retrain {name.upper()}'] = partial(retraining, name)
 methods = [f'retrain {n.upper()}' for n in RETRAINING]
 
 
-def needs(scale): return [Cell('resnet56', 'dense, stepped', 0., dense_epochs(scale), 0)]
+def needs(scale):
+    return [Cell('resnet56', 'dense, stepped', 0.0, dense_epochs(scale), 0)]
+
+
 def cells(scale, df):
-    return [*(Cell('resnet56', m, s, e, seed) for seed in range(scale.seeds) for s in reversed(sparsities) for e in dict.fromkeys(epochs(scale, b) for b in budgets) for m in methods),
-            *(Cell('resnet56', 'dense, stepped', 0., dense_epochs(scale), seed) for seed in range(1, scale.seeds))]
+    return [
+        *(
+            Cell('resnet56', m, s, e, seed)
+            for seed in range(scale.seeds)
+            for s in reversed(sparsities)
+            for e in dict.fromkeys(epochs(scale, b) for b in budgets)
+            for m in methods
+        ),
+        *(Cell('resnet56', 'dense, stepped', 0.0, dense_epochs(scale), seed) for seed in range(1, scale.seeds)),
+    ]
+
 
 # ---- what came out
 
 title = 'Budgeted IMP, table 1: retraining schedules, ResNet-56 on CIFAR-10'
 source = "Zimmer et al. 2023, table 1, which has a ResNet-50 on ImageNet: its figures stand here for the order of schedules, not for the values; all start from the same trained network. Retraining for 2.22, 5.55 and 11.11% of the original epochs, at least one; those are 180 times the scale's `times`, 18 at least"
-paper = {'FT':   ('73.51', '73.98', '74.44', '70.45', '71.81', '72.68', '56.75', '61.60', '64.61'), 'LRW':  ('73.50', '73.99', '74.45', '70.45', '71.82', '72.67', '56.75', '61.61', '64.60'),
-         'SLR':  ('70.93', '72.58', '73.69', '70.48', '72.37', '73.44', '67.19', '69.45', '70.80'), 'CLR':  ('72.22', '73.58', '74.49', '71.96', '73.30', '74.24', '68.72', '70.60', '71.51'),
-         'LLR':  ('72.39', '73.65', '74.34', '72.07', '73.41', '74.23', '68.90', '70.48', '71.53'), 'ALLR': ('73.69', '74.37', '74.89', '72.96', '74.02', '74.71', '69.56', '71.19', '71.99')}
+paper = {
+    'FT': ('73.51', '73.98', '74.44', '70.45', '71.81', '72.68', '56.75', '61.60', '64.61'),
+    'LRW': ('73.50', '73.99', '74.45', '70.45', '71.82', '72.67', '56.75', '61.61', '64.60'),
+    'SLR': ('70.93', '72.58', '73.69', '70.48', '72.37', '73.44', '67.19', '69.45', '70.80'),
+    'CLR': ('72.22', '73.58', '74.49', '71.96', '73.30', '74.24', '68.72', '70.60', '71.51'),
+    'LLR': ('72.39', '73.65', '74.34', '72.07', '73.41', '74.23', '68.90', '70.48', '71.53'),
+    'ALLR': ('73.69', '74.37', '74.89', '72.96', '74.02', '74.71', '69.56', '71.19', '71.99'),
+}
 
 
 def grid(df):
@@ -48,28 +72,42 @@ def grid(df):
     return [(s, e) for s in sparsities for e in es]
 
 
-def at(df, name, s, e): return values(df, f'retrain {name}', s, epochs=e)
+def at(df, name, s, e):
+    return values(df, f'retrain {name}', s, epochs=e)
 
 
-def mine(df): return rows_of(df, 'resnet56', ('dense, stepped', *methods))
+def mine(df):
+    return rows_of(df, 'resnet56', ('dense, stepped', *methods))
 
 
 def show(df):
     cols = grid(df)
-    head = lambda s, e: f'{100*s:g}%, {e} epoch{"s"*(e > 1)}'
-    return [f"Dense: ours {ours(values(df, 'dense, stepped'))}. The paper's, on ImageNet:",
-            markdown(['', *(f'{100*s:g}%, {90*b:.0f} of 90 epochs' for s in sparsities for b in budgets)], [[n, *vs] for n, vs in paper.items()]),
-            'Ours, on CIFAR-10:', markdown(['', *(head(*c) for c in cols)], [[n, *(ours(at(df, n, *c)) for c in cols)] for n in paper])]
+    head = lambda s, e: f'{100 * s:g}%, {e} epoch{"s" * (e > 1)}'
+    return [
+        f"Dense: ours {ours(values(df, 'dense, stepped'))}. The paper's, on ImageNet:",
+        markdown(
+            ['', *(f'{100 * s:g}%, {90 * b:.0f} of 90 epochs' for s in sparsities for b in budgets)],
+            [[n, *vs] for n, vs in paper.items()],
+        ),
+        'Ours, on CIFAR-10:',
+        markdown(['', *(head(*c) for c in cols)], [[n, *(ours(at(df, n, *c)) for c in cols)] for n in paper]),
+    ]
 
 
 def claims(df):
     cols = [(s, e) for s, e in grid(df)]
-    best = lambda others: [(f'{n}, {100*s:g}%, {e}', at(df, 'ALLR', s, e), at(df, n, s, e)) for n in others for s, e in cols]
-    return [Claim('ALLR is better than FT in every column', best(['FT'])), Claim('ALLR is better than SLR, CLR and LLR in every column', best(['SLR', 'CLR', 'LLR'])),
-            Claim('ALLR is better than FT at 90%', [(w, a, b) for w, a, b in best(['FT']) if '90%' in w])]
+    best = lambda others: [
+        (f'{n}, {100 * s:g}%, {e}', at(df, 'ALLR', s, e), at(df, n, s, e)) for n in others for s, e in cols
+    ]
+    return [
+        Claim('ALLR is better than FT in every column', best(['FT'])),
+        Claim('ALLR is better than SLR, CLR and LLR in every column', best(['SLR', 'CLR', 'LLR'])),
+        Claim('ALLR is better than FT at 90%', [(w, a, b) for w, a, b in best(['FT']) if '90%' in w]),
+    ]
 
 
 def figure(df, ax):
     cols = [c for c in grid(df) if c[0] == 0.9]
-    for n in paper: line(ax, [str(e) for _, e in cols], [at(df, n, *c) for c in cols], n)
+    for n in paper:
+        line(ax, [str(e) for _, e in cols], [at(df, n, *c) for c in cols], n)
     ax.set(xlabel='epochs of retraining, at 90%', ylabel='test accuracy (%)')

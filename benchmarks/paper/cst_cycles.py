@@ -1,4 +1,5 @@
 "Cyclic Sparse Training: masks from before training, trained in cycles or in one; SCULPT; learning-rate rewinding. All of them for the same epochs, from scratch, ResNet-20"
+
 from harness import *
 
 shape, cycles = partial(lr_warmup, warmup=0.1, drops=(0.5, 0.75)), 5
@@ -8,27 +9,54 @@ start = dict(bs=128, wd=5e-4)
 def at_start(criterion, scope, n, run):
     "A mask from before training, then `n` cycles"
     learn = run.learner(**start, validate=run.epochs)
-    if run.sparsity: learn.prune(run.sparsity, criterion=criterion(run.seed), scope=scope)
-    learn.fit_cyclic(n, run.epochs//n, lr=0.1, shape=shape)
+    if run.sparsity:
+        learn.prune(run.sparsity, criterion=criterion(run.seed), scope=scope)
+    learn.fit_cyclic(n, run.epochs // n, lr=0.1, shape=shape)
     return result(learn)
 
-MASKS = {'random': (lambda seed: partial(random_score, seed=seed), 'erk'), 'SNIP': (lambda seed: snip, 'global'), 'SynFlow': (lambda seed: synflow, 'global')}
+
+MASKS = {
+    'random': (lambda seed: partial(random_score, seed=seed), 'erk'),
+    'SNIP': (lambda seed: snip, 'global'),
+    'SynFlow': (lambda seed: synflow, 'global'),
+}
 for name, how in MASKS.items():
-    METHODS[f'{name}, one cycle'], METHODS[f'{name}, cyclic'] = partial(at_start, *how, 1), partial(at_start, *how, cycles)
-METHODS['nothing pruned, one cycle'], METHODS['nothing pruned, cyclic'] = partial(at_start, None, None, 1), partial(at_start, None, None, cycles)
+    METHODS[f'{name}, one cycle'], METHODS[f'{name}, cyclic'] = (
+        partial(at_start, *how, 1),
+        partial(at_start, *how, cycles),
+    )
+METHODS['nothing pruned, one cycle'], METHODS['nothing pruned, cyclic'] = (
+    partial(at_start, None, None, 1),
+    partial(at_start, None, None, cycles),
+)
 
 
 @method('SCULPT')
 def sculpt(run):
     learn = run.learner(**start, validate=run.epochs)
-    learn.fit_sculpt(run.sparsity, max(0., 1-2*(1-run.sparsity)), cycles-1, run.epochs//cycles, lr=0.1, shape=shape, criterion=partial(random_score, seed=run.seed))
+    learn.fit_sculpt(
+        run.sparsity,
+        max(0.0, 1 - 2 * (1 - run.sparsity)),
+        cycles - 1,
+        run.epochs // cycles,
+        lr=0.1,
+        shape=shape,
+        criterion=partial(random_score, seed=run.seed),
+    )
     return result(learn)
 
 
 @method('LRR')
 def lrr(run):
     learn = run.learner(**start, validate=run.epochs)
-    learn.iterative_prune(cycles-1, run.epochs//cycles, 1-(1-run.sparsity)**(1/(cycles-1)), lr=0.1, shape=shape, seed=1000*run.seed)
+    learn.iterative_prune(
+        cycles - 1,
+        run.epochs // cycles,
+        1 - (1 - run.sparsity) ** (1 / (cycles - 1)),
+        lr=0.1,
+        shape=shape,
+        seed=1000 * run.seed,
+    )
     return result(learn)
 
 
@@ -36,11 +64,21 @@ sparsities = (0.67, 0.9, 0.95, 0.98)
 methods = [*(f'{n}, {how}' for n in MASKS for how in ('one cycle', 'cyclic')), 'SCULPT', 'LRR']
 
 
-def needs(scale): return []
+def needs(scale):
+    return []
+
+
 def cells(scale, df):
-    e = cycles*scale.epochs_of(40)
-    return [c for seed in range(scale.seeds) for c in (*(Cell('resnet20', m, s, e, seed) for s in reversed(sparsities) for m in methods),
-                                                       *(Cell('resnet20', m, 0., e, seed) for m in ('nothing pruned, one cycle', 'nothing pruned, cyclic')))]
+    e = cycles * scale.epochs_of(40)
+    return [
+        c
+        for seed in range(scale.seeds)
+        for c in (
+            *(Cell('resnet20', m, s, e, seed) for s in reversed(sparsities) for m in methods),
+            *(Cell('resnet20', m, 0.0, e, seed) for m in ('nothing pruned, one cycle', 'nothing pruned, cyclic')),
+        )
+    ]
+
 
 # ---- what came out
 
@@ -48,25 +86,45 @@ title = 'Cyclic Sparse Training: ResNet-20, from scratch'
 source = 'Gadhikar et al. 2024. Our copy of the paper has its claims and no tables, so there are no figures to put beside ours. Everything has the same epochs: one cycle, five cycles, SCULPT 4 + 1 from a random mask of twice the density, LRR 5 trainings. Short cycles can cost accuracy by themselves: see the networks of which nothing is pruned'
 
 
-def mine(df): return rows_of(df, 'resnet20', ('nothing pruned, one cycle', 'nothing pruned, cyclic', *methods))
+def mine(df):
+    return rows_of(df, 'resnet20', ('nothing pruned, one cycle', 'nothing pruned, cyclic', *methods))
 
 
 def show(df):
-    dense = [f"Nothing pruned: one cycle {ours(values(df, 'nothing pruned, one cycle'))}, five cycles {ours(values(df, 'nothing pruned, cyclic'))}."]
-    return [*dense, markdown(['method', *(f'{100*s:g}%' for s in sparsities)], [[m, *(ours(values(df, m, s)) for s in sparsities)] for m in methods])]
+    dense = [
+        f"Nothing pruned: one cycle {ours(values(df, 'nothing pruned, one cycle'))}, five cycles {ours(values(df, 'nothing pruned, cyclic'))}."
+    ]
+    return [
+        *dense,
+        markdown(
+            ['method', *(f'{100 * s:g}%' for s in sparsities)],
+            [[m, *(ours(values(df, m, s)) for s in sparsities)] for m in methods],
+        ),
+    ]
 
 
 def claims(df):
-    at = lambda a, b, levels: [(f'{100*s:g}%', values(df, a, s), values(df, b, s)) for s in levels]
-    return [*(Claim(f'Cycles are better than one cycle for {n} masks', at(f'{n}, cyclic', f'{n}, one cycle', sparsities)) for n in MASKS),
-            Claim('A random mask in cycles is no worse than LRR at 67%', at('random, cyclic', 'LRR', (0.67,)), no_worse=True),
-            Claim('A random mask in cycles is worse than LRR at 98%', at('LRR', 'random, cyclic', (0.98,))),
-            Claim('SCULPT is better than a random mask in cycles at 95 and 98%', at('SCULPT', 'random, cyclic', (0.95, 0.98))),
-            Claim('SCULPT is no worse than LRR at 95 and 98%', at('SCULPT', 'LRR', (0.95, 0.98)), no_worse=True)]
+    at = lambda a, b, levels: [(f'{100 * s:g}%', values(df, a, s), values(df, b, s)) for s in levels]
+    return [
+        *(
+            Claim(f'Cycles are better than one cycle for {n} masks', at(f'{n}, cyclic', f'{n}, one cycle', sparsities))
+            for n in MASKS
+        ),
+        Claim(
+            'A random mask in cycles is no worse than LRR at 67%', at('random, cyclic', 'LRR', (0.67,)), no_worse=True
+        ),
+        Claim('A random mask in cycles is worse than LRR at 98%', at('LRR', 'random, cyclic', (0.98,))),
+        Claim(
+            'SCULPT is better than a random mask in cycles at 95 and 98%', at('SCULPT', 'random, cyclic', (0.95, 0.98))
+        ),
+        Claim('SCULPT is no worse than LRR at 95 and 98%', at('SCULPT', 'LRR', (0.95, 0.98)), no_worse=True),
+    ]
 
 
 def figure(df, ax):
     for i, n in enumerate(MASKS):
-        for how, ls in (('one cycle', ':'), ('cyclic', '-')): line_over(ax, df, sparsities, f'{n}, {how}', f'{n}, {how}', color=f'C{i}', ls=ls)
-    for n, c in (('SCULPT', 'C3'), ('LRR', 'k')): line_over(ax, df, sparsities, n, n, color=c)
+        for how, ls in (('one cycle', ':'), ('cyclic', '-')):
+            line_over(ax, df, sparsities, f'{n}, {how}', f'{n}, {how}', color=f'C{i}', ls=ls)
+    for n, c in (('SCULPT', 'C3'), ('LRR', 'k')):
+        line_over(ax, df, sparsities, n, n, color=c)
     ax.set(xlabel='sparsity (%)', ylabel='test accuracy (%)')

@@ -1,8 +1,9 @@
 "Cyclical Pruning, table 2: one-shot, gradual and cyclical pruning of a trained ResNet-20, each layer to the same sparsity."
+
 from fastai.metrics import ValueMetric
 from harness import *
 
-rate = lr_warmup(1e-2, warmup=0., drops=(0.75,))
+rate = lr_warmup(1e-2, warmup=0.0, drops=(0.75,))
 start = dict(bs=256)
 
 
@@ -16,7 +17,8 @@ def classes(learn):
     return int((list(prunable_weights(learn.model).values())[-1] != 0).any(1).sum())
 
 
-def pruned(learn): return [('', 'classes', classes(learn)), *result(learn)]
+def pruned(learn):
+    return [('', 'classes', classes(learn)), *result(learn)]
 
 
 def one_shot_(run, **kwargs):
@@ -34,58 +36,114 @@ def gradual(run, **kwargs):
 
 def by_cycle(run, cycles=5, **kwargs):
     "`fit_cyclical`, with accuracy, the distance to the first cycle's mask and the classes left at each cycle's end"
-    learn = run.learner(**start, trained=run.scale.dense, validate=run.epochs//cycles)
+    learn = run.learner(**start, trained=run.scale.dense, validate=run.epochs // cycles)
     learn.metrics.append(ValueMetric(partial(classes, learn), 'classes'))
-    learn.fit_cyclical(cycles, run.epochs//cycles, run.sparsity, lr_max=1e-2, track=True, **{'interval': interval(run.scale.times), **kwargs})
-    at = {n: learn.recorder.metric_names.index(n)-1 for n in ('accuracy', 'mask_distance', 'classes')}
-    ends = learn.recorder.values[run.epochs//cycles-1::run.epochs//cycles]
-    rows = [(str(c), w, float(v)) for c, e in enumerate(ends, 1) for w, v in (('cycle accuracy', 100*e[at['accuracy']]), ('mask distance', e[at['mask_distance']]), ('cycle classes', e[at['classes']]))]
-    return rows+pruned(learn)
+    learn.fit_cyclical(
+        cycles,
+        run.epochs // cycles,
+        run.sparsity,
+        lr_max=1e-2,
+        track=True,
+        **{'interval': interval(run.scale.times), **kwargs},
+    )
+    at = {n: learn.recorder.metric_names.index(n) - 1 for n in ('accuracy', 'mask_distance', 'classes')}
+    ends = learn.recorder.values[run.epochs // cycles - 1 :: run.epochs // cycles]
+    rows = [
+        (str(c), w, float(v))
+        for c, e in enumerate(ends, 1)
+        for w, v in (
+            ('cycle accuracy', 100 * e[at['accuracy']]),
+            ('mask distance', e[at['mask_distance']]),
+            ('cycle classes', e[at['classes']]),
+        )
+    ]
+    return rows + pruned(learn)
 
 
 sparsities, methods = (0.9, 0.95, 0.98, 0.99), ('one-shot', 'gradual', 'cyclical')
-wholes = {'last layer whole': '12', 'first and last layer whole': ['0.0', '12']}       # modules of ResNet-20
+wholes = {'last layer whole': '12', 'first and last layer whole': ['0.0', '12']}  # modules of ResNet-20
 for name, f in zip(methods, (one_shot_, gradual, by_cycle)):
     METHODS[name] = f
-    for how, layers in wholes.items(): METHODS[f'{name}, {how}'] = partial(f, exclude=layers)
+    for how, layers in wholes.items():
+        METHODS[f'{name}, {how}'] = partial(f, exclude=layers)
 partly = [f'{m}, {how}' for how in wholes for m in methods]
 intervals = {n: f'gradual, every {n}' for n in (1, 10, 100)}
-nested = {n: f'{name}, nested' for n, name in intervals.items()}      # what is pruned stays pruned
-for n in intervals: METHODS[intervals[n]], METHODS[nested[n]] = partial(gradual, interval=n), partial(gradual, interval=n, recover=False)
+nested = {n: f'{name}, nested' for n, name in intervals.items()}  # what is pruned stays pruned
+for n in intervals:
+    METHODS[intervals[n]], METHODS[nested[n]] = (
+        partial(gradual, interval=n),
+        partial(gradual, interval=n, recover=False),
+    )
 alive = {m: f'{m}, dead filters last' for m in ('gradual', 'cyclical', intervals[100])}
-for m, name in alive.items(): METHODS[name] = partial(METHODS[m], recover='alive')
-ramps = {r: f'gradual, ramp {r:g}' for r in (0.4, 1.)}              # gradual itself: 0.8
-for r, name in ramps.items(): METHODS[name] = partial(gradual, ramp=r)
+for m, name in alive.items():
+    METHODS[name] = partial(METHODS[m], recover='alive')
+ramps = {r: f'gradual, ramp {r:g}' for r in (0.4, 1.0)}  # gradual itself: 0.8
+for r, name in ramps.items():
+    METHODS[name] = partial(gradual, ramp=r)
 
 
-def epochs(scale): return 5*scale.epochs_of(20)
-def needs(scale): return dense_cells('resnet20', scale)
+def epochs(scale):
+    return 5 * scale.epochs_of(20)
+
+
+def needs(scale):
+    return dense_cells('resnet20', scale)
+
+
 def cells(scale, df):
     usual = intervals[interval(scale.times)]
-    controls = {0.98: [alive[m] for m in methods if m in alive], 0.99: [*partly, *ramps.values(), *(name for m, name in alive.items() if m != usual), *(m for m in intervals.values() if m != usual), *nested.values()]}
-    return [*(Cell('resnet20', m, s, epochs(scale), seed) for seed in range(scale.seeds) for s in reversed(sparsities) for m in (*methods, *controls.get(s, ()))),
-            *dense_cells('resnet20', scale, range(1, scale.seeds))]
+    controls = {
+        0.98: [alive[m] for m in methods if m in alive],
+        0.99: [
+            *partly,
+            *ramps.values(),
+            *(name for m, name in alive.items() if m != usual),
+            *(m for m in intervals.values() if m != usual),
+            *nested.values(),
+        ],
+    }
+    return [
+        *(
+            Cell('resnet20', m, s, epochs(scale), seed)
+            for seed in range(scale.seeds)
+            for s in reversed(sparsities)
+            for m in (*methods, *controls.get(s, ()))
+        ),
+        *dense_cells('resnet20', scale, range(1, scale.seeds)),
+    ]
+
 
 # ---- what came out
 
 title = 'Cyclical Pruning, table 2: ResNet-20'
 source = 'Srinivas et al. 2022, table 2: 100 epochs after training, cyclical 5 of 20; SGD with momentum, batches of 256, 1e-2 and 1e-3 from 75% on; local. Here all start from the same trained network, of seed 0; in gradual pruning sparsity rises over the first 80% of the training, as it does in a cycle; and masks change every 100 iterations ("about 100" in the paper) where there are 100 epochs, every 10 in shorter trainings'
-paper = {0.9: ('90.10 ± 0.2', '90.78 ± 0.4', '90.90 ± 0.1'), 0.95: ('86.52 ± 0.9', '89.14 ± 0.2', '89.29 ± 0.2'),
-         0.98: ('78.55 ± 0.2', '83.44 ± 0.1', '85.79 ± 0.1'), 0.99: ('33.43 ± 0.0', '50.77 ± 2.7', '66.04 ± 2.4')}
+paper = {
+    0.9: ('90.10 ± 0.2', '90.78 ± 0.4', '90.90 ± 0.1'),
+    0.95: ('86.52 ± 0.9', '89.14 ± 0.2', '89.29 ± 0.2'),
+    0.98: ('78.55 ± 0.2', '83.44 ± 0.1', '85.79 ± 0.1'),
+    0.99: ('33.43 ± 0.0', '50.77 ± 2.7', '66.04 ± 2.4'),
+}
 
 
-notes = ["At scale *eighth* a cycle has 4 epochs, the paper's 20: cyclical is behind gradual at 95, 98 and 99% there. With the paper's epochs, *eighth-long*, its mean is ahead at 98 and 99%, by less than the spread.",
-         "At 99% the paper's two tables differ: gradual pruning of 100 epochs has 50.77 in table 2, and in table 5 a first cycle of 20 epochs, which is gradual pruning too, has 62.74. So of the 15 points between gradual and cyclical, about 5 are later cycles' (62.74 to 67.56).",
-         """Every layer is pruned alike, also the last one, of which 99% leave 6 of 640 weights. A class without a weight there is a constant to the network, and of all constants one at most can ever be its answer: n classes with weights allow
+notes = [
+    "At scale *eighth* a cycle has 4 epochs, the paper's 20: cyclical is behind gradual at 95, 98 and 99% there. With the paper's epochs, *eighth-long*, its mean is ahead at 98 and 99%, by less than the spread.",
+    "At 99% the paper's two tables differ: gradual pruning of 100 epochs has 50.77 in table 2, and in table 5 a first cycle of 20 epochs, which is gradual pruning too, has 62.74. So of the 15 points between gradual and cyclical, about 5 are later cycles' (62.74 to 67.56).",
+    """Every layer is pruned alike, also the last one, of which 99% leave 6 of 640 weights. A class without a weight there is a constant to the network, and of all constants one at most can ever be its answer: n classes with weights allow
 10(n+1)% at most. The paper says of local pruning that every layer gets the same sparsity, but its ResNet-56, which has the same last layer, reaches 70.99 at 99%: with 6 weights, 70 would be the most. So it kept more there; some of the trainings below have
 that layer whole.""",
-         """The first convolution keeps 4 of 432 weights at 99%, so that most of its filters are dead: nothing of them is left. What comes out of one is constant, and BatchNorm divides it by the root of its eps: gradients there are large, whatever they are worth.
+    """The first convolution keeps 4 of 432 weights at 99%, so that most of its filters are dead: nothing of them is left. What comes out of one is constant, and BatchNorm divides it by the root of its eps: gradients there are large, whatever they are worth.
 In the trained network of scale *eighth*, pruned to 97.8% at once, the mean size of a gradient (8 batches) is 6.0 in the 12 dead filters of that layer and 0.035 in the 4 others; with a rate of 1e-2 and momentum a step is about as large as the smallest weight that was kept, 0.74 (a probe, not in the CSV). So dead filters
 can decide what comes back. One training was looked into (gradual, masks at every 100th iteration, seed 0): when 10 weights of that layer were left, all 10 had just come back, in place of those that were there, and the 4 at the end stood in one of its 16 filters, so that all that
-follows saw a single picture. *Dead filters last* is `recover='alive'`, which ranks weights of dead filters behind all others. It helps with masks at every 100th iteration; at every 10th something else costs as much, and not to recover is best, while sparsity rises. Rows with it are of another machine than most without it; seed 0 of gradual pruning, scale *eighth*, again on that machine: every 100th 33.60, with dead filters last 43.30; every 10th 40.20 and 33.85 (probes). The first and last layer whole are 1,062 weights more, beside some 2,700."""]
+follows saw a single picture. *Dead filters last* is `recover='alive'`, which ranks weights of dead filters behind all others. It helps with masks at every 100th iteration; at every 10th something else costs as much, and not to recover is best, while sparsity rises. Rows with it are of another machine than most without it; seed 0 of gradual pruning, scale *eighth*, again on that machine: every 100th 33.60, with dead filters last 43.30; every 10th 40.20 and 33.85 (probes). The first and last layer whole are 1,062 weights more, beside some 2,700.""",
+]
 
 
-def mine(df): return rows_of(df, 'resnet20', ('dense', *methods, *partly, *intervals.values(), *nested.values(), *alive.values(), *ramps.values()))
+def mine(df):
+    return rows_of(
+        df,
+        'resnet20',
+        ('dense', *methods, *partly, *intervals.values(), *nested.values(), *alive.values(), *ramps.values()),
+    )
 
 
 def at_interval(n, usual):
@@ -95,38 +153,133 @@ def at_interval(n, usual):
 
 
 def show(df):
-    rows = [(f'{100*s:g}%', [(p, ours(values(df, m, s))) for p, m in zip(paper[s], methods)]) for s in sparsities]
-    variants = {'dead filters last': (alive, (0.98, 0.99)), **{how: ({m: f'{m}, {how}' for m in methods}, (0.99,)) for how in wholes}}
-    beside = [(f'{100*s:g}%', m, ours(values(df, m, s)), ours(values(df, m, s, 'classes'), 1), *(ours(values(df, of[m], s)) if m in of and s in at else '' for of, at in variants.values()))
-              for s in sparsities for m in methods if values(df, m, s, 'classes')]
+    rows = [(f'{100 * s:g}%', [(p, ours(values(df, m, s))) for p, m in zip(paper[s], methods)]) for s in sparsities]
+    variants = {
+        'dead filters last': (alive, (0.98, 0.99)),
+        **{how: ({m: f'{m}, {how}' for m in methods}, (0.99,)) for how in wholes},
+    }
+    beside = [
+        (
+            f'{100 * s:g}%',
+            m,
+            ours(values(df, m, s)),
+            ours(values(df, m, s, 'classes'), 1),
+            *(ours(values(df, of[m], s)) if m in of and s in at else '' for of, at in variants.values()),
+        )
+        for s in sparsities
+        for m in methods
+        if values(df, m, s, 'classes')
+    ]
     usual = interval(df.times.iloc[0])
     rises = {r: v for r, m in sorted({**ramps, 0.8: 'gradual'}.items()) if (v := values(df, m, 0.99))}
-    updates = [(str(n), *(ours(values(df, m, 0.99)) if m else '' for m in ms)) for n in intervals for ms in [at_interval(n, usual)] if any(values(df, m, 0.99) for m in ms if m)]
-    return [f"Dense: paper 92.24, ours {ours(values(df, 'dense'))}.", *([side_by_side('sparsity', methods, rows)] if any(o != '–' for _, pairs in rows for _, o in pairs) else []),
-            *([markdown(['sparsity', 'method', 'accuracy', 'classes with a weight', *(f'accuracy, {how}' for how in variants)], beside)] if beside else []),
-            *(['Gradual pruning at 99% by the iterations between mask updates; nested: what is pruned stays pruned.', markdown(['iterations', 'weights may come back', 'dead filters last', 'nested'], updates)] if len(updates) > 1 else []),
-            *(["And by the part of training in which sparsity rises (the paper's equation 1 has all of it, its section 5.2 four fifths of a cycle): "+', '.join(f'{100*r:g}%: {ours(v)}' for r, v in rises.items())+'.'] if len(rises) > 1 else [])]
+    updates = [
+        (str(n), *(ours(values(df, m, 0.99)) if m else '' for m in ms))
+        for n in intervals
+        for ms in [at_interval(n, usual)]
+        if any(values(df, m, 0.99) for m in ms if m)
+    ]
+    return [
+        f"Dense: paper 92.24, ours {ours(values(df, 'dense'))}.",
+        *([side_by_side('sparsity', methods, rows)] if any(o != '–' for _, pairs in rows for _, o in pairs) else []),
+        *(
+            [
+                markdown(
+                    [
+                        'sparsity',
+                        'method',
+                        'accuracy',
+                        'classes with a weight',
+                        *(f'accuracy, {how}' for how in variants),
+                    ],
+                    beside,
+                )
+            ]
+            if beside
+            else []
+        ),
+        *(
+            [
+                'Gradual pruning at 99% by the iterations between mask updates; nested: what is pruned stays pruned.',
+                markdown(['iterations', 'weights may come back', 'dead filters last', 'nested'], updates),
+            ]
+            if len(updates) > 1
+            else []
+        ),
+        *(
+            [
+                "And by the part of training in which sparsity rises (the paper's equation 1 has all of it, its section 5.2 four fifths of a cycle): "
+                + ', '.join(f'{100 * r:g}%: {ours(v)}' for r, v in rises.items())
+                + '.'
+            ]
+            if len(rises) > 1
+            else []
+        ),
+    ]
 
 
 def claims(df):
     order = (('gradual', 'one-shot'), ('cyclical', 'gradual'), ('cyclical', 'one-shot'))
-    pairs = lambda a, b, at: [(f'{100*s:g}%', values(df, a, s), values(df, b, s)) for s in at]
+    pairs = lambda a, b, at: [(f'{100 * s:g}%', values(df, a, s), values(df, b, s)) for s in at]
     updates = {n: at_interval(n, interval(df.times.iloc[0])) for n in intervals}
-    how_often = lambda n: f"with masks at every {f'{n}th '*(n > 1)}iteration"
-    return [*(Claim(f'{a.capitalize()} is better than {b} at {100*s:g}%', pairs(a, b, (s,))) for s in (0.98, 0.99) for a, b in order),
-            Claim('Gradual is better than one-shot at 90 and 95%', pairs('gradual', 'one-shot', (0.9, 0.95))),
-            Claim('Cyclical is no worse than gradual at 90 and 95%', pairs('cyclical', 'gradual', (0.9, 0.95)), no_worse=True),
-            Claim("Not the paper's: gradual with masks at every iteration is better than one-shot at 99%", pairs(intervals[1], 'one-shot', (0.99,))),
-            *(Claim(f"Not the paper's: gradual at 99% {how_often(n)} is better where weights may come back", pairs(back, none, (0.99,))) for n, (back, _, none) in updates.items()),
-            *(Claim(f"Not the paper's: gradual at 99% {how_often(n)} is better where dead filters come last than where {others}", pairs(last, than, (0.99,)))
-              for n, (back, last, none) in updates.items() if last for than, others in ((back, 'all weights may come back'), (none, 'no weight comes back'))),
-            *(Claim(f"Not the paper's: {m} at {100*s:g}% is better where dead filters come last", pairs(alive[m], m, (s,))) for s, m in ((0.98, 'gradual'), (0.98, 'cyclical'), (0.99, 'cyclical'))),
-            *(Claim(f"Not the paper's: {a} with dead filters last is better than {b}{' with dead filters last'*(b in alive)} at {100*s:g}%", pairs(alive[a], alive.get(b, b), (s,))) for s in (0.98, 0.99) for a, b in order),
-            *(Claim(f"Not the paper's: {a} is better than {b} at 99% with the {how}", pairs(f'{a}, {how}', f'{b}, {how}', (0.99,))) for how in wholes for a, b in order)]
+    how_often = lambda n: f"with masks at every {f'{n}th ' * (n > 1)}iteration"
+    return [
+        *(
+            Claim(f'{a.capitalize()} is better than {b} at {100 * s:g}%', pairs(a, b, (s,)))
+            for s in (0.98, 0.99)
+            for a, b in order
+        ),
+        Claim('Gradual is better than one-shot at 90 and 95%', pairs('gradual', 'one-shot', (0.9, 0.95))),
+        Claim(
+            'Cyclical is no worse than gradual at 90 and 95%', pairs('cyclical', 'gradual', (0.9, 0.95)), no_worse=True
+        ),
+        Claim(
+            "Not the paper's: gradual with masks at every iteration is better than one-shot at 99%",
+            pairs(intervals[1], 'one-shot', (0.99,)),
+        ),
+        *(
+            Claim(
+                f"Not the paper's: gradual at 99% {how_often(n)} is better where weights may come back",
+                pairs(back, none, (0.99,)),
+            )
+            for n, (back, _, none) in updates.items()
+        ),
+        *(
+            Claim(
+                f"Not the paper's: gradual at 99% {how_often(n)} is better where dead filters come last than where {others}",
+                pairs(last, than, (0.99,)),
+            )
+            for n, (back, last, none) in updates.items()
+            if last
+            for than, others in ((back, 'all weights may come back'), (none, 'no weight comes back'))
+        ),
+        *(
+            Claim(
+                f"Not the paper's: {m} at {100 * s:g}% is better where dead filters come last", pairs(alive[m], m, (s,))
+            )
+            for s, m in ((0.98, 'gradual'), (0.98, 'cyclical'), (0.99, 'cyclical'))
+        ),
+        *(
+            Claim(
+                f"Not the paper's: {a} with dead filters last is better than {b}{' with dead filters last' * (b in alive)} at {100 * s:g}%",
+                pairs(alive[a], alive.get(b, b), (s,)),
+            )
+            for s in (0.98, 0.99)
+            for a, b in order
+        ),
+        *(
+            Claim(
+                f"Not the paper's: {a} is better than {b} at 99% with the {how}",
+                pairs(f'{a}, {how}', f'{b}, {how}', (0.99,)),
+            )
+            for how in wholes
+            for a, b in order
+        ),
+    ]
 
 
 def figure(df, ax):
     for i, m in enumerate(methods):
         line_over(ax, df, sparsities, m, m, color=f'C{i}')
-        if m in alive: line_over(ax, df, sparsities, alive[m], alive[m], color=f'C{i}', ls=':', mfc='white')
+        if m in alive:
+            line_over(ax, df, sparsities, alive[m], alive[m], color=f'C{i}', ls=':', mfc='white')
     ax.set(xlabel='sparsity (%)', ylabel='test accuracy (%)')

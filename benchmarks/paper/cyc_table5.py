@@ -1,6 +1,7 @@
 "Cyclical Pruning, table 5: accuracy and mask distance by cycle, for three schedules and for fine-tuning alone, ResNet-20 at 99%"
-from harness import *
+
 from cyc_table2 import by_cycle, epochs, needs
+from harness import *
 
 METHODS['cyclical linear'] = partial(by_cycle, schedule=linear)
 METHODS['cyclical step'] = partial(by_cycle, schedule=one_shot)
@@ -9,34 +10,60 @@ METHODS['cyclical fine-tune'] = partial(by_cycle, prune_cycles=1)
 methods = ('cyclical', 'cyclical linear', 'cyclical step', 'cyclical fine-tune')
 
 
-def cells(scale, df): return [Cell('resnet20', m, 0.99, epochs(scale), seed) for seed in range(scale.seeds) for m in methods]
+def cells(scale, df):
+    return [Cell('resnet20', m, 0.99, epochs(scale), seed) for seed in range(scale.seeds) for m in methods]
+
 
 # ---- what came out
 
 title = 'Cyclical Pruning, table 5: ResNet-20 at 99%, by cycle'
 source = 'Srinivas et al. 2022, table 5: 5 cycles of 20 epochs; mask distance: Jaccard, to the mask at the end of the first cycle. Fine-tune: the first cycle as cyclical, then cycles of the rate alone. Cubic is the cyclical of table 2'
-paper = {'cyclical': ((62.74, 65.89, 66.89, 67.23, 67.56), (0, .38, .49, .55, .58)), 'cyclical linear': ((47.63, 52.04, 56.33, 57.65, 58.27), (0, .48, .58, .62, .64)),
-         'cyclical step': ((39.88, 47.47, 50.94, 53.64, 55.36), (0, .46, .59, .65, .68)), 'cyclical fine-tune': ((63.01, 63.73, 64.11, 63.8, 64.06), (0,)*5)}
+paper = {
+    'cyclical': ((62.74, 65.89, 66.89, 67.23, 67.56), (0, 0.38, 0.49, 0.55, 0.58)),
+    'cyclical linear': ((47.63, 52.04, 56.33, 57.65, 58.27), (0, 0.48, 0.58, 0.62, 0.64)),
+    'cyclical step': ((39.88, 47.47, 50.94, 53.64, 55.36), (0, 0.46, 0.59, 0.65, 0.68)),
+    'cyclical fine-tune': ((63.01, 63.73, 64.11, 63.8, 64.06), (0,) * 5),
+}
 labels = {'cyclical': 'cubic', 'cyclical linear': 'linear', 'cyclical step': 'step', 'cyclical fine-tune': 'fine-tune'}
 at = lambda df, m, c, what='cycle accuracy': values(df, m, 0.99, what, c)
 
 
-def mine(df): return rows_of(df[(df.sparsity-0.99).abs() < 1e-9], 'resnet20', methods)
+def mine(df):
+    return rows_of(df[(df.sparsity - 0.99).abs() < 1e-9], 'resnet20', methods)
 
 
 def show(df):
-    rows = [(f'{labels[m]}, {what}', [(p, ours(at(df, m, c+1, w), 2)) for c, p in enumerate(paper[m][i])])
-            for m in methods for i, (what, w) in enumerate((('accuracy', 'cycle accuracy'), ('mask distance', 'mask distance')))]
+    rows = [
+        (f'{labels[m]}, {what}', [(p, ours(at(df, m, c + 1, w), 2)) for c, p in enumerate(paper[m][i])])
+        for m in methods
+        for i, (what, w) in enumerate((('accuracy', 'cycle accuracy'), ('mask distance', 'mask distance')))
+    ]
     return [side_by_side('schedule', [f'cycle {c}' for c in range(1, 6)], rows)]
 
 
 def claims(df):
-    return [Claim('Accuracy rises from the first cycle to the last, whatever the schedule', [(labels[m], at(df, m, 5), at(df, m, 1)) for m in methods[:3]]),
-            Claim('Masks change in every schedule', [(labels[m], at(df, m, 5, 'mask distance'), at(df, m, 1, 'mask distance')) for m in methods[:3]], floor=-1),
-            Claim('Cubic is better than linear and step, after the last cycle', [(labels[m], at(df, 'cyclical', 5), at(df, m, 5)) for m in methods[1:3]]),
-            Claim('Cycles of pruning are better than cycles of fine-tuning alone', [('last cycle', at(df, 'cyclical', 5), at(df, 'cyclical fine-tune', 5))])]
+    return [
+        Claim(
+            'Accuracy rises from the first cycle to the last, whatever the schedule',
+            [(labels[m], at(df, m, 5), at(df, m, 1)) for m in methods[:3]],
+        ),
+        Claim(
+            'Masks change in every schedule',
+            [(labels[m], at(df, m, 5, 'mask distance'), at(df, m, 1, 'mask distance')) for m in methods[:3]],
+            floor=-1,
+        ),
+        Claim(
+            'Cubic is better than linear and step, after the last cycle',
+            [(labels[m], at(df, 'cyclical', 5), at(df, m, 5)) for m in methods[1:3]],
+        ),
+        Claim(
+            'Cycles of pruning are better than cycles of fine-tuning alone',
+            [('last cycle', at(df, 'cyclical', 5), at(df, 'cyclical fine-tune', 5))],
+        ),
+    ]
 
 
 def figure(df, ax):
-    for m in methods: line(ax, list(range(1, 6)), [at(df, m, c) for c in range(1, 6)], labels[m])
+    for m in methods:
+        line(ax, list(range(1, 6)), [at(df, m, c) for c in range(1, 6)], labels[m])
     ax.set(xlabel='cycle', ylabel='test accuracy (%)', xticks=range(1, 6))

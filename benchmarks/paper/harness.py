@@ -1,19 +1,43 @@
 "What all tables share: scales, cells, how one is trained, and the CSV that they end up in. `run.py` runs them, `report.py` makes RESULTS.md"
-import csv, os, shutil, subprocess, sys, sysconfig, threading, time, traceback, warnings
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+import traceback
+import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+
 import pandas as pd
 import torch
-from joblib import cpu_count
-from fastai.basics import Adam, Callback, CancelValidException, CrossEntropyLossFlat, Learner, OptimWrapper, SGD, accuracy, default_device, noop, set_seed
+from fastai.basics import (
+    SGD,
+    Adam,
+    Callback,
+    CancelValidException,
+    CrossEntropyLossFlat,
+    Learner,
+    OptimWrapper,
+    accuracy,
+    default_device,
+    noop,
+    set_seed,
+)
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
-from fastprune.all import *
-from fastprune.callback import in_fit
+from joblib import cpu_count
 from tell import *
+
+from fastprune.all import Masks, cifar10_dls, cifar_resnet, load_state, prunable_weights, save_state
+from fastprune.learner.batches import in_fit
 
 here = Path(__file__).resolve().parent
 sys.path.append(str(here.parent))
@@ -23,60 +47,89 @@ from common import machine, quiet
 @dataclass(frozen=True)
 class Scale:
     "How much smaller than in the papers, for every method alike"
-    scale: str           # Its name
-    images: int          # Training images of 50,000
-    test: int            # Test images of 10,000
-    batch: float         # Images in a batch, times the papers'
-    times: float         # Epochs, times the papers'
-    dense: int           # Epochs of the trained ResNet-20 that methods start from
-    pixels: int          # A side, where a paper scales images up to 224
-    rounds: int          # Rounds of pruning at most; of 18 (S-Cyc, as in the paper) and 10 (tickets, which it doesn't say)
+
+    scale: str  # Its name
+    images: int  # Training images of 50,000
+    test: int  # Test images of 10,000
+    batch: float  # Images in a batch, times the papers'
+    times: float  # Epochs, times the papers'
+    dense: int  # Epochs of the trained ResNet-20 that methods start from
+    pixels: int  # A side, where a paper scales images up to 224
+    rounds: int  # Rounds of pruning at most; of 18 (S-Cyc, as in the paper) and 10 (tickets, which it doesn't say)
     seeds: int
 
     @classmethod
     def of(cls, df):
         "What rows of one scale were run with, also if `SCALES` has changed since"
         return cls(**{f: df[f].iloc[0] for f in about if f != 'files'}, seeds=df.seed.nunique())
-    def epochs_of(self, paper, least=1): return max(least, round(paper*self.times))
-    def rounds_of(self, paper): return min(paper, self.rounds)
+
+    def epochs_of(self, paper, least=1):
+        return max(least, round(paper * self.times))
+
+    def rounds_of(self, paper):
+        return min(paper, self.rounds)
 
 
-SCALES = {s.scale: s for s in (
-    Scale('tiny',    300,    300,    1/4, 0.02, 10,  32,  2,  2),
-    Scale('small',   5_000,  2_000,  1/4, 0.05, 20,  32,  3,  3),
-    Scale('eighth',  6_250,  2_000,  1/8, 0.2,  40,  32,  3,  3),        # an epoch has as many iterations as the papers'
-    Scale('eighth-long', 6_250, 2_000, 1/8, 1., 40, 32, 3, 3),           # and their epochs too
-    Scale('medium',  50_000, 10_000, 1.,  0.05, 30,  32,  5,  3),
-    Scale('large',   50_000, 10_000, 1.,  0.2,  40,  64,  10, 3),
-    Scale('full',    50_000, 10_000, 1.,  1.,   200, 224, 18, 3))}
+SCALES = {
+    s.scale: s
+    for s in (
+        Scale('tiny', 300, 300, 1 / 4, 0.02, 10, 32, 2, 2),
+        Scale('small', 5_000, 2_000, 1 / 4, 0.05, 20, 32, 3, 3),
+        Scale('eighth', 6_250, 2_000, 1 / 8, 0.2, 40, 32, 3, 3),  # an epoch has as many iterations as the papers'
+        Scale('eighth-long', 6_250, 2_000, 1 / 8, 1.0, 40, 32, 3, 3),  # and their epochs too
+        Scale('medium', 50_000, 10_000, 1.0, 0.05, 30, 32, 5, 3),
+        Scale('large', 50_000, 10_000, 1.0, 0.2, 40, 64, 10, 3),
+        Scale('full', 50_000, 10_000, 1.0, 1.0, 200, 224, 18, 3),
+    )
+}
 
 
 @dataclass(frozen=True)
 class Cell:
     "One training, or one chain of rounds, with one seed"
+
     model: str
     method: str
-    sparsity: float = 0.
-    epochs: int = 1      # In all; of one round, where there are rounds
+    sparsity: float = 0.0
+    epochs: int = 1  # In all; of one round, where there are rounds
     seed: int = 0
 
 
-about = ['scale', 'images', 'test', 'batch', 'times', 'dense', 'pixels', 'rounds', 'files']        # the setting: `files` is what images are kept as, such as jpg
+about = [
+    'scale',
+    'images',
+    'test',
+    'batch',
+    'times',
+    'dense',
+    'pixels',
+    'rounds',
+    'files',
+]  # the setting: `files` is what images are kept as, such as jpg
 key = [*about, 'model', 'method', 'sparsity', 'epochs', 'seed']
 columns = [*key, 'step', 'what', 'value', 'seconds', 'commit', 'machine']
 
 # ---- methods: name -> function (run) that returns rows (step, what, value); each table's script adds its own
 
 METHODS = {}
+
+
 def method(name):
-    def add(f): METHODS[name] = f; return f
+    def add(f):
+        METHODS[name] = f
+        return f
+
     return add
 
 
 @lru_cache
 def bfloat16_is_fast():
     "Without instructions for it a CPU takes some 15 times as long as in float32"
-    return torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability().startswith('AVX512')
+    return (
+        torch.cuda.is_bf16_supported(including_emulation=False)
+        if torch.cuda.is_available()
+        else torch.backends.cpu.get_cpu_capability().startswith('AVX512')
+    )
 
 
 def weights_count_most(cell):
@@ -86,28 +139,42 @@ def weights_count_most(cell):
 
 def can_compile():
     "Is there what torch.compile needs on a CPU?"
-    return shutil.which(os.environ.get('CXX', 'g++')) is not None and Path(sysconfig.get_path('include'), 'Python.h').exists()
+    return (
+        shutil.which(os.environ.get('CXX', 'g++')) is not None
+        and Path(sysconfig.get_path('include'), 'Python.h').exists()
+    )
 
 
 def compiles(cell, scale):
     "Long trainings on a CPU, or long rounds: torch.compile takes the better part of a minute, and a third less time after it. Not of a ResNet-18, which gains nothing (138 ms a step instead of 145)"
-    return can_compile() and not weights_count_most(cell) and scale.images*cell.epochs >= 50_000 and default_device().type == 'cpu'
+    return (
+        can_compile()
+        and not weights_count_most(cell)
+        and scale.images * cell.epochs >= 50_000
+        and default_device().type == 'cpu'
+    )
 
 
 class Precision(Callback):
     "Layers in bfloat16, where that is fast, and channels last; weights, masks and the loss stay in float32. The model's forward compiled, if `compiled`"
-    order = 5                                      # after what moves model and batch
-    def __init__(self, compiled=False): self.compiled = compiled
+
+    order = 5  # after what moves model and batch
+
+    def __init__(self, compiled=False):
+        self.compiled = compiled
+
     def before_fit(self):
         self.model.to(memory_format=torch.channels_last)
         if self.compiled:
-            torch.compiler.reset()                 # of other models in this process, which count towards a limit
+            torch.compiler.reset()  # of other models in this process, which count towards a limit
             self.model.compile(dynamic=False)
             self.compiled = False
+
     def before_batch(self):
         self.learn.xb = tuple(x.contiguous(memory_format=torch.channels_last) for x in self.xb)
         self.autocast = torch.autocast(self.xb[0].device.type, torch.bfloat16, enabled=bfloat16_is_fast())
         self.autocast.__enter__()
+
     def after_pred(self):
         self.autocast.__exit__(None, None, None)
         self.learn.pred = self.pred.float()
@@ -115,16 +182,22 @@ class Precision(Callback):
 
 class SeldomValidate(Callback):
     "Within a fit, validation at the end of each `every`th epoch alone: it takes a fifth of the time at small scales"
-    def __init__(self, every): self.every = every
+
+    def __init__(self, every):
+        self.every = every
+
     def before_validate(self):
-        if in_fit(self.learn) and (self.epoch+1) % self.every: raise CancelValidException
+        if in_fit(self.learn) and (self.epoch + 1) % self.every:
+            raise CancelValidException
 
 
 def network(name):
     if name == 'resnet18':
         from torchvision.models import resnet18
+
         return resnet18(num_classes=10)
     return {'resnet20': partial(cifar_resnet, 20), 'resnet56': partial(cifar_resnet, 56)}[name]()
+
 
 sgd = partial(SGD, mom=0.9, decouple_wd=False)
 
@@ -132,38 +205,65 @@ sgd = partial(SGD, mom=0.9, decouple_wd=False)
 @dataclass
 class Run:
     "What a method has to work with"
+
     cell: Cell
     scale: Scale
-    data: Path           # Folder of images
-    cache: Path          # Folder of networks that methods start from
-    def __getattr__(self, name): return getattr(self.cell, name)
+    data: Path  # Folder of images
+    cache: Path  # Folder of networks that methods start from
 
-    def dls(self, bs, valid_pct=0.):
+    def __getattr__(self, name):
+        return getattr(self.cell, name)
+
+    def dls(self, bs, valid_pct=0.0):
         s = self.scale
-        return cifar10_dls(self.data, bs=round(bs*s.batch), n_train=None if s.images >= 50_000 else s.images, n_test=None if s.test >= 10_000 else s.test,
-                           valid_pct=valid_pct, size=s.pixels if self.model == 'resnet18' else None)
+        return cifar10_dls(
+            self.data,
+            bs=round(bs * s.batch),
+            n_train=None if s.images >= 50_000 else s.images,
+            n_test=None if s.test >= 10_000 else s.test,
+            valid_pct=valid_pct,
+            size=s.pixels if self.model == 'resnet18' else None,
+        )
 
-    def learner(self, bs=128, opt=sgd, wd=1e-4, moms=(0.9, 0.9, 0.9), trained=None, valid_pct=0., validate=1):
+    def learner(self, bs=128, opt=sgd, wd=1e-4, moms=(0.9, 0.9, 0.9), trained=None, valid_pct=0.0, validate=1):
         "A new Learner; from the network that was trained for so many epochs, if `trained`. It validates at every `validate`th epoch while it trains"
         set_seed(self.seed)
-        learn = Learner(self.dls(bs, valid_pct), network(self.model), CrossEntropyLossFlat(), opt, metrics=accuracy, wd=wd, moms=moms, cbs=SeldomValidate(validate))
-        if not weights_count_most(self.cell): learn.add_cb(Precision(compiles(self.cell, self.scale)))
+        learn = Learner(
+            self.dls(bs, valid_pct),
+            network(self.model),
+            CrossEntropyLossFlat(),
+            opt,
+            metrics=accuracy,
+            wd=wd,
+            moms=moms,
+            cbs=SeldomValidate(validate),
+        )
+        if not weights_count_most(self.cell):
+            learn.add_cb(Precision(compiles(self.cell, self.scale)))
         learn.remove_cb(ProgressCallback)
         learn.logger = noop
-        if trained: learn.model.load_state_dict(load_state(baseline(self.cache, self.scale, self.model, trained)))
-        set_seed(1000+self.seed)
+        if trained:
+            learn.model.load_state_dict(load_state(baseline(self.cache, self.scale, self.model, trained)))
+        set_seed(1000 + self.seed)
         return learn
 
 
-def baseline(cache, scale, model, epochs): return cache/f'{scale.images}_{scale.batch:g}_{model}_{epochs}.safetensors'
+def baseline(cache, scale, model, epochs):
+    return cache / f'{scale.images}_{scale.batch:g}_{model}_{epochs}.safetensors'
 
-def just_trained(path): return path.with_suffix('.new')
 
-def norm(state): return sum(float(t.double().abs().sum()) for t in state.values())
+def just_trained(path):
+    return path.with_suffix('.new')
+
+
+def norm(state):
+    return sum(float(t.double().abs().sum()) for t in state.values())
+
 
 def keep_baseline(run, learn):
     "The network of seed 0 is the one that methods start from, if the Runner finds that it may be. Returns its row"
-    if run.seed: return []
+    if run.seed:
+        return []
     run.cache.mkdir(parents=True, exist_ok=True)
     state = learn.model.state_dict()
     save_state(state, just_trained(baseline(run.cache, run.scale, run.model, run.epochs)))
@@ -172,27 +272,37 @@ def keep_baseline(run, learn):
 
 def result(learn):
     masks = learn.masks or Masks.from_zeros(prunable_weights(learn.model))
-    return [('', 'accuracy', 100*float(learn.validate()[1])), ('', 'sparsity', masks.sparsity)]
+    return [('', 'accuracy', 100 * float(learn.validate()[1])), ('', 'sparsity', masks.sparsity)]
 
 
 @method('dense')
 def dense(run):
     "A trained network, as good as the epochs allow; its batches have 128 images at every scale"
-    learn = run.learner(bs=128/run.scale.batch, wd=5e-4, validate=run.epochs)
+    learn = run.learner(bs=128 / run.scale.batch, wd=5e-4, validate=run.epochs)
     learn.fit_one_cycle(run.epochs, 0.2, pct_start=0.3, div=10)
     return [*keep_baseline(run, learn), *result(learn)]
 
-def dense_cells(model, scale, seeds=range(1)): return [Cell(model, 'dense', 0., scale.dense, seed) for seed in seeds]
+
+def dense_cells(model, scale, seeds=range(1)):
+    return [Cell(model, 'dense', 0.0, scale.dense, seed) for seed in seeds]
+
 
 # ---- running
+
 
 @lru_cache
 def commit():
     "Of the code that runs, with '+' if it has changes"
+
     def git(*args):
-        try: return subprocess.run(['git', *args], cwd=here, capture_output=True, text=True).stdout.strip()
-        except OSError: return ''
-    return (git('rev-parse', '--short', 'HEAD') or 'unknown')+('+' if git('status', '--porcelain', '--', '../../fastprune', '*.py') else '')
+        try:
+            return subprocess.run(['git', *args], cwd=here, capture_output=True, text=True).stdout.strip()
+        except OSError:
+            return ''
+
+    return (git('rev-parse', '--short', 'HEAD') or 'unknown') + (
+        '+' if git('status', '--porcelain', '--', '../../fastprune', '*.py') else ''
+    )
 
 
 def _end_with_parent():
@@ -205,86 +315,133 @@ def _ready():
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.filterwarnings('ignore')
     import tables
+
     with quiet():
-        try: import fasterai.sparse.all
-        except ImportError: pass
+        try:
+            import fasterai.sparse.all
+        except ImportError:
+            pass
 
 
 def run_cell(cell, scale, data, cache, threads):
     "In a process of its own: the cell's rows, and the seconds that it took"
     torch.set_num_threads(threads)
     run = Run(cell, scale, data, cache)
-    run.dls(256)                                   # reads the images, if this process has not
+    run.dls(256)  # reads the images, if this process has not
     start = time.perf_counter()
-    with quiet(): rows = METHODS[cell.method](run)
-    return rows, time.perf_counter()-start
+    with quiet():
+        rows = METHODS[cell.method](run)
+    return rows, time.perf_counter() - start
 
 
 class Results:
     "The CSV: rows are added, never changed"
-    def __init__(self, path, files): self.path, self.files = Path(path), files
+
+    def __init__(self, path, files):
+        self.path, self.files = Path(path), files
+
     @property
-    def df(self): return read(self.path)
+    def df(self):
+        return read(self.path)
+
     def name(self, cell, scale):
         "What tells a cell from all others"
         return {k: v for k, v in {**asdict(scale), 'files': self.files, **asdict(cell)}.items() if k in key}
+
     def finished(self):
         "Not what was cut off while it was written"
         df = self.df
         return set(df[(df.what == 'accuracy') & (df.step == '')][key].itertuples(index=False, name=None))
-    def has(self, cell, scale, finished): return tuple(self.name(cell, scale)[k] for k in key) in finished
+
+    def has(self, cell, scale, finished):
+        return tuple(self.name(cell, scale)[k] for k in key) in finished
+
     def of(self, cell, scale):
         "What is there of a cell as a whole: name -> value"
         df, name = self.df, self.name(cell, scale)
         df = df[(df[list(name)] == list(name.values())).all(axis=1) & (df.step == '')]
         return dict(zip(df.what, df.value))
+
     def add(self, cell, scale, rows, seconds):
         new = not self.path.exists()
         with open(self.path, 'a', newline='') as f:
             out = csv.DictWriter(f, columns)
-            if new: out.writeheader()
+            if new:
+                out.writeheader()
             for step, what, value in rows:
-                out.writerow({**self.name(cell, scale), 'step': step, 'what': what, 'value': f'{value:.6g}', 'seconds': round(seconds, 1), 'commit': commit(), 'machine': machine()+(', layers in float32' if weights_count_most(cell) or not bfloat16_is_fast() else '')+(', compiled' if compiles(cell, scale) else '')})
+                out.writerow(
+                    {
+                        **self.name(cell, scale),
+                        'step': step,
+                        'what': what,
+                        'value': f'{value:.6g}',
+                        'seconds': round(seconds, 1),
+                        'commit': commit(),
+                        'machine': machine()
+                        + (', layers in float32' if weights_count_most(cell) or not bfloat16_is_fast() else '')
+                        + (', compiled' if compiles(cell, scale) else ''),
+                    }
+                )
 
 
 def read(path):
     "The first of each, should files of two machines have been put together"
-    if not Path(path).exists(): return pd.DataFrame(columns=columns)
-    df = pd.read_csv(path, keep_default_na=False, dtype={'step': str, 'commit': str}).drop_duplicates([*key, 'step', 'what'])
+    if not Path(path).exists():
+        return pd.DataFrame(columns=columns)
+    df = pd.read_csv(path, keep_default_na=False, dtype={'step': str, 'commit': str}).drop_duplicates(
+        [*key, 'step', 'what']
+    )
     df['value'] = pd.to_numeric(df.value, errors='coerce')
     return df[df.value.notna()].reset_index(drop=True)
 
 
 class Runner:
     "One pool of processes for everything: each reads the images once"
+
     def __init__(self, scale, data, results, workers, cache):
-        self.scale, self.data, self.results, self.workers, self.cache, self.failed = scale, data, results, workers, cache, []
+        self.scale, self.data, self.results, self.workers, self.cache, self.failed = (
+            scale,
+            data,
+            results,
+            workers,
+            cache,
+            [],
+        )
         self.pool = ProcessPoolExecutor(workers, mp_context=get_context('spawn'), initializer=_ready)
-        commit()                                   # now: files may change while this runs
-    def __enter__(self): return self
-    def __exit__(self, *error): self.pool.shutdown(cancel_futures=error[0] is not None)
+        commit()  # now: files may change while this runs
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.pool.shutdown(cancel_futures=error[0] is not None)
 
     def todo(self, cells):
         finished = self.results.finished()
-        return [c for c in dict.fromkeys(cells) if not self.results.has(c, self.scale, finished) and c not in self.failed]
+        return [
+            c for c in dict.fromkeys(cells) if not self.results.has(c, self.scale, finished) and c not in self.failed
+        ]
 
     def fill(self, needs, cells):
         "Run the cells that are not finished, after what they need, which is trained again if its network is lost, and must come out the same"
         cells, new = self.todo(cells), self.todo(needs)
         kept = lambda c: baseline(self.cache, self.scale, c.model, c.epochs).exists()
         self._run([c for c in needs if c in new or cells and not kept(c) and c not in self.failed])
-        if all(map(kept, needs)): self._run(cells)
+        if all(map(kept, needs)):
+            self._run(cells)
 
     def _run(self, cells):
-        if not cells: return
+        if not cells:
+            return
         new = set(self.todo(cells))
-        threads = max(1, cpu_count()//min(self.workers, len(cells)))
+        threads = max(1, cpu_count() // min(self.workers, len(cells)))
         jobs = {self.pool.submit(run_cell, c, self.scale, self.data, self.cache, threads): c for c in cells}
         for n, job in enumerate(as_completed(jobs), 1):
             cell = jobs[job]
             what = f'{n}/{len(cells)} {self.scale.scale} {cell.model} {cell.method} {cell.sparsity:g} epochs {cell.epochs} seed {cell.seed}'
-            try: rows, seconds = job.result()
-            except Exception as e:                 # one that fails leaves the others alone
+            try:
+                rows, seconds = job.result()
+            except Exception as e:  # one that fails leaves the others alone
                 self.failed.append(cell)
                 print(f'{what}: failed, {type(e).__name__}: {e}', flush=True)
                 traceback.print_exception(e)
@@ -293,18 +450,28 @@ class Runner:
                 self.failed.append(cell)
                 print(f'{what}: {why}', flush=True)
                 continue
-            if cell in new: self.results.add(cell, self.scale, rows, seconds)
-            print(f"{what}: {next((f'{v:.2f}' for _, w, v in reversed(rows) if w == 'accuracy'), '')} in {seconds:.0f} s", flush=True)
+            if cell in new:
+                self.results.add(cell, self.scale, rows, seconds)
+            print(
+                f"{what}: {next((f'{v:.2f}' for _, w, v in reversed(rows) if w == 'accuracy'), '')} in {seconds:.0f} s",
+                flush=True,
+            )
 
     def _another(self, cell, rows):
         "Why a network that was just trained is not what rows in the CSV started from, or None if it is, or is the first: then it is kept. What starts from another one does not compare"
         now = {w: v for _, w, v in rows}
-        if 'norm' not in now: return
+        if 'norm' not in now:
+            return
         was, path = self.results.of(cell, self.scale), baseline(self.cache, self.scale, cell.model, cell.epochs)
         new = just_trained(path)
-        if path.exists(): was['norm'] = norm(load_state(path))
-        if other := [w for w in ('accuracy', 'norm') if w in was and f'{was[w]:.6g}' != f'{now[w]:.6g}']:          # as the CSV has them
+        if path.exists():
+            was['norm'] = norm(load_state(path))
+        if other := [
+            w for w in ('accuracy', 'norm') if w in was and f'{was[w]:.6g}' != f'{now[w]:.6g}'
+        ]:  # as the CSV has them
             new.unlink()
-            return (f'the trained network has {" and ".join(f"{w} {now[w]:g}, not {was[w]:g}" for w in other)} as in {path if path.exists() else self.results.path}: another device or number of threads trains another network. '
-                    f'Put the first one into {path.parent}, or start another CSV with --out, without --cache')
+            return (
+                f'the trained network has {" and ".join(f"{w} {now[w]:g}, not {was[w]:g}" for w in other)} as in {path if path.exists() else self.results.path}: another device or number of threads trains another network. '
+                f'Put the first one into {path.parent}, or start another CSV with --out, without --cache'
+            )
         new.replace(path)

@@ -1,5 +1,7 @@
 "One-Cycle Pruning, table 3: epochs that each schedule needs at 95% to be as accurate as OCP, relative to OCP's"
+
 import statistics
+
 from harness import *
 from ocp_table2 import STARTS, fused, train
 
@@ -7,16 +9,22 @@ LADDER = (0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5)
 methods = [f'budget {n}' for n in STARTS]
 
 
-def base(scale): return scale.epochs_of(20, 2)
-def rungs(scale): return list(dict.fromkeys(max(1, round(base(scale)*r)) for r in LADDER))
+def base(scale):
+    return scale.epochs_of(20, 2)
+
+
+def rungs(scale):
+    return list(dict.fromkeys(max(1, round(base(scale) * r)) for r in LADDER))
 
 
 def within(schedule, start, run):
     "The epochs before pruning stay those of the base budget: what is after them grows or shrinks"
-    when = min(0.9, start*base(run.scale)/run.epochs)
+    when = min(0.9, start * base(run.scale) / run.epochs)
     return train(run, SparsifyCallback(run.sparsity, schedule=window(schedule, when)), fused)
 
-for name, how in STARTS.items(): METHODS[f'budget {name}'] = partial(within, *how)
+
+for name, how in STARTS.items():
+    METHODS[f'budget {name}'] = partial(within, *how)
 
 
 def accuracy_of(df, name, epochs, seeds):
@@ -28,59 +36,94 @@ def accuracy_of(df, name, epochs, seeds):
 def target(df, scale):
     "90%, as in the paper, or what OCP reaches with the base budget if that is less"
     reached = accuracy_of(df, 'budget OCP', base(scale), scale.seeds)
-    return None if reached is None else min(90., reached)
+    return None if reached is None else min(90.0, reached)
 
 
 def needed(df, scale, name):
     "The fewest epochs that reach the target, and the next rung to try: one of them is None"
     for e in rungs(scale):
         got = accuracy_of(df, name, e, scale.seeds)
-        if got is None: return None, e
-        if got >= target(df, scale): return e, None
+        if got is None:
+            return None, e
+        if got >= target(df, scale):
+            return e, None
     return None, None
 
 
-def needs(scale): return []
+def needs(scale):
+    return []
+
+
 def cells(scale, df):
-    for f in about[:-1]: df = df[df[f] == getattr(scale, f)]                 # all but `files`, which all rows here share
+    for f in about[:-1]:
+        df = df[df[f] == getattr(scale, f)]  # all but `files`, which all rows here share
     todo = lambda name, e: [Cell('resnet18', name, 0.95, e, seed) for seed in range(scale.seeds)]
-    if any(accuracy_of(df, name, base(scale), scale.seeds) is None for name in methods): return [c for name in methods for c in todo(name, base(scale))]
+    if any(accuracy_of(df, name, base(scale), scale.seeds) is None for name in methods):
+        return [c for name in methods for c in todo(name, base(scale))]
     return [c for name in methods for e in [needed(df, scale, name)[1]] if e for c in todo(name, e)]
+
 
 # ---- what came out
 
 title = 'One-Cycle Pruning, table 3: the budget that a schedule needs, ResNet-18 at 95%'
-source = 'Hubens et al. 2021, table 3: epochs to reach 90% on CIFAR-10, relative to OCP. The epochs before pruning stay those of the base budget, here for AGP too; the steps of iterative pruning take all that comes after them, and the cycle of the learning rate takes the whole budget. The optimizer is PyTorch\'s fused AdamW, which does the same in a third of the time on a CPU. The target is 90%, or what OCP reaches with the base budget if that is less. Budgets tried are ' + ', '.join(f'{r:g}' for r in LADDER) + ' times the base'
+source = (
+    'Hubens et al. 2021, table 3: epochs to reach 90% on CIFAR-10, relative to OCP. The epochs before pruning stay those of the base budget, here for AGP too; the steps of iterative pruning take all that comes after them, and the cycle of the learning rate takes the whole budget. The optimizer is PyTorch\'s fused AdamW, which does the same in a third of the time on a CPU. The target is 90%, or what OCP reaches with the base budget if that is less. Budgets tried are '
+    + ', '.join(f'{r:g}' for r in LADDER)
+    + ' times the base'
+)
 paper = {'one-shot': '2.5×', 'iterative': '4×', 'AGP': '1×', 'OCP': '1×'}
 
 
 def outcome(df, scale, name):
     "What is known of the epochs that it needs, and relative to OCP's"
-    if (goal := target(df, scale)) is None or goal <= FLOOR: return '–', '–'
+    if (goal := target(df, scale)) is None or goal <= FLOOR:
+        return '–', '–'
     (got, untried), ocp_needs = needed(df, scale, f'budget {name}'), needed(df, scale, 'budget OCP')[0]
-    if got is None: return (f'more than {rungs(scale)[-1]}', f'more than {rungs(scale)[-1]/ocp_needs:.3g}×') if untried is None and ocp_needs else ('–', '–')
-    return got, f'{got/ocp_needs:.3g}×' if ocp_needs else '–'
+    if got is None:
+        return (
+            (f'more than {rungs(scale)[-1]}', f'more than {rungs(scale)[-1] / ocp_needs:.3g}×')
+            if untried is None and ocp_needs
+            else ('–', '–')
+        )
+    return got, f'{got / ocp_needs:.3g}×' if ocp_needs else '–'
 
 
-def mine(df): return rows_of(df, 'resnet18', methods)
+def mine(df):
+    return rows_of(df, 'resnet18', methods)
 
 
 def show(df):
     scale = Scale.of(df)
     out = {n: outcome(df, scale, n) for n in STARTS}
     goal = target(df, scale)
-    def tried(n, e): return ours(values(df, f'budget {n}', 0.95, epochs=e)).replace('–', '–' if out[n][0] == '–' else 'not needed')
-    return [f'Target: {"–" if goal is None else f"{goal:.2f}"}{", which is too near to chance to tell anything" if goal is not None and goal <= FLOOR else ""}. Base budget: {base(scale)} epochs.', side_by_side('', list(STARTS), [('budget', [(paper[n], out[n][1]) for n in STARTS]), ('epochs', [('', out[n][0]) for n in STARTS])]),
-            'Accuracy by epochs tried:', markdown(['schedule', *map(str, rungs(scale))], [[n, *(tried(n, e) for e in rungs(scale))] for n in STARTS])]
+
+    def tried(n, e):
+        return ours(values(df, f'budget {n}', 0.95, epochs=e)).replace('–', '–' if out[n][0] == '–' else 'not needed')
+
+    return [
+        f'Target: {"–" if goal is None else f"{goal:.2f}"}{", which is too near to chance to tell anything" if goal is not None and goal <= FLOOR else ""}. Base budget: {base(scale)} epochs.',
+        side_by_side(
+            '',
+            list(STARTS),
+            [('budget', [(paper[n], out[n][1]) for n in STARTS]), ('epochs', [('', out[n][0]) for n in STARTS])],
+        ),
+        'Accuracy by epochs tried:',
+        markdown(['schedule', *map(str, rungs(scale))], [[n, *(tried(n, e) for e in rungs(scale))] for n in STARTS]),
+    ]
 
 
 def claims(df):
     at = lambda n: values(df, f'budget {n}', 0.95, epochs=base(Scale.of(df)))
-    return [Claim(f'{n} needs more than OCP: it is less accurate with the base budget', [('base', at('OCP'), at(n))]) for n in ('one-shot', 'iterative')]
+    return [
+        Claim(f'{n} needs more than OCP: it is less accurate with the base budget', [('base', at('OCP'), at(n))])
+        for n in ('one-shot', 'iterative')
+    ]
 
 
 def figure(df, ax):
     scale = Scale.of(df)
-    for n in STARTS: line(ax, rungs(scale), [values(df, f'budget {n}', 0.95, epochs=e) for e in rungs(scale)], n)
-    if target(df, scale) is not None: ax.axhline(target(df, scale), color='grey', lw=1, ls=':', label='target')
+    for n in STARTS:
+        line(ax, rungs(scale), [values(df, f'budget {n}', 0.95, epochs=e) for e in rungs(scale)], n)
+    if target(df, scale) is not None:
+        ax.axhline(target(df, scale), color='grey', lw=1, ls=':', label='target')
     ax.set(xlabel='epochs', ylabel='test accuracy (%)', xticks=sorted({int(e) for e in df.epochs}))

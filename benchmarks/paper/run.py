@@ -1,11 +1,13 @@
 """Fill the tables of the papers: `python benchmarks/paper/run.py --scale tiny`. What is finished in the CSV is not run again; RESULTS.md is made from it at the end.
 A table alone: `python benchmarks/paper/run.py ocp_table2 --scale small`"""
+
 import argparse
 from pathlib import Path
+
 import torch
-from joblib import cpu_count
 from fastai.basics import URLs, untar_data
 from harness import METHODS, SCALES, Results, Runner, here, read
+from joblib import cpu_count
 from report import report_on
 from tables import TABLES
 
@@ -16,53 +18,94 @@ def arguments():
     add('tables', nargs='*', metavar='TABLE', help=f"tables to fill, all if none is given: {', '.join(TABLES)}")
     add('--scale', choices=SCALES, default='tiny', help='how much smaller than in the papers (default: tiny)')
     add('--full', action='store_const', dest='scale', const='full', help="the papers' own setting")
-    add('--data', default='~/cifar10', help="folder with train/class/image and test/class/image, or 'download' (default: ~/cifar10)")
-    add('--out', default=here/'results.csv', type=Path, help='CSV to add to; RESULTS.md and the figures come beside it')
-    add('--workers', type=int, help='trainings at a time (default: one a core; with a GPU one for two cores, at most 8)')
+    add(
+        '--data',
+        default='~/cifar10',
+        help="folder with train/class/image and test/class/image, or 'download' (default: ~/cifar10)",
+    )
+    add(
+        '--out',
+        default=here / 'results.csv',
+        type=Path,
+        help='CSV to add to; RESULTS.md and the figures come beside it',
+    )
+    add(
+        '--workers', type=int, help='trainings at a time (default: one a core; with a GPU one for two cores, at most 8)'
+    )
     add('--sparsity', type=float, nargs='+', help='cells of these sparsities alone, such as 0.98 0.99, and dense ones')
     add('--seeds', type=int, nargs='+', help='cells of these seeds alone, such as 0 1')
     add('--methods', nargs='+', help="cells of these methods alone, as the CSV names them, such as gradual cyclical")
-    add('--cache', type=Path, help='folder of the trained networks that methods start from (default: cache, beside the CSV)')
+    add(
+        '--cache',
+        type=Path,
+        help='folder of the trained networks that methods start from (default: cache, beside the CSV)',
+    )
     o = parser.parse_args()
     for t in o.tables:
-        if t not in TABLES: parser.error(f"there is no table {t!r}: use any of {', '.join(TABLES)}")
-    if o.workers is None: o.workers = max(1, min(8, cpu_count()//2)) if torch.cuda.is_available() else cpu_count()
-    if o.workers < 1: parser.error(f'--workers {o.workers}: needs at least 1')
+        if t not in TABLES:
+            parser.error(f"there is no table {t!r}: use any of {', '.join(TABLES)}")
+    if o.workers is None:
+        o.workers = max(1, min(8, cpu_count() // 2)) if torch.cuda.is_available() else cpu_count()
+    if o.workers < 1:
+        parser.error(f'--workers {o.workers}: needs at least 1')
     for s in o.sparsity or ():
-        if not 0 < s < 1: parser.error(f'--sparsity {s:g}: needs a fraction of zeros in (0,1)')
+        if not 0 < s < 1:
+            parser.error(f'--sparsity {s:g}: needs a fraction of zeros in (0,1)')
     if o.seeds:
         df = read(o.out)
-        most = max([SCALES[o.scale].seeds-1, *(c.seed for t in o.tables or TABLES for c in TABLES[t].cells(SCALES[o.scale], df))])
+        most = max(
+            [
+                SCALES[o.scale].seeds - 1,
+                *(c.seed for t in o.tables or TABLES for c in TABLES[t].cells(SCALES[o.scale], df)),
+            ]
+        )
         for s in o.seeds:
-            if not 0 <= s <= most: parser.error(f'--seeds {s}: {o.scale} has 0 to {most}')
+            if not 0 <= s <= most:
+                parser.error(f'--seeds {s}: {o.scale} has 0 to {most}')
     for m in o.methods or ():
-        if m not in METHODS: parser.error(f"--methods {m!r}: there is no such method; use any of {', '.join(METHODS)}")
+        if m not in METHODS:
+            parser.error(f"--methods {m!r}: there is no such method; use any of {', '.join(METHODS)}")
     o.data = untar_data(URLs.CIFAR) if o.data == 'download' else Path(o.data).expanduser()
-    if not o.data.is_dir(): parser.error(f"--data {o.data}: there is no such folder; it needs train/class/image and test/class/image. '--data download' fetches CIFAR-10")
+    if not o.data.is_dir():
+        parser.error(
+            f"--data {o.data}: there is no such folder; it needs train/class/image and test/class/image. '--data download' fetches CIFAR-10"
+        )
     return o
 
 
 def asked(cell, o):
     "Is it one of the cells that the options leave?"
-    return not (o.sparsity and cell.sparsity not in (0., *o.sparsity) or o.seeds and cell.seed not in o.seeds or o.methods and cell.method not in o.methods)
+    return not (
+        o.sparsity
+        and cell.sparsity not in (0.0, *o.sparsity)
+        or o.seeds
+        and cell.seed not in o.seeds
+        or o.methods
+        and cell.method not in o.methods
+    )
 
 
 def main():
     o = arguments()
     first = next((p for p in o.data.glob('*/*/*.*')), None)
-    if first is None: raise SystemExit(f'--data {o.data}: there are no images in it')
+    if first is None:
+        raise SystemExit(f'--data {o.data}: there are no images in it')
     o.out.parent.mkdir(parents=True, exist_ok=True)
     scale, results = SCALES[o.scale], Results(o.out, first.suffix[1:])
     try:
-        with Runner(scale, o.data, results, o.workers, (o.cache or o.out.parent/'cache'/o.out.stem)/results.files) as runner:
+        with Runner(
+            scale, o.data, results, o.workers, (o.cache or o.out.parent / 'cache' / o.out.stem) / results.files
+        ) as runner:
             for table in [TABLES[t] for t in o.tables or TABLES]:
                 finished = None
-                while finished != (finished := len(results.finished())):       # what came out may ask for more cells
+                while finished != (finished := len(results.finished())):  # what came out may ask for more cells
                     cells, needs = [c for c in table.cells(scale, results.df) if asked(c, o)], table.needs(scale)
                     runner.fill(needs if runner.todo(cells) else [c for c in needs if asked(c, o)], cells)
-    finally:                                                                   # also of what was stopped, or lost a process
+    finally:  # also of what was stopped, or lost a process
         print(f'{len(results.finished())} cells in {o.out}, told in {report_on(o.out)}')
-    if runner.failed: raise SystemExit(f'{len(runner.failed)} cells failed')
+    if runner.failed:
+        raise SystemExit(f'{len(runner.failed)} cells failed')
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()
