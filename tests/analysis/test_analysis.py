@@ -1,5 +1,3 @@
-import json
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -8,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import SGD, CrossEntropyLossFlat, Learner, accuracy
-from test_recipes import quietly
+from helpers import python, quietly
 from torch import nn
 
 from fastprune.all import (
     CyclePaths,
-    Masks,
     SignFlips,
     compute_masks,
     digits_convnet,
@@ -174,23 +171,21 @@ def test_ray_gives_the_same_table(tmp_path):
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    cloudpickle.register_pickle_by_value(sys.modules['test_recipes'])
+    cloudpickle.register_pickle_by_value(sys.modules['helpers'])
     want = sweep(make, {'good': good}, (0.5, 0.9), seeds=(0,), bar=False)
     assert same(sweep(make, {'good': good}, (0.5, 0.9), seeds=(0,), ray='local'), want)
 
 
 def test_a_killed_sweep_goes_on(tmp_path):
     code = '''
-import os, sys; sys.path.insert(0, {here!r})
+import os, sys
 from test_analysis import *
 def killing(learn, sparsity, seed):
     if seed == 2 and sys.argv[2] == 'kill': os._exit(9)
     good(learn, sparsity, seed)
-sweep(make, {{'good': killing}}, (0.5,), seeds=(0, 1, 2), folder=sys.argv[1], bar=False).to_csv(sys.argv[1]+'/table.csv')
-'''.format(here=str(Path(__file__).parent))
-    run = lambda how: subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', code, str(tmp_path), how], capture_output=True, text=True
-    )
+sweep(make, {'good': killing}, (0.5,), seeds=(0, 1, 2), folder=sys.argv[1], bar=False).to_csv(sys.argv[1]+'/table.csv')
+'''
+    run = lambda how: python(code, tmp_path, how, folder=Path(__file__).parent)
     assert run('kill').returncode == 9 and len(list(tmp_path.glob('good*.json'))) == 2
     again = run('go on')
     assert again.returncode == 0, again.stderr

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import SGD, CrossEntropyLossFlat, Learner, accuracy, error_rate
-from test_recipes import quietly
+from helpers import quietly
 from torch import nn
 
 from fastprune.all import LinearPath, digits_dls, state_of

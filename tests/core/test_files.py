@@ -1,6 +1,5 @@
 "Files from elsewhere: whatever is in them, loading gives what was saved or the documented error"
 
-import json
 import random
 
 import pytest

@@ -5,15 +5,14 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
+from helpers import tests
 
 from fastprune.all import sweep
 
-here = str(Path(__file__).parent)
 script = f"""
-import sys; sys.path.insert(0, {here!r})
+import sys; sys.path.insert(0, {str(tests)!r})
 from pathlib import Path
 import fuzz
 from fastprune.all import (sweep)

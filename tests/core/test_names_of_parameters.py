@@ -11,7 +11,6 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from fastprune import weights
 from fastprune.all import (
     Checkpoint,
-    Masks,
     SparsifyCallback,
     Ticket,
     load_sparse,

@@ -1,9 +1,7 @@
 "Files that are written: whole or not at all, under a fresh name, with the permissions of other files, and errors with the path"
 
-import json
 import os
 import stat
-from pathlib import Path
 
 import pytest
 import torch

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import SGD, CrossEntropyLossFlat, DataLoaders, Learner, TensorCategory, TensorImage, TfmdDL, accuracy
-from test_recipes import quietly
+from helpers import quietly
 from torch import nn
 from torch.nn import functional as F
 
 from fastprune.all import (
     CRITERIA,
-    Masks,
     SparsifyCallback,
     asks_for,
     compute_masks,
@@ -35,7 +34,6 @@ from fastprune.all import (
     updating_movement,
     wanda,
 )
-from fastprune.learner.gradients import gradients
 
 
 def make(model=None, bs=64):

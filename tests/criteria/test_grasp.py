@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from fastai.basics import CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, MSELossFlat
-from test_recipes import quietly
+from helpers import quietly
 from torch import nn
 from torch.nn import functional as F
 

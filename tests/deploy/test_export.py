@@ -7,7 +7,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from fastai.basics import SGD, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner
+from fastai.basics import SGD, Callback
 from torch import nn
 from torch.nn.utils import prune
 

@@ -19,7 +19,7 @@ from torch import nn
 
 pytest.importorskip('plotly', reason='reports need plotly')
 from fastprune.all import SparsifyCallback, Ticket, Tickets, compute_masks, linear, prunable_weights
-from fastprune.core.sparse_files import load_sparse, save_sparse
+from fastprune.core.sparse_files import save_sparse
 from fastprune.deploy import report_file as rep
 from fastprune.deploy import sections
 from fastprune.zoo.make import make_model

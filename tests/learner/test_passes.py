@@ -30,7 +30,7 @@ from fastai.callback.all import (
 )
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.rnn import rnn_cbs
-from test_recipes import quietly
+from helpers import quietly
 from torch import nn
 from torch.nn import functional as F
 

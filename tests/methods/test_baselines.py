@@ -4,12 +4,10 @@ import math
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from fastai.basics import SGD, Adam, DataLoaders, Learner, MSELossFlat, OptimWrapper
-from fastai.optimizer import l2_reg
-from test_recipes import quietly
+from fastai.basics import SGD, DataLoaders, Learner, MSELossFlat
+from helpers import quietly
 from torch import nn
 from torch.nn import functional as F
 
@@ -28,7 +26,6 @@ from fastprune.all import (
     RigL,
     SparsifyCallback,
     cubic,
-    linear,
     one_shot,
     prunable_weights,
     random_score,

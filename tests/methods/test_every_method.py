@@ -8,7 +8,6 @@ from functools import partial
 import pytest
 import torch
 from fastai.basics import (
-    SGD,
     Callback,
     CancelBatchException,
     CancelEpochException,
@@ -34,14 +33,12 @@ from fastai.callback.all import (
     SchedCos,
     ShortEpochCallback,
 )
-from test_callback import Check, zeros_and_masks_agree
+from helpers import METHODS, SGDM, Check, zeros_and_masks_agree
 from torch import nn
 
 from fastprune.all import (
-    DNW,
     DPF,
     DST,
-    GMP,
     GSM,
     LC,
     SET,
@@ -50,37 +47,12 @@ from fastprune.all import (
     GradualL2,
     RigL,
     SparsifyCallback,
-    cubic,
-    cyclical,
     digits_convnet,
     one_shot,
     prunable_weights,
-    taylor,
 )
 
-methods = {
-    'OCP': SparsifyCallback,
-    'PGD': partial(SparsifyCallback, schedule=one_shot, interval=1, refresh=True, scope='global'),
-    'cyclical': partial(SparsifyCallback, schedule=cyclical(cubic, 2), track=True),
-    'taylor': partial(SparsifyCallback, criterion=taylor, scope='global', recover=False),
-    'alive': partial(SparsifyCallback, schedule=cyclical(cubic, 2), criterion=taylor, scope='global', recover='alive'),
-    'GMP': partial(GMP, interval=5),
-    'DPF': DPF,
-    'DPF local': partial(DPF, scope='local', criterion=taylor),
-    'DNW': DNW,
-    'GSM': GSM,
-    'LC': LC,
-    'LC local': partial(LC, scope='local', growth=1.1),
-    'GradualL2': GradualL2,
-    'STR': partial(STR, s_init=-7),
-    'DST': partial(DST, alpha=1e-3),
-    'RigL': partial(RigL, interval=5),
-    'SNFS': SNFS,
-    'SET': SET,
-    'SET global': partial(SET, interval=5, scope='global'),
-}
-every = pytest.mark.parametrize('method', methods.values(), ids=methods)
-SGDM = partial(SGD, mom=0.9)
+every = pytest.mark.parametrize('method', METHODS.values(), ids=METHODS)
 
 
 def is_exact(learn, s=0.8):

@@ -17,7 +17,7 @@ from fastai.basics import (
     accuracy,
 )
 from fastai.optimizer import l2_reg, weight_decay
-from test_recipes import quietly
+from helpers import quietly
 from torch import nn
 
 from fastprune.all import (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from fastai.basics import SGD, Adam, Callback, CrossEntropyLossFlat, L, Learner, OptimWrapper, accuracy, params
 from fastai.callback.schedule import ParamScheduler
-from test_recipes import quietly
+from helpers import quietly
 from torch import nn
 
 from fastprune.all import digits_dls, seed_round

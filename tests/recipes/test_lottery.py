@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -7,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy, error_rate
-from test_recipes import quietly
+from helpers import python, quietly
 from torch import nn
 
 from fastprune.all import (
@@ -171,14 +169,10 @@ def test_tickets_travel(tmp_path):
     t = learn.find_tickets(1, fit, prune_rate=0.95)[1]
     t.save(tmp_path / 't.safetensors')
     code = (
-        "import sys, torch; sys.path.insert(0, sys.argv[2]); from test_lottery import *; learn = make(convnet, seed=3); t = Ticket.load(sys.argv[1]); learn.load_ticket(t); fit(learn, []);"
+        "import sys, torch; from test_lottery import *; learn = make(convnet, seed=3); t = Ticket.load(sys.argv[1]); learn.load_ticket(t); fit(learn, []);"
         "assert Masks.from_zeros(prunable_weights(learn.model)).n_kept <= learn.masks.n_kept == t.masks.n_kept; t.save(sys.argv[1])"
     )
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', code, str(tmp_path / 't.safetensors'), str(Path(__file__).parent)],
-        capture_output=True,
-        text=True,
-    )
+    done = python(code, tmp_path / 't.safetensors', folder=Path(__file__).parent)
     assert done.returncode == 0, done.stderr
     again = Ticket.load(tmp_path / 't.safetensors')
     assert (
@@ -233,7 +227,7 @@ def test_comparison_leaves_the_learner_alone():
 
 
 script = '''
-import os, sys; sys.path.insert(0, {here!r})
+import os, sys
 from test_lottery import *
 class Kill(Callback):
     def before_train(self):
@@ -249,10 +243,7 @@ learn.find_tickets(4, fit, prune_rate=0.4, folder=sys.argv[1], {kw}).df.to_csv(s
 def test_a_killed_search_goes_on_to_the_same_table(tmp_path, kw):
     import pandas as pd
 
-    code = script.format(here=str(Path(__file__).parent), kw=kw)
-    run = lambda k: subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', code, str(tmp_path / 'a'), str(k)], capture_output=True, text=True
-    )
+    run = lambda k: python(script.format(kw=kw), tmp_path / 'a', k, folder=Path(__file__).parent)
     assert run(1).returncode == 9
     again = run(2)
     assert again.returncode == 0, again.stderr

@@ -1,11 +1,10 @@
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy, params
+from helpers import mlp_learner, python, quietly
 from torch import nn
 
 from fastprune.all import (
@@ -13,7 +12,6 @@ from fastprune.all import (
     Rounds,
     SparsifyCallback,
     allr_discount,
-    digits_dls,
     lr_cyclical,
     lr_decay,
     lr_retrain,
@@ -23,11 +21,6 @@ from fastprune.all import (
     s_cyc_max_lr,
     taylor,
 )
-
-
-def quietly(learn, f, *args, **kwargs):
-    with learn.no_bar(), learn.no_logging():
-        return f(*args, **kwargs)
 
 
 def steps(learn):
@@ -192,18 +185,6 @@ def test_allr_needs_to_know_what_changed(learner):
     assert max(learn.recorder.lrs) <= 0.3 * 1e-3 + 1e-9
 
 
-def mlp_learner(**kwargs):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-    return Learner(
-        digits_dls(bs=256, valid_pct=0.4, test_pct=0.2),
-        model,
-        loss_func=CrossEntropyLossFlat(),
-        metrics=accuracy,
-        **kwargs,
-    )
-
-
 class Ends(Callback):
     "The state at the start and the end of each fit"
 
@@ -323,8 +304,7 @@ def test_train_first_false_measures_the_trained_learner():
 script = '''
 import os, sys, torch
 from fastai.basics import Callback
-sys.path.insert(0, {here!r})
-from test_recipes import mlp_learner
+from helpers import mlp_learner
 class Kill(Callback):
     def before_train(self):
         if len(getattr(self.learn, 'rounds', [])) == 3: os._exit(9)
@@ -337,14 +317,9 @@ table.to_csv(sys.argv[1]+'/table.csv')
 
 
 def test_a_killed_run_goes_on_to_the_same_table(tmp_path):
-    from pathlib import Path
-
     import pandas as pd
 
-    code = script.format(here=str(Path(__file__).parent))
-    run = lambda k: subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', code, str(tmp_path / 'a'), str(k)], capture_output=True, text=True
-    )
+    run = lambda k: python(script, tmp_path / 'a', k)
     assert run(1).returncode == 9
     assert not (tmp_path / 'a' / 'table.csv').exists() and (tmp_path / 'a' / 'state_02.safetensors').exists()
     again = run(2)

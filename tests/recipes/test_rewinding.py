@@ -6,7 +6,7 @@ import pytest
 import torch
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy
 from fastai.callback.all import EarlyStoppingCallback, GradientAccumulation, SaveModelCallback
-from test_recipes import quietly
+from helpers import quietly
 from torch import nn
 
 from fastprune.all import (

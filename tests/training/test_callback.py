@@ -29,12 +29,12 @@ from fastai.basics import (
     ranger,
 )
 from fastai.callback.all import CSVLogger, GradientAccumulation, ProgressCallback, SaveModelCallback, ShortEpochCallback
+from helpers import Check, zeros_and_masks_agree
 
 from fastprune.all import (
     CRITERIA,
     SCHEDULES,
     KeepMasks,
-    Masks,
     SparsifyCallback,
     compute_masks,
     cubic,
@@ -52,27 +52,6 @@ from fastprune.all import (
     taylor,
     window,
 )
-
-
-def zeros_and_masks_agree(learn):
-    return Masks.from_zeros({n: p for n, p in prunable_weights(learn.model).items() if n in learn.masks}) == learn.masks
-
-
-class Check(Callback):
-    "After each step pruned weights are exactly 0.0, and the state_dict has the keys it had"
-
-    order, steps = 90, 0
-
-    def before_fit(self):
-        self.keys = list(self.learn.model.state_dict())
-
-    def after_step(self):
-        self.steps += 1
-        ps = dict(self.learn.model.named_parameters())
-        for n, m in (self.learn.masks or {}).items():
-            assert (ps[n][~m] == 0).all(), n
-        assert list(self.learn.model.state_dict()) == self.keys
-
 
 opts = dict(
     sgd=SGD,

@@ -6,7 +6,6 @@ import warnings
 import pytest
 import torch
 from fastai.basics import (
-    Adam,
     Callback,
     CancelFitException,
     CrossEntropyLossFlat,

@@ -6,15 +6,14 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from fastai.basics import SGD, Adam, Callback, OptimWrapper, params, ranger
+from fastai.basics import Adam, Callback, OptimWrapper, params, ranger
 from fastai.callback.all import EarlyStoppingCallback, GradientAccumulation, SaveModelCallback
-from test_every_method import SGDM, methods
+from helpers import METHODS, SGDM
 from torch import nn
 
 from fastprune.all import (
@@ -75,7 +74,7 @@ def drop(learner, **kw):
     return make
 
 
-@pytest.mark.parametrize('method', methods.values(), ids=methods)
+@pytest.mark.parametrize('method', METHODS.values(), ids=METHODS)
 def test_every_method(learner, method):
     def fit(learn, *cbs):
         with learn.no_bar(), learn.no_logging():
