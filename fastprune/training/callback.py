@@ -27,7 +27,7 @@ from ..core.protocol import asks_for
 from ..core.targets import asked_for, check_sparsities, expand_sparsity, match
 from ..core.weights import prunable_weights
 from ..criteria.gradients import has_gradients
-from ..criteria.ranking import try_criterion, check_rows, ranked
+from ..criteria.ranking import check_rows, ranked, try_criterion
 from ..criteria.registry import CRITERIA
 from ..criteria.weights import magnitude
 from ..learner.batches import in_fit, sparse_embeddings
