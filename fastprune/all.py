@@ -10,6 +10,7 @@ from .analysis.weights import *
 from .core.checks import *
 from .core.compute import *
 from .core.computed import *
+from .core.dense import *
 from .core.describe import *
 from .core.files import *
 from .core.folders import *
@@ -46,6 +47,7 @@ from .deploy.semi_structured import *
 from .deploy.shrink import *
 from .deploy.torch_prune import *
 from .learner.batches import *
+from .learner.criteria import *
 from .learner.distributed import *
 from .learner.evaluate import *
 from .learner.files import *
