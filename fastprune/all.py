@@ -12,7 +12,9 @@ from .core.compute import *
 from .core.computed import *
 from .core.dense import *
 from .core.describe import *
+from .core.differences import *
 from .core.files import *
+from .core.json_files import *
 from .core.folders import *
 from .core.granularity import *
 from .core.layouts import *
@@ -48,6 +50,7 @@ from .deploy.shrink import *
 from .deploy.torch_prune import *
 from .learner.batches import *
 from .learner.criteria import *
+from .learner.describe import *
 from .learner.distributed import *
 from .learner.evaluate import *
 from .learner.files import *

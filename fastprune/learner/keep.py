@@ -12,7 +12,7 @@ import warnings
 import torch
 from fastai.basics import Callback, Learner, patch
 
-from ..core.computed import check_zeros_stay
+from ..core.computed import check_preserves_zeros
 from ..core.masks import Masks, check_bool
 from ..core.names import unwrap
 from .batches import in_fit, together
@@ -170,7 +170,7 @@ def masks(self: Learner) -> Masks | None:  # `Masks`, or None while nothing is p
 def masks(self: Learner, masks):
     if masks is None:
         return self.remove_masks()
-    check_zeros_stay(self.model, check_bool(masks))
+    check_preserves_zeros(self.model, check_bool(masks))
     set_masks(self, masks)
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..core.checks import check_whole
 from ..core.compute import check_scope, compute_masks
-from ..core.computed import check_not_torch_pruned, check_zeros_stay
+from ..core.computed import check_not_torch_pruned, check_preserves_zeros
 from ..core.granularity import check_granularity, count_units, fitting_weights
 from ..core.layouts import transposed_groups
 from ..core.masks import Masks
@@ -222,7 +222,7 @@ class SparsifyCallback(Callback):
             weights, self.granularity, transposed, asked_for(self.include, self.sparsity, weights, model)
         )
         end = {n: end[n] for n in weights}
-        check_zeros_stay(model, weights)
+        check_preserves_zeros(model, weights)
         check_rows(model, weights, end if self.scope == 'local' else self.sparsity, self.scope, self.granularity)
         try_criterion(self.criterion, weights, learn)
         return weights, end

@@ -17,7 +17,8 @@ import torch
 from fastai.basics import Callback, CancelEpochException, L, Learner, Recorder, rank_distrib
 
 from ..core.checks import check_whole
-from ..core.describe import arguments_of, differences
+from ..core.describe import arguments_of
+from ..core.differences import differences
 from ..core.files import load_tensors, save_state
 from ..core.layouts import transposed_groups
 from ..core.masks import Masks

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..core.checks import check_n_batches, check_whole
 from ..core.compute import check_scope, compute_masks, lamp
-from ..core.computed import check_not_torch_pruned, check_zeros_stay
+from ..core.computed import check_not_torch_pruned, check_preserves_zeros
 from ..core.granularity import count_units, fitting_weights
 from ..core.layouts import transposed_groups
 from ..core.masks import Masks
@@ -169,7 +169,7 @@ def prune(
     target = {n: target[n] for n in weights}
     if isinstance(sparsity, dict):
         sparsity = target
-    check_zeros_stay(self.model, weights)
+    check_preserves_zeros(self.model, weights)
     check_rows(self.model, weights, target if scope == 'local' else sparsity, scope, granularity)
     held = {n: m for n, m in (self.masks or {}).items() if n in weights}
     keep = (
