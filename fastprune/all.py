@@ -10,6 +10,7 @@ from .analysis.weights import *
 from .core.checks import *
 from .core.compute import *
 from .core.computed import *
+from .core.dense import *
 from .core.describe import *
 from .core.differences import *
 from .core.files import *
@@ -48,6 +49,7 @@ from .deploy.semi_structured import *
 from .deploy.shrink import *
 from .deploy.torch_prune import *
 from .learner.batches import *
+from .learner.criteria import *
 from .learner.describe import *
 from .learner.distributed import *
 from .learner.evaluate import *

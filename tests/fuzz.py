@@ -11,18 +11,14 @@ import io
 import json
 import math
 import os
-import pickle
 import random
 import resource
 import shutil
 import signal
-import struct
 import sys
 import time
 import traceback
 import warnings
-import zipfile
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path

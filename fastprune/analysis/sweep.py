@@ -24,8 +24,8 @@ from ..core.checks import check_whole
 from ..core.describe import describe
 from ..core.differences import differences
 from ..core.files import atomically
-from ..core.json_files import is_number, read_json
 from ..core.folders import sole_owner
+from ..core.json_files import is_number, read_json
 from ..core.masks import Masks
 from ..core.targets import check_sparsity
 from ..core.weights import prunable_weights

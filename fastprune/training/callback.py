@@ -27,7 +27,7 @@ from ..core.protocol import asks_for
 from ..core.targets import asked_for, check_sparsities, expand_sparsity, match
 from ..core.weights import prunable_weights
 from ..criteria.gradients import has_gradients
-from ..criteria.ranking import _try_criterion, check_rows, ranked
+from ..criteria.ranking import check_rows, ranked, try_criterion
 from ..criteria.registry import CRITERIA
 from ..criteria.weights import magnitude
 from ..learner.batches import in_fit, sparse_embeddings
@@ -224,7 +224,7 @@ class SparsifyCallback(Callback):
         end = {n: end[n] for n in weights}
         check_preserves_zeros(model, weights)
         check_rows(model, weights, end if self.scope == 'local' else self.sparsity, self.scope, self.granularity)
-        _try_criterion(self.criterion, weights, learn)
+        try_criterion(self.criterion, weights, learn)
         return weights, end
 
     def _check_frozen(self, can, frozen):
