@@ -1427,8 +1427,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'fastprune/learner/states.py'),
                                           'fastprune.learner.states.StartAt._skip_epoch': ( 'learner/states.html#startat._skip_epoch',
                                                                                             'fastprune/learner/states.py'),
-                                          'fastprune.learner.states.StartAt._unpatch': ( 'learner/states.html#startat._unpatch',
-                                                                                         'fastprune/learner/states.py'),
                                           'fastprune.learner.states.StartAt.after_epoch': ( 'learner/states.html#startat.after_epoch',
                                                                                             'fastprune/learner/states.py'),
                                           'fastprune.learner.states.StartAt.after_train': ( 'learner/states.html#startat.after_train',

@@ -70,9 +70,8 @@ class _Hidden(TorchFunctionMode):
     def __init__(self, model, n_values):
         super().__init__()
         self.model, self.n_values, self.running = model, n_values, False
-        self.found = []  # (size, sample) of each output in this batch
-        self.starts = []  # length of `found` at the start of each layer that is running
-        self.batches = []  # (size, sample) of each batch
+        self.found, self.batches = [], []  # (size, sample) of each output in this batch, and of each batch
+        self.starts = []  # length of `found` at the start of each running layer
 
     def __enter__(self):
         self.hooks = [self.model.register_forward_pre_hook(self._start), self.model.register_forward_hook(self._stop)]

@@ -182,7 +182,7 @@ class StartAt(Callback):
     def _remaining_batches(self):
         "`learn.all_batches` of an epoch, without the batches to skip"
         learn, n = self.learn, len(self.learn.dl)
-        self._unpatch()
+        self.after_train()
         learn.n_iter, skip = n, min(self.left, n)
         self.left -= skip
         learn.train_iter += skip
@@ -207,14 +207,12 @@ class StartAt(Callback):
             cb.run = False
         raise CancelEpochException
 
-    def _unpatch(self):
+    def after_train(self):
+        "Give the Learner its own `all_batches` again"
         self.learn.__dict__.pop('all_batches', None)
 
-    def after_train(self):
-        self._unpatch()
-
     def after_epoch(self):
-        self._unpatch()
+        self.after_train()
         for cb in self._disabled:
             cb.run = True
         self._disabled = []
