@@ -1,4 +1,4 @@
-"One parameter, three names: in named_modules(), named_parameters() and state_dict(); and states that are no tensors"
+"A parameter has up to three names: in named_modules(), named_parameters() and state_dict(); and extra state"
 
 import copy
 
@@ -33,7 +33,7 @@ def wrapped_layer():
 
 
 def renamed():
-    "A state_dict of another name, as models keep it that had another one once"
+    "A state_dict with old names, as models have it whose layers were renamed"
     m = net()
 
     def save(module, state, prefix, meta):
