@@ -489,7 +489,7 @@ def in_child(kind, folder, jobs, made, out):
 
 
 def watched(kind, folder, jobs, made=()):
-    "Results of loading files in another process. If it is killed, that file is at fault, and a new process loads the rest"
+    "Results of loading files in another process. A file that kills it is at fault, and a new process loads the rest"
     results = []
     while jobs:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"Damaged and hostile files of all kinds: loading takes little time and memory, runs nothing, and the error names the file"
+"Damaged and hostile files of all kinds: loading takes little time and memory, runs nothing, and errors name the file"
 
 import fuzz
 import pytest
