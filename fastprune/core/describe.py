@@ -288,7 +288,7 @@ def _made(o):
 def _asked(cb):
     "Arguments that a callback's constructor was called with, and its defaults"
     try:
-        bound = inspect.signature(type(cb).__init__).bind(cb, *cb._arguments[0], **cb._arguments[1])
+        bound = inspect.signature(type(cb).__init__).bind(cb, *cb.arguments[0], **cb.arguments[1])
     except TypeError:
         return {}
     bound.apply_defaults()
