@@ -73,6 +73,7 @@ from .methods.budgeted import *
 from .methods.dense_behind import *
 from .methods.dense_until_end import *
 from .methods.gradual import *
+from .methods.moves import *
 from .methods.registry import *
 from .methods.thresholds import *
 from .recipes.compare import *

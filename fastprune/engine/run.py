@@ -75,7 +75,7 @@ def hold(
     self.keeper.hold(masks, origin)
     held, state = self.keeper.masks, self.state
     masks = Masks({n: held[n] for n in masks})  # in several processes, the first one's
-    state.counts, state.sparsity = asked and self.count(asked), masks.sparsity
+    state.counts, state.sparsity_reached = asked and self.count(asked), masks.sparsity
     state.last_weights = self.copies('previous')
     if self.method.track:
         follow(self.state, masks)
@@ -101,7 +101,7 @@ def copies(
 @patch(as_prop=True)
 def sparsity(self: Run) -> float:
     "The sparsity that has been reached"
-    return self.state.sparsity
+    return self.state.sparsity_reached
 
 
 @patch(as_prop=True)
@@ -113,7 +113,7 @@ def progress(self: Run) -> list:
 @patch
 def scheduled(self: Run, t: int) -> dict:
     "Name -> sparsity after step `t`"
-    return self.plan.sparsity(t, self.state.start, self.target)
+    return self.plan.sparsity(t, self.state.start_sparsity, self.target)
 
 
 @patch
@@ -137,7 +137,7 @@ def is_due(self: Run) -> bool:
     state = self.state
     if not self.plan.is_due(self.t, state.last_step):
         return False
-    return self.count(self.asked) != state.counts or self.method.refresh and state.sparsity > 0
+    return self.count(self.asked) != state.counts or self.method.refresh and state.sparsity_reached > 0
 
 
 @patch(as_prop=True)

@@ -20,9 +20,9 @@ from ..core.masks import Masks
 class State:
     "What the engine keeps from step to step"
 
-    start: dict[str, float]  # sparsity at the start, by name
+    start_sparsity: dict[str, float]  # by name
     counts: int | dict[str, int] | None  # units that the masks prune, as asked for; None if they have to change
-    sparsity: float  # that has been reached
+    sparsity_reached: float
     last_step: int = -1  # the last step that is recorded
     first_weights: dict[str, torch.Tensor] | None = None  # for criteria that ask for them
     last_weights: dict[str, torch.Tensor] | None = None  # those at the last update
@@ -58,7 +58,10 @@ def state_types(
     method,  # A method, or its class
 ) -> dict:  # Name -> type
     "All that the state of a training has"
-    return {**recorded, **{f.name: f.type for f in fields(State)}, **lasting_types(method)}
+    own, more = {**recorded, **{f.name: f.type for f in fields(State)}}, lasting_types(method)
+    if clash := sorted(own.keys() & more.keys()):
+        raise ValueError(f"lasting: {clash[0]!r} is an attribute of the engine's own state, so choose another name")
+    return {**own, **more}
 
 # %% ../../nbs/engine/state.ipynb #1302b46a
 def is_whole(v, low: int = 0, high: int = 2**63 - 1) -> bool:
@@ -110,7 +113,7 @@ def has_type(
         return all(is_like(o, weights[n]) for n, o in v.items())
     return all(has_type(o, get_args(t)[1], weights) for o in v.values())
 
-
+# %% ../../nbs/engine/state.ipynb #e016d996
 def check_state(
     method,  # A method
     state,  # Anything, as from a file

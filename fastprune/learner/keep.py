@@ -20,8 +20,7 @@ from .fit import parameters_of
 
 # %% ../../nbs/learner/keep.ipynb #bf2ab868
 class KeepMasks(Callback):
-    """Sets pruned weights to zero after each optimizer step. Setting `learn.masks` adds it, and
-    `Learner.remove_masks` takes it away"""
+    "Sets pruned weights to zero after each step. Setting `learn.masks` adds it, `Learner.remove_masks` takes it away"
 
     order, run_valid = 70, False  # after SparsifyCallback, and after SaveModelCallback has loaded its best model
     _masks, _weights = None, None  # Masks, and the weights while a fit runs
@@ -38,8 +37,8 @@ class KeepMasks(Callback):
     ):
         "Set pruned weights to zero, and hold `masks` from now on"
         weights = parameters_of(self.learn)
-        self._masks = Masks({n: m.to(weights[n].device) for n, m in masks.check(weights).items()})
-        self.origin = origin
+        masks = {n: m.to(weights[n].device) for n, m in masks.check(weights).items()}
+        self._masks, self.origin = Masks(masks), origin
         self._weights = {n: weights[n] for n in masks} if in_fit(self.learn) else None
         self._masks.apply_(weights)
         self._fresh = True
@@ -53,36 +52,14 @@ class KeepMasks(Callback):
         "As `project`, where pruned weights may have been loaded from elsewhere"
         n = sum(int((self._weights[n] != 0).logical_and_(~m).count_nonzero()) for n, m in self._masks.items())
         self.project()
-        note = f"{n} weights that `learn.masks` prunes were not zero, {why}. They are set to 0"
         if n:
+            note = f'{n} weights that `learn.masks` prunes were not zero, {why}. They are set to 0'
             warnings.warn(note, stacklevel=2)
 
     def _look_up(self):
         "Name -> parameter, for each mask"
         weights = parameters_of(self.learn)
         return {n: weights[n] for n in self._masks.check(weights)}
-
-    def before_fit(self):
-        if in_fit(self.learn):
-            return
-        self._weights, self._swapped, now = None, False, parameters_of(self.learn)
-        # a fit may have moved the model to another device
-        self._masks = Masks({n: m.to(now[n].device) if n in now else m for n, m in self._masks.items()})
-
-    def before_train(self):  # not in before_fit, which `learn.validate` calls too
-        if self._weights is None:
-            self._weights = self._look_up()
-            self._restore(
-                "as after loading weights from before they were pruned: "
-                "to train them, call `learn.remove_masks()` first"
-            )
-
-    def begin_epoch(self):
-        "Before an epoch's first batch: what callbacks have replaced or swapped since the last one is masked, too"
-        old, self._weights = self._weights or {}, self._look_up()
-        if new := [n for n, p in self._weights.items() if p is not old.get(n, p)]:
-            return self._restore(f"since {listed(new)} was replaced in the middle of the fit")
-        self.project()
 
     def before_step(self):
         self._fresh, self._open = False, True
@@ -101,6 +78,33 @@ class KeepMasks(Callback):
     def __setstate__(self, data):
         "Exports of version 0.1.0 have other names"
         super().__setstate__({{'_how': 'origin', '_change': 'change'}.get(k, k): v for k, v in data.items()})
+
+# %% ../../nbs/learner/keep.ipynb #1271f807
+@patch
+def before_fit(self: KeepMasks):
+    if in_fit(self.learn):
+        return
+    self._weights, self._swapped, now = None, False, parameters_of(self.learn)
+    # a fit may have moved the model to another device
+    self._masks = Masks({n: m.to(now[n].device) if n in now else m for n, m in self._masks.items()})
+
+
+@patch
+def before_train(self: KeepMasks):  # not in before_fit, which `learn.validate` calls too
+    if self._weights is None:
+        self._weights = self._look_up()
+        self._restore(
+            "as after loading weights from before they were pruned: to train them, call `learn.remove_masks()` first"
+        )
+
+
+@patch
+def begin_epoch(self: KeepMasks):
+    "Before an epoch's first batch: what callbacks have replaced or swapped since the last one is masked, too"
+    old, self._weights = self._weights or {}, self._look_up()
+    if new := [n for n, p in self._weights.items() if p is not old.get(n, p)]:
+        return self._restore(f"since {listed(new)} was replaced in the middle of the fit")
+    self.project()
 
 # %% ../../nbs/learner/keep.ipynb #5a0b11c3
 @patch
@@ -162,12 +166,14 @@ def masks(self: Learner) -> Masks | None:  # `Masks`, or None while nothing is p
     return keeper and keeper._masks
 
 
-@patch(set_prop=True)
-def masks(self: Learner, masks):
+def _replace_masks(learn, masks):
     if masks is None:
-        return self.remove_masks()
-    check_zeros_stay(self.model, check_bool(masks))
-    set_masks(self, masks)
+        return learn.remove_masks()
+    check_zeros_stay(learn.model, check_bool(masks))
+    set_masks(learn, masks)
+
+
+Learner.masks = Learner.masks.setter(_replace_masks)
 
 
 def set_masks(

@@ -158,7 +158,7 @@ class LC(DenseUntilEnd):
     def cancel_step(self, weights):
         self.correction = {}
 
-
+# %% ../../nbs/methods/dense_until_end.ipynb #6e41af92
 class GradualL2(DenseUntilEnd):
     """A squared penalty on all prunable weights that grows along `growth`, and a hard step at the end: as fasterai's
     `RegularizeCallback` and a pruning after it"""

@@ -88,7 +88,7 @@ class SparsifyCallback(Method, EngineEvents):
         if self.active:
             self.engine.load_state_dict(state)
 
-
+# %% ../../nbs/training/callback.ipynb #75697b20
 class SparseMethod(SparsifyCallback):
     "A pruning method: override hooks of `fastprune.engine.hooks.Hooks`. It is used as `SparsifyCallback` is"
 

@@ -72,7 +72,7 @@ def resumed(learn: Learner) -> list:
     is_kept = lambda cb: not isinstance(cb, (KeepMasks, Recorder)) and not hasattr(type(cb), 'is_checkpoint')
     return [cb for cb in learn.cbs.sorted('order') if is_kept(cb)]
 
-
+# %% ../../nbs/training/callback_state.ipynb #46433342
 def matched(learn, states):
     "Callbacks that there were then, too, with their states"
     left = list(states)

@@ -19,13 +19,7 @@ from ..engine.state import is_like, is_number, is_whole
 from ..learner.batches import everyones, together
 from ..learner.keep import set_masks
 from .callback import SparsifyCallback
-from fastprune.training.callback_state import (
-    check_callbacks,
-    live_attributes,
-    matched,
-    plain_state,
-    resumed,
-)
+from .callback_state import check_callbacks, live_attributes, matched, plain_state, resumed
 from .optimizer_state import check_opt_state, load_opt_state, opt_state
 from .state import check_rng_state, need, rng_state, set_rng_state, to_device
 
@@ -118,9 +112,7 @@ def check_fit_state(
         need(k in state, f"it has no {k!r}, as if from another version of fastprune")
     model, epoch = unwrap(learn.model), state['epoch']
     params = dict(model.named_parameters())
-    need(
-        is_whole(epoch) and is_whole(state['n_epoch'], epoch + 1), f"epoch {epoch!r} of {state['n_epoch']!r} is none"
-    )
+    need(is_whole(epoch) and is_whole(state['n_epoch'], epoch + 1), f"epoch {epoch!r} of {state['n_epoch']!r} is none")
     _same_tensors(state['model'], model.state_dict(), 'the model')
     for what, dtype in dict(masks=torch.bool, grads=None).items():
         if (kept := state[what]) is None and what == 'masks':
@@ -136,7 +128,7 @@ def check_fit_state(
     for s in state['rng']:
         check_rng_state(s)
 
-
+# %% ../../nbs/training/fit_state.ipynb #3e69ad79
 def restore_fit(
     learn: Learner,
     state: dict,  # From `fit_state`

@@ -95,7 +95,7 @@ _changing = (
     'BestEpoch',
 )
 
-
+# %% ../../nbs/training/identity.ipynb #03b0ee1b
 def callbacks_identity(cbs) -> list:  # Dicts: a class as 'name', and arguments
     "What callbacks change in training, of fastai's and this library's; a user's own are not looked at"
     res = []
@@ -145,7 +145,7 @@ def _pruners(cbs, model):
 def _frozen(learn):
     return [n for n, p in unwrap(learn.model).named_parameters() if not p.requires_grad]
 
-
+# %% ../../nbs/training/identity.ipynb #a84cbf39
 def fit_identity(
     learn: Learner,  # In a fit that has begun
     left_over=(),  # Names of hyper-parameters that are what an earlier fit has left

@@ -68,20 +68,20 @@ def check_opt_state(
 def _check_hypers(opt, hypers):
     ok = isinstance(hypers, list) and len(hypers) == len(opt.hypers)
     need(ok, f"the optimizer has {len(opt.hypers)} groups of hyper-parameters")
-    for old, now in zip(hypers, opt.hypers):
+    for old, now in zip(hypers, opt.hypers, strict=True):
         names = sorted(_numeric(now))
         ok = isinstance(old, dict) and old.keys() == set(names)
         need(ok, f"the optimizer's hyper-parameters are {', '.join(names)}")
         for k, v in old.items():
             need(is_number(v) and math.isfinite(v) and (v >= 0 or now[k] < 0), f"the optimizer's {k!r} is {v!r}")
 
-
+# %% ../../nbs/training/optimizer_state.ipynb #85bca028
 def _check_slow(opt, saved):
     slow = saved.get('slow')
     ok = is_whole(saved.get('count')) and isinstance(slow, list) and len(slow) == len(opt.param_lists)
     need(ok, "the optimizer's slow weights are not those of its groups")
-    for ps, qs in zip(opt.param_lists, slow):
-        ok = isinstance(qs, list) and len(qs) == len(ps) and all(is_like(q, p) for p, q in zip(ps, qs))
+    for ps, qs in zip(opt.param_lists, slow, strict=True):
+        ok = isinstance(qs, list) and len(qs) == len(ps) and all(is_like(q, p) for p, q in zip(ps, qs, strict=True))
         need(ok, "the optimizer's slow weights have other shapes")
 
 

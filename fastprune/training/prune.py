@@ -148,13 +148,13 @@ def _warn_of_empty(masks):
             stacklevel=3,
         )
 
-
+# %% ../../nbs/training/prune.ipynb #5c1a4014
 @patch
 def prune(
     self: Learner,
     sparsity: float | dict,  # Fraction of zeros in [0,1); or by name, pattern, module or class: {nn.Linear:0.5}
     criterion=magnitude,  # Function from {name: weight} to {name: score}, larger = keep
-    scope: str = 'local',  # 'local': each tensor reaches `sparsity`; 'global', 'erk', 'balanced', 'lamp': all together do
+    scope: str = 'local',  # 'local': each tensor reaches `sparsity`; 'global', 'erk', 'balanced', 'lamp': all do
     granularity: str = 'weight',  # What is pruned together, as for `SparsifyCallback`
     include=None,  # Name, glob pattern, module or class to prune, or a list of them; all that can be pruned, if None
     exclude=None,  # The same, to leave alone

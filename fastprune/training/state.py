@@ -77,7 +77,7 @@ def _check_numpy_rng(s):
 
 _generators = {'python', 'numpy', 'torch', 'cuda', 'loader', 'generator'}
 
-
+# %% ../../nbs/training/state.ipynb #c40bea01
 def check_rng_state(state):  # Anything
     """Make sure that it is what `rng_state` gives, before a generator is touched: a wrong position crashes numpy.
     Raises `ValueError`"""
@@ -155,7 +155,7 @@ def unpack(
         raise ValueError(f"tensor {next(iter(left))!r} is in no place")
     return res
 
-
+# %% ../../nbs/training/state.ipynb #83fa7011
 def unpacked(
     obj,  # From `pack`
     left: dict,  # Tensors by name, which are taken out
