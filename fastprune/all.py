@@ -12,7 +12,9 @@ from .core.compute import *
 from .core.computed import *
 from .core.dense import *
 from .core.describe import *
+from .core.differences import *
 from .core.files import *
+from .core.json_files import *
 from .core.folders import *
 from .core.granularity import *
 from .core.layouts import *
@@ -57,6 +59,8 @@ from .engine.state import *
 from .engine.targets import *
 from .engine.track import *
 from .learner.batches import *
+from .learner.criteria import *
+from .learner.describe import *
 from .learner.distributed import *
 from .learner.evaluate import *
 from .learner.files import *
@@ -92,9 +96,9 @@ from .schedules.sparsity import *
 from .training.adapters import *
 from .training.callback import *
 from .training.callback_state import *
+from .training.checkpoint import *
 from .training.events import *
 from .training.fit_state import *
-from .training.checkpoint import *
 from .training.identity import *
 from .training.optimizer_state import *
 from .training.prune import *

@@ -1,12 +1,10 @@
 "The command with images and networks as users have them: it trains, or ends with one line"
 
 import os
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 from fastprune.all import CRITERIA, digits_dls, folder_dls

@@ -10,7 +10,7 @@ import warnings
 
 from torch import nn
 
-from ..core.computed import check_not_torch_pruned, check_zeros_stay
+from ..core.computed import check_not_torch_pruned, check_preserves_zeros
 from ..core.granularity import fitting_weights
 from ..core.layouts import transposed_groups
 from ..core.targets import asked_for, expand_sparsity, match
@@ -49,7 +49,7 @@ def fit_targets(
     weights = {n: weights[n] for n in target}
     weights = fitting_weights(weights, granularity, layouts, asked_for(include, sparsity, weights, model))
     target = {n: target[n] for n in weights}
-    check_zeros_stay(model, weights)
+    check_preserves_zeros(model, weights)
     check_rows(model, weights, target if scope == 'local' else sparsity, scope, granularity)
     return weights, target
 

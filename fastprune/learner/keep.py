@@ -12,7 +12,7 @@ import warnings
 import torch
 from fastai.basics import Callback, Learner, patch
 
-from ..core.computed import check_zeros_stay
+from ..core.computed import check_preserves_zeros
 from ..core.masks import Masks, check_bool
 from ..engine.targets import listed
 from .batches import in_fit, together
@@ -169,7 +169,7 @@ def masks(self: Learner) -> Masks | None:  # `Masks`, or None while nothing is p
 def _replace_masks(learn, masks):
     if masks is None:
         return learn.remove_masks()
-    check_zeros_stay(learn.model, check_bool(masks))
+    check_preserves_zeros(learn.model, check_bool(masks))
     set_masks(learn, masks)
 
 

@@ -18,7 +18,8 @@ from fastai.basics import Callback, Learner, patch, store_attr
 from ..core.checks import check_n_batches, check_whole
 from ..core.compute import check_scope
 from ..core.describe import describe
-from ..core.files import check_state, is_number, save_state
+from ..core.files import check_state, save_state
+from ..core.json_files import is_number
 from ..core.layouts import transposed_groups
 from ..core.names import state_names, to_state_names, unwrap
 from ..criteria.weights import magnitude

@@ -21,9 +21,8 @@ from ..core.granularity import count_units
 from ..core.layouts import transposed_groups
 from ..core.masks import Masks
 from ..core.names import from_state_names
-from ..core.protocol import asks_for
+from ..core.protocol import asks_for, ranks_magnitude, usual_iterations
 from ..core.weights import prunable_weights
-from ..criteria.flows import synflow
 from ..criteria.ranking import ranked
 from ..criteria.weights import magnitude
 from ..engine.method import check_arguments
@@ -168,8 +167,7 @@ def prune(
     everything is as before. Warns of tensors that are left without any weight. Raises `ValueError` for arguments that
     don't fit the model"""
     check_arguments(sparsity, criterion, scope, granularity)
-    if iterations is None:
-        iterations = 100 if getattr(criterion, 'func', criterion) is synflow else 1
+    iterations = usual_iterations(criterion) if iterations is None else iterations
     _check_prune(n_batches, recover, iterations, min_density)
     check_not_torch_pruned(self.model)
     weights, scope = prunable_weights(self.model, include, exclude), check_scope(scope)
@@ -183,7 +181,7 @@ def prune(
     initial = None if initial is None else _as_weights(initial, weights, self.model)
     given = dict(learn=self, n_batches=n_batches, initial=initial)
     # gradients for a criterion that takes what is there
-    sums = n_batches if not asks_for(criterion) and criterion is not magnitude else None
+    sums = n_batches if not asks_for(criterion) and not ranks_magnitude(criterion) else None
     kind = (scope, granularity, min_density, transposed_groups(self.model))
     masks = _in_steps(self, weights, sparsity, criterion, given, keep, iterations, kind, sums)
     _warn_of_empty(masks)
