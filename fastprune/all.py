@@ -104,6 +104,7 @@ from .training.optimizer_state import *
 from .training.prune import *
 from .training.state import *
 from .zoo.data import *
+from .zoo.folders import *
 from .zoo.images import *
 from .zoo.make import *
 from .zoo.models import *

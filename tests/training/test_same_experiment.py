@@ -32,7 +32,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastprune.all import LC, STR, Checkpoint, GradualL2, RigL, SparsifyCallback, cubic, ocp, random_score, sweep
-from fastprune.core.describe import describe, differences
+from fastprune.core.describe import describe
+from fastprune.core.differences import differences
 from fastprune.training.identity import data_identity
 
 
