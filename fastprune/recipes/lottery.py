@@ -24,7 +24,7 @@ from ..core.layouts import transposed_groups
 from ..core.names import state_names, to_state_names, unwrap
 from ..criteria.weights import magnitude
 from ..learner.batches import everyones
-from ..learner.keep import is_frozen
+from ..learner.fit import is_frozen
 from fastprune.learner.states import (
     StateAt,
     bar_over,
@@ -219,7 +219,7 @@ class _Search:
         self.left_out = None
         first = self._callback(1)
         self.weights, _ = first.targets(learn.model, learn)
-        self.left_out = first._left_out
+        self.left_out = first.left_out
         to_state_names(learn.model, self.weights)
         if folder:
             check_state(unwrap(learn.model).state_dict())
@@ -283,7 +283,7 @@ class _Search:
         names = ('schedule', 'criterion', 'scope', 'granularity', 'interval', 'include', 'exclude')
         same = {k: getattr(self, k) for k in names}
         cb = SparsifyCallback(self.sparsity(m), recover=False, initial=self.sparsity(m - 1), **same)
-        cb._quiet, cb._left_out = m > 1, self.left_out  # what there is to say is said before the first round
+        cb.quiet, cb.left_out = m > 1, self.left_out  # what there is to say is said before the first round
         return cb
 
     def sparsity(self, m):

@@ -21,7 +21,7 @@ from ..core.files import load_tensors, pack_bits, save_state, unpack_bits
 from ..core.json_files import is_number, parse_json
 from ..core.masks import Masks
 from ..core.names import shape_of, unwrap
-from ..learner.keep import is_frozen
+from ..learner.fit import is_frozen
 from ..learner.states import load_into
 from .store import check_numbers
 
