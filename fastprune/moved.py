@@ -53,12 +53,17 @@ MOVED = {
     'weights': ('core.weights', 'core.computed', 'core.layouts', 'core.names', 'core.targets'),
 }
 
+RENAMED = {  # names that have changed, too
+    'borrowed': 'restoring',
+    'check_zeros_stay': 'check_preserves_zeros',
+}
+
 
 def find(old, name):
     "What was called `name` in the module `fastprune.<old>`. Raises `AttributeError` if nothing was"
     for new in MOVED[old]:
         module = importlib.import_module(f'fastprune.{new}')
-        for same in (name, name.lstrip('_')):
+        for same in (name, name.lstrip('_'), RENAMED.get(name, name)):
             if hasattr(module, same):
                 public = f"fastprune.{new} has it now; `from fastprune.all import *` has what users need"
                 warnings.warn(f"fastprune.{old} has moved: {public}", FutureWarning, stacklevel=3)
