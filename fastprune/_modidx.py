@@ -475,6 +475,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'fastprune/core/selection.py'),
                                           'fastprune.core.selection._keep_above': ( 'core/selection.html#_keep_above',
                                                                                     'fastprune/core/selection.py'),
+                                          'fastprune.core.selection._on_cpu': ( 'core/selection.html#_on_cpu',
+                                                                                'fastprune/core/selection.py'),
                                           'fastprune.core.selection._put': ('core/selection.html#_put', 'fastprune/core/selection.py'),
                                           'fastprune.core.selection._sorted': ( 'core/selection.html#_sorted',
                                                                                 'fastprune/core/selection.py'),

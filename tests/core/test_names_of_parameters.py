@@ -18,7 +18,7 @@ from fastprune.all import (
     state_of,
     transposed_groups,
 )
-from fastprune.core import weights
+from fastprune.core import names
 from fastprune.core.files import load_state, save_state
 
 
@@ -154,9 +154,9 @@ def test_training_checkpoints_and_reports(kind, tmp_path):
     assert other.masks == learn.masks and exact(other)
     if kind != 'others wrapped':
         learn.remove_masks()
-        for init in (first, {n: first[weights.state_names(learn.model)[n]] for n in prunable_weights(learn.model)}):
+        for init in (first, {n: first[names.state_names(learn.model)[n]] for n in prunable_weights(learn.model)}):
             learn.prune(0.5, criterion=movement, initial=init)
-    assert set(weights.state_names(learn.model).values()) == {k for k in learn.model.state_dict()}
+    assert set(names.state_names(learn.model).values()) == {k for k in learn.model.state_dict()}
 
 
 def test_layouts_are_found_in_wrapped_layers():
