@@ -19,11 +19,13 @@ from .core.layouts import *
 from .core.masks import *
 from .core.names import *
 from .core.protocol import *
+from .core.scopes import *
 from .core.selection import *
 from .core.selection_sharded import *
 from .core.shards import *
 from .core.sparse_files import *
 from .core.targets import *
+from .core.units import *
 from .core.usage import *
 from .core.weights import *
 from .criteria.flows import *

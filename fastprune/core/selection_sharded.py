@@ -249,9 +249,8 @@ def _inside(p, parts, sets, counted, n, device):
 
 def _places(parts, names, sizes, sets, i, where, units, device):
     "The places of a piece's numbers in its set"
-    rows = parts.shapes[names[i]][0] if units else 1
     first = sum(n for j, n in enumerate(sizes[:i]) if sets[j] == sets[i])
-    return parts.places(names[i], where.start, where.stop, sizes[i] // max(1, rows) if units else None, device) + first
+    return parts.places(names[i], where.start, where.stop, sizes[i] if units else None, device) + first
 
 
 def _places_of_ties(find, p, keys, place, counted, total):

@@ -171,13 +171,14 @@ class Parts:
         n: str,  # Name
         a: int,
         b: int,  # From and to, in the flat local part
-        per_row: int | None = None,  # Units in a row of the first dimension, if these are units; their weights, if None
+        n_units: int | None = None,  # Units of the whole tensor, if these are units; weights, if None
         device=None,  # Where to
     ) -> torch.Tensor:  # [b-a] int64
         "At which places of the whole flat tensor its numbers are"
         i, shape, local, start = torch.arange(a, b, device=device), self.shapes[n], self.local[n].shape, self.starts[n]
-        if per_row is not None or local[1:] == shape[1:]:
-            return i + (start[0] * (math.prod(shape[1:]) if per_row is None else per_row) if shape else 0)
+        if n_units is not None or local[1:] == shape[1:]:
+            n = math.prod(shape) if n_units is None else n_units
+            return i + (start[0] * n // max(1, shape[0]) if shape else 0)
         res, stride = 0, 1
         for d in reversed(range(1, len(shape))):
             res, i, stride = res + (i % local[d] + start[d]) * stride, i // local[d], stride * shape[d]
