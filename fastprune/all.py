@@ -108,3 +108,5 @@ from .zoo.folders import *
 from .zoo.images import *
 from .zoo.make import *
 from .zoo.models import *
+from .zoo.learners import *
+from .training.watch import *
