@@ -7,8 +7,7 @@ __all__ = ['shrink']
 
 # %% ../../nbs/deploy/shrink.ipynb #c107f349
 import time
-import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from copy import deepcopy
 
 import pandas as pd
@@ -16,427 +15,201 @@ import torch
 from fastai.basics import Learner, patch
 from torch import nn
 
-from ..core.checks import check_whole
+from ..core.checks import check_number, check_whole
 from ..core.masks import Masks
 from ..core.names import unwrap
-from fastprune.deploy.cut import (
-    _another,
-    _apart,
-    _batchnorms,
-    _convs,
-    _cut,
-    _depthwise,
-    _layers,
-    _norms,
-    _outputs,
-    _places,
-    _Set,
-    _zero_filters,
-)
+from .constants import ChannelObserver, model_outputs, output_distance, similar_inputs
+from .cut import channel_places, cut_channels, has_filters, zero_filters
+from .cut_sets import CutPlanner, torch_pruning
 from .modules import copy_model
 from ..learner.batches import in_fit, undisturbed
-from ..learner.inputs import as_inputs, at_most, call_model, learner_inputs, map_tensors
-from ..learner.inputs import tensors_in as _tensors
+from ..learner.inputs import as_inputs, at_most, call_model, learner_inputs, tensors_in
 
-# %% ../../nbs/deploy/shrink.ipynb #6a9f5cc4
-class _Observer:
-    "What `model` returns in `runs`, and what its layers get: the least and the largest value of each channel, and with `zero`, the filters of zeros, NaN if it depends on the data"
-
-    def __init__(self, model, runs, zero=None):
-        self.zero, self.low, self.high, self.calls, self.norm, self.last, self.follow = (
-            zero or {},
-            {},
-            {},
-            Counter(),
-            {},
-            None,
-            False,
-        )
-        hooks = []
-        for n, m in model.named_modules():
-            if isinstance(m, (*_layers, *_norms, nn.PReLU)):
-                hooks.append(m.register_forward_pre_hook(lambda m, args, n=n: self._before(n, m, *args)))
-            if isinstance(m, (*_layers, nn.Embedding, nn.EmbeddingBag)):
-                hooks.append(m.register_forward_hook(lambda m, args, out, n=n: self._after(n, m, out)))
-        try:
-            self.outs = [_outputs(model, x) for x in runs]
-            self.ranges = {n: torch.stack([self.low[n], self.high[n]]) for n in self.low}
-            if zero is None:
-                return
-            self.follow = True
-            self.calls.clear()
-            _outputs(
-                model, map_tensors(lambda x: torch.full_like(x, torch.nan) if x.is_floating_point() else x, runs[0])
-            )
-        finally:
-            for h in hooks:
-                h.remove()
-
-    @staticmethod
-    def _dim(m):
-        return -1 if isinstance(m, nn.Linear) else -1 - len(m.kernel_size)
-
-    def _before(self, n, m, x=None, *args):
-        if not isinstance(x, torch.Tensor):
-            return
-        self.calls[n] += 1
-        if isinstance(m, _layers):
-            x = x.movedim(self._dim(m), -1).flatten(0, -2) if x.ndim > 1 else x[None]
-            low, high = x.amin(0), x.amax(0)
-            self.low[n], self.high[n] = (
-                (torch.minimum(low, self.low[n]), torch.maximum(high, self.high[n])) if n in self.low else (low, high)
-            )
-        elif (
-            isinstance(m, _batchnorms)
-            and self.last
-            and self.last[1] is x
-            and self.last[2] == x._version
-            and m.running_mean is not None
-        ):
-            self.norm[self.last[0]] = n
-
-    def _after(self, n, m, out):
-        if self.follow:
-            out = out.clone() if _depthwise(m) else torch.full_like(out, torch.nan)
-            if n in self.zero:
-                out.movedim(self._dim(m), -1)[..., self.zero[n]] = (
-                    0.0 if m.bias is None else m.bias[self.zero[n]].to(out.dtype)
-                )
-        self.last = (n, out, out._version)
-        return out
-
-    def constants(self, n):
-        "The value of each channel, None if it depends on the data, NaN if it depends on the place alone"
-        low, high = self.low[n].cpu().double(), self.high[n].cpu().double()
-        same = high - low <= (1e-5 + 4 * torch.finfo(self.low[n].dtype).eps) * torch.maximum(low.abs(), high.abs())
-        return [
-            None if v != v else v if ok else float('nan') for v, ok in zip(((low + high) / 2).tolist(), same.tolist())
-        ]
-
-# %% ../../nbs/deploy/shrink.ipynb #d0cb479f
-def _torch_pruning():
-    try:
-        import torch_pruning
-    except ImportError as e:
-        raise ImportError("shrink needs torch-pruning: pip install 'fastprune[shrink]'") from e
-    return torch_pruning
-
-
-class _Finder:
-    "Finds the sets of channels that can go, and why others stay: `sets`, and (layer, filter) -> reason, '' if it goes"
-
-    def __init__(self, model, inputs, zero, seen):
-        self.ops, self.seen, self.sets, self.why, self.cut = _torch_pruning().ops, seen, [], {}, defaultdict(set)
-        self.names, self.modules = {m: n for n, m in model.named_modules()}, dict(model.named_modules())
-        self.owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
-        for p in model.parameters():
-            if p.is_floating_point():
-                p.requires_grad_(True)
-        with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            traced = lambda m, x: [t for t in _tensors(call_model(m, x)) if t.grad_fn is not None]
-            self.graph = (
-                _torch_pruning().DependencyGraph().build_dependency(model, inputs, forward_fn=traced, verbose=False)
-            )
-        for n, z in zero.items():
-            if z.any():
-                self._find(n, self.modules[n])
-
-    def _members(self, m, idxs):
-        "Whom cutting `idxs` of a layer's filters concerns: module, side, channel -> filter"
-        group = self.graph.get_pruning_group(m, self.graph.get_pruner_of_module(m).prune_out_channels, idxs)
-        res = [
-            (
-                o.dep.target.module,
-                'in' if o.dep.handler.__name__ == 'prune_in_channels' else 'out',
-                dict(zip(o.idxs, o.root_idxs)),
-            )
-            for o in group
-        ]
-        return [o for o in res if not isinstance(o[0], nn.PReLU) or o[0].num_parameters > 1]
-
-    def _obstacle(self, m, side, where):
-        "Why a module doesn't let its channels go"
-        if isinstance(m, self.ops._OutputOp):
-            return "part of the model's output"
-        if isinstance(m, nn.Parameter):
-            return f'{self.graph._param_to_name.get(m, "a parameter")} goes along'
-        if m not in self.names:
-            return
-        what = f'{self.names[m]} ({type(m).__name__})'
-        if not isinstance(m, (*_layers, *_norms, nn.PReLU)):
-            return None if not any(True for _ in m.parameters()) else f'{what} mixes channels'
-        if isinstance(m, _convs) and m.groups > 1 and not _depthwise(m):
-            return f'{what} has groups'
-        if self.seen.calls[self.names[m]] != 1:
-            return f'{what} is not used just once'
-        if any(self.owners[id(p)] > 1 for p in m.parameters()):
-            return f'{what} has tied weights'
-        if getattr(m, 'affine', True) and 'weight' not in m._parameters:
-            return f'{what} is reparametrised'
-        if not all(r is not None and 0 <= i < getattr(m, _places(m, side)[0][0]) for i, r in where.items()):
-            return f'{what} has channels that are not understood'
-
-    def _shift(self, m):
-        "Where a constant that is added to a layer's outputs at all places can go, None if nowhere"
-        if (
-            not type(m).forward.__module__.startswith('torch.nn')
-            or isinstance(m, _convs)
-            and (m.transposed or m.padding_mode == 'zeros' and any(m._reversed_padding_repeated_twice))
-        ):
-            return
-        if m.bias is not None:
-            return self.names[m], 'bias', None, 1.0
-        norm = self.seen.norm.get(self.names[m])
-        if norm is not None and self.seen.calls[norm] == 1 and len(self.graph.module2node[m].outputs) == 1:
-            return norm, 'running_mean', None, -1.0
-
-    def _find(self, name, m):
-        roots = [i for i in range(len(self.seen.zero[name])) if (name, i) not in self.why]
-        if not roots:
-            return
-        if m not in self.graph.module2node:
-            return self.why.update({(name, i): 'never called' for i in roots})
-        members = self._members(m, roots)
-        couples = {
-            (self.names[o], i): r
-            for o, side, where in members
-            if isinstance(o, _layers) and side == 'out'
-            for i, r in where.items()
-        }
-        stays, constants = {}, {}
-        if reason := next(filter(None, (self._obstacle(*o) for o in members)), None):
-            stays = dict.fromkeys(roots, reason)
-        while roots and reason is None:  # until all that are left are constants wherever they are used
-            takers = [(o, where) for o, side, where in members if side == 'in' and isinstance(o, _layers)]
-            for o, _ in takers:
-                constants.setdefault(o, self.seen.constants(self.names[o]))
-            bad = dict.fromkeys(
-                set(roots) - {r for _, where in takers for r in where.values()},
-                "part of the model's output" if not takers else 'taken by no layer',
-            )
-            bad |= {
-                r: 'joined by what is not zero' if v is None else 'not the same at all places'
-                for o, where in takers
-                for i, r in where.items()
-                if (v := constants[o][i]) is None or v != v
-            }
-            if not bad:
-                break
-            stays.update(bad)
-            roots = [r for r in roots if r not in bad]
-            members = self._members(m, roots) if roots else []
-        if roots and reason is None:
-            stays.update(self._decide(m, roots, members, takers, constants))
-        self.why.update(
-            {(name, i): stays.get(i, '') for i in range(len(self.seen.zero[name])) if (name, i) not in self.why}
-        )
-        self.why.update({k: stays.get(r, '') for k, r in couples.items() if k not in self.why})
-
-    def _decide(self, m, roots, members, takers, constants):
-        "Choose those that carry others' constants, and plan the cuts of the rest: filter -> why it stays"
-        stays, far = {}, []
-        shifts = {o: self._shift(o) for o, _ in takers}
-        for o, where in takers:
-            if shifts[o] is not None:
-                continue
-            size = Counter()
-            for i, r in where.items():
-                size[r] = max(size[r], abs(constants[o][i]))
-            if top := max(size.values()):
-                far.append({r for r, v in size.items() if v >= top / 10})
-        while far:  # as few as can be
-            r = max(roots, key=lambda r: sum(r in o for o in far))
-            stays[r] = 'carries constants'
-            far = [o for o in far if r not in o]
-        for o, side, where in members:
-            if o not in self.names or not isinstance(o, (*_layers, *_norms, nn.PReLU)):
-                continue
-            gone = {i for i, r in where.items() if r not in stays}
-            if gone and len(gone | self.cut[self.names[o], side]) == getattr(o, _places(o, side)[0][0]):
-                stays[where[max(gone)]] = 'a layer needs one'
-        goes = [r for r in roots if r not in stays]
-        if not goes:
-            return stays
-        cuts = {
-            (self.names[o], side): list(where)
-            for o, side, where in self._members(m, goes)
-            if isinstance(o, (*_layers, *_norms, nn.PReLU))
-        }
-        if sorted(cuts[self.names[m], 'out']) != goes:
-            return dict.fromkeys(roots, 'not understood')
-        moves = []
-        for o, where in takers:
-            n, values = self.names[o], constants[o]
-            idxs = [i for i in cuts.get((n, 'in'), []) if values[i]]
-            if not idxs:
-                continue
-            to = shifts[o]
-            if to is None:
-                place = max((i for i, r in where.items() if r in stays), key=lambda i: abs(values[i]))
-                to = (n, 'weight', place, 1 / values[place])
-            moves.append((n, idxs, [values[i] for i in idxs], to))
-        for k, idxs in cuts.items():
-            self.cut[k].update(idxs)
-        self.sets.append(_Set(cuts, moves))
-        return stays
-
-# %% ../../nbs/deploy/shrink.ipynb #8779aadf
+# %% ../../nbs/deploy/shrink.ipynb #6a9f5cc5
 def _megabytes(model):
-    return sum({id(t): t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]}.values()) / 1e6
+    tensors = {id(t): t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]}
+    return sum(tensors.values()) / 1e6
+
+
+def _wait(devices):
+    for d in devices:
+        torch.cuda.synchronize(d)
 
 
 @torch.no_grad()
 def _milliseconds(models, inputs, repeats):
-    "The median time of a forward pass of each model, in turns"
+    "The median time of a forward pass of each model. They run in turns"
+    gpus = [x.device for x in tensors_in(inputs) if x.is_cuda]
     times = [[] for _ in models]
     for k in range(repeats + 1):
-        for m, t in zip(models, times):
-            cuda = [x.device for x in _tensors(inputs) if x.is_cuda]
-            for d in cuda:
-                torch.cuda.synchronize(d)
+        for m, t in zip(models, times, strict=True):
+            _wait(gpus)
             start = time.perf_counter()
             call_model(m, inputs)
-            for d in cuda:
-                torch.cuda.synchronize(d)
-            if k:
-                t.append(1000 * (time.perf_counter() - start))  # the first one warms up
+            _wait(gpus)
+            if k:  # the first pass warms up
+                t.append(1000 * (time.perf_counter() - start))
     return [float(torch.tensor(t).median()) if t else float('nan') for t in times]
 
 
-def _report(before, after, zero, why, ms):
+def _layer_row(before, after, zero, why):
+    "Filters and weights before and after, and why filters of zeros stayed"
+    reasons = Counter(why[i] for i in zero.nonzero().flatten().tolist() if why[i])
+    filters, weights = [len(zero_filters(m)) for m in (before, after)], [m.weight.numel() for m in (before, after)]
+    return [*filters, *weights, *[''] * 4, '; '.join(f'{k}: {reason}' for reason, k in reasons.items())]
+
+
+def _shrink_table(before, after, zero, why, ms):
     "A row for each layer that had filters of zeros or got smaller, and 'total'"
     rows = {}
     for n, z in zero.items():
         pair = before.get_submodule(n), after.get_submodule(n)
-        if not z.any() and pair[0].weight.shape == pair[1].weight.shape:
-            continue
-        reasons = Counter(why[n, i] for i in z.nonzero().flatten().tolist() if why[n, i])
-        rows[n] = [
-            *(len(_zero_filters(m)) for m in pair),
-            *(m.weight.numel() for m in pair),
-            *[''] * 4,
-            '; '.join(f'{k}: {r}' for r, k in reasons.items()),
-        ]
-    sizes = [[*(f(m) for m in (before, after))] for f in (lambda m: sum(p.numel() for p in m.parameters()), _megabytes)]
+        if z.any() or pair[0].weight.shape != pair[1].weight.shape:
+            rows[n] = _layer_row(*pair, z, [why.get((n, i), '') for i in range(len(z))])
+    filters = [sum(o[i] for o in rows.values()) for i in (0, 1)]
+    weights = [sum(p.numel() for p in m.parameters()) for m in (before, after)]
+    rest = [round(v, 3) for v in (_megabytes(before), _megabytes(after), *ms)]
     rows['total'] = [
-        sum(o[0] for o in rows.values()),
-        sum(o[1] for o in rows.values()),
-        *sizes[0],
-        *(round(v, 3) for v in (*sizes[1], *ms)),
+        *filters,
+        *weights,
+        *rest,
         '' if any(z.any() for z in zero.values()) else 'no filter is entirely zero',
     ]
-    return pd.DataFrame.from_dict(
-        rows,
-        'index',
-        columns=['filters', 'filters_after', 'weights', 'weights_after', 'MB', 'MB_after', 'ms', 'ms_after', 'why'],
-    ).rename_axis('name')
+    columns = 'filters', 'filters_after', 'weights', 'weights_after', 'MB', 'MB_after', 'ms', 'ms_after', 'why'
+    return pd.DataFrame.from_dict(rows, 'index', columns=columns).rename_axis('name')
+
+# %% ../../nbs/deploy/shrink.ipynb #8779aadf
+def _reads_the_same(model, kept, before, after, limit):
+    "Do all layers read channels of the same range, apart from those that were cut?"
+    for n, r in before.ranges.items():
+        dim = channel_places(model.get_submodule(n), 'in')[1]['weight']
+        stay = kept.get(f'{n}.weight'.lstrip('.'), {}).get(dim)
+        if output_distance([r if stay is None else r[:, stay]], [after.ranges[n]]) > limit:
+            return False
+    return True
 
 
-def _fitting(model, sets, runs, seen, limit):
-    "A copy of `model` without `sets`, None if its outputs, or what a layer gets, differ; in training mode, shapes"
-    small = deepcopy(model)
-    kept = _cut(small, sets)
+def _trains_alike(model, small, inputs):
+    "Are the shapes of the outputs the same in training mode? True for a model that can't run in it"
     try:
-        now = _Observer(small, runs)
-        for a, b in zip(seen.outs, now.outs):
-            if _apart(a, b) > limit:
-                return
-        for n, r in seen.ranges.items():
-            stay = kept.get(f'{n}.weight'.lstrip('.'), {}).get(_places(model.get_submodule(n), 'in')[1]['weight'])
-            if _apart([r if stay is None else r[:, stay]], [now.ranges[n]]) > limit:
-                return
-        if any(not seen.calls[n] for n in seen.zero):  # layers for training alone, such as auxiliary heads
-            try:
-                trained = _outputs(deepcopy(model), runs[0], train=True)
-            except Exception:
-                return small
-            if [t.shape for t in trained] != [t.shape for t in _outputs(deepcopy(small), runs[0], train=True)]:
-                return
-        return small
+        outputs = model_outputs(deepcopy(model), inputs, train=True)
     except Exception:
-        return
+        return True
+    return [t.shape for t in outputs] == [t.shape for t in model_outputs(deepcopy(small), inputs, train=True)]
 
 
-@torch.random.fork_rng(devices=())
-def _shrunk(model, example, tol, repeats):
-    "What to cut out of `model`, a copy without it, and the report"
-    _torch_pruning()
-    inputs = as_inputs(example, model)
-    check_whole('timed runs', 0, repeats=repeats)
-    if not 0 < tol < 1:
-        raise ValueError(
-            f"tol={tol!r}: needs the largest difference of outputs, relative to the largest output, in (0,1)"
-        )
-    what = type(model).__name__
+def _without(model, sets, runs, seen, limit):
+    "A copy of `model` without these sets of channels; None if that changes an output, or what a layer reads"
+    small = deepcopy(model)
+    kept = cut_channels(small, sets)
+    try:
+        now = ChannelObserver(small, runs)
+        if any(output_distance(a, b) > limit for a, b in zip(seen.outputs, now.outputs, strict=True)):
+            return None
+        if not _reads_the_same(model, kept, seen, now, limit):
+            return None
+        # layers for training alone, such as auxiliary heads, do not run in evaluation mode
+        unseen = any(not seen.calls[n] for n in seen.zero_filters)
+        return small if not unseen or _trains_alike(model, small, runs[0]) else None
+    except Exception:  # code of the model's own that has a number of channels in it
+        return None
+
+
+def _fitting_sets(model, planner, runs, limit):
+    "The sets that change no output, and a copy of the model without them; reasons for the others go to the planner"
+
+    def fit(sets):
+        return _without(model, sets, runs, planner.seen, limit)
+
+    small = fit(planner.sets)
+    if small is not None:
+        return planner.sets, small
+    sets = []
+    for s in planner.sets:
+        if fit([*sets, s]) is not None:
+            sets.append(s)
+            continue
+        outputs = [(name, i) for (name, side), channels in s.cuts.items() if side == 'out' for i in channels]
+        planner.why.update(dict.fromkeys(outputs, 'outputs would change'))
+    return sets, fit(sets)
+
+# %% ../../nbs/deploy/shrink.ipynb #a971a037
+def _copy_that_runs(model, example):
+    "A copy of the model, the example and similar inputs to run it on, and the outputs for the example"
+    inputs, what = as_inputs(example, model), type(model).__name__
     try:
         work = copy_model(model)
     except Exception as e:
         raise ValueError(f"{what} can't be copied: {e}") from e
-    zero = {
-        n: _zero_filters(m) for n, m in work.named_modules() if isinstance(m, _layers) and 'weight' in m._parameters
-    }
-    runs = [inputs, _another(inputs)]
+    runs = [inputs, similar_inputs(inputs)]
     try:
-        outs = [_outputs(work, x) for x in runs]
+        outputs = [model_outputs(work, x) for x in runs][0]
     except Exception as e:
         raise ValueError(f"{what} can't take the example: {e}") from e
-    limit = max(tol, *(16 * torch.finfo(t.dtype).eps for t in outs[0] if t.is_floating_point()), 0)
+    return work, runs, outputs
+
+
+@torch.random.fork_rng(devices=())
+def _shrunk(model, example, tol, repeats):
+    "The sets of channels to cut out of `model`, a copy without them, and the table"
+    torch_pruning()
+    check_whole('timed runs', 0, repeats=repeats)
+    check_number('the largest difference of outputs, relative to the largest output, in (0,1)', '(0,1)', tol=tol)
+    work, runs, outputs = _copy_that_runs(model, example)
+    limit = max(tol, *(16 * torch.finfo(t.dtype).eps for t in outputs if t.is_floating_point()), 0)
+    layers = {n: m for n, m in work.named_modules() if has_filters(m) and 'weight' in m._parameters}
+    zero = {n: zero_filters(m) for n, m in layers.items()}
     sets, why, small = [], {}, deepcopy(work)
     if any(z.any() for z in zero.values()):
+        what = type(model).__name__
         try:
-            seen = _Observer(work, runs, zero)
-            find = _Finder(deepcopy(work), inputs, zero, seen)
+            planner = CutPlanner(deepcopy(work), runs[0], ChannelObserver(work, runs, zero))
         except Exception as e:
             raise ValueError(f"{what} can't be followed by Torch-Pruning: {type(e).__name__}: {e}") from e
-        why, fit = find.why, lambda sets: _fitting(work, sets, runs, seen, limit)
-        if (small := fit(find.sets)) is not None:
-            sets = find.sets
-        else:  # leave out what doesn't fit, one by one
-            for s in find.sets:
-                if fit([*sets, s]) is not None:
-                    sets.append(s)
-                else:
-                    why.update(
-                        {
-                            (n, i): 'outputs would change'
-                            for (n, side), idxs in s.cuts.items()
-                            if side == 'out'
-                            for i in idxs
-                        }
-                    )
-            if (small := fit(sets)) is None:
-                raise ValueError(
-                    f"{what} does not give the same outputs twice for one example: does it carry a state, or draw random numbers, in evaluation mode?"
-                )
-    return (
-        sets,
-        small,
-        _report(work, small, zero, why, _milliseconds([work.eval(), deepcopy(small).eval()], inputs, repeats)),
-    )
+        sets, small = _fitting_sets(work, planner, runs, limit)
+        if small is None:
+            raise ValueError(
+                f"{what} does not give the same outputs twice for one example: does it carry a state, or draw random "
+                "numbers, in evaluation mode?"
+            )
+        why = planner.why
+    ms = _milliseconds([work.eval(), deepcopy(small).eval()], runs[0], repeats)
+    return sets, small, _shrink_table(work, small, zero, why, ms)
 
 
 def shrink(
     model: nn.Module,  # Any module; it is not changed
     example,  # A tensor, a tuple of the model's inputs, or a dict of them by name, batch first
-    tol: float = 1e-4,  # Largest difference of outputs, relative to the largest output
-    repeats: int = 20,  # Runs of each model that are timed
+    tol: float = 1e-4,  # Largest difference of outputs, relative to the largest output, in (0,1)
+    repeats: int = 20,  # Timed runs of each model
 ) -> tuple:  # The smaller model, and a DataFrame with a row for each layer concerned and 'total'
-    """Cut out filters that are entirely zero, with what belongs to them; outputs stay the same. Modes, dtypes and devices are as before. Raises `ValueError` for a model that can't be copied or
-    followed, or gives other outputs each time, `ImportError` without torch-pruning"""
+    """Cut out filters that are entirely zero, with all that belongs to them. Outputs, modes, dtypes and devices stay
+    the same. Raises `ValueError` for a model that can't be copied or followed, or gives other outputs at each call,
+    `ImportError` without torch-pruning"""
     return _shrunk(unwrap(model), example, tol, repeats)[1:]
 
+# %% ../../nbs/deploy/shrink.ipynb #4f53cae2
+def _cut_masks(learn, model, kept):
+    "`learn.masks` without the channels that have gone. `kept`: as from `cut_channels`"
+    weights, masks = dict(model.named_parameters()), dict(learn.masks)
+    for n in masks.keys() & kept.keys():
+        for d, stay in kept[n].items():
+            masks[n] = masks[n].index_select(d, torch.tensor(stay, device=masks[n].device))
+        masks[n] = masks[n] | (weights[n] != 0).to(masks[n].device)  # constants may have moved to pruned weights
+    return Masks(masks)
 
-@patch
-def shrink(
+
+@patch(nm='shrink')
+def _learner_shrink(
     self: Learner,
     n_items: int = 8,  # Items of a batch to look at, and to time, at most
-    tol: float = 1e-4,  # Largest difference of outputs, relative to the largest output
-    repeats: int = 20,  # Runs of each model that are timed
+    tol: float = 1e-4,  # Largest difference of outputs, relative to the largest output, in (0,1)
+    repeats: int = 20,  # Timed runs of each model
     example=None,  # A batch of inputs: a tensor, a tuple, or a dict by name; from the DataLoaders if None
 ) -> pd.DataFrame:  # A row for each layer that had filters of zeros or got smaller, and 'total'
-    """Cut filters that are entirely zero out of the model, in place; outputs stay the same. `learn.masks` are cut alike, and the optimizer is made anew. Raises `ValueError` during a fit, and for a model that can't
-    be followed, `ImportError` without torch-pruning"""
+    """Cut filters that are entirely zero out of the model, in place. Outputs stay the same. `learn.masks` are cut
+    alike, and the optimizer is made anew. Raises `ValueError` during a fit, and for a model that can't be followed,
+    `ImportError` without torch-pruning"""
     if in_fit(self):
         raise ValueError("a fit is running: call `learn.shrink()` after it")
     if isinstance(self.model, nn.parallel.DistributedDataParallel):
@@ -445,17 +218,12 @@ def shrink(
     model = unwrap(self.model)
     with undisturbed(self):
         inputs = learner_inputs(self, example, next(model.parameters()).device)
-    sets, _, report = _shrunk(model, at_most(inputs, n_items), tol, repeats)
-    kept, frozen = _cut(model, sets), getattr(self.opt, 'frozen_idx', 0)
+    sets, _, table = _shrunk(model, at_most(inputs, n_items), tol, repeats)
+    kept, frozen = cut_channels(model, sets), getattr(self.opt, 'frozen_idx', 0)
     if self.masks is not None:
-        weights, masks = dict(model.named_parameters()), dict(self.masks)
-        for n in masks.keys() & kept.keys():
-            for d, stay in kept[n].items():
-                masks[n] = masks[n].index_select(d, torch.tensor(stay, device=masks[n].device))
-            masks[n] = masks[n] | (weights[n] != 0).to(masks[n].device)  # what constants have moved to
-        self.keep_masks.hold(Masks(masks), self.keep_masks._how)
+        self.keep_masks.hold(_cut_masks(self, model, kept), self.keep_masks._how)
     if self.opt is not None:
         self.opt = None
         if frozen:
             self.freeze_to(frozen)
-    return report
+    return table
