@@ -26,7 +26,7 @@ def torch_pruning():
         raise ImportError("shrink needs torch-pruning: pip install 'fastprune[shrink]'") from e
     return torch_pruning
 
-
+# %% ../../nbs/deploy/cut_sets.ipynb #657db5fb
 class Member(NamedTuple):
     "A module that loses channels if some filters of a layer go"
 

@@ -212,9 +212,12 @@ def to_onnx(
     atomically(lambda p: p.write_bytes(data), path)
     return path
 
-# %% ../../nbs/deploy/export.ipynb #7afee905
-@patch(nm='to_onnx')
-def _learner_to_onnx(
+# %% ../../nbs/deploy/export.ipynb #d829ee2e
+_export = to_onnx  # the method below has the same name
+
+
+@patch
+def to_onnx(
     self: Learner,
     path,  # File to write
     dynamic_batch: bool = True,  # May batches be of any size? If not, they are of one item, or of the example's
@@ -227,4 +230,4 @@ def _learner_to_onnx(
         inputs = learner_inputs(self, example, 'cpu')
         if example is None:
             inputs = at_most(inputs, 4 if dynamic_batch else 1)
-        return to_onnx(self.model, inputs, path, dynamic_batch, **kwargs)
+        return _export(self.model, inputs, path, dynamic_batch, **kwargs)

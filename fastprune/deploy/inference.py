@@ -158,9 +158,12 @@ def sparse_inference(
     models[best].inference_report = _inference_report(layers, weights, best, times, folded)
     return models[best]
 
-# %% ../../nbs/deploy/inference.ipynb #605ad1ea
-@patch(nm='sparse_inference')
-def _learner_inference(
+# %% ../../nbs/deploy/inference.ipynb #e470cf10
+_sparse_model = sparse_inference  # the method below has the same name
+
+
+@patch
+def sparse_inference(
     self: Learner,
     bs: int | None = None,  # Batch size to be fast for; if None, that of `example`, or 1 without an example
     example=None,  # A batch of inputs: a tensor, a tuple, or a dict by name; from the DataLoaders if None
@@ -173,4 +176,4 @@ def _learner_inference(
     with undisturbed(self):
         inputs = learner_inputs(self, example, valid=True)
         n = bs or (1 if example is None else batch_size(inputs))
-        return sparse_inference(self.model, n_items(inputs, n), **kwargs)
+        return _sparse_model(self.model, n_items(inputs, n), **kwargs)

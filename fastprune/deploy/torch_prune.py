@@ -100,12 +100,15 @@ def from_torch_prune(
         _make_plain(model, list(found), masks)
     return Masks(masks)
 
+# %% ../../nbs/deploy/torch_prune.ipynb #64d14925
+_to_plain = from_torch_prune  # the method below has the same name
 
-@patch(nm='from_torch_prune')
-def _learner_from_torch_prune(self: Learner) -> Masks:  # The new `learn.masks`
+
+@patch
+def from_torch_prune(self: Learner) -> Masks:  # The new `learn.masks`
     """Go on with a model that `torch.nn.utils.prune` has pruned. It becomes a plain model, pruned by torch's masks
     and by those that `learn.masks` has. Parameters stay the same objects, so that the optimizer goes on"""
     held = self.masks or {}
-    masks = from_torch_prune(self.model, permanent=True)
+    masks = _to_plain(self.model, permanent=True)
     set_masks(self, {**held, **{n: m & held[n].to(m.device) if n in held else m for n, m in masks.items()}})
     return self.masks
