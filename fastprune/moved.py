@@ -6,6 +6,7 @@ files such as `export.pkl`, which name modules, too."""
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 import types
 import warnings
@@ -72,6 +73,10 @@ def attribute_of(old):
     def __getattr__(name):
         if name.startswith('__'):
             raise AttributeError(f"module 'fastprune.{old}' has no attribute {name!r}")
+        present = f'fastprune.{old}.{name}'  # a module of today's package of that name, not imported yet
+        if importlib.util.find_spec(f'fastprune.{old}').submodule_search_locations is not None:
+            if importlib.util.find_spec(present) is not None:
+                return importlib.import_module(present)
         return find(old, name)
 
     return __getattr__
