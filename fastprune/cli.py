@@ -31,7 +31,7 @@ from .learner.report import plot_layers
 from .schedules.sparsity import SCHEDULES, window
 from .training.callback import SparsifyCallback
 from .zoo.data import digits_dls
-from .zoo.images import folder_dls
+from .zoo.folders import folder_dls
 from .zoo.make import make_model
 from .zoo.models import digits_convnet
 

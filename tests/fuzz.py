@@ -40,7 +40,7 @@ from fastprune.all import (
     save_state,
     sweep,
 )
-from fastprune.core.files import _checksum
+from fastprune.core.files import state_crc
 from fastprune.core.sparse_files import load_sparse_masks
 from fastprune.deploy.report_file import _read
 
@@ -289,7 +289,7 @@ def sealed(tensors, meta):
     "A safetensors file with the checksum that its contents have"
     tensors = {n: t.clone().contiguous() for n, t in tensors.items()}
     meta = {k: v for k, v in meta.items() if k != 'checksum'}
-    return save(tensors, {**meta, 'checksum': _checksum(tensors, meta)})
+    return save(tensors, {**meta, 'checksum': state_crc(tensors, meta)})
 
 
 def random_parts(data, rng):

@@ -237,7 +237,7 @@ def bad_input():
             {**w, 'x': distribute_tensor(torch.ones(4, 4), init_device_mesh('cpu', (size, 1)), [Shard(0), Shard(0)])},
             0.5,
         ),
-        "'x' is on another mesh",
+        "'x' is on the mesh",
     )
     one = rank == size - 1
     x = {'x': torch.arange(6.0)}

@@ -49,7 +49,7 @@ class _Moment(StateAt):
 
     def _take(self):
         super()._take()
-        self.kept, self.how = self.learn.masks, self.learn.masks and self.learn.keep_masks._how
+        self.kept, self.how = self.learn.masks, self.learn.masks and self.learn.keep_masks.origin
         cb = _pruning(self.learn)
         self.pruning = deepcopy(cb.state_dict()) if cb else None
 
@@ -65,7 +65,7 @@ class _Moment(StateAt):
 
 
 def _pruning(learn):
-    return next((cb for cb in learn.cbs if isinstance(cb, SparsifyCallback) and cb._active), None)
+    return next((cb for cb in learn.cbs if isinstance(cb, SparsifyCallback) and cb.active), None)
 
 
 def _check_pair(seeds):

@@ -453,7 +453,7 @@ def shrink(
             for d, stay in kept[n].items():
                 masks[n] = masks[n].index_select(d, torch.tensor(stay, device=masks[n].device))
             masks[n] = masks[n] | (weights[n] != 0).to(masks[n].device)  # what constants have moved to
-        self.keep_masks.hold(Masks(masks), self.keep_masks._how)
+        self.keep_masks.hold(Masks(masks), self.keep_masks.origin)
     if self.opt is not None:
         self.opt = None
         if frozen:

@@ -13,7 +13,7 @@ import zlib
 
 import torch
 
-from ..core.files import size_of
+from ..core.json_files import size_of
 from .torch_pickle import _Builder, _Other, _Tensor
 
 # %% ../../nbs/deploy/torchfile.ipynb #fe877eff

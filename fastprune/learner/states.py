@@ -21,7 +21,8 @@ from fastai.callback.training import GradientAccumulation
 from ..core.checks import check_whole
 from ..core.names import unwrap
 from .batches import train_loader
-from .keep import is_frozen, set_masks
+from .fit import is_frozen
+from .keep import set_masks
 
 # %% ../../nbs/learner/states.ipynb #46ccc659
 def load_into(learn: Learner, state: dict):
@@ -37,7 +38,7 @@ def borrowed(learn: Learner):
     "A context for training other things with a Learner: its weights and masks are as before when it ends, however it ends; its optimizer is a new one"
     if is_frozen(learn):
         raise ValueError("the Learner is frozen: call `learn.unfreeze()` first")
-    state, masks, how = state_of(learn), learn.masks, learn.masks and learn.keep_masks._how
+    state, masks, how = state_of(learn), learn.masks, learn.masks and learn.keep_masks.origin
     try:
         yield
     finally:

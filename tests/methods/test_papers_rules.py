@@ -224,11 +224,11 @@ def test_snfs_takes_less_from_what_is_nearly_dense():
     learn.prune({'1.weight': 0.7, '3.weight': 0.05})
 
     class Check(SNFS):
-        def _move(self, t):
+        def move(self, weights):
             nonlocal guarded
-            masks, part = {n: self.learn.masks[n] for n in self._weights}, self._part(t)
-            want = slow_drops(masks, self._mean, part)
-            super()._move(t)
+            masks, part = self.engine.masks, self.fraction_at(self.engine.t)
+            want = slow_drops(masks, self.mean, part)
+            super().move(weights)
             got = self.changes[-1]
             assert got['dropped'] == want and sum(got['grown'].values()) == sum(want.values())
             for n, m in self.learn.masks.items():

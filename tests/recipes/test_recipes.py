@@ -153,7 +153,7 @@ def test_retrain_takes_its_rates_from_the_recorder(learner, name):
     quietly(learn, learn.fit_one_cycle, 3, slice(1e-3, 1e-2))
     original = list(learn.recorder.lrs)
     learn.prune(0.9, scope='global')
-    change = learn.keep_masks._change
+    change = learn.keep_masks.change
     quietly(learn, learn.retrain, 2, name)
     n = len(learn.recorder.lrs)
     want = lr_retrain(name, original, 2 / 3, max(change, 2 / 3) if name == 'allr' else 1.0)
@@ -178,7 +178,7 @@ def test_allr_needs_to_know_what_changed(learner):
         dict(learn.model.named_parameters()) and {n: learn.model.get_parameter(n) for n in before},
         pruned / sum(int((p != 0).sum()) for p in before.values()),
     )
-    assert learn.keep_masks._change == pytest.approx(want, rel=1e-4)
+    assert learn.keep_masks.change == pytest.approx(want, rel=1e-4)
     quietly(learn, learn.retrain, 1)
     with pytest.raises(ValueError, match='right before, or give `discount`'):
         learn.retrain(1)
@@ -555,14 +555,14 @@ def test_an_interrupted_retraining_is_not_the_original(learner):
 def test_change_is_remembered_until_training(learner):
     learn = learner()
     learn.prune(0.8)
-    change = learn.keep_masks._change
+    change = learn.keep_masks.change
     learn.prune(0.8)
-    assert learn.keep_masks._change == change > 0
+    assert learn.keep_masks.change == change > 0
     with learn.no_bar(), learn.no_logging():
         learn.lr_find(num_it=5, show_plot=False)
-    assert learn.keep_masks._change == change
+    assert learn.keep_masks.change == change
     quietly(learn, learn.fit, 1)
-    assert learn.keep_masks._change is None
+    assert learn.keep_masks.change is None
 
 
 def test_smaller_is_better_for_mse():

@@ -233,7 +233,7 @@ def test_interrupted_inside(learner, fit, at, monkeypatch):
     if at == 'step':
         learn.opt.step = raise_at_12(learn.opt.step)
     if at == 'compute':
-        monkeypatch.setattr('fastprune.training.callback.compute_masks', raise_at_12(compute_masks))
+        monkeypatch.setattr('fastprune.engine.hooks.compute_masks', raise_at_12(compute_masks))
     crit = raise_at_12(magnitude) if at == 'criterion' else magnitude
     with pytest.raises(KeyboardInterrupt):
         fit(learn, 1, cbs=SparsifyCallback(0.9, schedule=linear, interval=1, criterion=crit))

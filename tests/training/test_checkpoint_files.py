@@ -36,6 +36,7 @@ from fastprune.all import (
     STR,
     Checkpoint,
     RigL,
+    SparseMethod,
     SparsifyCallback,
     fit_state,
     load_opt_state,
@@ -163,10 +164,10 @@ def state_of_callback(state, name):
         ('SparsifyCallback', None, dict(sparsity=0.1)),
         ('SparsifyCallback', None, dict(criterion=1)),
         ('SparsifyCallback', None, dict(_how=None)),
-        ('SparsifyCallback', None, dict(_seen='x')),
-        ('SparsifyCallback', None, dict(_counts={'0.weight': 1})),
+        ('SparsifyCallback', None, dict(last_step='x')),
+        ('SparsifyCallback', None, dict(counts={'0.weight': 1})),
         ('SparsifyCallback', None, dict(iters=[1, 'x'])),
-        ('SparsifyCallback', None, dict(_begin={})),
+        ('SparsifyCallback', None, dict(start_sparsity={})),
     ],
 )
 def test_attributes_that_are_not_a_files_to_set(tiny, name, cb, attrs):
@@ -204,20 +205,19 @@ def test_what_a_file_adds_is_not_set(tiny):
     assert not {'n_epoch', 'lr_finder', 'training'} & set(vars(count))
 
 
-class Mine(SparsifyCallback):
+class Mine(SparseMethod):
     "A method with a state of its own"
 
-    lasting = {**SparsifyCallback.lasting, 'seen': int, 'mean': dict[str, torch.Tensor], 'notes': list[dict]}
+    lasting = {'seen': int, 'mean': dict[str, torch.Tensor], 'notes': list[dict]}
 
-    def _plan_fit(self):
-        super()._plan_fit()
-        self.seen, self.mean, self.notes = 0, {n: torch.zeros_like(p) for n, p in self._weights.items()}, []
+    def initial_masks(self, weights):
+        self.seen, self.mean, self.notes = 0, {n: torch.zeros_like(p) for n, p in weights.items()}, []
 
-    def before_step(self):
+    def before_step(self, weights):
         self.seen += 1
-        for n, p in self._weights.items():
+        for n, p in weights.items():
             self.mean[n].lerp_(p.grad, 0.1)
-        self.notes.append({'step': self.seen, 'sizes': {n: 1 for n in self._weights}})
+        self.notes.append({'step': self.seen, 'sizes': {n: 1 for n in weights}})
 
 
 def test_a_method_declares_what_lasts(tiny):

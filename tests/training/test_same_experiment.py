@@ -32,7 +32,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastprune.all import LC, STR, Checkpoint, GradualL2, RigL, SparsifyCallback, cubic, ocp, random_score, sweep
-from fastprune.core.describe import describe, differences
+from fastprune.core.describe import describe
+from fastprune.core.differences import differences
 from fastprune.training.identity import data_identity
 
 
@@ -629,7 +630,7 @@ def test_lists_that_functions_read_count_and_those_they_fill_do_not():
 
 def test_transforms_with_other_arguments():
     vision = pytest.importorskip('fastai.vision.augment', reason='needs torchvision')
-    from fastprune.core.describe import _made
+    from fastprune.learner.describe import describe_transform
 
     made = [
         vision.Rotate(10),
@@ -641,12 +642,12 @@ def test_transforms_with_other_arguments():
         *vision.aug_transforms(max_rotate=20),
         *vision.aug_transforms(max_rotate=30, max_lighting=0.4),
     ]
-    before = [describe(_made(o)) for o in made]
+    before = [describe(describe_transform(o)) for o in made]
     assert all(a != b for a, b in zip(before[:6:2], before[1:6:2])) and before[6:8] != before[8:10]
     x = vision.TensorImage(torch.rand(2, 3, 8, 8))
     for o in made:
         o(x, split_idx=0)
-    assert [describe(_made(o)) for o in made] == before  # whatever they have drawn
+    assert [describe(describe_transform(o)) for o in made] == before  # whatever they have drawn
 
 
 def test_what_undoes_a_training_has_nothing_to_undo(learner, tmp_path, fit):

@@ -25,6 +25,7 @@ from fastprune.all import (
     iterative,
     linear,
     ocp,
+    method_plan,
     one_shot,
 )
 from fastprune.schedules.sparsity import update_steps
@@ -70,17 +71,9 @@ def test_the_default_interval(n, interval):
         assert update_steps(progress)[1] == min(interval, n - 1)
 
 
-def planned(cb, steps, epochs):
-    "What it would do in a training of so many epochs, without training"
-    cb.learn = toy(steps, bs=1)
-    cb.learn.n_epoch, cb.learn.epoch = epochs, 0
-    cb._progress = cb._plan_progress()
-    return cb
-
-
 def test_the_default_in_a_long_training():
     "2,000 iterations, masks at every second"
-    assert planned(SparsifyCallback(0.9, schedule=linear), 20, 100)._plan_updates() == [*range(0, 2000, 2), 1999]
+    assert method_plan(SparsifyCallback(0.9, schedule=linear), 2000).updates == [*range(0, 2000, 2), 1999]
 
 
 @pytest.mark.parametrize('method', [GMP, partial(GMP, scope='local'), DPF])
@@ -93,7 +86,7 @@ def test_methods_of_long_trainings_in_short_ones(method):
 
 @pytest.mark.parametrize('n, interval', [(23, 1), (99, 1), (250, 2), (1600, 16), (10_000, 16)])
 def test_dpf_keeps_the_papers_interval_where_there_is_time(n, interval):
-    assert DPF(0.9)._usual_interval(n) == interval
+    assert DPF(0.9).usual_interval(n) == interval
 
 
 def test_recipes_have_the_default():
@@ -135,7 +128,7 @@ def test_tickets_have_the_default_and_can_be_told():
 )
 def test_moves(method, until, steps, epochs):
     "At most every fifth step, at least 20 where there are 100, evenly, and what has come is trained"
-    at, T = list(planned(method(0.8), steps, epochs)._plan_moves()), steps * epochs
+    at, T = list(method(0.8).planned_moves(steps * epochs, steps)), steps * epochs
     allowed = sum(t < until * T for t in range(T))
     gaps = {b - a for a, b in zip(at, at[1:])}
     assert len(gaps) <= 1 and all(k >= 5 for k in gaps) and all(0 < t < until * T for t in at)
@@ -156,7 +149,7 @@ def test_moves_in_an_epoch(method, n):
     [(SET, 30, 23, 690), (SNFS, 21, 23, 483), (RigL, 174, 100, 3002), (partial(RigL, end=0.5), 174, 100, 2001)],
 )
 def test_moves_at_the_papers_interval_where_there_is_time(method, epochs, every, until):
-    assert list(planned(method(0.8), 23, epochs)._plan_moves()) == list(range(every, until, every))
+    assert list(method(0.8).planned_moves(23 * epochs, 23)) == list(range(every, until, every))
 
 
 def test_moves_while_gradients_add_up():
