@@ -1,8 +1,9 @@
 """Damaged and hostile files for all that fastprune loads.
 
-`python tests/fuzz.py 5000` loads 5,000 files with random damage and all hand-made ones, and prints what took longest and most memory.
-Each file is loaded in a forked process that is watched: it may run nothing, write nowhere else, take 2 seconds and 80 times the
-file's size and 1 MB, and either load or raise a ValueError or OSError that names the file."""
+`python tests/fuzz.py 5000` loads 5,000 files with random damage and all hand-made ones, and prints what took
+longest and most memory. Each file is loaded in a forked process that is watched: it may run nothing, write nowhere
+else, take 2 seconds and 80 times the file's size and 1 MB, and either load or raise a ValueError or OSError that
+names the file."""
 
 import contextlib
 import ctypes
@@ -461,7 +462,7 @@ def in_child(kind, folder, jobs, made, out):
     resource.setrlimit(resource.RLIMIT_AS, (status('VmSize') + 2**31,) * 2)
     sys.addaudithook(watch)
     warm = False
-    for i, (name, make) in enumerate(jobs):
+    for name, make in jobs:
         work = folder / 'work'
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(good, work)
@@ -533,7 +534,8 @@ def random_job(seed):
 
 
 def run(n, folder, seed=0, kinds=None, hostile=None):
-    "Results for `n` random files of each kind in turn, and for hand-made ones: kind -> name -> function (kind, path, data) -> bytes"
+    """Results for `n` random files of each kind in turn, and for hand-made ones: kind -> name -> function (kind, path,
+    data) -> bytes"""
     kinds, results = list(kinds or FORMATS), []
     for i, kind in enumerate(kinds):
         jobs = [(name, make) for name, make in (hostile or {}).get(kind, {}).items()]

@@ -1,4 +1,5 @@
-"Files as somebody who means harm would write them: kind of file -> name -> function (kind, path, good bytes) that gives the bad ones"
+"""Files as somebody who means harm would write them: kind of file -> name -> function (kind, path, good bytes) that
+gives the bad ones"""
 
 import io
 import json

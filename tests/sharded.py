@@ -3,6 +3,7 @@
 import logging
 import math
 import sys
+from functools import partial
 
 import torch
 from torch import distributed as dist
@@ -186,7 +187,8 @@ def units():
                 transposed={'a': groups},
             )
             fails(
-                lambda: compute_masks(
+                partial(
+                    compute_masks,
                     {'a': distribute_tensor(up, line, [Shard(0)])},
                     0.5,
                     'local',
@@ -227,7 +229,7 @@ def bad_input():
         w['3.weight'].to_local()[0, 0] = math.nan
     for scope in ('local', 'global'):
         fails(
-            lambda: compute_masks(w, 0.5, scope),
+            partial(compute_masks, w, 0.5, scope),
             "scores['3.weight'] has NaN" if rank == size - 1 else 'another process have NaN',
         )
     fails(lambda: compute_masks(w, 0.5, 'lamp'), "scope='lamp'")
@@ -322,7 +324,7 @@ def in_a_loop(out):
     fully_shard(model, mesh=line)
     dls, opt = digits_dls(bs=64), torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     weights = prunable_weights(model)
-    for t, (x, y) in zip(range(20), dls.train):
+    for t, (x, y) in zip(range(20), dls.train, strict=False):
         nn.functional.cross_entropy(
             model(x[rank::size].as_subclass(torch.Tensor))[:, :3], y[rank::size].as_subclass(torch.Tensor) % 3
         ).backward()

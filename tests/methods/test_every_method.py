@@ -53,7 +53,6 @@ from fastprune.all import (
 )
 
 
-
 @pytest.fixture
 def quick(learner):
     "A `learner` with 12 steps an epoch, half as many, for what is trained with each method"
@@ -100,7 +99,10 @@ def test_exact_at_the_end_and_kept(quick, fit, method):
         and [n for n, _ in learn.model.named_parameters()]
         == [k for k in keys if 'running' not in k and 'num_' not in k]
     )
-    assert abs(dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))['sparsity'] - 0.8) < 1e-3
+    assert (
+        abs(dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1], strict=False))['sparsity'] - 0.8)
+        < 1e-3
+    )
     assert len(cb.iters) == len(cb.reached) == 24 and abs(cb.reached[-1] - 0.8) < 1e-3
     cb.plot()
     masks = learn.masks
@@ -139,7 +141,7 @@ def test_lr_find_leaves_no_trace(quick, method):
     with learn.no_bar():
         learn.lr_find(num_it=4, show_plot=False)
     assert learn.masks is None and is_plain(learn)
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), learn.model.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), learn.model.state_dict().values(), strict=True))
 
 
 @every
@@ -165,7 +167,8 @@ class SkipSome(Callback):
 
 
 class OnCPU(MixedPrecision):
-    "fastai's mixed precision is one of GPUs: here with a CPU's autocast and loss scaling, from a scale so high that the first steps overflow"
+    """fastai's mixed precision is one of GPUs: here with a CPU's autocast and loss scaling, from a scale so high that
+    the first steps overflow"""
 
     def before_fit(self):
         super().before_fit()
@@ -354,7 +357,10 @@ def test_copies_and_files(quick, fit, method, tmp_path):
     learn.export('a.pkl')
     back = load_learner(tmp_path / 'a.pkl')
     assert back.masks == learn.masks
-    assert all(torch.equal(a, b) for a, b in zip(back.model.state_dict().values(), learn.model.state_dict().values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(back.model.state_dict().values(), learn.model.state_dict().values(), strict=True)
+    )
 
 
 @every
@@ -394,7 +400,7 @@ def test_bad_input(quick, fit, method):
     with pytest.raises(ValueError, match='two SparsifyCallbacks'):
         fit(learn, 1, cbs=[method(0.8), SparsifyCallback(0.5)])
     assert (
-        all(torch.equal(a, b) for a, b in zip(before.values(), learn.model.state_dict().values()))
+        all(torch.equal(a, b) for a, b in zip(before.values(), learn.model.state_dict().values(), strict=True))
         and learn.masks is None
         and is_plain(learn)
     )
@@ -483,7 +489,7 @@ def test_where_masks_leave_no_room(learner, fit):
 def test_one_after_the_other_with_lookahead(learner, fit):
     learn = learner(opt_func=ranger)
     fit(learn, 2, 0.01, cbs=STR(s_init=-4, decay=0.1))
-    assert all(len(s) == len(ps) for s, ps in zip(learn.opt.slow_weights, learn.opt.param_lists))
+    assert all(len(s) == len(ps) for s, ps in zip(learn.opt.slow_weights, learn.opt.param_lists, strict=True))
     fit(learn, 1, 0.01, cbs=STR(s_init=-8, decay=0.1))
     fit(learn, 1, 0.01, cbs=DPF(0.9))
     assert learn.masks.sparsity == pytest.approx(0.9, abs=1e-3) and is_plain(learn)
@@ -535,7 +541,8 @@ def test_dpf_keeps_dense_weights_behind(learner, fit):
 
 @pytest.mark.parametrize('make', [lambda: STR(s_init=-4, decay=0.1), lambda: DST(alpha=0.02)], ids=['STR', 'DST'])
 def test_thresholds_by_themselves(learner, fit, make):
-    "Without a target the sparsity is what thresholds reach, there is no last step, and the optimizer has them while it runs"
+    """Without a target the sparsity is what thresholds reach, there is no last step, and the optimizer has them while
+    it runs"""
     learn, cb, n = learner(opt_func=SGDM), make(), []
 
     class Look(Callback):
@@ -584,7 +591,7 @@ def test_the_hard_step_is_measured(learner, fit, method):
     alone._do_epoch_validate = lambda *a, **k: None
     fit(alone, 1, 0.02, cbs=other)
     assert list(other.hard.columns) == ['sparsity']
-    assert all(torch.equal(a, b) for a, b in zip(alone.model.parameters(), learn.model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(alone.model.parameters(), learn.model.parameters(), strict=True))
 
 
 def test_rigl_drops_along_a_cosine(learner, fit):
