@@ -1479,6 +1479,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'fastprune/learner/fit.py'),
                                        'fastprune.learner.fit.is_frozen': ('learner/fit.html#is_frozen', 'fastprune/learner/fit.py'),
                                        'fastprune.learner.fit.is_trained': ('learner/fit.html#is_trained', 'fastprune/learner/fit.py'),
+                                       'fastprune.learner.fit.keeper_of': ('learner/fit.html#keeper_of', 'fastprune/learner/fit.py'),
                                        'fastprune.learner.fit.parameters_of': ( 'learner/fit.html#parameters_of',
                                                                                 'fastprune/learner/fit.py'),
                                        'fastprune.learner.fit.warn_of_zeros': ( 'learner/fit.html#warn_of_zeros',
