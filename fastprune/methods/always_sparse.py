@@ -11,12 +11,12 @@ import zlib
 from bisect import bisect
 
 import torch
-from .moves import Moves, first_masks, guarded, mean_momentum, move_steps, shared_out
 
 from ..core.checks import check_fraction, check_whole
 from ..criteria.weights import random_score
 from ..engine.keep import sparsities
 from ..engine.plan import warn_of_few
+from .moves import Moves, first_masks, guarded, mean_momentum, move_steps, shared_out
 from ..schedules.sparsity import one_shot
 
 # %% ../../nbs/methods/always_sparse.ipynb #ff188d42
