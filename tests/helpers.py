@@ -1,10 +1,6 @@
 "What several test files use"
 
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import torch
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy
@@ -32,7 +28,6 @@ from fastprune.all import (
     taylor,
 )
 
-tests = Path(__file__).resolve().parent
 SGDM = partial(SGD, mom=0.9)
 METHODS = {
     'OCP': SparsifyCallback,
@@ -94,14 +89,3 @@ class Check(Callback):
         for n, m in (self.learn.masks or {}).items():
             assert (ps[n][~m] == 0).all(), n
         assert list(self.learn.model.state_dict()) == self.keys
-
-
-def python(code, *args, folder=tests):
-    "Runs code in another process, which can import the modules of `folder` and the helpers of the tests"
-    paths = [str(folder), str(tests), *filter(None, [os.environ.get('PYTHONPATH')])]
-    return subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', code, *map(str, args)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, 'PYTHONPATH': os.pathsep.join(paths)},
-    )

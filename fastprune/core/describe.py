@@ -187,7 +187,7 @@ def _codes(code):
     "`code`, and the code of functions inside of it"
     return [code, *(o for c in code.co_consts if isinstance(c, types.CodeType) for o in _codes(c))]
 
-
+# %% ../../nbs/core/describe.ipynb #cc7b94ba
 def _code(code, seen):
     consts = [_code(c, seen) if isinstance(c, types.CodeType) else _described(c, seen) for c in code.co_consts]
     names = [list(o) for o in (code.co_names, code.co_varnames, code.co_freevars)]

@@ -223,7 +223,9 @@ def fit_sculpt(
     weights, _ = cb.targets(self.model, self)
     if other := next((o for o in [*self.cbs, *_list(cbs)] if isinstance(o, SparsifyCallback)), None):
         raise ValueError(f"cbs: fit_sculpt has a SparsifyCallback of its own, so take out {other}")
-    if (present := present_masks(self.masks, weights).sparsity) > start_sparsity + 1 / sum(p.numel() for p in weights.values()):
+    if (present := present_masks(self.masks, weights).sparsity) > start_sparsity + 1 / sum(
+        p.numel() for p in weights.values()
+    ):
         raise ValueError(
             f"start_sparsity={start_sparsity:g}: the Learner is {100 * present:.4g}% sparse already, and SCULPT starts from weights that are not: make a new one"
         )

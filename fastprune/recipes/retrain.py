@@ -15,7 +15,7 @@ from fastai.callback.schedule import ParamScheduler
 from ..core.checks import check_whole
 from ..methods.budgeted import BudgetedCallback
 from .cyclical import _fit, _list, _ready, group_rates
-from ..schedules.retraining import _check_retraining, lr_retrain
+from ..schedules.retraining import check_retraining, lr_retrain
 
 # %% ../../nbs/recipes/retrain.ipynb #09f7843a
 def _history(learn, history, original_epochs):
@@ -53,7 +53,7 @@ def retrain(
 ):
     "Train a pruned model on, by the rates of its original training (Zimmer et al. 2023)"
     check_whole(epochs=epochs)
-    _check_retraining(schedule)
+    check_retraining(schedule)
     _ready(self)
     if self.masks is None:
         raise ValueError("nothing is pruned: call `learn.prune` first")

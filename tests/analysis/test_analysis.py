@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import SGD, CrossEntropyLossFlat, Learner, accuracy
-from helpers import python, quietly
+from helpers import quietly
+from processes import python
 from torch import nn
 
 from fastprune.all import (
@@ -185,7 +186,7 @@ def killing(learn, sparsity, seed):
     good(learn, sparsity, seed)
 sweep(make, {'good': killing}, (0.5,), seeds=(0, 1, 2), folder=sys.argv[1], bar=False).to_csv(sys.argv[1]+'/table.csv')
 '''
-    run = lambda how: python(code, tmp_path, how, folder=Path(__file__).parent)
+    run = lambda how: python(code, tmp_path, how, paths=[Path(__file__).parent])
     assert run('kill').returncode == 9 and len(list(tmp_path.glob('good*.json'))) == 2
     again = run('go on')
     assert again.returncode == 0, again.stderr

@@ -7,12 +7,12 @@ import sys
 import threading
 
 import pytest
-from helpers import tests
+from processes import Running
 
 from fastprune.all import sweep
 
-script = f"""
-import sys; sys.path.insert(0, {str(tests)!r})
+script = """
+import sys
 from pathlib import Path
 import fuzz
 from fastprune.all import *
@@ -24,26 +24,19 @@ class Wait(Callback):
         sys.stdin.readline()
 def wait(learn, *args): learn.fit(1, cbs=Wait())
 if kind == 'rounds': fuzz.learner(folder).iterative_prune(1, 1, folder=folder, cbs=Wait())
-if kind == 'tickets': fuzz.learner(folder).find_tickets(1, lambda learn, cbs: learn.fit(1, cbs=[*cbs, Wait()] if folder.exists() else cbs), folder=folder)
-if kind == 'sweep': sweep(lambda seed: fuzz.learner(folder), {{'a': wait}}, [0.5], [0], folder=folder, bar=False)
+def search(learn, cbs): learn.fit(1, cbs=[*cbs, Wait()] if folder.exists() else cbs)
+if kind == 'tickets': fuzz.learner(folder).find_tickets(1, search, folder=folder)
+if kind == 'sweep': sweep(lambda seed: fuzz.learner(folder), {'a': wait}, [0.5], [0], folder=folder, bar=False)
 """
 
 
 @pytest.fixture
 def running(tmp_path):
-    "Starts an experiment in another process, which stops in its first training; gives it and a function that runs the same"
+    "Starts an experiment in another process, which waits in its first training; and a function that runs the same one"
     started = []
 
     def start(kind, **env):
-        code = [sys.executable, '-W', 'ignore', '-c', script, tmp_path / 'f', kind]
-        p = subprocess.Popen(
-            code,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **env},
-        )
+        p = Running(script, tmp_path / 'f', kind, env=env)
         started.append(p)
         assert p.stdout.readline() == 'training\n'
         return p
@@ -51,7 +44,6 @@ def running(tmp_path):
     yield start
     for p in started:
         p.kill()
-        p.communicate()
 
 
 def experiment(kind, folder):

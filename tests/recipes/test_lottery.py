@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy, error_rate
-from helpers import python, quietly
+from helpers import quietly
+from processes import python
 from torch import nn
 
 from fastprune.all import (
@@ -23,6 +24,8 @@ from fastprune.all import (
     state_of,
     taylor,
 )
+
+here = Path(__file__).parent
 
 
 def mlp():
@@ -172,7 +175,7 @@ def test_tickets_travel(tmp_path):
         "import sys, torch; from test_lottery import *; learn = make(convnet, seed=3); t = Ticket.load(sys.argv[1]); learn.load_ticket(t); fit(learn, []);"
         "assert Masks.from_zeros(prunable_weights(learn.model)).n_kept <= learn.masks.n_kept == t.masks.n_kept; t.save(sys.argv[1])"
     )
-    done = python(code, tmp_path / 't.safetensors', folder=Path(__file__).parent)
+    done = python(code, tmp_path / 't.safetensors', paths=[here])
     assert done.returncode == 0, done.stderr
     again = Ticket.load(tmp_path / 't.safetensors')
     assert (
@@ -243,7 +246,7 @@ learn.find_tickets(4, fit, prune_rate=0.4, folder=sys.argv[1], {kw}).df.to_csv(s
 def test_a_killed_search_goes_on_to_the_same_table(tmp_path, kw):
     import pandas as pd
 
-    run = lambda k: python(script.format(kw=kw), tmp_path / 'a', k, folder=Path(__file__).parent)
+    run = lambda k: python(script.format(kw=kw), tmp_path / 'a', k, paths=[here])
     assert run(1).returncode == 9
     again = run(2)
     assert again.returncode == 0, again.stderr

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy, params
-from helpers import mlp_learner, python, quietly
+from helpers import mlp_learner, quietly
+from processes import python
 from torch import nn
 
 from fastprune.all import (

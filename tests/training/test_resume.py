@@ -4,8 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch
 from fastai.basics import Adam, Callback, OptimWrapper, params, ranger
 from fastai.callback.all import EarlyStoppingCallback, GradientAccumulation, SaveModelCallback
 from helpers import METHODS, SGDM
+from processes import Running, python
 from torch import nn
 
 from fastprune.all import (
@@ -277,16 +276,16 @@ save_state(learn.model.state_dict(), Path(sys.argv[1])/'end.safetensors')
 def test_killed_and_started_again(tmp_path, sig):
     "Wherever it is killed, what is on disk is whole, and the next start goes on"
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', script, whole], check=True, stdout=subprocess.DEVNULL)
+    assert not python(script, whole).returncode
     for n in (2, 3):
-        p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', script, killed], stdout=subprocess.PIPE, text=True)
+        p = Running(script, killed)
         for _ in range(n):
-            first = p.stdout.readline()
+            p.stdout.readline()
         p.send_signal(sig)
-        p.wait()
-        assert p.returncode == -sig
+        assert p.wait() == -sig
+        p.kill()
         load_tensors(killed / 'models' / 'run.safetensors')
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', script, killed], check=True, stdout=subprocess.DEVNULL)
+    assert not python(script, killed).returncode
     a, b = (load_state(o / 'end.safetensors') for o in (whole, killed))
     assert all(torch.equal(a[n], b[n]) for n in a)
 
