@@ -157,6 +157,11 @@ def pieces():
         assert torch.equal(m, (x >= 5).chunk(2)[rank % 2])
 
 
+def whole(*shape, seed):
+    "The same scores with ties in all processes"
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 2).round()
+
+
 def units():
     model = fully_shard(net(), mesh=line)
     w = {n: p.detach() for n, p in prunable_weights(model).items()}
@@ -200,6 +205,19 @@ def units():
         for f in (lambda x: x, torch.ones_like):
             for s in (0.3, 0.5):
                 same({n: f(t) for n, t in lin.items()}, s, 'local', g, absolute=True)
+    even = {'fc': whole(8 * size, 12, seed=8), 'conv': whole(4 * size, 6, 3, 3, seed=9)}
+    spread = {n: distribute_tensor(t, line, [Shard(0)]) for n, t in even.items()}
+    for g in ('2x3', '4x1', '1x6'):
+        for scope in ('local', 'global'):
+            for s in (0.3, 0.77):
+                same(spread, s, scope, g, absolute=True)
+                mine = {n: t.chunk(size)[rank] for n, t in even.items()}
+                masks = compute_masks(even, s, scope, g)
+                pieces = compute_masks(mine, s, scope, g, group=dist.group.WORLD)
+                assert all(torch.equal(m, masks[n].chunk(size)[rank]) for n, m in pieces.items())
+    fails(lambda: compute_masks({'fc': spread['fc']}, 0.5, granularity='16x1'), "granularity='16x1': those of 'fc'")
+    uneven = {'x': torch.rand((3, 4) if rank == 0 else (5, 4) if rank == 1 else (4, 4))}
+    fails(lambda: compute_masks(uneven, 0.5, granularity='2x2', group=dist.group.WORLD), "those of 'x' are spread")
     fails(lambda: compute_masks(lin, 0.5, granularity='column'), "granularity='column'")
     fails(
         lambda: compute_masks(
