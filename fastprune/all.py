@@ -35,20 +35,17 @@ from .criteria.gradients import *
 from .criteria.ranking import *
 from .criteria.registry import *
 from .criteria.weights import *
-from .deploy.attention import *
-from .deploy.cut import *
 from .deploy.export import *
-from .deploy.fold import *
-from .deploy.forms import *
 from .deploy.inference import *
 from .deploy.kernel import *
-from .deploy.modules import *
-from .deploy.page import *
+from .deploy.modules import copy_model as copy_model
+from .deploy.plain_export import *
 from .deploy.report import *
 from .deploy.report_file import *
-from .deploy.sections import *
 from .deploy.semi_structured import *
 from .deploy.shrink import *
+from .deploy.shrink_learner import *
+from .deploy.timing import *
 from .deploy.torch_prune import *
 from .engine.hooks import *
 from .engine.keep import *
@@ -110,3 +107,5 @@ from .zoo.folders import *
 from .zoo.images import *
 from .zoo.make import *
 from .zoo.models import *
+from .zoo.learners import *
+from .training.watch import *
