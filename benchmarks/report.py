@@ -163,8 +163,8 @@ Milliseconds a batch, medians. Convolutional networks take images of 224x224, th
 768 in 4 blocks; the MLP goes from 1024 to 4096 to 4096 to 1000. "dense" is the pruned model in PyTorch as it is,
 "sparse_inference" what that function makes of it, and "sparse / dense" how many times as fast that is. "shrunk" is
 another model: whole filters or neurons were pruned to the same sparsity and cut out. Only those can go that nothing
-else is added to; in the Transformer these are the inner neurons of its blocks. onnxruntime runs the model before and after
-pruning: it gains nothing from zeros. Machine: {fast.machine[0]}.
+else is added to; in the Transformer, these are the inner neurons of its blocks. onnxruntime runs the model before and
+after pruning: it gains nothing from zeros. Machine: {fast.machine[0]}.
 
 {table(times(fast))}
 

@@ -306,7 +306,7 @@ class Cast(Callback):
 
 
 class OnCPU(MixedPrecision):
-    """fastai's mixed precision, which is made for GPUs, with the CPU's autocast and loss scaling. It starts from a scale
+    """fastai's mixed precision, made for GPUs, with the CPU's autocast and loss scaling. It starts from a scale
     so high that the first steps overflow and are skipped"""
 
     def before_fit(self):
