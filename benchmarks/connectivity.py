@@ -1,5 +1,5 @@
 """`linear_path` against bare forward passes and against `validate`, rounds of `find_tickets` against plain fits, and
-the size of a ticket on disk: `python benchmarks/connectivity.py [--rounds 5]`"""
+the size of a ticket on disk. `python benchmarks/connectivity.py [--rounds 5]`"""
 
 import warnings
 

@@ -1,6 +1,6 @@
 """One mask update to 90%, scores, masks and zeros together: fastprune, fasterai and torch.nn.utils.prune in one
-process, in turn. And how time and memory grow for global scope, from 1M to 500M weights.
-`python benchmarks/mask_update.py [--rounds 7] [--largest 500]`"""
+process, in turn. And how time and memory grow for global scope, from 1M to 500M weights. `python
+benchmarks/mask_update.py [--rounds 7] [--largest 500]`"""
 
 import gc
 import warnings
@@ -17,6 +17,10 @@ from torchvision import models
 from fastprune.all import compute_masks, prunable_weights
 
 
+def clones(state):
+    return [p.clone() for p in state.values()]
+
+
 def fill(model, kind):
     "Weights as they were made, 90% exact zeros, or all equal"
     with torch.no_grad():
@@ -25,10 +29,6 @@ def fill(model, kind):
                 p.masked_fill_(torch.rand_like(p) < 0.9, 0)
             if kind == 'all equal':
                 p.fill_(0.5)
-
-
-def copied(state):
-    return [p.clone() for p in state.values()]
 
 
 def ours(model, scope, state):
@@ -111,7 +111,7 @@ def networks(rounds):
                 state = {n: p.detach().clone() for n, p in nets['fastprune'].named_parameters()}
                 make = {'fastprune': ours, 'fasterai': fasterai, 'torch.nn.utils.prune': torch_prune}
                 sides = {side: make[side](net, scope, state) for side, net in nets.items()}
-                sides['copy of the weights'] = partial(seconds, partial(copied, state))
+                sides['copy of the weights'] = partial(seconds, partial(clones, state))
                 for side, ts in in_turn(sides, rounds).items():
                     med, lo, hi = spread(ts)
                     rows.append(

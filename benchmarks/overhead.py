@@ -1,9 +1,7 @@
-"""`fit_one_cycle` with One-Cycle Pruning to 90% over plain training: ResNet-18, 32x32 images, fastprune and fasterai in
-one process, in turn. `python benchmarks/overhead.py [--rounds 5] [--batches 40] [--bs 64] [--defaults]`
-
-With `--defaults`, the default intervals of trainings of 200 and of 5,000 iterations run beside plain training, without
-fasterai, and the other rows stay as they are. A run is a part of such a training with its interval, since its steps
-cost the same."""
+"""`fit_one_cycle` with One-Cycle Pruning to 90% over plain training: ResNet-18, 32x32 images, fastprune and fasterai
+in one process, in turn. `python benchmarks/overhead.py [--rounds 5] [--batches 40] [--bs 64] [--defaults]`. With
+`--defaults`, only the default intervals of trainings of 200 and of 5,000 iterations beside plain training, without
+fasterai; the other rows stay. A run is a part of such a training, with its interval: its steps cost the same"""
 
 import csv
 import warnings

@@ -1,5 +1,5 @@
 """What counts as a weight: a row for each class and parameter name, in the smallest model of each timm family and in
-small models of transformers, made without values. Names that only other models of a timm family have are listed, too.
+small transformers models, made without values. What other models of a timm family have beside is listed, too.
 `python benchmarks/prunable.py` needs `pip install timm transformers`"""
 
 import csv

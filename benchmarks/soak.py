@@ -22,13 +22,6 @@ from common import write
 from fastai.basics import (
     SGD,
     Adam,
-    Callback,
-    CancelBatchException,
-    CancelEpochException,
-    CancelFitException,
-    CancelStepException,
-    CancelTrainException,
-    CancelValidException,
     CrossEntropyLossFlat,
     L,
     Learner,
@@ -41,6 +34,13 @@ from fastai.basics import (
 )
 from fastai.callback.all import (
     BnFreeze,
+    Callback,
+    CancelBatchException,
+    CancelEpochException,
+    CancelFitException,
+    CancelStepException,
+    CancelTrainException,
+    CancelValidException,
     ChannelsLast,
     CSVLogger,
     CutMix,
@@ -306,8 +306,8 @@ class Cast(Callback):
 
 
 class OnCPU(MixedPrecision):
-    """fastai's mixed precision, made for GPUs, with the CPU's autocast and loss scaling. It starts from a scale
-    so high that the first steps overflow and are skipped"""
+    """fastai's mixed precision, which is one of GPUs, with CPU's autocast and loss scaling; from a scale so high that
+    the first steps overflow and are skipped"""
 
     def before_fit(self):
         super().before_fit()
@@ -605,7 +605,7 @@ trackers = (
 def after(learn, c, path):
     "What users do next"
     life, held, c = c['life'], learn.masks, {**c, 'others': [k for k in c['others'] if k not in trackers]}
-    # fastai keeps the predictions of a fit that was stopped, which can't be copied, and MixUp keeps its loss
+    # fastai keeps the predictions of a fit that was stopped, which can't be copied, and MixUp its loss
     learn._end_cleanup()
     learn.loss_func, learn.loss_grad = CrossEntropyLossFlat(), None
     if life == 'fit again':

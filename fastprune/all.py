@@ -21,11 +21,13 @@ from .core.layouts import *
 from .core.masks import *
 from .core.names import *
 from .core.protocol import *
+from .core.scopes import *
 from .core.selection import *
 from .core.selection_sharded import *
 from .core.shards import *
 from .core.sparse_files import *
 from .core.targets import *
+from .core.units import *
 from .core.usage import *
 from .core.weights import *
 from .criteria.flows import *
@@ -105,3 +107,5 @@ from .zoo.folders import *
 from .zoo.images import *
 from .zoo.make import *
 from .zoo.models import *
+from .zoo.learners import *
+from .training.watch import *

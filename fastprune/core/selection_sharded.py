@@ -121,10 +121,9 @@ class _Scores:
 
     def places(self, i, where):
         "The places of a piece's numbers in their set"
-        rows = self.parts.shapes[self.names[i]][0] if self.units else 1
         first = sum(n for j, n in enumerate(self.sizes[:i]) if self.sets[j] == self.sets[i])
-        per_row = self.sizes[i] // max(1, rows) if self.units else None
-        return self.parts.places(self.names[i], where.start, where.stop, per_row, self.pieces.xs[i].device) + first
+        n_units = self.sizes[i] if self.units else None
+        return self.parts.places(self.names[i], where.start, where.stop, n_units, self.pieces.xs[i].device) + first
 
     def sample(self, n, rng, i, inside):
         "Some scores of tensor `i`, as many of `n` as its share of the `inside` scores of its set"
@@ -267,7 +266,7 @@ def lowest_everywhere(
     ks: list,  # How many to prune: of each tensor, or one number, of all tensors in one order
     absolute: bool = False,  # Rank absolute values?
     keep: list | None = None,  # Local shards of masks to stay inside of: everything else counts as pruned already
-    units: bool = False,  # Are they scores of units, of which rows of the first dimension have equally many?
+    units: bool = False,  # Are they scores of units?
 ) -> list:  # Bool masks of the shapes of `xs`, False at the `k` lowest; at more if `keep` has pruned more
     """Prune exactly the `k` lowest scores of all processes, the earlier of equal ones. The size of messages does not
     grow with the number of scores. Raises `NaNError` in all processes"""

@@ -199,13 +199,14 @@ def places(
     n: str,  # Name of a tensor
     a: int,  # First of its numbers, in the flat local shard
     b: int,  # Number after the last
-    per_row: int | None = None,  # Units in a row of the first dimension, if these are units; None for weights
+    n_units: int | None = None,  # Units of the whole tensor, if these are units; None for weights
     device=None,  # Device of the result
 ) -> torch.Tensor:  # [b-a] int64
     "The places of numbers of the local shard in the whole flat tensor"
     i, shape, local, start = torch.arange(a, b, device=device), self.shapes[n], self.local[n].shape, self.starts[n]
-    if per_row is not None or local[1:] == shape[1:]:
-        return i + (start[0] * (math.prod(shape[1:]) if per_row is None else per_row) if shape else 0)
+    if n_units is not None or local[1:] == shape[1:]:
+        n = math.prod(shape) if n_units is None else n_units
+        return i + (start[0] * n // max(1, shape[0]) if shape else 0)
     return _flat_places(i, shape, local, start)
 
 # %% ../../nbs/core/shards.ipynb #403e5b8c

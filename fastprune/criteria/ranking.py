@@ -11,12 +11,13 @@ import math
 import torch
 from torch import nn
 
-from ..core.compute import check_nan, check_scores, layer_counts
+from ..core.compute import check_nan, check_scores
 from ..core.computed import in_use, normed_rows
 from ..core.dense import dense_gradients
-from ..core.granularity import count_units
+from ..core.granularity import check_granularity
 from ..core.layouts import EXPERTS, EXPERTS_TURNED, transposed_groups
 from ..core.protocol import as_batches, asks_for, ranks_magnitude
+from ..core.scopes import layer_counts
 from ..schedules.sparsity import schedule_name
 
 # %% ../../nbs/criteria/ranking.ipynb #a7c66cfa
@@ -83,18 +84,18 @@ def check_rows(
         for n, dim in normed_rows(model).items()
         if n in weights and weights[n].numel()
     }
-    if not rows or ':' in granularity:
-        return
+    granularity = check_granularity(granularity)
+    if not rows or granularity.most < 1:
+        return  # no row loses all of its weights
     layouts, sizes = transposed_groups(model), {n: p.numel() for n, p in weights.items()}
     pruned = _most_pruned({n: p.shape for n, p in weights.items()}, sizes, sparsity, scope)
     for n, k in rows.items():
-        units = count_units(n, weights[n].shape, granularity, layouts.get(n, 0))
+        units = granularity.count(n, weights[n].shape, layouts.get(n, 0))
         if (left := units - round(pruned[n] * units)) < k:
-            kind = 'weights' if granularity == 'weight' else granularity + 's'
             norms = 'its norm' if k == 1 else f'the norms of its {k} rows'
             raise ValueError(
-                f"sparsity leaves {left} of the {units} {kind} of {n!r}, which is divided by {norms}, so that {k} have "
-                "to stay: ask for less of it, by name, or leave it out by `exclude`"
+                f"sparsity leaves {left} of the {units} {granularity.unit}s of {n!r}, which is divided by {norms}, so "
+                f"that {k} have to stay: ask for less of it, by name, or leave it out by `exclude`"
             )
 
 

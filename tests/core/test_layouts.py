@@ -101,7 +101,7 @@ def test_layouts_are_read_from_code(kind):
 @pytest.mark.parametrize('kind', layers)
 @pytest.mark.parametrize('how', ['prune', 'fit'])
 def test_rows_and_blocks_go_along_the_inputs(kind, how):
-    for granularity in ('row', '2:4', *(['filter'] if 'experts' in kind else ['column'])):
+    for granularity in ('row', '2:4', '2x4', *(['filter'] if 'experts' in kind else ['column'])):
         learn = make(kind)
         if how == 'prune':
             learn.prune(0.5, granularity=granularity)
@@ -111,6 +111,10 @@ def test_rows_and_blocks_go_along_the_inputs(kind, how):
             rows = rows_of(m, layers[kind][1].get(n, 0))
             if granularity == '2:4':
                 assert (rows.reshape(len(rows), -1, 4).sum(2) == 2).all()
+            elif granularity == '2x4':
+                blocks = rows.reshape(len(rows) // 2, 2, -1, 4)
+                assert torch.equal(blocks.amax((1, 3)), blocks.amin((1, 3)))
+                assert 2 * int((~rows).sum()) == rows.numel()
             elif granularity == 'column':
                 assert ((rows.all(0)) | ~rows.any(0)).all()
             else:
@@ -120,7 +124,7 @@ def test_rows_and_blocks_go_along_the_inputs(kind, how):
 
 
 @pytest.mark.parametrize('layout, shape', [(1, (6, 8)), (OUT_IN, (3, 6, 8)), (IN_OUT, (3, 8, 6))])
-@pytest.mark.parametrize('granularity', ['row', '2:4', '1:2'])
+@pytest.mark.parametrize('granularity', ['row', '2:4', '1:2', '3x4'])
 @pytest.mark.parametrize('scope', ['local', 'global', 'erk'])
 def test_masks_equal_those_of_the_matrix_as_it_is_in_a_linear_layer(layout, shape, granularity, scope):
     torch.manual_seed(0)
@@ -137,7 +141,7 @@ def test_masks_equal_those_of_the_matrix_as_it_is_in_a_linear_layer(layout, shap
 
 
 def test_units_that_experts_do_not_have():
-    for granularity in ('column', 'kernel', '2:5'):
+    for granularity in ('column', 'kernel', '2:5', '5x4'):
         with pytest.raises(ValueError, match=f"granularity='{granularity}' does not fit '0.up'"):
             make('experts').prune(0.5, granularity=granularity)
 

@@ -1,11 +1,24 @@
 "Masks are exact, for all shapes, dtypes and scores"
 
+from itertools import pairwise
+
 import pytest
 import torch
+from fastai.basics import Callback
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from fastprune.all import GRANULARITIES, Masks, compute_masks, layer_counts, unit_dims
+from fastprune.all import (
+    GRANULARITIES,
+    Masks,
+    SparsifyCallback,
+    check_granularity,
+    compute_masks,
+    layer_counts,
+    linear,
+    prunable_weights,
+)
 from fastprune.core import selection
 
 dtypes = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
@@ -133,10 +146,92 @@ def test_groups_are_whole_and_exact(kind, shape, granularity, dtype, s, ndim, ne
     x = make('normal' if kind == 'infinite' else kind, shape[:ndim], dtype, seed)
     keep = compute_masks({'x': x}, 0.3, granularity=granularity) if nested else None
     mask = compute_masks({'x': x}, s, granularity=granularity, keep=keep)['x']
-    dims = unit_dims('x', x.shape, granularity)
+    dims = check_granularity(granularity).view(tuple(x.shape))[1]
     assert torch.equal(mask.amax(dims), mask.amin(dims))
     groups = mask.amax(dims).numel()
     assert int((~mask.amax(dims)).sum()) == max(round(s * groups), round(0.3 * groups) if nested else 0)
+
+
+def blocks_of(x, r, c):
+    "A tensor as [blocks, r, blocks, c, ...]"
+    return x.reshape(len(x) // r, r, x.shape[1] // c, c, *x.shape[2:])
+
+
+@exact
+@given(
+    st.sampled_from(['normal', 'equal', 'zeros', 'mostly zeros', 'few levels', 'negative']),
+    st.tuples(st.integers(1, 4), st.integers(1, 3)),
+    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(0, 2)), min_size=1, max_size=3),
+    dtypes,
+    sparsities,
+    st.sampled_from(['local', 'global']),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_blocks_are_whole_and_exact(kind, block, counts, dtype, s, scope, nested, absolute, seed):
+    "In linear layers and convolutions: those whose mean score is lowest, as single weights of these scores would be"
+    (r, c), g = block, f'{block[0]}x{block[1]}'
+    shapes = [(r * a, c * b, *[3] * nd) for a, b, nd in counts]
+    scores = {str(i): make(kind, shape, dtype, seed + i) for i, shape in enumerate(shapes)}
+    other = {n: make('few levels', x.shape, torch.float32, seed + 50) for n, x in scores.items()}
+    keep = compute_masks(other, 0.3, scope, g) if nested else None
+    masks = compute_masks(scores, s, scope, g, keep, absolute)
+    kept = {n: blocks_of(m, r, c).amax((1, 3)) for n, m in masks.items()}
+    for n, m in masks.items():
+        assert m.shape == scores[n].shape and m.is_contiguous()
+        assert torch.equal(kept[n], blocks_of(m, r, c).amin((1, 3)))
+        assert not nested or (m <= keep[n]).all()
+        assert int(kept[n].numel()) == check_granularity(g).count(n, m.shape)
+    pruned, sizes = [int((~k).sum()) for k in kept.values()], [k.numel() for k in kept.values()]
+    if scope == 'global':
+        pruned, sizes = [sum(pruned)], [sum(sizes)]
+    before = [int((~blocks_of(m, r, c).amax((1, 3))).sum()) for m in keep.values()] if nested else [0] * len(pruned)
+    before = [sum(before)] if scope == 'global' else before
+    want = [round(s * k * r * c) / (r * c) if scope == 'global' else s * k * r * c / (r * c) for k in sizes]
+    assert pruned == [max(round(k), b) for k, b in zip(want, before, strict=True)]
+    wide = torch.promote_types(dtype, torch.float32)
+    mean = lambda x: (
+        torch.linalg.vector_norm(x, 1, (1, 3), dtype=wide) / (r * c) if absolute else x.mean((1, 3), dtype=wide)
+    )
+    for n, x in scores.items():
+        means = mean(blocks_of(x, r, c))
+        assert scope == 'global' or nested or torch.equal(compute_masks({n: means}, s)[n], kept[n])
+
+
+@pytest.mark.parametrize('recover', [True, False, 'alive'])
+@pytest.mark.parametrize('scope', ['local', 'global', 'erk'])
+def test_blocks_while_training(learner, fit, recover, scope):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    cb, seen = SparsifyCallback(0.75, linear, scope=scope, granularity='2x4', recover=recover, interval=1), []
+    learn = learner(model)
+    watch = type(
+        'Watch', (Callback,), dict(order=99, after_step=lambda self: seen.append(Masks(self.learn.masks or {})))
+    )
+    fit(learn, 1, cbs=[cb, watch()])
+    assert learn.masks.sparsity == pytest.approx(0.75, abs=0.01)
+    for n, m in learn.masks.items():
+        blocks = blocks_of(m, 2, 4)
+        assert torch.equal(blocks.amax((1, 3)), blocks.amin((1, 3)))
+        assert torch.equal(model.get_parameter(n) != 0, m)
+    if scope == 'local':
+        assert [int((~m).sum()) for m in learn.masks.values()] == [1536, 240]
+    if not recover:
+        assert all((b[n] <= a[n]).all() for a, b in pairwise(m for m in seen if m) for n in b)
+
+
+def test_layers_that_blocks_do_not_fit(learner, fit):
+    learn = learner(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(256, 10)))
+    with pytest.warns(UserWarning, match="'4x4' does not fit '0.weight', '3.weight': left whole"):
+        learn.prune(0.5, granularity='4x4')
+    assert list(learn.masks) == ['1.weight'] and learn.masks.sparsity == 0.5
+    with pytest.raises(
+        ValueError, match="'4x4' does not fit '3.weight' .* whose 10 outputs are no multiple of 4: use 'weight'"
+    ):
+        learn.prune(0.5, granularity='4x4', include=nn.Linear)
+    w = prunable_weights(learn.model, include='1')
+    with pytest.raises(ValueError, match="granularity='0x4' is unknown: .* or blocks as '4x4'"):
+        compute_masks(w, 0.5, granularity='0x4', absolute=True)
 
 
 @exact
@@ -259,7 +354,7 @@ def test_n_of_m(rows, blocks, nm, kernel, part, scope, kind, seed, absolute):
         assert not (~b).any() or a[b].min() >= a[~b].max()
 
 
-@pytest.mark.parametrize('granularity', ['row', 'column', 'kernel', 'filter', '2:4'])
+@pytest.mark.parametrize('granularity', ['row', 'column', 'kernel', 'filter', '2:4', '3x4'])
 @pytest.mark.parametrize('groups', [1, 2])
 def test_transposed_convolutions(granularity, groups):
     "The same as an ordinary convolution with its dimensions swapped, group by group"
@@ -279,7 +374,7 @@ def test_transposed_convolutions(granularity, groups):
 
 
 @pytest.mark.parametrize('scope', ['local', 'global', 'erk'])
-@pytest.mark.parametrize('granularity', [*GRANULARITIES[:-1], '1:2'])
+@pytest.mark.parametrize('granularity', [*GRANULARITIES[:-2], '1:2', '2x2'])
 def test_absolute_is_magnitude(scope, granularity):
     torch.manual_seed(0)
     w = {
@@ -292,7 +387,7 @@ def test_absolute_is_magnitude(scope, granularity):
     )
 
 
-@pytest.mark.parametrize('granularity', [*GRANULARITIES[:-1], '2:4'])
+@pytest.mark.parametrize('granularity', [*GRANULARITIES[:-2], '2:4', '2x4'])
 def test_finer_masks_are_kept(granularity):
     torch.manual_seed(0)
     scores = {'w': torch.rand(4, 4, 3, 3)}
