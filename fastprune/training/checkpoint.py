@@ -8,21 +8,30 @@ __all__ = ['Checkpoint']
 # %% ../../nbs/training/checkpoint.ipynb #5ddd6032
 import json
 from pathlib import Path
-from fastai.basics import Callback,CancelEpochException,rank_distrib
+
+from fastai.basics import Callback, CancelEpochException, rank_distrib
+
 from ..core.checks import check_whole
 from ..core.differences import differences
-from ..core.files import load_tensors,save_state
+from ..core.files import load_tensors, save_state
 from ..core.masks import Masks
 from ..core.names import unwrap
 from ..engine.state import is_whole
-from ..learner.batches import everyones,in_fit
+from ..learner.batches import everyones, in_fit
 from ..learner.keep import set_masks
-from ..learner.states import end_before_training,load_into
-from .fit_state import check_fit_state,fit_state,mine,parts,restore_fit
-from .identity import (data_identity,fit_identity,model_identity,remember_start,scheduled_names,
-                                         start_identity,state_checksum)
+from ..learner.states import end_before_training, load_into
+from .fit_state import check_fit_state, fit_state, mine, parts, restore_fit
+from fastprune.training.identity import (
+    data_identity,
+    fit_identity,
+    model_identity,
+    remember_start,
+    scheduled_names,
+    start_identity,
+    state_checksum,
+)
 from .optimizer_state import load_opt_state
-from .state import check_kept,need,pack,set_rng_state,unpack,unpacked
+from .state import check_kept, need, pack, set_rng_state, unpack, unpacked
 
 # %% ../../nbs/training/checkpoint.ipynb #0d0d06ea
 _start = ('first_masks', 'first_weights')
