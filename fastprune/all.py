@@ -18,6 +18,7 @@ from .core.layouts import *
 from .core.masks import *
 from .core.names import *
 from .core.protocol import *
+from .core.renamed import *
 from .core.selection import *
 from .core.selection_sharded import *
 from .core.shards import *
@@ -66,12 +67,18 @@ from .methods.registry import *
 from .methods.thresholds import *
 from .recipes.compare import *
 from .recipes.cyclical import *
+from .recipes.fitting import *
 from .recipes.iterative import *
 from .recipes.lottery import *
 from .recipes.oracle import *
+from .recipes.planning import *
+from .recipes.pruning import *
 from .recipes.retrain import *
+from .recipes.round_training import *
 from .recipes.rounds import *
 from .recipes.store import *
+from .recipes.table import *
+from .recipes.ticket import *
 from .recipes.tickets import *
 from .schedules.plot import *
 from .schedules.rates import *

@@ -17,8 +17,8 @@ from ..core.checks import check_whole
 from ..core.names import unwrap
 from ..learner.keep import set_masks
 from ..learner.states import StartAt, StateAt, borrowed, seed_round, starting_at, state_of
-from ..recipes.lottery import plan_of
-from ..recipes.tickets import Ticket, _check_ticket
+from ..recipes.planning import plan_of
+from ..recipes.ticket import Ticket, check_ticket
 from ..training.callback import SparsifyCallback
 
 # %% ../../nbs/analysis/instability.ipynb #07a64253
@@ -165,7 +165,7 @@ def instability_by_round(
         for k, ts in (tickets if isinstance(tickets, dict) else {'': tickets}).items()
     }
     for t in [t for ts in named.values() for t in ts]:
-        _check_ticket(self, t)
+        check_ticket(self, t)
     rows = [
         dict(
             **({'name': name} if isinstance(tickets, dict) else {}),

@@ -21,7 +21,7 @@ from ..core.names import shape_of, unwrap
 from ..learner.batches import device_of
 from ..learner.evaluate import _chunks, _evaluate, _evaluating, _on
 from ..learner.states import smaller_is_better
-from ..recipes.tickets import Ticket
+from ..recipes.ticket import Ticket
 
 # %% ../../nbs/analysis/paths.ipynb #8c05ad9c
 class Barrier(float):

@@ -61,7 +61,7 @@ def _rounds(rewind, rounds, epochs, lr, learn, sparsity, seed):
     learn.iterative_prune(
         rounds,
         epochs // (rounds + 1),
-        rate=1 - (1 - sparsity) ** (1 / rounds),
+        prune_rate=1 - (1 - sparsity) ** (1 / rounds),
         lr=lr,
         rewind=rewind,
         rewind_to=len(learn.dls.train) // 2 if rewind == 'weights' else 0,
@@ -73,7 +73,7 @@ def _imp(rounds, epochs, lr, learn, sparsity, seed):
     learn.iterative_prune(
         rounds,
         epochs // (rounds + 1),
-        rate=1 - (1 - sparsity) ** (1 / rounds),
+        prune_rate=1 - (1 - sparsity) ** (1 / rounds),
         lr=lr,
         rewind='weights',
         seed=1000 * seed,
@@ -82,7 +82,7 @@ def _imp(rounds, epochs, lr, learn, sparsity, seed):
 
 def _cyclic(cycles, epochs, lr, learn, sparsity, seed):
     learn.prune(sparsity, criterion=partial(random_score, seed=seed), scope='erk')
-    learn.fit_cyclic(cycles, epochs // cycles, lr=lr)
+    learn.fit_cycles(cycles, epochs // cycles, lr=lr)
 
 
 def _sculpt(cycles, epochs, lr, learn, sparsity, seed):

@@ -247,14 +247,14 @@ class CyclePaths(list):
 @patch
 def cycle_paths(
     self: Learner,
-    ends,  # States at the ends of cycles, as `learn.fit_cyclic(..., ends=True)` returns them
+    ends,  # States at the ends of cycles, as `learn.fit_cycles(..., ends=True)` returns them
     n: int = 11,  # Points of each path
     **kwargs,  # As for `linear_path`: dl, metrics, bn, train, ...
 ) -> CyclePaths:  # A list of LinearPaths, with `.df` and `.plot()`
     "The linear path between the ends of each two consecutive cycles (Gadhikar et al. 2024, figure 3b, c)"
     if not isinstance(ends, (list, tuple)):
         raise ValueError(
-            f"ends={type(ends).__name__}: needs a list of states, as `learn.fit_cyclic(..., ends=True)` returns"
+            f"ends={type(ends).__name__}: needs a list of states, as `learn.fit_cycles(..., ends=True)` returns"
         )
     if len(ends) < 2:
         raise ValueError(f"ends: needs the states of at least 2 cycles, got {len(ends)}")

@@ -6,12 +6,14 @@
 __all__ = ['lr_constant', 'lr_decay', 'lr_cyclical', 'lr_warmup', 'plot_lrs', 's_cyc_max_lr', 'at_prune_rate', 'lr_rounds']
 
 # %% ../../nbs/schedules/rates.ipynb #0b8ae979
+import inspect
 import math
 from functools import partial
 from numbers import Number
 
 import numpy as np
 
+from ..core.renamed import renamed
 from .sparsity import schedule_name
 
 # %% ../../nbs/schedules/rates.ipynb #ec245f7c
@@ -152,7 +154,7 @@ def s_cyc_max_lr(
     delta: float,  # How much larger it gets in the end, positive
     beta: float = 5.0,  # Steepness: the larger, the later it rises (3 to 6 in the paper)
     q: float = 1.0,  # Rounds before it rises (0 to 3 in the paper)
-    p: float = 0.2,  # Fraction of the remaining weights that a round prunes, in (0,1); searches give theirs
+    p: float = 0.2,  # Fraction of the remaining weights that a round prunes, in (0,1); searches give their `prune_rate`
 ) -> float:  # Largest rate of the next round
     "S-Cyc's max_lr for the round after `m` rounds of pruning (Liu et al. 2021, eq. 2)"
     for n, v in dict(eps=eps, delta=delta, beta=beta).items():
@@ -170,20 +172,28 @@ def s_cyc_max_lr(
     return delta / (1 + (left / (1 - left)) ** beta) + eps if left < 1 else float(eps)
 
 
+@renamed(rate='prune_rate')
 def at_prune_rate(
     max_lr,  # Function from completed rounds to a rate, or a number
-    rate: float,  # Fraction of the remaining weights that each round prunes, in (0,1)
-):  # The same; S-Cyc's without a `p` of its own gets `rate` for it
-    "The largest rates of rounds that prune `rate` each"
-    if not isinstance(max_lr, partial) or max_lr.func is not s_cyc_max_lr or 'p' in max_lr.keywords:
+    prune_rate: float,  # Fraction of the remaining weights that each round prunes, in (0,1)
+):  # The same; a function with an optional parameter `p` that is not bound yet, as S-Cyc's, gets `prune_rate` for it
+    "The largest rates of rounds that prune `prune_rate` each"
+    if not callable(max_lr) or 'p' in getattr(max_lr, 'keywords', {}):
         return max_lr
-    return partial(max_lr, p=rate)
+    try:
+        _, *more = inspect.signature(max_lr).parameters.values()
+    except (TypeError, ValueError):
+        return max_lr
+    takes_p = any(o.name == 'p' and o.default is not o.empty for o in more)
+    return partial(max_lr, p=prune_rate) if takes_p else max_lr
 
 # %% ../../nbs/schedules/rates.ipynb #be3a2014
 def lr_rounds(
     shape,  # Function from the largest rate to a schedule, such as `lr_decay` or `partial(lr_warmup, drops=(0.5,))`
     max_lr,  # Function from the number of completed rounds to the largest rate, or a rate for all
     rounds: int,  # Number of rounds, the first of them dense
+    prune_rate: float = 0.2,  # Fraction of the remaining weights that each round prunes, in (0,1), for S-Cyc's p
 ) -> list:  # A schedule for each round
     "The learning-rate schedule of each round of iterative pruning"
+    max_lr = at_prune_rate(max_lr, prune_rate)
     return [shape(max_lr(m) if callable(max_lr) else max_lr) for m in range(rounds)]
