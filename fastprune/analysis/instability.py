@@ -28,7 +28,7 @@ def _start_of(learn, start):
         start = Ticket(state_of(learn), learn.masks or {})
     elif not isinstance(start, Ticket):
         start = Ticket(_state(start, 'start'), {})
-    return start._with(state={n: t.clone() for n, t in start.state.items()})
+    return start.replace(state={n: t.clone() for n, t in start.state.items()})
 
 
 def _copies(learn, start, fit, seeds, passed):
