@@ -1,4 +1,4 @@
-"Masks of tensors of which each process has a part are those of the whole, to the bit"
+"Masks of sharded tensors are those of the whole tensors, to the bit"
 
 from pathlib import Path
 

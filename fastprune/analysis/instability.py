@@ -16,7 +16,7 @@ from .paths import LinearPath, _check_path, _check_states, _state
 from ..core.checks import check_whole
 from ..core.names import unwrap
 from ..learner.keep import set_masks
-from ..learner.states import StartAt, StateAt, borrowed, seed_round, starting_at, state_of
+from ..learner.states import StartAt, StateAt, restoring, seed_round, starting_at, state_of
 from ..recipes.lottery import plan_of
 from ..recipes.tickets import Ticket, _check_ticket
 from ..training.callback import SparsifyCallback
@@ -34,7 +34,7 @@ def _start_of(learn, start):
 def _copies(learn, start, fit, seeds, passed):
     """States after training from `start` with each of `seeds`; `passed` makes callbacks that pass over what lies
     behind it"""
-    with borrowed(learn):
+    with restoring(learn):
         res = []
         for seed in seeds:
             learn.load_ticket(start)
@@ -204,7 +204,7 @@ def instability_by_rewind(
     if max(steps) > total:
         raise ValueError(f"steps={steps!r}: training has {total} steps")
     first, moments = _start_of(self, None), {k: _Moment(k) for k in steps}
-    with borrowed(self):
+    with restoring(self):
         self.opt = None
         seed_round(self, seed)
         fit(self, list(moments.values()))

@@ -27,6 +27,11 @@ class NaNError(ValueError):
 _numpy = {torch.gt: np.greater, torch.lt: np.less, torch.le: np.less_equal, torch.eq: np.equal}
 
 
+def _on_cpu(x):
+    "Does numpy run the steps?"
+    return x.is_cpu
+
+
 def compare_scores(
     op,  # `torch.gt`, `torch.lt`, `torch.le` or `torch.eq`
     x: torch.Tensor,  # Flat scores
@@ -34,7 +39,7 @@ def compare_scores(
     out: torch.Tensor,  # Flat bool tensor to write to
 ) -> torch.Tensor:  # `out`
     "Compare scores with a number"
-    if x.is_cpu:
+    if _on_cpu(x):
         _numpy[op](x.numpy(), value, out=out.numpy())
     else:
         op(x, value, out=out)
@@ -43,33 +48,33 @@ def compare_scores(
 
 def count_true(mask: torch.Tensor) -> int:  # Bool tensor
     "How many are True"
-    return int(np.count_nonzero(mask.numpy())) if mask.is_cpu else int(mask.count_nonzero())
+    return int(np.count_nonzero(mask.numpy())) if _on_cpu(mask) else int(mask.count_nonzero())
 
 
 def true_places(mask: torch.Tensor) -> torch.Tensor:  # Flat bool tensor
     "The indices of what is True"
-    return torch.from_numpy(np.flatnonzero(mask.numpy())) if mask.is_cpu else mask.nonzero()[:, 0]
+    return torch.from_numpy(np.flatnonzero(mask.numpy())) if _on_cpu(mask) else mask.nonzero()[:, 0]
 
 
 def take_from(x: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
     "The numbers of flat `x` at indices `idx`"
-    return torch.from_numpy(x.numpy()[idx.numpy()]) if x.is_cpu else x[idx]
+    return torch.from_numpy(x.numpy()[idx.numpy()]) if _on_cpu(x) else x[idx]
 
-
+# %% ../../nbs/core/selection.ipynb #0d1ac5e7
 def _abs(x, out):
-    return np.abs(x.numpy(), out=out.numpy()) if x.is_cpu else torch.abs(x, out=out)
+    return np.abs(x.numpy(), out=out.numpy()) if _on_cpu(x) else torch.abs(x, out=out)
 
 
 def _and(x, y):
-    return np.logical_and(x.numpy(), y.numpy(), out=x.numpy()) if x.is_cpu else x.logical_and_(y)
+    return np.logical_and(x.numpy(), y.numpy(), out=x.numpy()) if _on_cpu(x) else x.logical_and_(y)
 
 
 def _sorted(x):
-    return torch.from_numpy(np.sort(x.numpy())) if x.is_cpu else x.sort().values
+    return torch.from_numpy(np.sort(x.numpy())) if _on_cpu(x) else x.sort().values
 
 
 def _put(x, idx, values):
-    if x.is_cpu:
+    if _on_cpu(x):
         x.numpy()[idx.numpy()] = values.numpy()
     else:
         x[idx] = values
@@ -96,7 +101,7 @@ class Pieces:
     def __iter__(self):
         "(tensor, slice) of each piece"
         for i, (x, n) in enumerate(zip(self.xs, self.sizes, strict=True)):
-            size = PIECE if x.is_cpu else PIECE_ELSEWHERE
+            size = PIECE if _on_cpu(x) else PIECE_ELSEWHERE
             yield from ((i, slice(a, min(a + size, n))) for a in range(0, n, size))
 
     def has_nan(self, i, where, x):

@@ -28,8 +28,8 @@ from ..learner.fit import is_frozen
 from fastprune.learner.states import (
     StateAt,
     bar_over,
-    borrowed,
     end_before_training,
+    restoring,
     seed_round,
     starting_at,
     state_of,
@@ -116,7 +116,7 @@ def plan_of(
     plan = _Plan()
     try:
         learn.load = learn.save = lambda *a, **k: learn  # a SaveModelCallback has nothing to do here
-        with borrowed(learn), learn.removed_cbs(own), learn.no_bar(), learn.no_logging():
+        with restoring(learn), learn.removed_cbs(own), learn.no_bar(), learn.no_logging():
             learn.opt = None
             fit(learn, [_Probe(plan, own)], *args)
     finally:

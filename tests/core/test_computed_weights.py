@@ -25,7 +25,7 @@ class Exp(nn.Module):
 
 
 class Plus(nn.Module):
-    "LoRA-like: nothing at first"
+    "A sum like LoRA's, zero at first"
 
     def __init__(self, *shape):
         super().__init__()
@@ -46,7 +46,7 @@ class Twice(nn.Module):
 
 
 class Product(nn.Module):
-    "Of two tensors, each of which may be pruned"
+    "A product of two tensors, each of which can be pruned"
 
     def forward(self, a, b):
         return a * b
@@ -95,7 +95,7 @@ def fit(learn, *args, **kwargs):
 
 @pytest.mark.parametrize('kind', norms)
 def test_global_pruning_ranks_what_is_in_use_and_empties_nothing(kind):
-    "A thousand times smaller parameters, the same weights in use: the same masks"
+    "Parameters a thousand times smaller with the same weights have the same masks"
     masks = []
     for scale in (1.0, 1e-3):
         learn = make(net(norms[kind], scale))

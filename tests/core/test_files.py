@@ -1,4 +1,4 @@
-"Files from elsewhere: whatever is in them, loading gives what was saved or the documented error"
+"Files of other programs: loading gives what was saved, or the documented error"
 
 import random
 
@@ -14,7 +14,7 @@ from fastprune.core.sparse_files import load_sparse, save_sparse
 
 @pytest.fixture
 def files(learner, fit, tmp_path):
-    "One file of each kind, with a function that loads it and gives something to compare"
+    "One file of each kind, with a function that loads it for a comparison"
     learn = learner(opt_func=SGD)
     fit(learn, 1, 0.02, cbs=[SparsifyCallback(0.8), Checkpoint('run')])
     learn.masks.save(tmp_path / 'masks.safetensors')
@@ -37,7 +37,7 @@ def files(learner, fit, tmp_path):
 
 
 def damaged(data, rng):
-    "One of the ways in which files go bad"
+    "Damage a file in one of several ways"
     data, n = bytearray(data), len(data)
     head = 8 + int.from_bytes(data[:8], 'little')
     where = lambda: rng.randrange(head) if rng.random() < 0.7 else rng.randrange(n)
@@ -82,7 +82,7 @@ def test_damaged_files(files, kind, times):
     ['[]', '{}', '3', '{"d":[["phase",0]]}', '{"t":"99"}', '{"d":3}', '{"x":1,"y":2}', '[' * 10000 + ']' * 10000],
 )
 def test_hostile_checkpoints(files, text):
-    "With a right checksum, as somebody who means harm would write it"
+    "With the right checksum, as an attacker would write it"
     path, load = files['checkpoint']
     save_state({'0': torch.ones(1)}, path, {'fit': text})
     with pytest.raises(ValueError):
@@ -129,7 +129,7 @@ def test_files_that_are_not_there(tmp_path):
 
 @pytest.mark.parametrize('sparsity,limit', [(0.9, 0.14), (0.95, 0.09)])
 def test_small_files(tmp_path, sparsity, limit):
-    "Smaller than dense ones by what the zeros took, and equal to the bit; read in a process that has no fastai"
+    "Smaller than dense files by the size of the zeros, and equal to the bit; also in a process without fastai"
     import subprocess
     import sys
 
@@ -142,10 +142,17 @@ def test_small_files(tmp_path, sparsity, limit):
     save_file(model.state_dict(), tmp_path / 'dense.safetensors')
     assert (tmp_path / 'small.safetensors').stat().st_size <= limit * (tmp_path / 'dense.safetensors').stat().st_size
     back = load_sparse(tmp_path / 'small.safetensors')
-    assert list(back) == list(model.state_dict()) and all(
-        torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(back.values(), model.state_dict().values())
+    state = model.state_dict()
+    assert list(back) == list(state) and all(
+        torch.equal(back[n], t) and back[n].dtype == t.dtype for n, t in state.items()
     )
-    code = f"import sys, torch; from fastprune.files import load_sparse; s = load_sparse({str(tmp_path / 'small.safetensors')!r}); assert 'fastai' not in sys.modules and 'fastprune.callback' not in sys.modules; print(sum(int(t.count_nonzero()) for t in s.values()))"
+    code = f"""
+import sys, torch
+from fastprune.files import load_sparse
+state = load_sparse({str(tmp_path / 'small.safetensors')!r})
+assert 'fastai' not in sys.modules and 'fastprune.training.callback' not in sys.modules
+print(sum(int(t.count_nonzero()) for t in state.values()))
+"""
     out = subprocess.run(
         [sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True
     ).stdout
@@ -189,16 +196,15 @@ def test_small_files_of_every_kind_of_tensor(tmp_path):
 
 
 def test_masks_are_kept_in_small_files(learner, fit, tmp_path):
-    "A kept weight that is 0 stays kept; a file of another model changes nothing"
+    "A kept weight may be 0; a file of another model changes nothing"
     learn = fit(learner(opt_func=SGD), 1, cbs=SparsifyCallback(0.9))
     n, m = next(iter(learn.masks.items()))
     dict(learn.model.named_parameters())[n].data[m] = 0.0
     learn.save_sparse(tmp_path / 'a')
     other = learner(opt_func=SGD)
     other.load_sparse(tmp_path / 'a')
-    assert other.masks == learn.masks and all(
-        torch.equal(a, b) for a, b in zip(learn.model.state_dict().values(), other.model.state_dict().values())
-    )
+    assert other.masks == learn.masks
+    assert all(map(torch.equal, learn.model.state_dict().values(), other.model.state_dict().values()))
     fit(other, 1)
     assert other.masks == learn.masks
     tall = learner(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)))

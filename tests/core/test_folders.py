@@ -24,14 +24,15 @@ class Wait(Callback):
         sys.stdin.readline()
 def wait(learn, *args): learn.fit(1, cbs=Wait())
 if kind == 'rounds': fuzz.learner(folder).iterative_prune(1, 1, folder=folder, cbs=Wait())
-if kind == 'tickets': fuzz.learner(folder).find_tickets(1, lambda learn, cbs: learn.fit(1, cbs=[*cbs, Wait()] if folder.exists() else cbs), folder=folder)
+def search(learn, cbs): learn.fit(1, cbs=[*cbs, Wait()] if folder.exists() else cbs)
+if kind == 'tickets': fuzz.learner(folder).find_tickets(1, search, folder=folder)
 if kind == 'sweep': sweep(lambda seed: fuzz.learner(folder), {'a': wait}, [0.5], [0], folder=folder, bar=False)
 """
 
 
 @pytest.fixture
 def running(tmp_path):
-    "Starts an experiment in another process, which stops in its first training; gives it and a function that runs the same"
+    "Starts an experiment in another process, which waits in its first training; and a function that runs the same one"
     started = []
 
     def start(kind, **env):

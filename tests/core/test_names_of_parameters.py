@@ -1,4 +1,4 @@
-"One parameter, three names: in named_modules(), named_parameters() and state_dict(); and states that are no tensors"
+"A parameter has up to three names: in named_modules(), named_parameters() and state_dict(); and extra state"
 
 import copy
 
@@ -18,7 +18,7 @@ from fastprune.all import (
     state_of,
     transposed_groups,
 )
-from fastprune.core import weights
+from fastprune.core import names
 from fastprune.core.files import load_state, save_state
 
 
@@ -33,7 +33,7 @@ def wrapped_layer():
 
 
 def renamed():
-    "A state_dict of another name, as models keep it that had another one once"
+    "A state_dict with old names, as models have it whose layers were renamed"
     m = net()
 
     def save(module, state, prefix, meta):
@@ -154,9 +154,9 @@ def test_training_checkpoints_and_reports(kind, tmp_path):
     assert other.masks == learn.masks and exact(other)
     if kind != 'others wrapped':
         learn.remove_masks()
-        for init in (first, {n: first[weights.state_names(learn.model)[n]] for n in prunable_weights(learn.model)}):
+        for init in (first, {n: first[names.state_names(learn.model)[n]] for n in prunable_weights(learn.model)}):
             learn.prune(0.5, criterion=movement, initial=init)
-    assert set(weights.state_names(learn.model).values()) == {k for k in learn.model.state_dict()}
+    assert set(names.state_names(learn.model).values()) == {k for k in learn.model.state_dict()}
 
 
 def test_layouts_are_found_in_wrapped_layers():

@@ -1,4 +1,4 @@
-"Very small, very deep, on several devices, in other types"
+"Models that are very small, very deep, on several devices, or of other types"
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from fastprune.all import SparsifyCallback, compute_masks, prunable_weights
 
 
 class OffMeta(nn.Module):
-    "A part that is pruned, and one that has no values yet and is not used"
+    "A layer to prune, and one on the meta device that is not used"
 
     def __init__(self):
         super().__init__()
@@ -50,7 +50,7 @@ def test_ten_weights(learner, fit, scope):
 
 @pytest.mark.parametrize('scope', ['local', 'global', 'balanced'])
 def test_on_from_a_layer_without_any_weight(learner, fit, scope):
-    "97% of ten weights are all of them; a later fit starts there, and may give some back"
+    "97% of ten weights are all of them. A later fit starts there, and may grow some"
     learn = fit(
         learner(nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(1, 10))), cbs=SparsifyCallback(0.97, scope=scope)
     )

@@ -1,4 +1,4 @@
-"Weights are found, and nothing that is not one"
+"All weights are found, and nothing else"
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ P = lambda *shape: nn.Parameter(torch.randn(*shape))
 
 
 class Raw(nn.Module):
-    "A module that has parameters, and never uses them"
+    "A module that never uses its parameters"
 
     def __init__(self, **params):
         super().__init__()
@@ -25,9 +25,11 @@ def names(model, **kwargs):
 
 @pytest.mark.parametrize(
     'name',
-    'gain scale layer_scale gamma gamma_1 beta alpha temperature logit_scale rel_pos_h rel_pos_w relative_position_bias_table attention_biases A_log latents latent_query codebook '
-    'codevectors prompts prompt_embed queries query_tokens probe cls_token mask_token register_tokens pos_embed position_embeddings absolute_pos_embed emb_rel_k sinks lambda_init '
-    'freqs log_decay prototypes norm_weight q_bias bias_u weight_g weight_scale dt_bias D memory state h0 anything'.split(),
+    'gain scale layer_scale gamma gamma_1 beta alpha temperature logit_scale rel_pos_h rel_pos_w '
+    'relative_position_bias_table attention_biases A_log latents latent_query codebook codevectors prompts '
+    'prompt_embed queries query_tokens probe cls_token mask_token register_tokens pos_embed position_embeddings '
+    'absolute_pos_embed emb_rel_k sinks lambda_init freqs log_decay prototypes norm_weight q_bias bias_u weight_g '
+    'weight_scale dt_bias D memory state h0 anything'.split(),
 )
 def test_what_is_no_weight_is_left_out(name):
     for shape in ((16, 8), (1, 16, 8), (4, 1, 1), (8, 1)):
@@ -37,7 +39,8 @@ def test_what_is_no_weight_is_left_out(name):
 
 @pytest.mark.parametrize(
     'name',
-    'weight kernel w w1 W in_proj_weight qkv_weight out_proj text_projection gate_up_proj lora_A x_proj_weight pos_proj fc_w Wq rel_kernel'.split(),
+    'weight kernel w w1 W in_proj_weight qkv_weight out_proj text_projection gate_up_proj lora_A x_proj_weight '
+    'pos_proj fc_w Wq rel_kernel'.split(),
 )
 def test_raw_matrices_are_found_by_name(name):
     assert names(Raw(**{name: P(16, 8)})) == [name]
@@ -46,7 +49,7 @@ def test_raw_matrices_are_found_by_name(name):
 
 
 class Used(nn.Module):
-    "Names that say nothing: the code does"
+    "Names that tell nothing: only the code does"
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"Files that are written: whole or not at all, under a fresh name, with the permissions of other files, and errors with the path"
+"Files are written as a whole or not at all, with the permissions of other files, and errors name the path"
 
 import os
 import stat
@@ -72,7 +72,7 @@ def test_rounds_and_sweeps_follow_no_link(learner, fit, tmp_path):
 
 @pytest.mark.parametrize('write', WRITERS.values(), ids=WRITERS)
 def test_a_full_disk_is_an_error_with_the_path(tmp_path, write):
-    "As of a limit for the size of files"
+    "Simulated by a limit of the size of files"
     import resource
     import signal
 

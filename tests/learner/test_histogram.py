@@ -1,4 +1,4 @@
-"Hidden representations: all of them, each number once, pooled"
+"Hidden representations of all layers are pooled, each number once"
 
 import numpy as np
 import pytest
@@ -78,7 +78,7 @@ def test_a_layer_of_several_functions_counts_by_its_output():
 
 @pytest.mark.parametrize('n_values', [100, 1000, 100_000])
 def test_all_layers_in_proportion(n_values):
-    "Shares of three layers whose outputs are known: 0, 1 and 2"
+    "The shares of three layers whose outputs are 0, 1 and 2"
 
     class Three(nn.Module):
         def __init__(self):

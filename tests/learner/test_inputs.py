@@ -1,4 +1,4 @@
-"What needs a batch takes `example=`, and batches may be tuples and dicts"
+"Functions that need a batch take `example=`, and batches may be tuples and dicts"
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ class Nested:
 
 
 def nested(kind):
-    "A Learner with such batches, whose first layer has no filter left of its first four"
+    "A Learner with such batches, whose first four filters in the first layer are pruned"
     dls = DataLoaders(*(DataLoader(Nested(kind), bs=8) for _ in range(2)))
     learn = Learner(
         dls,
@@ -129,7 +129,7 @@ def test_a_wrong_example(loaded, tmp_path):
     [
         rows(6),
         list(rows(6)),
-        dict(zip(('right', 'left'), reversed(rows(6)))),
+        dict(zip(('right', 'left'), reversed(rows(6)), strict=True)),
         {'left': rows(6)[0]},
         {'left': rows(6)[0], 'shift': torch.ones(16)},
     ],

@@ -1,4 +1,4 @@
-"What is frozen, for good and in turns: nothing that was asked for is left out in silence"
+"Weights that are frozen, always or in turns: a warning names what is left out"
 
 import warnings
 
@@ -31,8 +31,8 @@ def toy(model=None, frozen=('0',), **kwargs):
     return learn
 
 
-def told(f):
-    "Warnings of what is left out"
+def warnings_of(f):
+    "Warnings of weights that are left out"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         f()
@@ -59,7 +59,7 @@ methods = [SparsifyCallback, GMP, DPF, DNW, GSM, GradualL2, RigL, SET, SNFS, DST
 )
 @pytest.mark.parametrize('method', methods, ids=lambda m: m.__name__)
 def test_an_include_of_frozen_weights_is_an_error(method, kwargs, what):
-    "Before training, and it names them"
+    "The error comes before training, and names them"
     learn = toy()
     before = learn.model[2].weight.detach().clone()
     with pytest.raises(ValueError) as e:
@@ -96,7 +96,7 @@ def test_recipes_say_so(make):
 @pytest.mark.parametrize('sparsity', [0.9, {'*': 0.9}, {'*': 0.9, '2': 0.5}, {'2': 0.5, '4': 0.5}])
 def test_what_is_left_out_is_told_once(sparsity):
     learn = toy(frozen=('0', '2') if sparsity == 0.9 else ('0',))
-    (note,) = told(lambda: fit(learn, 2, SparsifyCallback(sparsity)))
+    (note,) = warnings_of(lambda: fit(learn, 2, SparsifyCallback(sparsity)))
     assert "'0.weight'" in note and ("'2.weight'" in note) == (sparsity == 0.9)
     assert '0.weight' not in learn.masks and learn.model[0].weight.detach().all()
 
@@ -119,30 +119,30 @@ def test_recipes_tell_once(run):
         with learn.no_logging(), learn.no_bar():
             run(learn)
 
-    assert len(told(quietly)) == 1 and '0.weight' not in learn.masks and learn.model[0].weight.detach().all()
+    assert len(warnings_of(quietly)) == 1 and '0.weight' not in learn.masks and learn.model[0].weight.detach().all()
 
 
 def test_many_are_counted():
     model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(9)], nn.Linear(64, 4))
-    (note,) = told(lambda: fit(toy(model, [str(i) for i in range(9)]), 1, SparsifyCallback(0.9)))
+    (note,) = warnings_of(lambda: fit(toy(model, [str(i) for i in range(9)]), 1, SparsifyCallback(0.9)))
     assert "'0.weight', '1.weight', '2.weight' and 6 more" in note
 
 
 def test_no_warning_where_nothing_is_left_out():
-    assert not told(lambda: fit(toy(), 1, SparsifyCallback(0.9, exclude='0')))
-    assert not told(lambda: fit(toy(frozen=()), 1, SparsifyCallback(0.9)))
-    assert not told(lambda: fit(toy(), 1))
+    assert not warnings_of(lambda: fit(toy(), 1, SparsifyCallback(0.9, exclude='0')))
+    assert not warnings_of(lambda: fit(toy(frozen=()), 1, SparsifyCallback(0.9)))
+    assert not warnings_of(lambda: fit(toy(), 1))
     learn = toy(frozen=(), splitter=lambda m: [params(m[:2]), params(m[2:])])
 
     def tune():
         with learn.no_logging():
             learn.fine_tune(1, cbs=SparsifyCallback(0.9))
 
-    assert not told(tune) and learn.masks.sparsity == pytest.approx(0.9, abs=1e-2)
+    assert not warnings_of(tune) and learn.masks.sparsity == pytest.approx(0.9, abs=1e-2)
 
 
 class Adapter(nn.Module):
-    "A low-rank one beside a layer that is frozen"
+    "A low-rank adapter of a frozen layer"
 
     def __init__(self, base, rank=4):
         super().__init__()
@@ -160,7 +160,7 @@ class Adapter(nn.Module):
 @pytest.mark.parametrize('kwargs', [{}, dict(exclude='*.base'), dict(include='*.a')])
 def test_the_column_counts_what_the_report_counts(kwargs):
     learn = toy(nn.Sequential(Adapter(nn.Linear(64, 64)), nn.ReLU(), Adapter(nn.Linear(64, 4))), ())
-    assert len(told(lambda: fit(learn, 2, SparsifyCallback(0.9, **kwargs)))) == (not kwargs)
+    assert len(warnings_of(lambda: fit(learn, 2, SparsifyCallback(0.9, **kwargs)))) == (not kwargs)
     total = learn.sparsity_report().loc['total', 'sparsity']
     assert (
         learn.recorder.values[-1][-1] == pytest.approx(total)
@@ -200,7 +200,7 @@ class GAN(nn.Module):
 
 
 class Turns(Callback):
-    "One of the two is frozen at any time, as by fastai's GANTrainer, and so it is when a fit begins and ends"
+    "One of two parts is always frozen, as by fastai's GANTrainer, also at the start and the end of a fit"
 
     order = -2
 
@@ -233,7 +233,7 @@ def test_frozen_in_turns(method, include, names):
         learn = toy(GAN(), ())
         for _ in range(before):
             fit(learn, 1, Turns())
-        assert not told(lambda: fit(learn, 2, method(0.8, include=include), Turns()))
+        assert not warnings_of(lambda learn=learn: fit(learn, 2, method(0.8, include=include), Turns()))
         assert list(learn.masks) == names and learn.masks.sparsity == pytest.approx(0.8, abs=0.01)
         for n, m in learn.masks.items():
             assert not learn.model.get_parameter(n).detach()[~m].any()
@@ -259,7 +259,7 @@ def test_criteria_that_need_gradients_of_both_are_refused_before_training():
 def test_frozen_by_hand_after_a_fit_is_frozen():
     learn = fit(toy(frozen=()), 1)
     learn.model[0].requires_grad_(False)
-    (note,) = told(lambda: fit(learn, 1, SparsifyCallback(0.9)))
+    (note,) = warnings_of(lambda: fit(learn, 1, SparsifyCallback(0.9)))
     assert "'0.weight'" in note and list(learn.masks) == ['2.weight', '4.weight']
 
 
@@ -273,7 +273,8 @@ def test_fastais_gan():
         learn = GANLearner.wgan(dls, basic_generator(32, 3, in_sz=8, n_features=4), basic_critic(32, 3, n_features=4))
         learn.remove_cb(ProgressCallback)
         for _ in range(2):
-            assert not told(lambda: fit(learn, 2, SparsifyCallback(0.8, include=include)))
+            cb = SparsifyCallback(0.8, include=include)
+            assert not warnings_of(lambda learn=learn, cb=cb: fit(learn, 2, cb))
             assert {n.split('.')[0] for n in learn.masks} == set(part) and learn.masks.sparsity == pytest.approx(
                 0.8, abs=0.01
             )

@@ -1,4 +1,4 @@
-"What is another experiment is not taken for the same, and the same one goes on"
+"Another experiment is refused, and the same one goes on"
 
 import subprocess
 import sys
@@ -54,9 +54,12 @@ def net(p=0.1):
     return nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Dropout(p), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 4))
 
 
+momentum, one_cycle = partial(SGD, mom=0.9), partial(SparsifyCallback, 0.8)
+
+
 @pytest.fixture
 def make(tmp_path):
-    def make(seed=0, data=None, bs=8, model=net, loss_func=None, opt_func=partial(SGD, mom=0.9), **kw):
+    def make(seed=0, data=None, bs=8, model=net, loss_func=None, opt_func=momentum, **kw):
         set_seed(seed)
         data = data or items()
         dls = DataLoaders(DataLoader(data, bs=bs, shuffle=True), DataLoader(data[:8], bs=8))
@@ -79,7 +82,7 @@ def run(learn, how, *cbs):
     return learn
 
 
-def fit(n=4, lr=0.02, how='fit_one_cycle', cb=partial(SparsifyCallback, 0.8), cbs=(), **kw):
+def fit(n=4, lr=0.02, how='fit_one_cycle', cb=one_cycle, cbs=(), **kw):
     return lambda learn, more: getattr(learn, how)(n, lr, cbs=[*([cb()] if cb else []), *cbs, *more], **kw)
 
 
@@ -300,20 +303,18 @@ def test_mixup(make):
 
 
 def test_what_may_change(make, tmp_path):
-    "What shows or logs, names of files, and callbacks of the user's own, such as the one that stops"
+    "Callbacks that show or log, names of files, and the user's own callbacks, such as the one that stops"
     with pytest.raises(KeyboardInterrupt):
         run(make(), fit(), Stop(), CSVLogger(tmp_path / 'a.csv'))
     a, b = run(make(), fit(), CSVLogger(tmp_path / 'b.csv'), SaveModelCallback(every_epoch=True)), make()
     with b.no_bar(), b.no_logging():
         fit()(b, [])
-    assert (
-        all(torch.equal(x, y) for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values()))
-        and a.masks == b.masks
-    )
+    assert all(map(torch.equal, a.model.state_dict().values(), b.model.state_dict().values()))
+    assert a.masks == b.masks
 
 
 def test_the_same_learner_goes_on(make):
-    "A cell of a notebook that was stopped is run again; but not after its weights were changed"
+    "A stopped cell of a notebook can be run again, but not after the weights have changed"
     learn = make()
     with pytest.raises(KeyboardInterrupt):
         run(learn, fit(), Stop())
@@ -321,7 +322,7 @@ def test_the_same_learner_goes_on(make):
     whole = make()
     with whole.no_bar(), whole.no_logging():
         fit()(whole, [])
-    assert all(torch.equal(x, y) for x, y in zip(learn.model.state_dict().values(), whole.model.state_dict().values()))
+    assert all(map(torch.equal, learn.model.state_dict().values(), whole.model.state_dict().values()))
     learn = make()
     (learn.path / 'models' / 'run.safetensors').unlink()
     with pytest.raises(KeyboardInterrupt):
@@ -353,7 +354,7 @@ def test_phases_are_compared_each(make):
     a, b = run(new(), tune()), new()
     with b.no_bar(), b.no_logging():
         tune()(b, [])
-    assert all(torch.equal(x, y) for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values()))
+    assert all(map(torch.equal, a.model.state_dict().values(), b.model.state_dict().values()))
 
 
 script = '''
@@ -433,7 +434,7 @@ def test_two_seeds_in_one_folder(make, tmp_path):
 
 
 def test_the_same_tickets_go_on(make, tmp_path):
-    "However `fit` is written, if it trains the same; in another Learner, and in the same one"
+    "For any way to write the same `fit`, in another Learner and in the same one"
     found = tickets(learn := make(), tmp_path / 'f')
     again = tickets(make(), tmp_path / 'f', lambda l, cbs: fits()(l, cbs))
     assert [t.masks for t in again] == [t.masks for t in found]
@@ -643,7 +644,7 @@ def test_transforms_with_other_arguments():
         *vision.aug_transforms(max_rotate=30, max_lighting=0.4),
     ]
     before = [describe(describe_transform(o)) for o in made]
-    assert all(a != b for a, b in zip(before[:6:2], before[1:6:2])) and before[6:8] != before[8:10]
+    assert all(a != b for a, b in zip(before[:6:2], before[1:6:2], strict=True)) and before[6:8] != before[8:10]
     x = vision.TensorImage(torch.rand(2, 3, 8, 8))
     for o in made:
         o(x, split_idx=0)

@@ -1,4 +1,4 @@
-"Small images as one tensor: what is on disk, what a batch has of it, and what a Learner can do with it"
+"Small images as one tensor: on disk, in a batch, and in a Learner"
 
 import pickle
 
@@ -13,7 +13,7 @@ from fastprune.all import FlipAndShift, SparsifyCallback, cifar10_dls, digits_co
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    "Two classes that differ in brightness, PNG: pixels come back as they were"
+    "Two classes that differ in brightness, as PNG, which keeps pixels as they are"
     path, noise = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
     for part, n in (('train', 60), ('test', 20)):
         for c, base in (('dark', 0), ('light', 128)):
