@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from fastai.basics import Learner, patch
 
-from ..learner.states import borrowed, seed_round, starting_at
+from ..learner.states import restoring, seed_round, starting_at
 from .fitting import last_metrics
 from .planning import plan_of
 from .ticket import Ticket, check_ticket
@@ -107,7 +107,7 @@ def compare_tickets(
     plan_of(self, fit, start=max(t.start for t in tickets))
     copied = lambda t: {n: x.clone() if isinstance(x, torch.Tensor) else x for n, x in t.state.items()}
     tickets, rows = [t.replace(state=copied(t)) for t in tickets], []
-    with borrowed(self):
+    with restoring(self):
         for m, kind, seed, t in _controls(tickets, kinds, seeds):
             self.load_ticket(t)
             if kind == 'dense':

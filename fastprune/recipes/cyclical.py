@@ -16,12 +16,13 @@ from fastai.callback.schedule import ParamScheduler
 from ..core.checks import check_fraction, check_whole
 from ..core.targets import check_sparsity
 from ..criteria.weights import random_score
+from ..engine.keep import present_masks
 from ..learner.states import state_of
 from .fitting import callback_list, check_unfrozen, fit_afresh, group_rates, shaped_schedule
 from ..schedules.rates import lr_warmup
 from ..schedules.sparsity import cubic, cyclical, one_shot, window
 from ..training import prune as prune
-from ..training.callback import SparsifyCallback, _present
+from ..training.callback import SparsifyCallback
 
 # %% ../../nbs/recipes/cyclical.ipynb #dfe08607
 _step_decay = partial(lr_warmup, warmup=0.0, drops=(0.75,))  # Srinivas et al. 2022, for CIFAR-10
@@ -133,7 +134,7 @@ def _check_sculpt(learn, weights, start_sparsity, cbs):
     "Make sure that nothing else prunes, and that the Learner is not too sparse to start from; raises `ValueError`"
     if other := next((o for o in [*learn.cbs, *cbs] if isinstance(o, SparsifyCallback)), None):
         raise ValueError(f"cbs: fit_sculpt has a SparsifyCallback of its own, so take out {other}")
-    present = _present(learn, weights).sparsity
+    present = present_masks(learn.masks, weights).sparsity
     if present > start_sparsity + 1 / sum(p.numel() for p in weights.values()):
         raise ValueError(
             f"start_sparsity={start_sparsity:g}: the Learner is {100 * present:.4g}% sparse already, and SCULPT starts "

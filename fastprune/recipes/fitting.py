@@ -10,7 +10,7 @@ import numpy as np
 from fastai.basics import Learner, OptimWrapper, even_mults
 from fastai.optimizer import detuplify_pg
 
-from ..learner.keep import is_frozen
+from ..learner.fit import is_frozen
 from ..schedules.sparsity import schedule_name
 
 # %% ../../nbs/recipes/fitting.ipynb #f4478650

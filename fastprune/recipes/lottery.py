@@ -13,7 +13,8 @@ import torch
 from fastai.basics import Learner, patch
 
 from ..core.checks import check_choice
-from ..core.files import is_number, save_state
+from ..core.files import save_state
+from ..core.json_files import is_number
 from ..core.names import state_names, to_state_names, unwrap
 from ..criteria.weights import magnitude
 from ..learner.states import state_of

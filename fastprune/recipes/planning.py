@@ -12,7 +12,7 @@ from numbers import Integral, Number
 
 from fastai.basics import Callback, Learner
 
-from ..learner.states import borrowed, end_before_training, steps_by_epoch
+from ..learner.states import end_before_training, restoring, steps_by_epoch
 from ..schedules.sparsity import schedule_name
 from ..training.identity import fit_identity
 
@@ -65,7 +65,7 @@ def _dry_run(learn, fit, args, plan):
     own = _own_callbacks(learn)
     try:
         learn.load = learn.save = lambda *a, **k: learn  # a SaveModelCallback has nothing to do here
-        with borrowed(learn), learn.removed_cbs(own), learn.no_bar(), learn.no_logging():
+        with restoring(learn), learn.removed_cbs(own), learn.no_bar(), learn.no_logging():
             learn.opt = None
             fit(learn, [_Probe(plan, own)], *args)
     finally:

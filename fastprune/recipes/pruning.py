@@ -188,7 +188,7 @@ class RoundPruning:
         end = 1 - (1 - prune_rate) ** rounds if target is None else target
         first = SparsifyCallback(end, schedule, **self._where, **self._same)
         self.weights, _ = first.targets(learn.model, learn)
-        self.scope, self._left_out = first.scope, first._left_out
+        self.scope, self.left_out = first.scope, first.left_out
         sizes = {n: p.numel() for n, p in self.weights.items()}
         self.sparsity = RoundSparsity(sizes, rounds, prune_rate, target, self.scope == 'local')
 
@@ -229,7 +229,7 @@ def callback(self: RoundPruning, m: int) -> SparsifyCallback:
     "A callback that prunes while a round trains, from the sparsity after `m-1` rounds to that after `m`"
     begin, end = self.sparsity.asked(m - 1), self.sparsity.asked(m)
     cb = SparsifyCallback(end, self.schedule, initial=begin, **self._where, **self._same)
-    cb._quiet, cb._left_out = m > 1, self._left_out  # the first round has said what there is to say
+    cb.quiet, cb.left_out = m > 1, self.left_out  # the first round has said what there is to say
     return cb
 
 

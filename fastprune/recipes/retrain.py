@@ -65,11 +65,11 @@ def retrain(
             f"epochs={epochs}: 'lrw' replays the last epochs of the original training, which had {original_epochs:g}"
         )
     if schedule == 'allr' and discount is None:
-        if self.keep_masks._change is None:
+        if self.keep_masks.change is None:
             raise ValueError(
                 "ALLR needs to know how much pruning has changed: call `learn.prune` right before, or give `discount`"
             )
-        discount = min(1.0, max(self.keep_masks._change, length))
+        discount = min(1.0, max(self.keep_masks.change, length))
     lr = lr_retrain(schedule, history, length, 1.0 if discount is None else discount, warmup, scale)
     fit_afresh(self, epochs, cbs=[ParamScheduler({'lr': lr}), *callback_list(cbs)], wd=wd)
     self._retrained = dict(lrs=self._fit_lrs, history=history, epochs=original_epochs, scale=scale)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from fastai.basics import Learner, patch
 
-from ..core.describe import differences
-from ..core.files import atomically, is_number, load_state, read_json, save_state
+from ..core.differences import differences
+from ..core.files import atomically, load_state, save_state
 from ..core.folders import sole_owner
+from ..core.json_files import is_number, read_json
 from ..core.masks import Masks
 from ..core.names import shape_of, unwrap
 from ..learner.keep import set_masks

@@ -12,16 +12,16 @@ from numbers import Number
 
 import numpy as np
 
-from .rates import _rate
+from ..core.checks import check_choice, check_fraction, check_number
+from .rates import as_rate
 
 # %% ../../nbs/schedules/retraining.ipynb #dbf3c843
 RETRAINING = ('ft', 'lrw', 'slr', 'clr', 'llr', 'allr')
 
 
-def check_retraining(name):
-    if name not in RETRAINING:
-        raise ValueError(f"schedule={name!r} is unknown: use one of {', '.join(RETRAINING)}")
-    return name
+def check_retraining(name) -> str:  # `name`
+    "Check that `name` is a retraining schedule. Raises `ValueError`"
+    return check_choice(RETRAINING, schedule=name)
 
 
 def _at(history, pos):
@@ -43,43 +43,47 @@ def _cosine(top, low, pos):
 def _to_zero(top, pos):
     return top * (1 - pos)
 
+# %% ../../nbs/schedules/retraining.ipynb #9cc2bd36
+def _check_arguments(history, length, discount, warmup):
+    "Check the arguments of `lr_retrain`"
+    is_list = isinstance(history, (list, tuple, np.ndarray))
+    if not is_list or not all(isinstance(o, Number) or getattr(o, 'ndim', 1) == 0 for o in history):
+        raise ValueError(f"history={history!r}: needs a list with one number for each epoch or iteration")
+    if not len(history):
+        raise ValueError("history is empty: needs the rates of the original training")
+    check_number('the length of retraining over that of the original training, above 0', '(0,inf)', length=length)
+    check_fraction('a number in [0,1], from `allr_discount`', '[0,1]', discount=discount)
+    check_fraction('a fraction of retraining in [0,1)', '[0,1)', warmup=warmup)
+
 
 def lr_retrain(
     name: str,  # 'ft', 'lrw', 'slr', 'clr', 'llr' or 'allr'
     history,  # Rates of the original training, at equal steps: one an epoch, or one an iteration
-    length: float = 1.0,  # Length of retraining, as a fraction of the original training: T_rt/T
+    length: float = 1.0,  # Length of retraining as a fraction of the original training, T_rt/T
     discount: float = 1.0,  # For 'allr': d, from `allr_discount`
-    warmup: float = 0.1,  # Length of the linear rise from 0, as a fraction of retraining; for 'slr', 'clr', 'llr' and 'allr'
-    scale=1.0,  # The rates are multiplied by this: a number, or an array with one for each parameter group
+    warmup: float = 0.1,  # Length of the linear rise from 0 as a fraction of retraining; none for 'ft' and 'lrw'
+    scale=1.0,  # Factor of all rates: a number, or an array with one for each parameter group
 ):  # Function from the position in retraining, in [0,1), to the rate
-    """The rate while retraining (Zimmer et al. 2023). FT: the last one. LRW: the last ones again, for a `length` up
-    to 1. SLR: all of them from the largest on, in the time there is; the authors' code keeps the original's warm-up
-    as time at the largest rate. CLR: a cosine from the largest to the smallest. LLR: linear from the largest to 0.
-    ALLR: LLR, the largest discounted by d"""
-    if not isinstance(history, (list, tuple, np.ndarray)) or not all(
-        isinstance(o, Number) or getattr(o, 'ndim', 1) == 0 for o in history
-    ):
-        raise ValueError(f"history={history!r}: needs a list with one number for each epoch or iteration")
-    if not len(history):
-        raise ValueError("history is empty: needs the rates of the original training")
-    history = [float(o) for o in _rate(history, 'history')]
-    if not 0 < length < math.inf:
-        raise ValueError(
-            f"length={length!r}: needs the length of retraining over that of the original training, above 0"
-        )
-    if not 0 <= discount <= 1:
-        raise ValueError(f"discount={discount!r}: needs a number in [0,1], from `allr_discount`")
-    if not 0 <= warmup < 1:
-        raise ValueError(f"warmup={warmup!r}: needs a fraction of retraining in [0,1)")
+    """The rate while retraining (Zimmer et al. 2023):
+
+    - FT: the last rate of the original training.
+    - LRW: the last rates again, for a `length` up to 1.
+    - SLR: all rates from the largest on, scaled to `length`. (The authors' code has the largest rate where the
+      original training had its warm-up.)
+    - CLR: a cosine from the largest rate to the smallest.
+    - LLR: linear from the largest rate to 0.
+    - ALLR: LLR with the largest rate multiplied by `discount`."""
+    _check_arguments(history, length, discount, warmup)
+    history = [float(o) for o in as_rate(history, 'history')]
     top = max(history)
-    down = history[history.index(top) :]  # its own warm-up is not repeated
+    down = history[history.index(top) :]  # without the original warm-up
     match check_retraining(name):
         case 'ft':
             return partial(_replay, history[-1:], 0.0, scale)
         case 'lrw':
             if length > 1:
                 raise ValueError(
-                    f"length={length:g}: 'lrw' replays the end of the original training, and can't be longer than that"
+                    f"length={length:g}: 'lrw' replays the original training, and can't be longer than that"
                 )
             return partial(_replay, history, 1 - length, scale)
         case 'slr':
@@ -95,31 +99,30 @@ def lr_retrain(
 # %% ../../nbs/schedules/retraining.ipynb #a0c1fbe4
 def allr_discount(
     before,  # Prunable weights before pruning: name -> tensor, or a list
-    after,  # Weights after it, the same names and shapes
-    sparsity: float,  # Fraction of the weights that this step pruned, in (0,1]
-    budget: float = 0.0,  # Length of retraining, as a fraction of the original training: T_rt/T
+    after,  # Weights after pruning, with the same names and shapes
+    sparsity: float,  # Fraction of the weights that this step has pruned, in (0,1]
+    budget: float = 0.0,  # Length of retraining as a fraction of the original training, T_rt/T
 ) -> float:  # d, in [0,1]
-    "ALLR's d = max(d1, d2), d1 = ||before-after|| / (||before|| sqrt(sparsity)), d2 = budget (Zimmer et al. 2023, section 2)"
+    """The discount d of ALLR: max(d1, d2) with d1 = ||before-after|| / (||before|| sqrt(sparsity)) and d2 = budget
+    (Zimmer et al. 2023, section 2)"""
     if not isinstance(before, dict):
         before, after = dict(enumerate(before)), dict(enumerate(after))
     if before.keys() != after.keys():
-        raise ValueError(
-            f"before and after need the same tensors: {sorted(before.keys() ^ after.keys(), key=str)[0]!r} is in one of them alone"
-        )
+        odd = sorted(before.keys() ^ after.keys(), key=str)[0]
+        raise ValueError(f"before and after need the same tensors: {odd!r} is in only one of them")
     for n, b in before.items():
         if b.shape != after[n].shape:
-            raise ValueError(f"after[{n!r}] has shape {tuple(after[n].shape)}: needs that of before, {tuple(b.shape)}")
-    if not 0 < sparsity <= 1:
-        raise ValueError(f"sparsity={sparsity!r}: needs the fraction of weights that are pruned now, in (0,1]")
-    if not budget >= 0:
-        raise ValueError(
-            f"budget={budget!r}: needs the length of retraining over that of the original training, at least 0"
-        )
-    norm = lambda xs: math.sqrt(sum(float(x.detach().double().square().sum()) for x in xs))
+            raise ValueError(
+                f"after[{n!r}] has shape {tuple(after[n].shape)}: needs the shape of before, {tuple(b.shape)}"
+            )
+    check_fraction('the fraction of weights that are pruned now, in (0,1]', '(0,1]', sparsity=sparsity)
+    length = 'the length of retraining over that of the original training, at least 0'
+    check_number(length, '[0,inf]', budget=budget)
+
+    def norm(xs):
+        return math.sqrt(sum(float(x.detach().double().square().sum()) for x in xs))
+
     whole = norm(before.values())
-    d1 = (
-        norm([b.detach() - after[n].detach() for n, b in before.items()]) / (whole * math.sqrt(sparsity))
-        if whole
-        else 0.0
-    )
+    change = norm([b.detach() - after[n].detach() for n, b in before.items()])
+    d1 = change / (whole * math.sqrt(sparsity)) if whole else 0.0
     return min(1.0, max(d1, budget))
