@@ -2,9 +2,12 @@
 
 from .analysis.hessian import *
 from .analysis.instability import *
+from .analysis.overlap import *
+from .analysis.paper_methods import *
 from .analysis.paths import *
 from .analysis.plane import *
 from .analysis.sensitivity import *
+from .analysis.states import *
 from .analysis.sweep import *
 from .analysis.weights import *
 from .core.checks import *

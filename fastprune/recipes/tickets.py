@@ -9,9 +9,6 @@ __all__ = ['default_metric', 'Tickets']
 import pandas as pd
 from fastai.basics import patch
 
-from ..core.json_files import is_number, parse_json
-from ..learner.fit import is_frozen
-
 # %% ../../nbs/recipes/tickets.ipynb #8fcbd44d
 def default_metric(
     names,  # Names of losses and metrics

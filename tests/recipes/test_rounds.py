@@ -186,14 +186,14 @@ def test_rounds_take_all_arguments_of_the_callback(search, monkeypatch):
 def test_masks_of_scheduled_rounds_are_nested(kw):
     learn, seen = make(), []
 
-    class Masks(Callback):
+    class See(Callback):
         order = 97
 
         def after_train(self):
             if self.learn.masks:
                 seen.append(self.learn.masks)
 
-    learn.add_cb(Masks())
+    learn.add_cb(See())
     table(learn, 3, prune_rate=0.4, schedule=linear, **kw)
     assert len(seen) == 3
     for a, b in itertools.pairwise(seen):
