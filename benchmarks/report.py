@@ -48,7 +48,7 @@ over['target'] = [next((v for k, v in limit.items() if s.endswith(f', {k}')), ''
 over['met'] = ['' if t == '' else 'yes' if r <= t else 'no' for r, t in zip(over.ratio, over.target)]
 text = f'''# Benchmarks
 
-Made by `python benchmarks/report.py` from the CSV files here, which `mask_update.py`, `overhead.py`, `connectivity.py`, `billion.py`, `soak.py`, `inference.py` and `loading.py` write. They need `pip install '.[bench]'`.
+Made by `python benchmarks/report.py` from the CSV files here, which `mask_update.py`, `overhead.py`, `connectivity.py`, `billion.py`, `soak.py`, `inference.py`, `kernel_numba.py` and `loading.py` write. They need `pip install '.[bench]'`.
 Both sides run in one process, in turn; figures are medians. Machine: {df.machine[0]}.
 
 ## Training with One-Cycle Pruning to 90% over plain training
@@ -156,6 +156,18 @@ and of the Transformer only the inner neurons of its blocks. onnxruntime runs th
 Outputs of `sparse_inference`, of shrunk models and of ONNX files differ from their models' by {max(float(d) for d in fast.relative_difference if d):.0e} of the largest at most, over all rows. Parameters that shrunk models have left:
 
 {table(left)}
+'''
+both = pd.read_csv(here / 'kernel_numba.csv', dtype=object, keep_default_na=False)
+first, both = both[both.network == 'first use'].iloc[0], both[both.network != 'first use']
+over = (both.ratio.astype(float) > 1.1).sum()
+text += f'''
+## The sparse kernel in Numba
+
+The sparse kernel was written in LLVM's language at first. In Numba it is Python, and about the same machine code: outputs are the same to the bit in {(both.same_bits == 'True').sum()} of {len(both)} rows.
+All linear layers and convolutions of a network as sparse layers, in milliseconds of one thread, by `kernel_numba.py`. `ratio` is Numba's time over that of the older kernel, from the shortest times of each layer, and
+`worst layer` its largest value for one layer. {over or 'No'} row{'' if over == 1 else 's'} of {len(both)} {'is' if over == 1 else 'are'} more than 10% slower; the mean ratio is {both.ratio.astype(float).mean():.3f}. The first use in a process compiles for {float(first.numba_ms) / 1000:.1f} s, where the older kernel took {float(first.llvm_ms) / 1000:.1f} s. Machine: {first.machine}.
+
+{table(both.drop(columns=['machine', 'same_bits']).rename(columns=lambda c: c.replace('_', ' ')))}
 '''
 loads = pd.read_csv(here / 'loading.csv', keep_default_na=False)
 text += f'''

@@ -44,6 +44,7 @@ from .deploy.report_file import *
 from .deploy.sections import *
 from .deploy.semi_structured import *
 from .deploy.shrink import *
+from .deploy.threads import *
 from .deploy.torch_prune import *
 from .learner.batches import *
 from .learner.distributed import *

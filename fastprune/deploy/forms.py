@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .kernel import SparseConv, SparseLinear, _both, looks_like
+from .kernel import SparseConv, SparseLinear, as_pair, looks_like
 from ..learner.inputs import as_inputs, call_example, call_model, error_line
 from ..learner.inputs import tensors_in as _tensors
 
@@ -35,7 +35,7 @@ class _CSR(nn.Module):
             if w.ndim > 4:
                 raise ValueError('there is none over three dimensions')
             self.one = w.ndim == 3
-            self._kernel, self._stride, self._dilation = map(_both, (layer.kernel_size, layer.stride, layer.dilation))
+            self._kernel, self._stride, self._dilation = map(as_pair, (layer.kernel_size, layer.stride, layer.dilation))
             self._padding = ((0,) if self.one else ()) + tuple(layer.padding)
             if layer.groups > 1:
                 w = torch.block_diag(*w.flatten(1).chunk(layer.groups))
