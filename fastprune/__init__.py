@@ -1,5 +1,10 @@
-"Sparse training for fastai: prune while you train, exactly, in one line"
+"""Modules:
+
+- `fastprune.moved`: Old module paths, for one release: they warn, and lead to where the code is now."""
+
 from importlib.metadata import version
 
+from .moved import install
+
 __version__ = version('fastprune')
-del version
+install()

@@ -221,7 +221,7 @@ def _commands(train):
             return train(*args, **kwargs)
         if sys.argv[1:2] != ['report']:
             return train(**_flags(train))
-        from fastprune.report import report_file  # a later notebook's
+        from fastprune.deploy.report_file import report_file  # a later notebook's
 
         flags = _flags(report_file, 'report')
         try:

@@ -11,8 +11,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from fastprune import shards
 from fastprune.all import Masks, compute_masks, cubic, digits_dls, lamp, prunable_weights, random_score, taylor
+from fastprune.core import shards
 
 torch.set_num_threads(1)
 logging.getLogger('torch.distributed.tensor').setLevel(logging.ERROR)

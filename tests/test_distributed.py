@@ -8,8 +8,9 @@ import pytest
 import torch
 from processes import started, torchrun
 
-from fastprune import distributed, passes
 from fastprune.all import Masks, Ticket, load_tensors
+from fastprune.learner import batches as passes
+from fastprune.learner import distributed
 
 pytest.importorskip('accelerate')
 here = Path(__file__).parent

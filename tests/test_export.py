@@ -11,7 +11,6 @@ from fastai.basics import SGD, Callback, CrossEntropyLossFlat, DataLoader, DataL
 from torch import nn
 from torch.nn.utils import prune
 
-from fastprune import export
 from fastprune.all import (
     RigL,
     SparsifyCallback,
@@ -26,6 +25,7 @@ from fastprune.all import (
     to_semi_structured,
     to_torch_prune,
 )
+from fastprune.deploy import export, semi_structured
 from fastprune.deploy.semi_structured import _missing
 
 
@@ -569,8 +569,8 @@ class OnCPU(torch.sparse.SparseSemiStructuredTensorCUTLASS):
 
 @pytest.fixture
 def as_on_gpu(monkeypatch):
-    monkeypatch.setattr(export, '_missing', lambda *args: '')
-    monkeypatch.setattr(export, '_tensor_class', lambda cusparselt: OnCPU)
+    monkeypatch.setattr(semi_structured, '_missing', lambda *args: '')
+    monkeypatch.setattr(semi_structured, '_tensor_class', lambda cusparselt: OnCPU)
 
 
 class Channels(nn.Module):

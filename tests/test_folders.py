@@ -16,7 +16,7 @@ script = f"""
 import sys; sys.path.insert(0, {here!r})
 from pathlib import Path
 import fuzz
-from fastprune.all import (sweep)
+from fastprune.all import *
 from fastai.basics import Callback
 folder, kind = Path(sys.argv[1]), sys.argv[2]
 class Wait(Callback):
@@ -163,7 +163,7 @@ def test_without_locks_the_file_counts_while_its_process_lives(tmp_path, monkeyp
     import json
     import socket
 
-    from fastprune import folders
+    from fastprune.core import folders
 
     if why == 'no fcntl':
         monkeypatch.setattr(folders, 'fcntl', None)

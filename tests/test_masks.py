@@ -5,8 +5,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastprune import selection
 from fastprune.all import GRANULARITIES, Masks, compute_masks, layer_counts, unit_dims
+from fastprune.core import selection
 
 dtypes = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
 sparsities = st.one_of(st.sampled_from([0.0, 0.5, 0.9, 0.99, 0.999999, 1 - 2**-53]), st.floats(0, 1, exclude_max=True))

@@ -8,7 +8,6 @@ from fastai.basics import Callback, CrossEntropyLossFlat, DataLoader, DataLoader
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from fastprune import weights
 from fastprune.all import (
     Checkpoint,
     Masks,
@@ -20,6 +19,7 @@ from fastprune.all import (
     state_of,
     transposed_groups,
 )
+from fastprune.core import weights
 from fastprune.core.files import load_state, save_state
 
 

@@ -34,7 +34,6 @@ from test_recipes import quietly
 from torch import nn
 from torch.nn import functional as F
 
-from fastprune import passes
 from fastprune.all import (
     SparsifyCallback,
     digits_dls,
@@ -49,6 +48,8 @@ from fastprune.all import (
     wanda,
 )
 from fastprune.core.shards import is_dtensor
+from fastprune.learner import batches as passes
+from fastprune.learner import gradients as grads
 
 GRADIENTS = dict(snip=dict(criterion=snip), grasp=dict(criterion=grasp), taylor=dict(criterion=taylor, n_batches=2))
 CRITERIA = dict(**GRADIENTS, synflow=dict(criterion=synflow), wanda=dict(criterion=wanda))
@@ -380,8 +381,8 @@ def test_inputs_as_the_model_gets_them():
         with passes.as_in_fit(learn, False):
             assert passes.forward(learn, learn.dls.train.one_batch()).shape == (64, 10)
         with passes.as_in_fit(learn):
-            assert passes.loss_of(learn, learn.dls.train.one_batch()).requires_grad
-        assert len(list(passes.gradients(learn, 2))) == 2
+            assert grads.loss_of(learn, learn.dls.train.one_batch()).requires_grad
+        assert len(list(grads.gradients(learn, 2))) == 2
     no_targets = make(dls=DataLoaders(*[DataLoader([(torch.randn(64),)] * 8, bs=4)] * 2), metrics=None)
     no_targets.dls.n_inp = 1
     with pytest.raises(ValueError, match='inputs alone'):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from fastai.basics import Learner, load_learner, nn
 
-from fastprune import masks as masks_module
 from fastprune.all import Masks, SparsifyCallback, cifar_resnet, digits_dls
+from fastprune.core import masks as masks_module
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 

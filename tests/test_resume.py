@@ -262,7 +262,7 @@ def test_what_can_be_packed():
 script = '''
 import sys
 from fastai.basics import *
-from fastprune.all import (Checkpoint, GMP, SparsifyCallback, cubic, cyclical, digits_convnet, load_state, load_tensors, movement, opt_state, save_state, taylor, updating_movement)
+from fastprune.all import *
 set_seed(42, reproducible=True)
 torch.set_num_threads(1)
 learn = Learner(digits_dls(bs=256), digits_convnet(widths=(8,16,16)), loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=sys.argv[1])

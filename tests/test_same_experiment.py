@@ -360,7 +360,7 @@ script = '''
 import sys
 from functools import partial
 from fastai.basics import *
-from fastprune.all import (Checkpoint, GradualL2, LC, RigL, STR, SparsifyCallback, cubic, ocp, random_score, sweep)
+from fastprune.all import *
 rate, p = float(sys.argv[2]), float(sys.argv[3])
 def score(w): return w.abs()**p
 class Loss(nn.Module):

@@ -1,0 +1,3 @@
+from ..moved import attribute_of
+
+__getattr__ = attribute_of('analysis')

@@ -144,7 +144,11 @@ def _without_ours(learn):
 @contextlib.contextmanager
 def _by_value():
     "A context in which cloudpickle writes the classes of fastprune's networks and data themselves, and not where to import them from"
-    modules = [sys.modules[f'fastprune.{o}'] for o in ('models', 'data', 'passes') if f'fastprune.{o}' in sys.modules]
+    modules = [
+        sys.modules[f'fastprune.{o}']
+        for o in ('zoo.models', 'zoo.data', 'zoo.images', 'learner.batches')
+        if f'fastprune.{o}' in sys.modules
+    ]
     try:
         for m in modules:
             cloudpickle.register_pickle_by_value(m)

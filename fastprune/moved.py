@@ -1,0 +1,100 @@
+"""Old module paths, for one release: they warn, and lead to where the code is now.
+
+Each old module is a list of the modules that its names have gone to. The table serves imports, and the pickles in
+files such as `export.pkl`, which name modules, too."""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+import types
+import warnings
+
+MOVED = {
+    'analysis': ('analysis.weights', 'analysis.sensitivity', 'learner.flops'),
+    'baselines': (
+        'methods.dense_until_end',
+        'methods.always_sparse',
+        'methods.common',
+        'methods.dense_behind',
+        'methods.gradual',
+        'methods.registry',
+        'methods.thresholds',
+    ),
+    'callback': ('training.callback', 'criteria.ranking', 'learner.keep'),
+    'connectivity': ('analysis.paths', 'analysis.instability', 'analysis.plane', 'learner.evaluate'),
+    'criteria': ('criteria.gradients', 'core.protocol', 'criteria.flows', 'criteria.registry', 'criteria.weights'),
+    'data': ('zoo.data', 'zoo.images'),
+    'distributed': ('learner.distributed',),
+    'export': ('deploy.export', 'deploy.semi_structured', 'deploy.torch_prune'),
+    'folders': ('core.folders',),
+    'identity': ('training.identity', 'core.describe'),
+    'inference': ('deploy.inference', 'deploy.attention', 'deploy.fold', 'deploy.forms', 'deploy.modules'),
+    'inputs': ('learner.inputs',),
+    'kernel': ('deploy.kernel',),
+    'learner': ('training.prune', 'learner.histogram', 'learner.report'),
+    'lottery': ('recipes.lottery', 'recipes.compare', 'recipes.tickets'),
+    'lr': ('schedules.rates', 'schedules.retraining'),
+    'masks': ('core.masks', 'core.compute', 'core.granularity'),
+    'models': ('zoo.models',),
+    'passes': ('learner.batches', 'core.checks', 'learner.gradients'),
+    'radix': ('core.selection_sharded',),
+    'recipes': ('recipes.cyclical', 'methods.budgeted', 'recipes.iterative', 'recipes.oracle', 'recipes.retrain'),
+    'report': ('deploy.report', 'deploy.page', 'deploy.report_file', 'deploy.sections'),
+    'resume': ('training.checkpoint', 'training.optimizer_state', 'training.state'),
+    'rounds': ('recipes.rounds', 'learner.states', 'recipes.store'),
+    'schedules': ('schedules.sparsity', 'schedules.plot'),
+    'selection': ('core.selection',),
+    'shards': ('core.shards',),
+    'shrink': ('deploy.shrink', 'deploy.cut'),
+    'sweep': ('analysis.sweep',),
+    'torchfile': ('deploy.torchfile', 'deploy.torch_pickle'),
+    'usage': ('core.usage',),
+    'weights': ('core.weights', 'core.computed', 'core.layouts', 'core.names', 'core.targets'),
+}
+
+
+def find(old, name):
+    "What was called `name` in the module `fastprune.<old>`. Raises `AttributeError` if nothing was"
+    for new in MOVED[old]:
+        module = importlib.import_module(f'fastprune.{new}')
+        for same in (name, name.lstrip('_')):
+            if hasattr(module, same):
+                public = f"fastprune.{new} has it now; `from fastprune.all import *` has what users need"
+                warnings.warn(f"fastprune.{old} has moved: {public}", FutureWarning, stacklevel=3)
+                return getattr(module, same)
+    raise AttributeError(f"module 'fastprune.{old}' has no attribute {name!r}")
+
+
+def attribute_of(old):
+    "A module's `__getattr__`, for names that the old module had"
+
+    def __getattr__(name):
+        if name.startswith('__'):
+            raise AttributeError(f"module 'fastprune.{old}' has no attribute {name!r}")
+        return find(old, name)
+
+    return __getattr__
+
+
+class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    "Imports of old module paths"
+
+    def find_spec(self, fullname, path=None, target=None):
+        package, _, old = fullname.partition('.')
+        if package == 'fastprune' and old in MOVED:
+            return importlib.machinery.ModuleSpec(fullname, self)
+
+    def create_module(self, spec):
+        module = types.ModuleType(spec.name)
+        module.__getattr__ = attribute_of(spec.name.partition('.')[2])
+        return module
+
+    def exec_module(self, module):
+        "There is nothing to run: names are looked up when they are asked for"
+
+
+def install():
+    "Serve old paths, where no present module has the name"
+    if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+        sys.meta_path.append(MovedModules())
