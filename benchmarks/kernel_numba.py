@@ -78,7 +78,7 @@ def compare(before, layer, x, seconds):
         sides = {'llvm': sparse(before, layer), 'numba': sparse(kernel, layer)}
         equal &= torch.equal(sides['llvm'](x), sides['numba'](x))
         end, runs = time.perf_counter() + seconds / 3, 0
-        while runs < 3 or time.perf_counter() < end:
+        while runs < 2 or time.perf_counter() < end:
             for name in sorted(sides, reverse=runs % 2):
                 res[name].append(timed(sides[name], x))
             runs += 1
@@ -109,14 +109,24 @@ def row(name, sparsity, bs, seconds, model, before):
 
 
 def compile_row(before):
-    "What the first layer waits for"
-    start = time.perf_counter()
+    "What the first layer waits for, on a processor that does nothing else"
+    start = time.process_time()
     before._compiled()
-    llvm = time.perf_counter() - start
-    start = time.perf_counter()
+    llvm = time.process_time() - start
+    start = time.process_time()
     kernel.kernel_missing()
-    ours = time.perf_counter() - start
+    ours = time.process_time() - start
     return dict(network='first use', llvm_ms=round(1e3 * llvm), numba_ms=round(1e3 * ours), machine=machine())
+
+
+def save(rows):
+    "Write rows to the table, in place of those of the same name that were there"
+    path, new, order = here / 'kernel_numba.csv', pd.DataFrame(rows), {n: i for i, n in enumerate(networks)}
+    print(new.drop(columns='machine').to_string(index=False, header=False), flush=True)
+    if path.exists():
+        new = pd.concat([pd.read_csv(path), new]).drop_duplicates(['network', 'sparsity', 'batch'], keep='last')
+    keys = dict(by=['network', 'sparsity', 'batch'], key=lambda c: c.map(order) if c.name == 'network' else c)
+    new.sort_values(**keys).to_csv(path, index=False)
 
 
 if __name__ == '__main__':
@@ -129,20 +139,10 @@ if __name__ == '__main__':
     p.add_argument('--before', default=BEFORE, help='the commit with the older kernel')
     a = p.parse_args()
     torch.set_num_threads(1)
-    before, path = kernel_before(a.before), here / 'kernel_numba.csv'
-    rows = [compile_row(before)]
-    print(rows[0], flush=True)
+    before = kernel_before(a.before)
+    save([compile_row(before)])
     for name in a.networks or networks:
         for sparsity in a.sparsities:
             model = pruned(name, sparsity)
             for bs in a.batches:
-                rows.append(row(name, sparsity, bs, a.seconds, model, before))
-                print({k: v for k, v in rows[-1].items() if k != 'machine'}, flush=True)
-    new = pd.DataFrame(rows)
-    if path.exists():  # what was measured anew replaces what was
-        keys = ['network', 'sparsity', 'batch']
-        new = pd.concat([pd.read_csv(path), new]).drop_duplicates(keys, keep='last')
-    order = {n: i for i, n in enumerate(networks)}
-    new.sort_values(['network', 'sparsity', 'batch'], key=lambda c: c.map(order) if c.name == 'network' else c).to_csv(
-        path, index=False
-    )
+                save([row(name, sparsity, bs, a.seconds, model, before)])
