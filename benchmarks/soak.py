@@ -408,8 +408,8 @@ class Watch(Callback):
                 all(not (m & ~old[n]).any() for n, m in masks.items() if n in old),
                 'weights came back in spite of recover=False',
             )
-        if c['method'] == 'SparsifyCallback' and c['granularity'] == 'weight' and self.cb.asked and self.cb._active:
-            pruned, n = totals({k: masks[k] for k in self.cb._weights})
+        if c['method'] == 'SparsifyCallback' and c['granularity'] == 'weight' and self.cb.asked and self.cb.active:
+            pruned, n = totals({k: masks[k] for k in self.cb.engine.weights})
             room = len(masks) if c['scope'] == 'local' else 1
             hold(
                 abs(pruned - self.cb.asked[-1] * n) <= room or not c['recover'] and pruned > self.cb.asked[-1] * n,
@@ -539,7 +539,7 @@ def run(c, path):
         state = 'stopped'
     is_sound(learn)
     hold(list(learn.model.state_dict()) == keys, 'the state_dict has other names')
-    hold(cb._active is False and cb._weights is None, 'something of the fit is left in the callback')
+    hold(cb.engine is None, 'something of the fit is left in the callback')
     if (
         state == 'finished'
         and not c['stop']

@@ -7,19 +7,20 @@ __all__ = ['main']
 
 # %% ../nbs/cli.ipynb #ac87d899
 import io
-import math
 import os
 import sys
 import time
 from functools import partial, wraps
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import torch
 from fastai.basics import CrossEntropyLossFlat, Learner, accuracy, set_seed
-from fastai.callback import schedule as _
+from fastai.callback import schedule as schedule  # adds learn.fit_one_cycle
 from fastcore.script import anno_parser, store_true
 
+from .core.checks import check_choice, check_fraction, check_number
 from .core.files import atomically
 from .core.granularity import check_granularity, unfit_weights
 from .core.layouts import transposed_groups
@@ -31,87 +32,102 @@ from .learner.report import plot_layers
 from .schedules.sparsity import SCHEDULES, window
 from .training.callback import SparsifyCallback
 from .zoo.data import digits_dls
-from .zoo.images import folder_dls
+from .zoo.folders import folder_dls
 from .zoo.make import make_model
 from .zoo.models import digits_convnet
 
 # %% ../nbs/cli.ipynb #bc196d1c
-def _learner(data, arch, bs, size, valid_pct, seed, pretrained, check=False):
-    "A Learner on `data`, the same for the same seed"
-    set_seed(seed, reproducible=True)
-    if not size:
-        size = (224 if arch else 64) if data else (32 if arch else 8)
-    dls = (
-        folder_dls(data, bs=bs, size=size, valid_pct=valid_pct, seed=seed, check=check)
-        if data
-        else digits_dls(bs=bs, size=size, valid_pct=valid_pct, channels=3 if arch else 1, seed=seed)
-    )
-    kwargs = dict(loss_func=CrossEntropyLossFlat(), metrics=accuracy)
-    if pretrained:
-        from fastai.vision.all import vision_learner
-        from torchvision import models
+def _image_size(flags):
+    "Pixels a side: what the user says, or what suits data and network"
+    if flags.size:
+        return flags.size
+    if flags.data:
+        return 224 if flags.arch else 64
+    return 32 if flags.arch else 8
 
-        try:
-            return vision_learner(dls, getattr(models, arch, arch), **kwargs)
-        except OSError as e:
-            raise OSError(f"pretrained: the weights of arch={arch!r} can't be downloaded: {e}") from e
-        except (StopIteration, NotImplementedError, RuntimeError, AttributeError, TypeError, IndexError) as e:
-            raise ValueError(
-                f"pretrained: fastai can't cut arch={arch!r} into body and head: {e or type(e).__name__}. "
-                "Use another network, such as resnet18, or leave the flag out"
-            ) from e
-    model = make_model(arch, dls.c, size) if arch else digits_convnet(c_in=3 if data else 1, n_out=dls.c)
+
+def _data(flags, size, check):
+    "The images of the folder, or the digits"
+    common = dict(bs=flags.bs, size=size, valid_pct=flags.valid_pct, seed=flags.seed)
+    if flags.data:
+        return folder_dls(flags.data, check=check, **common)
+    return digits_dls(channels=3 if flags.arch else 1, **common)
+
+
+def _pretrained_learner(dls, arch, **kwargs):
+    "fastai's Learner on a pretrained network"
+    from fastai.vision.all import vision_learner
+    from torchvision import models
+
+    try:
+        return vision_learner(dls, getattr(models, arch, arch), **kwargs)
+    except OSError as e:
+        raise OSError(f"pretrained: the weights of arch={arch!r} can't be downloaded: {e}") from e
+    except (StopIteration, NotImplementedError, RuntimeError, AttributeError, TypeError, IndexError) as e:
+        raise ValueError(
+            f"pretrained: fastai can't cut arch={arch!r} into body and head: {e or type(e).__name__}. "
+            "Use another network, such as resnet18, or leave the flag out"
+        ) from e
+
+
+def _learner(flags, check=False):
+    "A Learner, the same for the same seed. `check`: open all images first"
+    set_seed(flags.seed, reproducible=True)
+    size, kwargs = _image_size(flags), dict(loss_func=CrossEntropyLossFlat(), metrics=accuracy)
+    dls = _data(flags, size, check)
+    if flags.pretrained:
+        return _pretrained_learner(dls, flags.arch, **kwargs)
+    if flags.arch:
+        model = make_model(flags.arch, dls.c, size)
+    else:
+        model = digits_convnet(c_in=3 if flags.data else 1, n_out=dls.c)
     try:
         model.eval()(dls.valid.one_batch()[0].to(next(model.parameters()).device))
     except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"arch={arch!r} can't take images of size={size}: {e}") from e
+        raise ValueError(f"arch={flags.arch!r} can't take images of size={size}: {e}") from e
     return Learner(dls, model, **kwargs)
 
-
-def _choice(what, name, choices):
-    if name not in choices:
-        raise ValueError(f"{what}={name!r} is unknown: use one of {', '.join(choices)}")
-    return choices[name] if isinstance(choices, dict) else name
+# %% ../nbs/cli.ipynb #addb7528
+_best_start = {'one_shot': 0.4, 'iterative': 0.2, 'cubic': 0.2, 'agp': 0.2}  # Hubens et al. 2021, section 4
 
 
-def _callback(learn, sparsity, schedule, start, scope, granularity, criterion, exclude):
+def _callback(learn, flags):
     "The SparsifyCallback that the flags ask for, checked, and the names of weights that can't have the granularity"
     model = learn.model
-    best = {'one_shot': 0.4, 'iterative': 0.2, 'cubic': 0.2, 'agp': 0.2}  # Hubens et al. 2021, section 4
-    sched = _choice('schedule', schedule, SCHEDULES)
-    start = best.get(schedule, 0.0) if start is None else start
-    exclude = [o.strip() for o in (exclude or '').split(',') if o.strip()]
-    check_granularity(granularity, check_sparsity(sparsity))
-    left = list(unfit_weights(prunable_weights(model, exclude=exclude), granularity, transposed_groups(model)))
+    schedule = check_choice(SCHEDULES, schedule=flags.schedule)
+    start = _best_start.get(flags.schedule, 0.0) if flags.start is None else flags.start
+    exclude = [o.strip() for o in (flags.exclude or '').split(',') if o.strip()]
+    check_granularity(flags.granularity, check_sparsity(flags.sparsity))
+    weights = prunable_weights(model, exclude=exclude)
+    unfit = list(unfit_weights(weights, flags.granularity, transposed_groups(model)))
     cb = SparsifyCallback(
-        sparsity,
-        schedule=window(sched, start) if start else sched,
-        criterion=_choice('criterion', criterion, CRITERIA),
-        scope=scope,
-        granularity=granularity,
-        exclude=exclude + left,
+        flags.sparsity,
+        schedule=window(schedule, start) if start else schedule,
+        criterion=check_choice(CRITERIA, criterion=flags.criterion),
+        scope=flags.scope,
+        granularity=flags.granularity,
+        exclude=exclude + unfit,
     )
     cb.targets(model, learn)
-    return cb, left
+    return cb, unfit
 
 
-def _train(learn, epochs, lr, pretrained, cbs=None):
-    "Train, and return [accuracy after each epoch] and seconds"
+def _train(learn, flags, cbs=None):
+    "Train. Returns the accuracy after each epoch, and seconds"
     start = time.perf_counter()
-    if pretrained:
-        learn.fine_tune(epochs, lr, cbs=cbs)
-    else:
-        learn.fit_one_cycle(epochs, lr, cbs=cbs)
-    at = list(learn.recorder.metric_names[1:]).index('accuracy')
-    return [float(o[at]) for o in learn.recorder.values], time.perf_counter() - start
+    fit = learn.fine_tune if flags.pretrained else learn.fit_one_cycle
+    fit(flags.epochs, flags.lr, cbs=cbs)
+    column = list(learn.recorder.metric_names[1:]).index('accuracy')
+    return [float(o[column]) for o in learn.recorder.values], time.perf_counter() - start
 
 
-def _plot_training(cb, accs):
+def _plot_training(cb, accuracies):
+    "Schedule and accuracy by epoch"
     import matplotlib.pyplot as plt
 
     fig, axs = plt.subplots(2, 1, figsize=(6, 5), layout='constrained')
     cb.plot(axs[0])
-    for label, acc in accs.items():
+    for label, acc in accuracies.items():
         axs[1].plot(range(1, len(acc) + 1), [100 * o for o in acc], marker='.', label=label)
     axs[1].set(xlabel='epoch', ylabel='accuracy (%)', title='validation accuracy')
     axs[1].legend()
@@ -119,6 +135,31 @@ def _plot_training(cb, accs):
     return fig
 
 # %% ../nbs/cli.ipynb #376f17a7
+def _check_flags(flags):
+    "Make sure that numbers and names are right; raises `ValueError`"
+    size = 1 if flags.size is None else flags.size
+    check_number('a number above 0', '(0,inf)', epochs=flags.epochs, lr=flags.lr, bs=flags.bs, size=size)
+    for name in ('data', 'arch', 'out'):
+        if getattr(flags, name) == '':
+            raise ValueError(f"{name}='': needs a name, or leave the flag out")
+    check_number('a number of at least 0', '[0,inf)', seed=flags.seed)
+    check_fraction(within='(0,1)', valid_pct=flags.valid_pct)
+    if Path(flags.out).exists() and not Path(flags.out).is_dir():
+        raise ValueError(f"out={flags.out!r} is a file: needs a folder")
+    if flags.pretrained:
+        if not flags.arch:
+            raise ValueError("pretrained needs a network: give its name with --arch")
+        make_model(flags.arch, 2, flags.size or 224)
+
+
+def _make_folder(path):
+    "A folder that can be written to"
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"out={str(path)!r}: this folder can't be written to")
+    return path
+
+
 def _write(learn, report, figures, out):
     "The model, its table and the pictures, each whole or not at all"
     data = io.BytesIO()
@@ -126,75 +167,32 @@ def _write(learn, report, figures, out):
     atomically(lambda p: p.write_bytes(data.getbuffer()), out / 'model.pth')
     atomically(report.to_csv, out / 'report.csv')
     for name, fig in figures.items():
-        atomically(lambda p: fig.savefig(p, dpi=110, format='png'), out / f'{name}.png')
+        atomically(partial(fig.savefig, dpi=110, format='png'), out / f'{name}.png')
 
 
-def _run(
-    data,
-    arch,
-    sparsity,
-    schedule,
-    start,
-    scope,
-    granularity,
-    criterion,
-    exclude,
-    epochs,
-    lr,
-    bs,
-    size,
-    valid_pct,
-    seed,
-    pretrained,
-    out,
-):
-    for what, v in dict(epochs=epochs, lr=lr, bs=bs, size=1 if size is None else size).items():
-        if not 0 < v < math.inf:
-            raise ValueError(f"{what}={v!r}: needs a number above 0")
-    for what, v in dict(data=data, arch=arch, out=out).items():
-        if v == '':
-            raise ValueError(f"{what}='': needs a name, or leave the flag out")
-    if seed < 0:
-        raise ValueError(f"seed={seed!r}: needs a number of at least 0")
-    if not 0 < valid_pct < 1:
-        raise ValueError(f"valid_pct={valid_pct!r}: needs a fraction in (0,1)")
-    if Path(out).exists() and not Path(out).is_dir():
-        raise ValueError(f"out={out!r} is a file: needs a folder")
-    if pretrained and not arch:
-        raise ValueError("pretrained needs a network: give its name with --arch")
-    if pretrained:
-        make_model(arch, 2, size or 224)
-    make = partial(_learner, data, arch, bs, size, valid_pct, seed, pretrained)
-    runs, learn = {'dense': make(check=True)}, make()
-    cb, left = _callback(learn, sparsity, schedule, start, scope, granularity, criterion, exclude)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK):
-        raise PermissionError(f"out={str(out)!r}: this folder can't be written to")
-    if (n := learn.dls.train.bs) < bs:
-        print(f"bs={bs}: there are {n} images to train on, all of them one batch")
-    if left:
-        print(f"left dense, since granularity {granularity!r} does not fit: {', '.join(left)}")
-    runs[f'{schedule} {100 * sparsity:g}%'] = learn
-    rows, accs = [], {}
+def _run(flags):
+    "Train dense and pruned, and write what came out; the table to print"
+    _check_flags(flags)
+    runs, learn = {'dense': _learner(flags, check=True)}, _learner(flags)
+    cb, unfit = _callback(learn, flags)
+    out = _make_folder(Path(flags.out))
+    if (n := learn.dls.train.bs) < flags.bs:
+        print(f"bs={flags.bs}: there are {n} images to train on, all of them one batch")
+    if unfit:
+        print(f"left dense, since granularity {flags.granularity!r} does not fit: {', '.join(unfit)}")
+    runs[f'{flags.schedule} {100 * flags.sparsity:g}%'] = learn
+    rows, accuracies = [], {}
     for name, l in runs.items():
-        print(f'\n{name}: {epochs} epochs')
-        accs[name], secs = _train(l, epochs, lr, pretrained, cb if l is learn else None)
+        print(f'\n{name}: {flags.epochs} epochs')
+        accuracies[name], seconds = _train(l, flags, cb if l is learn else None)
         total = l.sparsity_report().loc['total']
-        rows.append(
-            (
-                name,
-                f'{total.sparsity:.4f}',
-                f'{accs[name][-1]:.4f}',
-                f'{total.nonzero:,} of {total.weights:,}',
-                f'{secs:.1f}',
-            )
-        )
+        left = f'{total.nonzero:,} of {total.weights:,}'
+        rows.append((name, f'{total.sparsity:.4f}', f'{accuracies[name][-1]:.4f}', left, f'{seconds:.1f}'))
     report = learn.sparsity_report()
-    _write(learn, report, dict(training=_plot_training(cb, accs), layers=plot_layers(report).figure), out)
+    _write(learn, report, dict(training=_plot_training(cb, accuracies), layers=plot_layers(report).figure), out)
     return pd.DataFrame(rows, columns=['run', 'sparsity', 'accuracy', 'weights left', 'seconds'])
 
-
+# %% ../nbs/cli.ipynb #d9333b9e
 class _Stop(SystemExit):
     "An end with one line on standard error: status 2 where files, network or packages are missing, 1 for a wrong value"
 
@@ -212,39 +210,47 @@ def _flags(func, *command):
     return {k: v for k, v in args.items() if k not in ('pdb', 'xtra')}
 
 
+def _report_command():
+    "`fastprune report`"
+    from fastprune.deploy.report_file import report_file  # only this command needs it
+
+    flags = _flags(report_file, 'report')
+    try:
+        path = report_file(**flags)
+    except (ValueError, ImportError, OSError) as e:
+        sys.exit(f"fastprune: {' '.join(str(e).split())}")
+    print(f'The report is in {path} ({path.stat().st_size / 1e6:.1f} MB)')
+
+
 def _commands(train):
-    "`train`, with flags for arguments in a script that gives none; or `fastprune report`"
+    "In a script that gives no arguments: `train` with the flags of the process, or `fastprune report`"
 
     @wraps(train)
     def main(*args, **kwargs):
         if args or kwargs or not hasattr(sys.modules['__main__'], '__file__'):
             return train(*args, **kwargs)
-        if sys.argv[1:2] != ['report']:
-            return train(**_flags(train))
-        from fastprune.deploy.report_file import report_file  # a later notebook's
-
-        flags = _flags(report_file, 'report')
-        try:
-            path = report_file(**flags)
-        except (ValueError, ImportError, OSError) as e:
-            sys.exit(f"fastprune: {' '.join(str(e).split())}")
-        print(f'The report is in {path} ({path.stat().st_size / 1e6:.1f} MB)')
+        return _report_command() if sys.argv[1:2] == ['report'] else train(**_flags(train))
 
     return main
 
-
+# %% ../nbs/cli.ipynb #50387fc6
 @_commands
 def main(
-    data: str = None,  # Folder of images, class/image or train/class/image and valid/class/image; scikit-learn's digits if not given
+    # Folder of images: class/image, or train/class/image and valid/class/image; scikit-learn's digits if not given
+    data: str = None,
     arch: str = None,  # Network, by a name that torchvision or timm knows; a small ConvNet if not given
     sparsity: float = 0.9,  # Fraction of zeros at the end, in [0,1)
     schedule: str = 'ocp',  # one_shot, iterative, linear, cosine, cubic, agp or ocp
-    start: float = None,  # Position in training, in [0,1), at which pruning starts; if not given, what is best in the OCP paper: one_shot 0.4, iterative and agp 0.2, others 0
-    scope: str = 'local',  # local: each layer reaches the sparsity; global, erk or balanced: all of them together do
+    # Position in training, in [0,1), at which pruning starts; if not given, the best one in the OCP paper: one_shot
+    # 0.4, iterative, cubic and agp 0.2, others 0
+    start: float = None,
+    # local: each layer reaches the sparsity; global, erk or balanced: all of them together do
+    scope: str = 'local',
     granularity: str = 'weight',  # What is pruned together: weight, row, column, kernel, filter, or 2:4 and other n:m
-    criterion: str = 'magnitude',  # What says which weights go: magnitude, taylor, snip, random_score, ... as in `CRITERIA`
+    # What decides which weights go: magnitude, taylor, snip, random_score, ... as in `CRITERIA`
+    criterion: str = 'magnitude',
     exclude: str = None,  # Layers to leave dense: names or glob patterns, separated by commas
-    epochs: int = 12,  # Epochs for each of the two runs
+    epochs: int = 12,  # Epochs of each of the two runs
     lr: float = 1e-2,  # Largest learning rate of the one-cycle schedule
     bs: int = 64,  # Batch size
     size: int = None,  # Pixels a side of the images; 8 for digits (32 with --arch), 64 for folders (224 with --arch)
@@ -253,35 +259,18 @@ def main(
     pretrained: store_true = False,  # Start from pretrained weights (they are downloaded), and fine-tune
     out: str = 'fastprune_out',  # Folder to write model.pth, report.csv, training.png and layers.png to
 ):
-    "Train a network dense and pruned with the same budget, print a table, and write the pruned network, a report and pictures. Or `fastprune report FILE`: write a page about a file of weights; see `fastprune report --help`"
+    """Train a network dense and pruned with the same budget, print a table, and write the pruned network, a report
+    and pictures. Or `fastprune report FILE`: write a page about a file of weights; see `fastprune report --help`"""
+    flags = SimpleNamespace(**locals())
     import matplotlib
 
     if matplotlib.get_backend().lower() != 'agg' and not hasattr(sys, 'ps1'):
         matplotlib.use('agg')
     try:
-        table = _run(
-            data,
-            arch,
-            sparsity,
-            schedule,
-            start,
-            scope,
-            granularity,
-            criterion,
-            exclude,
-            epochs,
-            lr,
-            bs,
-            size,
-            valid_pct,
-            seed,
-            pretrained,
-            out,
-        )
+        table = _run(flags)
     except torch.OutOfMemoryError as e:
-        raise _Stop(
-            ValueError(f"bs={bs}: does not fit into memory, use a smaller one or a smaller --size: {e}")
-        ) from None
+        why = f"bs={bs}: does not fit into memory, use a smaller one or a smaller --size: {e}"
+        raise _Stop(ValueError(why)) from None
     except (ValueError, ImportError, OSError) as e:
         raise _Stop(e) from None
     print(f"\n{table.to_string(index=False)}\n\nmodel.pth, report.csv, training.png and layers.png are in {out}")

@@ -1,5 +1,7 @@
-"For test_distributed: a fit that is stopped in all processes goes on, to the bit; what each process evaluates of a path; fits that find tickets. `whole`, `stopped`, `again` or `alone` is the part that is run"
+"""For test_distributed, in all processes of a group: a fit that is stopped goes on, to the bit; masks are the same everywhere;
+what each process evaluates of a path; fits that find tickets. `first` or `again` is the part that is run"""
 
+import contextlib
 import json
 import random
 import sys
@@ -25,8 +27,6 @@ from fastprune.all import (
     unwrap,
 )
 
-out, part = Path(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
 rank = rank_distrib()
 
 
@@ -46,52 +46,6 @@ class Count(Callback):
             self.n += len(self.x)
 
 
-def learner(bs=64):
-    set_seed(7 + rank, reproducible=True)  # not the same random numbers in each process
-    model = nn.Sequential(digits_convnet(widths=(8, 16, 16))[:-1], nn.Dropout(0.2), nn.Linear(16, 10))
-    torch.manual_seed(3), model.apply(lambda m: m.reset_parameters() if hasattr(m, 'reset_parameters') else None)
-    return Learner(
-        digits_dls(bs=bs, device='cpu'),
-        model,
-        loss_func=CrossEntropyLossFlat(),
-        opt_func=partial(SGD, mom=0.9),
-        metrics=accuracy,
-        path=out,
-    )
-
-
-def fit(learn, cbs):
-    learn.fit_one_cycle(1, 0.05, cbs=cbs)
-
-
-for name, cb in (
-    dict(OCP=partial(SparsifyCallback, criterion=taylor), RigL=partial(RigL, interval=5)).items()
-    if part != 'alone'
-    else ()
-):
-    learn = learner()
-    if part == 'again':
-        random.seed(99), np.random.seed(99), torch.manual_seed(99)
-    # else DDP sums up in another order after its first batch, which three and more numbers show in their last bits
-    same_order = DistributedDataParallelKwargs(find_unused_parameters=True)
-    with learn.distrib_ctx(sync_bn=False, kwargs_handlers=[same_order]), learn.no_bar(), learn.no_logging():
-        try:
-            learn.fit_one_cycle(
-                3,
-                0.02,
-                cbs=[
-                    cb(0.8),
-                    *([Checkpoint(f'run {name}')] if part != 'whole' else []),
-                    *([Crash()] if part == 'stopped' else []),
-                ],
-            )
-        except RuntimeError as e:
-            assert 'power is out' in str(e) and part == 'stopped'
-        state = unwrap(learn.model).state_dict()
-    if part != 'stopped':
-        torch.save({**state, **{f'mask {n}': m for n, m in learn.masks.items()}}, out / f'{name} {part} {rank}.pth')
-
-
 class Same(Callback):
     "After every step all processes have the same masks, and names are those of the model by itself"
 
@@ -108,50 +62,114 @@ class Same(Callback):
         self.last, self.changes = masks, self.changes + 1
 
 
-if part == 'whole':
+def fresh(module):
+    if hasattr(module, 'reset_parameters'):
+        module.reset_parameters()
+
+
+def learner(out, bs=64):
+    set_seed(7 + rank, reproducible=True)  # not the same random numbers in each process
+    model = nn.Sequential(digits_convnet(widths=(8, 16, 16))[:-1], nn.Dropout(0.2), nn.Linear(16, 10))
+    torch.manual_seed(3)
+    model.apply(fresh)
+    return Learner(
+        digits_dls(bs=bs, device='cpu'),
+        model,
+        loss_func=CrossEntropyLossFlat(),
+        opt_func=partial(SGD, mom=0.9),
+        metrics=accuracy,
+        path=out,
+    )
+
+
+def fit(learn, cbs):
+    learn.fit_one_cycle(1, 0.05, cbs=cbs)
+
+
+@contextlib.contextmanager
+def in_group(learn, **kwargs):
+    with learn.distrib_ctx(sync_bn=False, **kwargs), learn.no_bar(), learn.no_logging():
+        yield learn
+
+
+METHODS = dict(OCP=partial(SparsifyCallback, criterion=taylor), RigL=partial(RigL, interval=5))
+# else DDP sums up in another order after its first batch, which three and more numbers show in their last bits
+SAME_ORDER = dict(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+
+
+def fits(out, part):
+    "Fits that are not stopped (`whole`), that are (`stopped`), and that go on (`again`)"
+    for name, method in METHODS.items():
+        learn, cbs = learner(out), [method(0.8)]
+        if part == 'again':
+            random.seed(99)
+            np.random.seed(99)
+            torch.manual_seed(99)
+        cbs += [Checkpoint(f'run {name}')] if part != 'whole' else []
+        cbs += [Crash()] if part == 'stopped' else []
+        with in_group(learn, **SAME_ORDER):
+            try:
+                learn.fit_one_cycle(3, 0.02, cbs=cbs)
+            except RuntimeError as e:
+                assert 'power is out' in str(e) and part == 'stopped'
+            state = unwrap(learn.model).state_dict()
+        if part != 'stopped':
+            torch.save({**state, **{f'mask {n}': m for n, m in learn.masks.items()}}, out / f'{name} {part} {rank}.pth')
+
+
+def same_masks(out):
     for name, criterion in CRITERIA.items():
-        learn, same = learner(bs=256), Same()
-        with learn.distrib_ctx(sync_bn=False), learn.no_bar(), learn.no_logging():
-            learn.fit(
-                1,
-                0.02,
-                cbs=[SparsifyCallback(0.8, schedule=linear, criterion=criterion, interval=2, scope='global'), same],
-            )
+        learn, same = learner(out, bs=256), Same()
+        with in_group(learn):
+            cb = SparsifyCallback(0.8, schedule=linear, criterion=criterion, interval=2, scope='global')
+            learn.fit(1, 0.02, cbs=[cb, same])
         assert same.changes >= 2 and abs(learn.masks.sparsity - 0.8) < 1e-3, name
-    learn, count = learner(), Count()
-    with learn.distrib_ctx(sync_bn=False), learn.no_bar(), learn.no_logging():
+
+
+def search(out):
+    "Tickets, the path between two of them, and how stable one is; the search is then done, whatever weights a process begins with"
+    learn, count = learner(out), Count()
+    with in_group(learn):
         tickets = learn.find_tickets(2, fit, 0.5, folder=out / 'tickets')
         learn.add_cb(count)
         path = learn.linear_path(tickets[0].state, tickets[2].state, n=3)
         seen = count.n
         stable = learn.instability(tickets[1], fit, n=3)
-    (out / f'numbers {rank}.json').write_text(
-        json.dumps(
-            dict(
-                seen=seen,
-                losses=list(map(float, path.losses)),
-                instability=float(stable.instability),
-                sparsity=[t.sparsity for t in tickets],
-                accuracy=[float(t.metrics['accuracy']) for t in tickets],
-            )
-        )
+    numbers = dict(
+        seen=seen,
+        losses=list(map(float, path.losses)),
+        instability=float(stable.instability),
+        sparsity=[t.sparsity for t in tickets],
+        accuracy=[float(t.metrics['accuracy']) for t in tickets],
     )
-    torch.save(
-        {f'{i} {n}': m for i, t in enumerate(tickets) for n, m in (t.masks or {}).items()}, out / f'tickets {rank}.pth'
-    )
+    (out / f'numbers {rank}.json').write_text(json.dumps(numbers))
+    masks = {f'{i} {n}': m for i, t in enumerate(tickets) for n, m in (t.masks or {}).items()}
+    torch.save(masks, out / f'tickets {rank}.pth')
     for i, t in enumerate(tickets):
         t.save(out / f'ticket {i}.safetensors')
-    learn = learner()
+    learn = learner(out)
     if rank:
-        learn.model.apply(
-            lambda m: m.reset_parameters() if hasattr(m, 'reset_parameters') else None
-        )  # the first process's count
-    with learn.distrib_ctx(sync_bn=False), learn.no_bar(), learn.no_logging():
+        learn.model.apply(fresh)  # the first process's count
+    with in_group(learn):
         again = learn.find_tickets(2, fit, 0.5, folder=out / 'tickets')
     assert [t.masks for t in again] == [t.masks for t in tickets]
 
-if part == 'alone':  # the same path in one process
-    learn, (a, b) = learner(), [Ticket.load(out / f'ticket {i}.safetensors') for i in (0, 2)]
+
+def losses_alone(out):
+    "The losses of the same path in one process"
+    learn, (a, b) = learner(out), [Ticket.load(out / f'ticket {i}.safetensors') for i in (0, 2)]
     with learn.no_bar(), learn.no_logging():
         path = learn.linear_path(a.state, b.state, n=3)
-    (out / 'alone.json').write_text(json.dumps(list(map(float, path.losses))))
+    return list(map(float, path.losses))
+
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    out, part = Path(sys.argv[1]), sys.argv[2]
+    if part == 'first':
+        fits(out, 'whole')
+        fits(out, 'stopped')
+        same_masks(out)
+        search(out)
+    else:
+        fits(out, 'again')

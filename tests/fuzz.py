@@ -1,8 +1,9 @@
 """Damaged and hostile files for all that fastprune loads.
 
-`python tests/fuzz.py 5000` loads 5,000 files with random damage and all hand-made ones, and prints what took longest and most memory.
-Each file is loaded in a forked process that is watched: it may run nothing, write nowhere else, take 2 seconds and 80 times the
-file's size and 1 MB, and either load or raise a ValueError or OSError that names the file."""
+`python tests/fuzz.py 5000` loads 5,000 files with random damage and all hand-made ones, and prints the most time and
+memory that one took. Each file is loaded in a forked process that is watched. It may run no program and write to no
+other place, take 2 seconds, and allocate 80 times the size of the file plus 1 MB. It has to load the file, or to
+raise a ValueError or OSError that names it."""
 
 import contextlib
 import ctypes
@@ -11,18 +12,14 @@ import io
 import json
 import math
 import os
-import pickle
 import random
 import resource
 import shutil
 import signal
-import struct
 import sys
 import time
 import traceback
 import warnings
-import zipfile
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +41,7 @@ from fastprune.all import (
     save_state,
     sweep,
 )
-from fastprune.core.files import _checksum
+from fastprune.core.files import state_crc
 from fastprune.core.sparse_files import load_sparse_masks
 from fastprune.deploy.report_file import _read
 
@@ -53,7 +50,7 @@ SECONDS, TIMES, MORE = 2.0, 80, 2**20
 
 @dataclass
 class Format:
-    "A kind of file: good ones, which of them to damage, and how they are loaded"
+    "A kind of file: how to make good ones, which to damage, and how to load them"
 
     make: object  # Function (folder) that writes good files
     load: object  # Function (path of the damaged file) -> something to compare, or None
@@ -217,7 +214,7 @@ ODD = [
 
 
 def random_bytes(data, rng):
-    "Bits and bytes that are others, missing, or too many"
+    "Change, remove or add random bits and bytes"
     data, n = bytearray(data), len(data)
     head = min(n, 8 + int.from_bytes(data[:8], 'little'))
     where = lambda: rng.randrange(max(1, head if rng.random() < 0.6 else n))
@@ -247,7 +244,7 @@ def random_bytes(data, rng):
 
 
 def odd_json(obj, rng):
-    "JSON in which one place is odd"
+    "JSON with one odd value"
     if rng.random() < 0.25 or not isinstance(obj, (dict, list)) or not obj:
         return rng.choice(ODD)
     if isinstance(obj, dict):
@@ -290,14 +287,14 @@ def split(data):
 
 
 def sealed(tensors, meta):
-    "A safetensors file with the checksum that its contents have"
+    "A safetensors file with the right checksum"
     tensors = {n: t.clone().contiguous() for n, t in tensors.items()}
     meta = {k: v for k, v in meta.items() if k != 'checksum'}
-    return save(tensors, {**meta, 'checksum': _checksum(tensors, meta)})
+    return save(tensors, {**meta, 'checksum': state_crc(tensors, meta)})
 
 
 def random_parts(data, rng):
-    "Other tensors or metadata, with a checksum that is right"
+    "Other tensors or metadata, with the right checksum"
     tensors, meta = split(data)
     told = [k for k in meta if k != 'checksum']
     if tensors and (not told or rng.random() < 0.4):
@@ -321,7 +318,7 @@ def random_parts(data, rng):
 
 
 def random_pth(data, rng):
-    "An object that is odd, as torch would write it"
+    "An odd object, as torch would write it"
     state = state_dict()
     n = rng.choice(list(state))
     odd = rng.choice(
@@ -358,7 +355,7 @@ def random_pth(data, rng):
 
 
 def damage(kind, path, data, rng):
-    "One of the ways in which a file goes bad"
+    "Damage a file in one of several ways"
     if rng.random() < 0.55:
         return random_bytes(data, rng)
     try:
@@ -375,7 +372,7 @@ def damage(kind, path, data, rng):
 
 
 class Watch:
-    "What a process does that loading may not"
+    "Notes what a process does that loading must not do"
 
     bad = (
         'os.system',
@@ -419,7 +416,7 @@ def trim():
 
 
 def observe(fmt, path, watch, result):
-    "Load a file, and see what that takes"
+    "Load a file, and measure time and memory"
     trim()
     Path('/proc/self/clear_refs').write_text('5')
     before, start = status('VmRSS'), time.process_time()
@@ -455,7 +452,7 @@ def same(a, b):
 
 
 def in_child(kind, folder, jobs, made, out):
-    "Load files one after the other, and write what came of it to `out`"
+    "Load files one by one, and write the results to `out`"
     fmt, watch = FORMATS[kind], Watch()
     good = folder / 'good'
     fmt.make(good)
@@ -465,7 +462,7 @@ def in_child(kind, folder, jobs, made, out):
     resource.setrlimit(resource.RLIMIT_AS, (status('VmSize') + 2**31,) * 2)
     sys.addaudithook(watch)
     warm = False
-    for i, (name, make) in enumerate(jobs):
+    for name, make in jobs:
         work = folder / 'work'
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(good, work)
@@ -492,7 +489,7 @@ def in_child(kind, folder, jobs, made, out):
 
 
 def watched(kind, folder, jobs, made=()):
-    "Results of loading files in a process of its own; one that is killed is a fault, and the others go on"
+    "Results of loading files in another process. A file that kills it is at fault, and a new process loads the rest"
     results = []
     while jobs:
         shutil.rmtree(folder, ignore_errors=True)
@@ -537,7 +534,8 @@ def random_job(seed):
 
 
 def run(n, folder, seed=0, kinds=None, hostile=None):
-    "Results for `n` random files of each kind in turn, and for hand-made ones: kind -> name -> function (kind, path, data) -> bytes"
+    """Results for `n` random files of each kind in turn, and for hand-made ones in `hostile`: kind -> name -> function
+    (kind, path, data) -> bytes"""
     kinds, results = list(kinds or FORMATS), []
     for i, kind in enumerate(kinds):
         jobs = [(name, make) for name, make in (hostile or {}).get(kind, {}).items()]
@@ -547,7 +545,7 @@ def run(n, folder, seed=0, kinds=None, hostile=None):
 
 
 def summary(results):
-    "What was worst, and how files ended"
+    "The largest time and memory, and the counts of results"
     errors = Counter(r.error or 'loads' for r in results)
     slow, big = max(results, key=lambda r: r.seconds), max(results, key=lambda r: r.memory / (TIMES * r.size + MORE))
     lines = [

@@ -1,4 +1,4 @@
-"Files as somebody who means harm would write them: kind of file -> name -> function (kind, path, good bytes) that gives the bad ones"
+"Files of an attacker: kind of file -> name -> function (kind, path, good bytes) that returns the bad bytes"
 
 import io
 import json
@@ -16,7 +16,7 @@ NESTED = '[' * 100_000 + ']' * 100_000
 
 
 class Call:
-    "Unpickles by calling a function"
+    "An object that calls a function when it is unpickled"
 
     def __init__(self, f, *args):
         self.f, self.args = f, args
@@ -75,7 +75,7 @@ HEADERS = {
 
 
 def edited(**meta):
-    "The good file with other metadata and the right checksum; None takes one out, a function gets the old one"
+    "The good file with other metadata and the right checksum; None removes a value, a function changes it"
 
     def make(kind, path, data):
         tensors, old = fuzz.split(data)
@@ -86,7 +86,7 @@ def edited(**meta):
 
 
 def retensored(**new):
-    "The good file with other tensors; None takes one out; '_' in names stands for a blank"
+    "The good file with other tensors; None removes one; '_' in names stands for a blank"
 
     def make(kind, path, data):
         tensors, meta = fuzz.split(data)
@@ -224,7 +224,7 @@ TICKET = {
 
 
 def table(edit):
-    "A table with something else in it; other files as they are"
+    "A table with other contents; other files are left as they are"
 
     def make(kind, path, data):
         return edit if isinstance(edit, bytes) else json.dumps(edit(json.loads(data))).encode()
@@ -284,7 +284,7 @@ def text(s):
 
 
 def zipped(pkl, method=zipfile.ZIP_STORED, **entries):
-    "A zip file as torch's, with any program in it"
+    "A zip file like torch's, with any pickle program in it"
     out = io.BytesIO()
     with zipfile.ZipFile(out, 'w', method) as z:
         for name, data in {
@@ -308,7 +308,7 @@ def ints(*xs):
 
 
 def tensor(numel=4, offset=0, size=(4,), stride=(1,), key='0'):
-    "The program of one tensor in a dict"
+    "The pickle program of a dict with one tensor"
     storage = b'(' + text('storage') + b'ctorch\nFloatStorage\n' + text(key) + text('cpu') + ints(numel) + b'tQ'
     return (
         b'ctorch._utils\n_rebuild_tensor_v2\n('

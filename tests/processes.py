@@ -1,21 +1,150 @@
-"Scripts in several processes of a group, on a CPU"
+"""Code in other processes.
 
+Importing torch, fastai and fastprune takes five seconds. So one process of each pytest worker imports them once, and others are
+forked from it: they are as clean as new ones, and start at once. What is about the start itself, or about what is
+not imported, takes `subprocess` or `torchrun`."""
+
+import atexit
+import contextlib
+import multiprocessing
 import os
+import runpy
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+import traceback
+import types
+import warnings
+from multiprocessing.connection import wait
+from pathlib import Path
+
+tests = Path(__file__).resolve().parent
+forks = multiprocessing.get_context('forkserver')
+forks.set_forkserver_preload(['fastai.vision.all', 'fastprune.all', 'nbdev.test', 'pytest'])
 
 
-def started(n, *args, use_cpu=True):
+def _run(script, args, env, folder, stdin, stdout, stderr):
+    "In the new process: runs a file, or code, as Python does with `-W ignore`"
+    for stream, fd in ((stdin, 0), (stdout, 1), (stderr, 2)):
+        if stream is not None:
+            os.dup2(stream.fileno() if hasattr(stream, 'fileno') else os.open(stream, os.O_WRONLY | os.O_CREAT), fd)
+    if stdin is not None:
+        sys.stdin = open(0, closefd=False)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(folder)
+    warnings.simplefilter('ignore')
+    is_file = isinstance(script, Path)
+    sys.argv = [str(script) if is_file else '-c', *args]
+    sys.path[:0] = [str(script.parent)] if is_file else []
+    try:
+        if is_file:
+            runpy.run_path(str(script), run_name='__main__')
+        else:
+            main = sys.modules['__main__'] = types.ModuleType('__main__')
+            exec(compile(script, '<string>', 'exec'), main.__dict__)
+    except SystemExit:
+        raise
+    except BaseException:
+        traceback.print_exc()
+        sys.exit(1)
+    finally:
+        atexit._run_exitfuncs()
+
+
+class Running:
+    "A process that runs a file (a `Path`) or code, with pipes: `.stdin`, `.stdout`"
+
+    def __init__(self, script, *args, env=(), folder=None, paths=()):
+        (their_in, my_in), (my_out, their_out) = forks.Pipe(False), forks.Pipe(False)
+        self.process = start(script, args, env, folder, their_in, their_out, None, paths)
+        their_in.close()
+        their_out.close()
+        self.stdin, self.stdout = os.fdopen(os.dup(my_in.fileno()), 'w'), os.fdopen(os.dup(my_out.fileno()))
+        my_in.close()
+        my_out.close()
+        self.pid = self.process.pid
+
+    def send_signal(self, sig):
+        os.kill(self.pid, sig)
+
+    def wait(self, timeout=300):
+        "The exit status; minus the signal where one has ended it"
+        self.process.join(timeout)
+        return self.process.exitcode
+
+    def kill(self):
+        "Ends the process, whether it still runs or not"
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join()
+        for stream in (self.stdin, self.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+
+
+def start(script, args, env, folder, stdin, stdout, stderr, paths=()):
+    "Forks a process that runs `script`, with `env` besides the environment of this one"
+    environment = {**os.environ, **dict(env)}
+    before = sys.path[:]
+    sys.path[:0] = [*map(str, paths), str(tests)]  # the new process gets these
+    try:
+        process = forks.Process(
+            target=_run, args=(script, [*map(str, args)], environment, str(folder or Path.cwd()), stdin, stdout, stderr)
+        )
+        process.start()
+    finally:
+        sys.path[:] = before
+    return process
+
+
+def _outcome(processes, outputs, timeout):
+    "As of `subprocess.run`, when all have ended, and at once where one has failed"
+    end, left = time.monotonic() + timeout, {p.sentinel: p for p in processes}
+    while left and time.monotonic() < end:
+        for sentinel in wait(list(left), end - time.monotonic()):
+            process = left.pop(sentinel)
+            process.join()
+            if process.exitcode:
+                end = min(end, time.monotonic() + 10)  # the others wait for it in vain
+    for process in left.values():
+        process.kill()
+        process.join()
+    out, err = ('\n'.join(filter(None, (p.read_text() for p in paths))) for paths in zip(*outputs, strict=True))
+    code = next((p.exitcode for p in processes if p.exitcode), 0)
+    return subprocess.CompletedProcess([], code, out, err)
+
+
+def python(script, *args, env=(), folder=None, paths=(), timeout=300):
+    "Runs a file (a `Path`) or code in another process; `paths` are added to those that it imports from"
+    return ranks(1, script, *args, env=env, folder=folder, paths=paths, timeout=timeout, group=False)
+
+
+def ranks(n, script, *args, env=(), folder=None, paths=(), timeout=300, group=True):
+    "`n` processes of a group, on a CPU, as `torchrun` starts them"
+    with socket.socket() as s, tempfile.TemporaryDirectory() as temp:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+        s.close()
+        processes, outputs = [], []
+        for rank in range(n):
+            of_rank = dict(env)
+            if group:
+                of_rank |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), CUDA_VISIBLE_DEVICES='')
+                of_rank |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n))
+            outputs.append((Path(temp) / f'out{rank}', Path(temp) / f'err{rank}'))
+            for path in outputs[-1]:
+                path.touch()
+            processes.append(start(script, args, of_rank, folder, None, *map(str, outputs[-1]), paths=paths))
+        return _outcome(processes, outputs, timeout)
+
+
+def torchrun(n, *args, use_cpu=True):
     "`n` processes of a script, as `torchrun` starts them, that have ended; with `ACCELERATE_USE_CPU` in their environment, or without it"
-    env = {
-        **os.environ,
-        'OMP_NUM_THREADS': '1',
-        'PYTHONWARNINGS': 'ignore',
-        'CUDA_VISIBLE_DEVICES': '',
-        'ACCELERATE_USE_CPU': 'true',
-    }
-    if not use_cpu:
-        del env['ACCELERATE_USE_CPU']
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'CUDA_VISIBLE_DEVICES': ''}
+    env |= {'ACCELERATE_USE_CPU': 'true'} if use_cpu else {}
     return subprocess.run(
         [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(n), *map(str, args)],
         capture_output=True,
@@ -25,10 +154,10 @@ def started(n, *args, use_cpu=True):
     )
 
 
-def torchrun(n, *args, **kwargs):
+def printed(f, n, *args, **kwargs):
     "What `n` processes print. They start again where one died at its very end: now and then, on a busy machine, a thread of torch's gloo is not joined then"
     for _ in range(3):
-        r = started(n, *args, **kwargs)
+        r = f(n, *args, **kwargs)
         if 'terminate called without an active exception' not in r.stderr:
             break
     assert r.returncode == 0, r.stderr[-3000:]

@@ -1,4 +1,4 @@
-"For test_sharded: each check is made in all processes, against the whole in one"
+"Checks for test_sharded: all processes compare with the whole tensor in one process"
 
 import logging
 import math
@@ -33,7 +33,7 @@ def full(d):
 
 
 def same(parts, *args, keep=None, **kw):
-    "The masks of the parts are the masks of the whole"
+    "The masks of the shards are those of the whole tensor"
     a = compute_masks(parts, *args, keep=keep, **kw)
     b = compute_masks(full(parts), *args, keep=keep and full(keep), **kw)
     for n in b:
@@ -98,7 +98,7 @@ def other_layouts():
 
 
 def large():
-    "So large that a sample is taken, of each kind; with little that may stay, and values that mislead the sample"
+    "Large enough for a sample; also with few weights in `keep`, and with values that mislead the sample"
     rng = torch.Generator().manual_seed(5)
     x = torch.randn(300, 300, generator=rng)
     for f in (
@@ -157,6 +157,11 @@ def pieces():
         assert torch.equal(m, (x >= 5).chunk(2)[rank % 2])
 
 
+def whole(*shape, seed):
+    "The same scores with ties in all processes"
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 2).round()
+
+
 def units():
     model = fully_shard(net(), mesh=line)
     w = {n: p.detach() for n, p in prunable_weights(model).items()}
@@ -186,7 +191,7 @@ def units():
                 transposed={'a': groups},
             )
             fails(
-                lambda: compute_masks(
+                lambda g=g, groups=groups: compute_masks(
                     {'a': distribute_tensor(up, line, [Shard(0)])},
                     0.5,
                     'local',
@@ -200,6 +205,19 @@ def units():
         for f in (lambda x: x, torch.ones_like):
             for s in (0.3, 0.5):
                 same({n: f(t) for n, t in lin.items()}, s, 'local', g, absolute=True)
+    even = {'fc': whole(8 * size, 12, seed=8), 'conv': whole(4 * size, 6, 3, 3, seed=9)}
+    spread = {n: distribute_tensor(t, line, [Shard(0)]) for n, t in even.items()}
+    for g in ('2x3', '4x1', '1x6'):
+        for scope in ('local', 'global'):
+            for s in (0.3, 0.77):
+                same(spread, s, scope, g, absolute=True)
+                mine = {n: t.chunk(size)[rank] for n, t in even.items()}
+                masks = compute_masks(even, s, scope, g)
+                pieces = compute_masks(mine, s, scope, g, group=dist.group.WORLD)
+                assert all(torch.equal(m, masks[n].chunk(size)[rank]) for n, m in pieces.items())
+    fails(lambda: compute_masks({'fc': spread['fc']}, 0.5, granularity='16x1'), "granularity='16x1': those of 'fc'")
+    uneven = {'x': torch.rand((3, 4) if rank == 0 else (5, 4) if rank == 1 else (4, 4))}
+    fails(lambda: compute_masks(uneven, 0.5, granularity='2x2', group=dist.group.WORLD), "those of 'x' are spread")
     fails(lambda: compute_masks(lin, 0.5, granularity='column'), "granularity='column'")
     fails(
         lambda: compute_masks(
@@ -227,7 +245,7 @@ def bad_input():
         w['3.weight'].to_local()[0, 0] = math.nan
     for scope in ('local', 'global'):
         fails(
-            lambda: compute_masks(w, 0.5, scope),
+            lambda scope=scope: compute_masks(w, 0.5, scope),
             "scores['3.weight'] has NaN" if rank == size - 1 else 'another process have NaN',
         )
     fails(lambda: compute_masks(w, 0.5, 'lamp'), "scope='lamp'")
@@ -237,7 +255,7 @@ def bad_input():
             {**w, 'x': distribute_tensor(torch.ones(4, 4), init_device_mesh('cpu', (size, 1)), [Shard(0), Shard(0)])},
             0.5,
         ),
-        "'x' is on another mesh",
+        "'x' is on the mesh",
     )
     one = rank == size - 1
     x = {'x': torch.arange(6.0)}
@@ -295,7 +313,7 @@ def bad_input():
 
 
 def what_is_sent():
-    "Doesn't grow with the number of weights"
+    "The size of messages does not grow with the number of weights"
     real, sent = dist.all_reduce, []
 
     def count(t, *args, **kw):
@@ -314,7 +332,7 @@ def what_is_sent():
 
 
 def in_a_loop(out):
-    "Masks along training, from local and random scores, too; a file of them"
+    "Masks in a training, also from local and random scores; and a file of them"
     model = net()
     for layer in model:
         if isinstance(layer, nn.Linear):
@@ -322,7 +340,7 @@ def in_a_loop(out):
     fully_shard(model, mesh=line)
     dls, opt = digits_dls(bs=64), torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     weights = prunable_weights(model)
-    for t, (x, y) in zip(range(20), dls.train):
+    for t, (x, y) in zip(range(20), dls.train, strict=False):
         nn.functional.cross_entropy(
             model(x[rank::size].as_subclass(torch.Tensor))[:, :3], y[rank::size].as_subclass(torch.Tensor) % 3
         ).backward()

@@ -8,11 +8,13 @@ from sysconfig import get_path
 import pandas as pd
 import pytest
 import torch
+from processes import python
 
 from fastprune.all import digits_convnet
 from fastprune.cli import main as command_line
 from fastprune.zoo.make import make_model
 
+script = Path(get_path('scripts')) / 'fastprune'
 main = command_line.__wrapped__  # called with arguments, not with the flags of the process
 
 blocked = '''
@@ -27,13 +29,16 @@ main()
 '''
 
 
-def command(*args, code=None, cwd=None):
-    cmd = [sys.executable, '-c', code] if code else [Path(get_path('scripts')) / 'fastprune']
-    return subprocess.run([*map(str, cmd), *map(str, args)], capture_output=True, text=True, cwd=cwd)
+def process(*cmd, cwd):
+    return subprocess.run([*map(str, cmd)], capture_output=True, text=True, cwd=cwd)
+
+
+def command(*args):
+    return python(script, *args)
 
 
 def test_default_job_without_torchvision(tmp_path):
-    r = command(code=blocked, cwd=tmp_path)
+    r = process(sys.executable, '-c', blocked, cwd=tmp_path)
     assert r.returncode == 0, r.stderr
     out = tmp_path / 'fastprune_out'
     assert sorted(p.name for p in out.iterdir()) == ['layers.png', 'model.pth', 'report.csv', 'training.png']
@@ -150,7 +155,7 @@ def test_wrong_flags(tmp_path, monkeypatch, capsys, args, message):
 
 
 def test_wrong_flags_of_the_process(tmp_path):
-    r = command('--sparsity', 90, cwd=tmp_path)
+    r = process(script, '--sparsity', 90, cwd=tmp_path)
     assert r.returncode == 1 and 'fastprune: sparsity=90.0' in r.stderr and 'Traceback' not in r.stderr
 
 

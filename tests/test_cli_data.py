@@ -1,12 +1,10 @@
 "The command with images and networks as users have them: it trains, or ends with one line"
 
 import os
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 from fastprune.all import CRITERIA, digits_dls, folder_dls
@@ -82,7 +80,7 @@ def test_an_image_that_cannot_be_read(tmp_path, capsys, content):
             'a folder for each of at least two classes, with images',
         ),
         (lambda d: [f.unlink() for f in (d / 'valid').rglob('*.png')], {}, "there are no images below"),
-        (lambda d: (d / 'valid' / 'a').rename(d / 'valid' / 'z'), {}, 'has images of a class that there is none of'),
+        (lambda d: (d / 'valid' / 'a').rename(d / 'valid' / 'z'), {}, 'has images of a class that has none in'),
     ],
 )
 def test_folders_that_do_not_fit(tmp_path, capsys, spoil, kwargs, msg):

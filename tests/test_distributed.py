@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from processes import started, torchrun
+from distributed import losses_alone
+from processes import printed, ranks, torchrun
 
 from fastprune.all import Masks, Ticket, load_tensors
 from fastprune.learner import batches as passes
@@ -27,7 +28,7 @@ here = Path(__file__).parent
 )
 def test_example(tmp_path, n, use_cpu):
     tmp_path /= 'a new folder'
-    out = torchrun(n, here.parent / 'examples' / 'distributed.py', tmp_path, use_cpu=use_cpu)
+    out = printed(torchrun, n, here.parent / 'examples' / 'distributed.py', tmp_path, use_cpu=use_cpu)
     assert out.count('epoch     train_loss') == 0 or out.count('sparsity') == 5  # each table once
     for name, s in dict(
         OCP=0.9, taylor=0.9, DPF=0.8, RigL=0.8, STR=0.8, snip=0.9, grasp=0.9, wanda=0.9, synflow=0.9, random_score=0.9
@@ -48,9 +49,8 @@ def test_example(tmp_path, n, use_cpu):
 
 @pytest.mark.parametrize('n', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_going_on_and_what_each_evaluates(tmp_path, n):
-    for part in ('whole', 'stopped', 'again'):
-        torchrun(n, here / 'distributed.py', tmp_path, part)
-    torchrun(1, here / 'distributed.py', tmp_path, 'alone')
+    for part in ('first', 'again'):
+        printed(ranks, n, here / 'distributed.py', tmp_path, part)
     for name in ('OCP', 'RigL'):
         states = [torch.load(tmp_path / f'{name} {part} {i}.pth') for part in ('whole', 'again') for i in range(n)]
         assert all(s.keys() == states[0].keys() for s in states)
@@ -61,7 +61,7 @@ def test_going_on_and_what_each_evaluates(tmp_path, n):
                 k,
             )  # BatchNorm's statistics are each process's own
     numbers = [json.loads((tmp_path / f'numbers {i}.json').read_text()) for i in range(n)]
-    alone = json.loads((tmp_path / 'alone.json').read_text())
+    alone = losses_alone(tmp_path)
     items = 360
     for o in numbers:
         assert o['seen'] <= 3 * (items / n + 64) and all(
@@ -77,7 +77,7 @@ def test_going_on_and_what_each_evaluates(tmp_path, n):
 
 @pytest.mark.parametrize('name', ['distributed', 'fsdp'])
 def test_a_missing_folder_is_told_in_a_line(name):
-    run = started(2, here.parent / 'examples' / f'{name}.py', use_cpu=False)
+    run = ranks(2, here.parent / 'examples' / f'{name}.py')
     assert (
         run.returncode
         and [o for o in run.stderr.splitlines() if 'usage' in o]

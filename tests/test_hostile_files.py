@@ -1,4 +1,4 @@
-"Damaged and hostile files of all kinds: in little time and memory, nothing runs, and the error names the file"
+"Damaged and hostile files of all kinds: loading takes little time and memory, runs nothing, and errors name the file"
 
 import fuzz
 import pytest
@@ -11,7 +11,7 @@ FOLDERS = ('rounds', 'tickets', 'sweep')
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    "A forked process has no other threads"
+    "No other threads, which a forked process would not have"
     n = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -46,7 +46,7 @@ def test_damaged_checkpoints(tmp_path):
 
 
 def test_a_report_of_a_hostile_file(tmp_path):
-    "The whole page, not only the file: nothing is drawn, and no network is larger than the file"
+    "The whole page, not only the file: nothing from the file is drawn, and no network is larger than it"
     from fastprune.deploy.report_file import report_file
 
     for name in ('600 views', '20,000 names', 'a number, 10^9 times', 'compressed zeros'):

@@ -8,10 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import python
 
 root = Path(__file__).parent.parent
 by_hand = ('all.py', 'files.py', 'moved.py')
 notebooks = sorted(p for p in (root / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+
+
+def named(nb):
+    return nb.relative_to(root / 'nbs').with_suffix('').as_posix()
 
 
 def run(*cmd, cwd=root):
@@ -73,7 +78,7 @@ def test_import_is_light():
     assert r.returncode == 0, r.stderr
 
 
-@pytest.mark.parametrize('nb', notebooks, ids=lambda p: p.stem)
+@pytest.mark.parametrize('nb', notebooks, ids=named)
 def test_notebook_is_committed_clean(nb):
     cells = json.loads(nb.read_text(encoding='utf-8'))['cells']
     assert all(c['metadata'] == {} for c in cells)
@@ -98,13 +103,9 @@ slow = {
 
 
 @pytest.mark.parametrize(
-    'nb', [pytest.param(nb, id=nb.stem, marks=[pytest.mark.slow] * (nb.stem in slow)) for nb in notebooks]
+    'nb', [pytest.param(nb, id=named(nb), marks=[pytest.mark.slow] * (nb.stem in slow)) for nb in notebooks]
 )
 def test_notebook_runs(nb):
-    r = run(
-        sys.executable,
-        '-c',
-        'import sys; from nbdev.test import nbdev_test; nbdev_test(path=sys.argv[1], n_workers=0)',
-        nb,
-    )
+    code = 'import sys; from nbdev.test import nbdev_test; nbdev_test(path=sys.argv[1], n_workers=0)'
+    r = python(code, nb, folder=root, timeout=900)
     assert r.returncode == 0 and 'Success' in r.stdout, r.stderr[-4000:]

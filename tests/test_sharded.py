@@ -1,9 +1,9 @@
-"Masks of tensors of which each process has a part are those of the whole, to the bit"
+"Masks of sharded tensors are those of the whole tensors, to the bit"
 
 from pathlib import Path
 
 import pytest
-from processes import torchrun
+from processes import printed, ranks, torchrun
 
 from fastprune.all import Masks
 
@@ -12,13 +12,13 @@ here = Path(__file__).parent
 
 @pytest.mark.parametrize('n', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_equal_to_the_whole(tmp_path, n):
-    assert 'all checks passed' in torchrun(n, here / 'sharded.py', tmp_path / 'masks.safetensors')
+    assert 'all checks passed' in printed(ranks, n, here / 'sharded.py', tmp_path / 'masks.safetensors')
 
 
 @pytest.mark.parametrize('n', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_example(tmp_path, n):
     tmp_path = tmp_path / 'a new folder'
-    lines = torchrun(n, here.parent / 'examples' / 'fsdp.py', tmp_path, use_cpu=False).splitlines()
+    lines = printed(torchrun, n, here.parent / 'examples' / 'fsdp.py', tmp_path, use_cpu=False).splitlines()
     assert (
         len(lines) == 4
         and lines[-1].endswith('sparsity 0.9500')

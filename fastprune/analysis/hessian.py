@@ -17,8 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..core.checks import check_n_batches
 from ..core.names import unwrap
 from ..core.weights import prunable_weights
+from ..criteria.gradients import second_derivatives
 from ..learner.batches import as_in_fit, random_kept, reset_state, to_model, undisturbed
-from ..learner.gradients import loss_of, second_derivatives
+from ..learner.gradients import loss_of
 from ..learner.states import seed_round
 
 # %% ../../nbs/analysis/hessian.ipynb #e42006ad

@@ -16,7 +16,7 @@ from .paths import LinearPath, _check_path, _check_states, _state
 from ..core.checks import check_whole
 from ..core.names import unwrap
 from ..learner.keep import set_masks
-from ..learner.states import StartAt, StateAt, borrowed, seed_round, starting_at, state_of
+from ..learner.states import StartAt, StateAt, restoring, seed_round, starting_at, state_of
 from ..recipes.lottery import plan_of
 from ..recipes.tickets import Ticket, _check_ticket
 from ..training.callback import SparsifyCallback
@@ -34,7 +34,7 @@ def _start_of(learn, start):
 def _copies(learn, start, fit, seeds, passed):
     """States after training from `start` with each of `seeds`; `passed` makes callbacks that pass over what lies
     behind it"""
-    with borrowed(learn):
+    with restoring(learn):
         res = []
         for seed in seeds:
             learn.load_ticket(start)
@@ -49,7 +49,7 @@ class _Moment(StateAt):
 
     def _take(self):
         super()._take()
-        self.kept, self.how = self.learn.masks, self.learn.masks and self.learn.keep_masks._how
+        self.kept, self.how = self.learn.masks, self.learn.masks and self.learn.keep_masks.origin
         cb = _pruning(self.learn)
         self.pruning = deepcopy(cb.state_dict()) if cb else None
 
@@ -65,7 +65,7 @@ class _Moment(StateAt):
 
 
 def _pruning(learn):
-    return next((cb for cb in learn.cbs if isinstance(cb, SparsifyCallback) and cb._active), None)
+    return next((cb for cb in learn.cbs if isinstance(cb, SparsifyCallback) and cb.active), None)
 
 
 def _check_pair(seeds):
@@ -204,7 +204,7 @@ def instability_by_rewind(
     if max(steps) > total:
         raise ValueError(f"steps={steps!r}: training has {total} steps")
     first, moments = _start_of(self, None), {k: _Moment(k) for k in steps}
-    with borrowed(self):
+    with restoring(self):
         self.opt = None
         seed_round(self, seed)
         fit(self, list(moments.values()))

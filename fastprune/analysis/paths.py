@@ -19,7 +19,7 @@ from torch import nn
 from ..core.checks import check_n_batches
 from ..core.names import shape_of, unwrap
 from ..learner.batches import device_of
-from ..learner.evaluate import _chunks, _evaluate, _evaluating, _on
+from ..learner.evaluate import as_model_state, batch_chunks, evaluate_points, evaluating
 from ..learner.states import smaller_is_better
 from ..recipes.tickets import Ticket
 
@@ -181,7 +181,7 @@ def _recalibrated(learn, points, put, n_batches, memory):
     try:
         for m in layers:
             m.momentum = None  # a plain average
-        for chunk in _chunks(itertools.islice(learn.dls.train, n_batches), memory, device_of(learn)):
+        for chunk in batch_chunks(itertools.islice(learn.dls.train, n_batches), memory, device_of(learn)):
             for i, point in enumerate(points):
                 put(point)
                 for k, m in enumerate(layers):
@@ -250,18 +250,18 @@ def linear_path(
     _check_path(n, bn=bn, n_batches=n_batches)
     a, b = _state(a, 'a'), _state(b, 'b')
     _check_states(unwrap(self.model).state_dict(), a=a, b=b)
-    states = [_on(s, self) for s in (a, b)]
+    states = [as_model_state(s, self) for s in (a, b)]
     n, alphas = int(n), np.linspace(0, 1, int(n))
     at = alphas if n % 2 else [*alphas, 0.5]  # the last one is for `.instability` alone
     points = [(1 - float(x), float(x)) for x in at]
     metrics = self.metrics if metrics is None else _as_metrics(metrics)
 
     def on(dl):
-        losses, values = _evaluate(self, dl, points, put, metrics, memory)
+        losses, values = evaluate_points(self, dl, points, put, metrics, memory)
         half = None if n % 2 else {k: v[n:] for k, v in values.items()}
         return LinearPath(alphas, losses[:n], {k: v[:n] for k, v in values.items()}, half=half)
 
-    with _evaluating(self) as target:
+    with evaluating(self) as target:
         self.model.eval()
         put = _putter(self, target, states, points, bn, n_batches, memory)
         path = on(self.dls.valid if dl is None else dl)

@@ -12,7 +12,7 @@ from fastai.basics import Learner, patch, store_attr
 
 from .paths import _check_bn, _check_states, _putter, _state
 from ..core.names import state_names, unwrap
-from ..learner.evaluate import _evaluate, _evaluating, _on
+from ..learner.evaluate import as_model_state, evaluate_points, evaluating
 
 # %% ../../nbs/analysis/plane.ipynb #11229f06
 class Plane:
@@ -75,7 +75,7 @@ def plane(
     named = dict(a=_state(a, 'a'), b=_state(b, 'b'), c=_state(c, 'c'))
     _check_states(unwrap(self.model).state_dict(), **named)
     names = list(state_names(self.model).values())
-    states = [_on(s, self) for s in named.values()]
+    states = [as_model_state(s, self) for s in named.values()]
     u, v = (torch.cat([(s[k] - states[0][k]).flatten().double() for k in names]) for s in states[1:])
     x, along = float(u.norm()), float(u @ v) / max(float(u.norm()), 1e-12)
     y = float((v - u * (along / max(x, 1e-12))).norm())
@@ -90,8 +90,8 @@ def plane(
         return (1 - b - c, b, c)
 
     points = [coefs(px, py) for py in ys for px in xs]
-    with _evaluating(self) as target:
+    with evaluating(self) as target:
         self.model.eval()
         put = _putter(self, target, states, points, bn, n_batches, memory)
-        losses, _ = _evaluate(self, self.dls.valid if dl is None else dl, points, put, [], memory)
+        losses, _ = evaluate_points(self, self.dls.valid if dl is None else dl, points, put, [], memory)
     return Plane(xs, ys, losses.reshape(len(ys), len(xs)), np.array([(0, 0), (x, 0), (along, y)]))

@@ -20,7 +20,7 @@ from ..core.targets import asked_for, check_sparsity
 from ..core.weights import prunable_weights
 from ..criteria.ranking import ranked
 from ..criteria.weights import magnitude
-from ..learner.evaluate import _evaluate, _evaluating
+from ..learner.evaluate import evaluate_points, evaluating
 
 # %% ../../nbs/analysis/sensitivity.ipynb #d5864025
 class Sensitivity(pd.DataFrame):
@@ -91,9 +91,9 @@ def sensitivity(
         weights[n].copy_(saved[n] * masks[s][n])
         changed.append(n)
 
-    with _evaluating(self):
+    with evaluating(self):
         self.model.eval()
-        losses, metrics = _evaluate(self, self.dls.valid if dl is None else dl, points, put, self.metrics, memory)
+        losses, metrics = evaluate_points(self, self.dls.valid if dl is None else dl, points, put, self.metrics, memory)
     values = dict(zip(points, losses if metric == 'loss' else metrics[metric]))
     res = Sensitivity(
         [[values[None, 0.0], *[values[n, s] for s in sparsities]] for n in weights],

@@ -21,9 +21,11 @@ from fastai.callback import schedule as _
 from . import instability as _
 from . import paths as _
 from ..core.checks import check_whole
-from ..core.describe import describe, differences
-from ..core.files import atomically, is_number, read_json
+from ..core.describe import describe
+from ..core.differences import differences
+from ..core.files import atomically
 from ..core.folders import sole_owner
+from ..core.json_files import is_number, read_json
 from ..core.masks import Masks
 from ..core.targets import check_sparsity
 from ..core.weights import prunable_weights

@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-from .files import read_json
+from .json_files import read_json
 
 # %% ../../nbs/core/folders.ipynb #6f9a962d
 try:
@@ -25,39 +25,39 @@ except ImportError:
     fcntl = None  # Windows
 
 # %% ../../nbs/core/folders.ipynb #8ae13308
-_mine = {}  # folders that this process owns -> descriptor of the locked file
-_turn = threading.Lock()
+_owned = {}  # folders that this process owns -> descriptor of the locked file
+_mutex = threading.Lock()  # for `_owned`
 
 
-def _let_go():
-    "A process that is forked owns nothing, and must not keep its parent's locks when that is gone"
-    global _turn
-    _turn = threading.Lock()
-    for fd in _mine.values():
+def _disown():
+    "A forked process owns nothing, and must not hold the locks of its parent after the parent has ended"
+    global _mutex
+    _mutex = threading.Lock()
+    for fd in _owned.values():
         with contextlib.suppress(OSError):
             os.close(fd)
-    _mine.clear()
+    _owned.clear()
 
 
 if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_disown)
 
 
-def _started(pid):
-    "When a process began: another one that has its number later began at another time. None where that can't be told"
+def _start_time(pid):
+    "When a process began, which tells it from a later one with the same number; None if unknown"
     try:
         return int(Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19])
     except (OSError, ValueError, IndexError):
         return None
 
 
-def _me():
+def _this_process():
     now = time.strftime('%Y-%m-%d %H:%M:%S')
-    return dict(pid=os.getpid(), host=socket.gethostname(), started=_started(os.getpid()), since=now)
+    return dict(pid=os.getpid(), host=socket.gethostname(), started=_start_time(os.getpid()), since=now)
 
 
 def _owner(path):
-    "What a file says about its owner"
+    "The owner that a file names; {} if it can't be read"
     try:
         return read_json(path)
     except (ValueError, OSError):
@@ -65,38 +65,43 @@ def _owner(path):
 
 
 def _refuse(folder, owner):
+    "Raise an error that names the owner of `folder`"
     pid, host, since = (str(owner.get(k))[:80] for k in ('pid', 'host', 'since'))
     who = f'process {pid} on {host}, since {since}' if owner else 'another process'
     raise ValueError(f"folder={str(folder)!r} is in use by {who}: wait until that has finished, or use another folder")
 
 # %% ../../nbs/core/folders.ipynb #673d2d46
-def _locked(path, folder):
-    "A descriptor of the file at `path`, locked; None if the file system has no locks"
+_would_block = errno.EWOULDBLOCK, errno.EACCES
+_no_locks = errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP
+
+
+def _lock(path, folder):
+    "Lock the file at `path`. Returns its descriptor; None if the file system has no locks"
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_NONBLOCK', 0), 0o666)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise ValueError(f"{path} is no file: remove it")
+                raise ValueError(f"{path} is not a regular file: remove it")
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # whoever had it may have removed the file in between
+            # the owner before may have removed the file in between: then this lock is worth nothing
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(fd), os.stat(path)):
                     return fd
         except BaseException as e:
             empty = os.fstat(fd).st_size == 0
             os.close(fd)
-            if isinstance(e, OSError) and e.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            if isinstance(e, OSError) and e.errno in _would_block:
                 _refuse(folder, _owner(path))
-            if not isinstance(e, OSError) or e.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            if not isinstance(e, OSError) or e.errno not in _no_locks:
                 raise
             if empty:
                 os.unlink(path)
             return None
         os.close(fd)
 
-
+# %% ../../nbs/core/folders.ipynb #ceb14a44
 def _alive(owner):
-    "May the process that a file names still be there?"
+    "May the process that a file names still run?"
     pid = owner.get('pid')
     if owner.get('host') != socket.gethostname() or type(pid) is not int or pid <= 0 or os.name != 'posix':
         return True
@@ -106,11 +111,11 @@ def _alive(owner):
         return False
     except OSError:
         return True
-    return owner.get('started') in (None, _started(pid))
+    return owner.get('started') in (None, _start_time(pid))
 
 
-def _made(path, folder):
-    "A descriptor of a new file at `path`, which stands for a lock"
+def _create(path, folder):
+    "Make a new file at `path`, which is the lock where there are no others. Returns its descriptor"
     for _ in range(2):
         try:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -123,49 +128,49 @@ def _made(path, folder):
     _refuse(folder, {})
 
 
-def _take(path, folder):
-    fd = _locked(path, folder) if fcntl else None
+def _acquire(path, folder):
+    fd = _lock(path, folder) if fcntl else None
     if fd is None:
-        fd = _made(path, folder)
-    with contextlib.suppress(OSError):  # on a full disk: the lock counts, and not what is in it
+        fd = _create(path, folder)
+    with contextlib.suppress(OSError):  # a full disk: the lock counts, not the contents
         os.ftruncate(fd, 0)
-        os.write(fd, json.dumps(_me()).encode())
+        os.write(fd, json.dumps(_this_process()).encode())
     return fd
 
 
-def _give_back(path, fd):
+def _release(path, fd):
     with contextlib.suppress(OSError):
-        os.unlink(path)  # while it is locked: nobody else has this file
+        os.unlink(path)  # before the lock is free, so that nobody else can have locked this file
     with contextlib.suppress(OSError):
         os.close(fd)
 
-
+# %% ../../nbs/core/folders.ipynb #4b490ec5
 @contextlib.contextmanager
 def sole_owner(
-    folder,  # Folder, made if it is not there; a context that does nothing if None or empty
+    folder,  # Folder, which is made if it does not exist; the context does nothing if this is None or empty
 ):
-    """A context in which no other process, and nothing else in this one, owns `folder`. Raises `ValueError` that says
-    who does, if somebody does"""
+    """A context in which no other process, and no other thread of this one, owns `folder`. Raises `ValueError` that
+    names the owner, if there is one"""
     if not folder or int(os.environ.get('RANK', 0)):
         yield
         return
     where = Path(folder).resolve()
     if where.exists() and not where.is_dir():
         raise ValueError(f"folder={str(folder)!r} is a file: needs a folder")
-    made, path = not where.exists(), where / '.owner'
+    is_new, path = not where.exists(), where / '.owner'
     where.mkdir(parents=True, exist_ok=True)
-    with _turn:
-        if where in _mine:
-            _refuse(folder, _me() | {'since': 'a call that has not returned yet'})
-        # where nothing can be written, nothing can be mixed
-        fd = _take(path, folder) if os.access(where, os.W_OK) else None
+    with _mutex:
+        if where in _owned:
+            _refuse(folder, _this_process() | {'since': 'a call that has not returned yet'})
+        # a folder that can't be written to needs no lock
+        fd = _acquire(path, folder) if os.access(where, os.W_OK) else None
         if fd is not None:
-            _mine[where] = fd
+            _owned[where] = fd
     try:
         yield
     finally:
-        if fd is not None and _mine.pop(where, None) == fd:
-            _give_back(path, fd)
-        if made:
+        if fd is not None and _owned.pop(where, None) == fd:
+            _release(path, fd)
+        if is_new:
             with contextlib.suppress(OSError):
-                where.rmdir()  # if nothing has been written
+                where.rmdir()  # fails if there is something in it

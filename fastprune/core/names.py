@@ -16,7 +16,7 @@ _wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel
 def unwrap(
     model: nn.Module,  # A model, perhaps inside `DataParallel`, DDP, `AveragedModel` or `torch.compile`
 ) -> nn.Module:  # The model itself
-    "The model whose parameter names the user knows"
+    "The model inside all wrappers"
     while True:
         if isinstance(model, _wrappers):
             model = model.module
@@ -28,15 +28,15 @@ def unwrap(
 # %% ../../nbs/core/names.ipynb #ec6cb78a
 def parameter_names(
     model: nn.Module,  # Any module
-) -> dict[int, str]:  # `id` of each parameter -> its name in `named_parameters()`, the first one if it is tied
-    "One name for each parameter, found by identity: `named_modules()` and `state_dict()` have others where layers are wrapped, as by torch's `checkpoint_wrapper`"
+) -> dict[int, str]:  # `id` of each parameter -> its name in `named_parameters()`; the first name of a tied one
+    "The name of each parameter, by its identity"
     return {id(p): n for n, p in unwrap(model).named_parameters()}
 
 
 def state_names(
     model: nn.Module,  # Any module
-) -> dict[str, str]:  # Name in `named_parameters()` -> name in `state_dict()`, of each parameter that is there
-    "What a model's `state_dict` calls its parameters, found by identity; hooks may rename them, as those of torch's `checkpoint_wrapper` do"
+) -> dict[str, str]:  # Name in `named_parameters()` -> name in `state_dict()`; without what the latter leaves out
+    "What a model's `state_dict` calls its parameters, also where hooks rename them"
     model = unwrap(model)
     state, keys = model.state_dict(keep_vars=True), {}
     for k, t in state.items():
@@ -47,25 +47,30 @@ def state_names(
 
 def shape_of(
     name: str,  # Name in a `state_dict`
-    t,  # What it has there: a tensor, or what a module's `get_extra_state` returns
-) -> tuple:
-    "A tensor's shape; () for extra state, which may be anything"
+    t,  # Its entry: a tensor, or what a module's `get_extra_state` returns
+) -> tuple:  # The shape of a tensor; () for extra state, which may be anything
+    "The shape of an entry of a `state_dict`"
     return () if name.rpartition('.')[2] == '_extra_state' else tuple(getattr(t, 'shape', ()))
 
 
 def to_state_names(
     model: nn.Module,  # Any module
-    named: dict,  # By names in `named_parameters()`, such as masks
-) -> dict:  # The same by names in `state_dict()`
-    "Raises `ValueError` for a name that the `state_dict` doesn't have"
+    named: dict,  # Name in `named_parameters()` -> anything, such as a mask
+) -> dict:  # Name in `state_dict()` -> the same
+    "Rename the keys of `named`. Raises `ValueError` for a parameter that the `state_dict` leaves out"
     names = state_names(model)
-    if lost := next((n for n in named if n not in names), None):
+    if missing := next((n for n in named if n not in names), None):
         raise ValueError(
-            f"the model's state_dict has no {lost!r}: do its hooks leave it out? What is pruned can't be saved without it"
+            f"the model's state_dict has no {missing!r}: do its hooks leave it out? "
+            "A pruned weight can't be saved without it"
         )
     return {names[n]: v for n, v in named.items()}
 
 
-def from_state_names(model: nn.Module, named: dict) -> dict:  # As `to_state_names`, the other way round
+def from_state_names(
+    model: nn.Module,  # Any module
+    named: dict,  # Name in `state_dict()` -> anything
+) -> dict:  # Name in `named_parameters()` -> the same
+    "The inverse of `to_state_names`; other names are left as they are"
     names = {k: n for n, k in state_names(model).items()}
     return {names.get(k, k): v for k, v in named.items()}

@@ -10,35 +10,35 @@ import math
 import sys
 
 import torch
+from fastcore.basics import patch
 
 # %% ../../nbs/core/shards.ipynb #6810389f
 def is_dtensor(t) -> bool:  # Anything
-    "Is it one of torch's DTensors?"
-    # where nobody has imported the module, or a thread is about to, there is none
+    "Is `t` one of torch's DTensors?"
+    # there is none where nobody has imported the module, or where another thread is importing it
     kind = getattr(sys.modules.get('torch.distributed.tensor'), 'DTensor', None)
     return kind is not None and isinstance(t, kind)
 
 
 def _in_one_piece(mesh, placements):
-    "Is each process's part a box of the whole? torch's strided shards are, where the dimension of the mesh that they leave room for comes behind"
+    "Is each process's shard one contiguous block of the whole?"
     for i, p in enumerate(placements):
-        room = getattr(p, 'split_factor', 1)
-        behind = (
-            math.prod(
-                mesh.size(j)
-                for j in range(i + 1, mesh.ndim)
-                if not placements[j].is_replicate() and getattr(placements[j], 'dim', None) == p.dim
-            )
-            if room > 1
-            else 1
-        )
-        if behind != room:
+        factor = getattr(p, 'split_factor', 1)
+        if factor == 1:
+            continue
+        # a strided shard is one block if later dimensions of the mesh split it as often as its factor says
+        later = [
+            mesh.size(j)
+            for j in range(i + 1, mesh.ndim)
+            if not placements[j].is_replicate() and getattr(placements[j], 'dim', None) == p.dim
+        ]
+        if math.prod(later) != factor:
             return False
     return True
 
 
 def _layout(t, name):
-    "The mesh and the placements of a DTensor, and where its local part starts, in each dimension"
+    "The mesh and the placements of a DTensor, and the offset of its local shard in each dimension"
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     if not _in_one_piece(t.device_mesh, t.placements):
@@ -47,81 +47,97 @@ def _layout(t, name):
         )
     return t.device_mesh, t.placements, compute_local_shape_and_global_offset(t.shape, t.device_mesh, t.placements)[1]
 
-# %% ../../nbs/core/shards.ipynb #daef1d5c
-class Parts:
-    "What this process has of tensors by name, and how to sum up over processes. Raises `ValueError` for layouts that can't be pruned exactly"
+# %% ../../nbs/core/shards.ipynb #b8577675
+def _check_pieces(tensors, shapes):
+    "Check that pieces fit together; `shapes` has a dict by name for each process"
+    for other in shapes:
+        if list(other) != list(tensors):
+            different = (list(other) + list(tensors))[0]
+            raise ValueError(f"group: the processes have tensors of different names, such as {different!r}")
+    for n in tensors:
+        if len({(len(s[n]), s[n][1:]) for s in shapes}) > 1 or not tensors[n].ndim:
+            raise ValueError(
+                f"group: the pieces of {n!r} have shapes {[s[n] for s in shapes]}: "
+                "they have to be pieces along the first dimension"
+            )
 
-    def __init__(
-        self,
-        tensors: dict,  # Name -> DTensor, or tensor that all processes have; with `group`, name -> this process's piece, along the first dimension, in the order of ranks
-        group=None,  # Process group of plain pieces
-    ):
-        self.group, self.mesh, self.placed = group, None, {}
-        if group is not None:
-            self._pieces(tensors)
-        else:
-            self._dtensors(tensors)
+# %% ../../nbs/core/shards.ipynb #a0103324
+class _Layout:
+    "Where this process's shards of tensors are, by name. Raises `ValueError` for layouts that can't be pruned exactly"
 
-    @classmethod
-    def of(cls, tensors, group=None):  # As above
-        "`Parts`, or None if all tensors are whole and there is no `group`"
-        return (
-            cls(tensors, group) if tensors and (group is not None or any(map(is_dtensor, tensors.values()))) else None
-        )
-
-    def _pieces(self, tensors):
+    def _from_pieces(self, tensors):
         if dt := next((n for n, t in tensors.items() if is_dtensor(t)), None):
             raise ValueError(f"group: {dt!r} is a DTensor, which knows its processes: leave `group` out")
         rank, shapes = torch.distributed.get_rank(self.group), [None] * torch.distributed.get_world_size(self.group)
         torch.distributed.all_gather_object(shapes, {n: tuple(t.shape) for n, t in tensors.items()}, group=self.group)
-        for other in shapes:
-            if list(other) != list(tensors):
-                raise ValueError(
-                    f"group: the processes have tensors of other names, as {(list(other) + list(tensors))[0]!r}"
-                )
-        for n in tensors:
-            if len({(len(s[n]), s[n][1:]) for s in shapes}) > 1 or not tensors[n].ndim:
-                raise ValueError(
-                    f"group: the pieces of {n!r} have shapes {[s[n] for s in shapes]}: they have to be pieces along the first dimension"
-                )
+        _check_pieces(tensors, shapes)
         self.shapes = {n: (sum(s[n][0] for s in shapes), *t.shape[1:]) for n, t in tensors.items()}
         self.starts = {n: (sum(s[n][0] for s in shapes[:rank]), *[0] * (t.ndim - 1)) for n, t in tensors.items()}
         self.local, self.counted = dict(tensors), dict.fromkeys(tensors, True)
 
-    def _dtensors(self, tensors):
+    def _from_dtensors(self, tensors):
         for n, t in tensors.items():
             if not is_dtensor(t):
                 continue
             mesh, placements, start = _layout(t, n)
             if self.mesh not in (None, mesh):
                 raise ValueError(
-                    f"{n!r} is on another mesh of processes, {mesh}, than those before it, {self.mesh}: prune them by themselves"
+                    f"{n!r} is on the mesh of processes {mesh}, and the tensors before it on {self.mesh}: "
+                    "prune them one mesh at a time"
                 )
             if any(p.is_partial() for p in placements):
                 raise ValueError(f"{n!r} is not summed up yet, {placements}: use `.redistribute` first")
             self.mesh, self.placed[n] = mesh, (placements, start, t.stride())
-        at = self.mesh.get_coordinate()
-        if at is None:
+        coordinate = self.mesh.get_coordinate()
+        if coordinate is None:
             raise ValueError(f"this process is not one of {self.mesh}, which the tensors are on")
         split = [any(not p[i].is_replicate() for p, *_ in self.placed.values()) for i in range(self.mesh.ndim)]
         self.over = [i for i, s in enumerate(split) if s]  # dimensions of the mesh to sum over
         self.shapes = {n: tuple(t.shape) for n, t in tensors.items()}
         self.starts = {n: tuple(self.placed[n][1]) if n in self.placed else (0,) * t.ndim for n, t in tensors.items()}
         self.local = {n: t.to_local() if n in self.placed else t for n, t in tensors.items()}
-        # of processes that have the same part, the first one counts it
-        self.counted = {
-            n: all(at[i] == 0 or n in self.placed and not self.placed[n][0][i].is_replicate() for i in self.over)
-            for n in tensors
-        }
+
+        def is_first(n, i):
+            "Is this the first process along dimension `i` of the mesh that has this shard?"
+            return coordinate[i] == 0 or n in self.placed and not self.placed[n][0][i].is_replicate()
+
+        self.counted = {n: all(is_first(n, i) for i in self.over) for n in tensors}
+
+# %% ../../nbs/core/shards.ipynb #daef1d5c
+def _flat_places(i, shape, local, start):
+    "Places in a flat tensor of `shape` of the places `i` in its flat block of shape `local` that begins at `start`"
+    res, stride = 0, 1
+    for d in reversed(range(1, len(shape))):
+        res, i, stride = res + (i % local[d] + start[d]) * stride, i // local[d], stride * shape[d]
+    return res + (i + start[0]) * stride
+
+
+class Parts(_Layout):
+    "This process's shards of tensors, by name, and sums over processes"
+
+    def __init__(
+        self,
+        tensors: dict,  # Name -> DTensor, or tensor that all processes have; with `group`, name -> this process's piece
+        group=None,  # Process group of plain pieces along the first dimension, in the order of ranks
+    ):
+        self.group, self.mesh, self.placed = group, None, {}
+        (self._from_dtensors if group is None else self._from_pieces)(tensors)
+
+    @classmethod
+    def of(cls, tensors: dict, group=None):
+        "`Parts`, or None if all tensors are whole and there is no `group`"
+        if tensors and (group is not None or any(map(is_dtensor, tensors.values()))):
+            return cls(tensors, group)
 
     @property
-    def device(self):  # Where counts have to be, to be summed up
+    def device(self) -> torch.device:
+        "The device on which counts can be summed up"
         if self.mesh is not None:
             return torch.device(self.mesh.device_type)
         return torch.device('cuda' if torch.distributed.get_backend(self.group) == 'nccl' else 'cpu')
 
-    def sum_(self, counts: torch.Tensor) -> torch.Tensor:  # Int64 tensor, changed in place
-        "Sum up over processes"
+    def sum_(self, counts: torch.Tensor) -> torch.Tensor:
+        "Sum int64 `counts` over processes, in place"
         if self.mesh is None:
             torch.distributed.all_reduce(counts, group=self.group)
         else:
@@ -129,90 +145,100 @@ class Parts:
                 torch.distributed.all_reduce(counts, group=self.mesh.get_group(i))
         return counts
 
-    def split_dims(self, n: str) -> set:  # Name
-        "The dimensions along which a tensor is split"
-        return (
-            {0}
-            if self.mesh is None
-            else {p.dim % len(self.shapes[n]) for p in self.placed[n][0] if not p.is_replicate()}
-            if n in self.placed
-            else set()
-        )
-
-    def part_of(self, n: str, t: torch.Tensor) -> torch.Tensor:
-        "The local part of another tensor of that name, such as a mask: laid out in the same way, or whole"
-        if is_dtensor(t):
-            if n not in self.placed or t.device_mesh != self.mesh or t.placements != self.placed[n][0]:
-                raise ValueError(
-                    f"{n!r}: its mask is laid out as {t.placements}, and it as {self.placed[n][0] if n in self.placed else 'a plain tensor'}: use `.redistribute` or `.full_tensor()` of the mask"
-                )
-            return t.to_local()
+    def split_dims(self, n: str) -> set:
+        "The dimensions along which the tensor `n` is split"
+        if self.mesh is None:
+            return {0}
         if n not in self.placed:
-            return t
-        return (
-            t[tuple(slice(a, a + k) for a, k in zip(self.starts[n], self.local[n].shape))]
-            if self.local[n].numel()
-            else t.new_empty(self.local[n].shape)
-        )
+            return set()
+        return {p.dim % len(self.shapes[n]) for p in self.placed[n][0] if not p.is_replicate()}
 
-    def wrap(self, n: str, local: torch.Tensor) -> torch.Tensor:
-        "A local part as a tensor like the one of that name"
-        if n not in self.placed:
-            return local
-        from torch.distributed.tensor import DTensor
-
-        placements, _, stride = self.placed[n]
-        return DTensor.from_local(
-            local, self.mesh, placements, run_check=False, shape=torch.Size(self.shapes[n]), stride=stride
-        )
-
-    def places(
-        self,
-        n: str,  # Name
-        a: int,
-        b: int,  # From and to, in the flat local part
-        per_row: int | None = None,  # Units in a row of the first dimension, if these are units; their weights, if None
-        device=None,  # Where to
-    ) -> torch.Tensor:  # [b-a] int64
-        "At which places of the whole flat tensor its numbers are"
-        i, shape, local, start = torch.arange(a, b, device=device), self.shapes[n], self.local[n].shape, self.starts[n]
-        if per_row is not None or local[1:] == shape[1:]:
-            return i + (start[0] * (math.prod(shape[1:]) if per_row is None else per_row) if shape else 0)
-        res, stride = 0, 1
-        for d in reversed(range(1, len(shape))):
-            res, i, stride = res + (i % local[d] + start[d]) * stride, i // local[d], stride * shape[d]
-        return res + (i + start[0]) * stride
+# %% ../../nbs/core/shards.ipynb #599784e4
+@patch
+def part_of(
+    self: Parts,
+    n: str,  # Name of a tensor
+    t: torch.Tensor,  # Another tensor of its shape, such as a mask: laid out in the same way, or whole
+) -> torch.Tensor:
+    "The local shard of `t`"
+    if is_dtensor(t):
+        own = self.placed[n][0] if n in self.placed else 'a plain tensor'
+        if n not in self.placed or t.device_mesh != self.mesh or t.placements != own:
+            raise ValueError(
+                f"{n!r}: its mask is laid out as {t.placements}, and it as {own}: "
+                "use `.redistribute` or `.full_tensor()` of the mask"
+            )
+        return t.to_local()
+    if n not in self.placed:
+        return t
+    if not self.local[n].numel():
+        return t.new_empty(self.local[n].shape)
+    return t[tuple(slice(a, a + k) for a, k in zip(self.starts[n], self.local[n].shape, strict=True))]
 
 
+@patch
+def wrap(
+    self: Parts,
+    n: str,  # Name of a tensor
+    local: torch.Tensor,  # Local shard of another one of its shape
+) -> torch.Tensor:
+    "A local shard as a tensor that is laid out like the one of that name"
+    if n not in self.placed:
+        return local
+    from torch.distributed.tensor import DTensor
+
+    placements, _, stride = self.placed[n]
+    return DTensor.from_local(
+        local, self.mesh, placements, run_check=False, shape=torch.Size(self.shapes[n]), stride=stride
+    )
+
+
+@patch
+def places(
+    self: Parts,
+    n: str,  # Name of a tensor
+    a: int,  # First of its numbers, in the flat local shard
+    b: int,  # Number after the last
+    n_units: int | None = None,  # Units of the whole tensor, if these are units; None for weights
+    device=None,  # Device of the result
+) -> torch.Tensor:  # [b-a] int64
+    "The places of numbers of the local shard in the whole flat tensor"
+    i, shape, local, start = torch.arange(a, b, device=device), self.shapes[n], self.local[n].shape, self.starts[n]
+    if n_units is not None or local[1:] == shape[1:]:
+        n = math.prod(shape) if n_units is None else n_units
+        return i + (start[0] * n // max(1, shape[0]) if shape else 0)
+    return _flat_places(i, shape, local, start)
+
+# %% ../../nbs/core/shards.ipynb #403e5b8c
 def shard_like(
     whole: torch.Tensor,  # The same tensor in all processes, of the shape of `t`
     t: torch.Tensor,  # DTensor
 ) -> torch.Tensor:  # DTensor, laid out as `t`
-    "This process's part of a tensor that all have, as a DTensor; nothing is sent"
+    "Shard a tensor that all processes have. Nothing is sent"
     parts = Parts({'it': t})
     return parts.wrap('it', parts.part_of('it', whole).contiguous())
 
 # %% ../../nbs/core/shards.ipynb #dbff5f3f
 def agree(
     check,  # Function without arguments that raises `ValueError`
-    told: dict,  # What has to be the same in all processes, by argument
+    arguments: dict,  # What has to be the same in all processes, by name of the argument
     group,  # Process group
 ):  # What `check` returns
-    "Raises `ValueError` in all processes if `check` does in one, or if they differ in what they have `told`"
+    "Call `check` in all processes. Raises `ValueError` in all of them if it does in one, or if `arguments` differ"
     if not torch.distributed.is_initialized():
         raise ValueError("group: there is no process group yet: call `torch.distributed.init_process_group` first")
     if torch.distributed.get_rank(group) < 0:
         raise ValueError("group: this process is not in it")
-    error, result, every = None, None, [None] * torch.distributed.get_world_size(group)
+    error, result, replies = None, None, [None] * torch.distributed.get_world_size(group)
     try:
         result = check()
     except ValueError as e:
         error = str(e)
-    torch.distributed.all_gather_object(every, (error, {k: repr(v) for k, v in told.items()}), group=group)
-    for r, (e, _) in enumerate(every):
+    torch.distributed.all_gather_object(replies, (error, {k: repr(v) for k, v in arguments.items()}), group=group)
+    for rank, (e, _) in enumerate(replies):
         if e is not None:
-            raise ValueError(e if e == error else f"in process {r} of the group: {e}")
-    for k in told:
-        if len(said := dict.fromkeys(t[k] for _, t in every)) > 1:
-            raise ValueError(f"{k}: the processes of the group differ: {' and '.join(said)}")
+            raise ValueError(e if e == error else f"in process {rank} of the group: {e}")
+    for k in arguments:
+        if len(values := dict.fromkeys(given[k] for _, given in replies)) > 1:
+            raise ValueError(f"{k}: the processes of the group differ: {' and '.join(values)}")
     return result

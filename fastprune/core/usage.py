@@ -14,45 +14,17 @@ from functools import lru_cache
 
 from torch import nn
 
-# %% ../../nbs/core/usage.ipynb #02a00005
-_Value = namedtuple(
-    '_Value', 'attr order'
-)  # an attribute of self, and how its dimensions are ordered: 'as it is', 'turned', or None if that can't be told
-_same = {
-    'to',
-    'type',
-    'type_as',
-    'float',
-    'half',
-    'double',
-    'bfloat16',
-    'contiguous',
-    'clone',
-    'detach',
-    'cuda',
-    'cpu',
-    'unbind',
-    'chunk',
-    'split',
-    'normalize',
-    'dequantize',
-    'data',
-}
-_reordered = {
-    'view',
-    'reshape',
-    'unsqueeze',
-    'squeeze',
-    'flatten',
-    'unflatten',
-    'expand',
-    'expand_as',
-    'repeat',
-    'permute',
-}
-_turned = {'t', 'T', 'mT', 'H', 'mH', 'transpose', 'swapaxes', 'swapdims', 'adjoint'}
-_facts = {'shape', 'dtype', 'device', 'ndim', 'grad', 'requires_grad', 'is_cuda'}
-_products = {'matmul', 'mm', 'bmm', 'mv', 'addmm', 'baddbmm', 'addbmm'}
+# %% ../../nbs/core/usage.ipynb #818563ff
+# An attribute of self, and the order of its dimensions: 'as it is', 'turned', or None if that is unknown
+_Value = namedtuple('_Value', 'attr order')
+_same = set(
+    'to type type_as float half double bfloat16 contiguous clone detach cuda cpu unbind chunk split normalize '
+    'dequantize data'.split()
+)
+_reordered = set('view reshape unsqueeze squeeze flatten unflatten expand expand_as repeat permute'.split())
+_turned = set('t T mT H mH transpose swapaxes swapdims adjoint'.split())
+_facts = set('shape dtype device ndim grad requires_grad is_cuda'.split())
+_products = set('matmul mm bmm mv addmm baddbmm addbmm'.split())
 _layers = {'linear', 'bilinear', *(f'conv{t}{d}d' for t in ('', '_transpose') for d in (1, 2, 3))}
 
 
@@ -60,22 +32,26 @@ def _turn(v):
     return _Value(v.attr, {'as it is': 'turned', 'turned': 'as it is'}.get(v.order))
 
 
+def _is_self(node):
+    return isinstance(node, ast.Name) and node.id == 'self'
+
+
 def _function(node):
     "The name of the function that a call is of; None for a module of self"
     f = node.func
     if isinstance(f, ast.Attribute):
-        return None if isinstance(f.value, ast.Name) and f.value.id == 'self' else f.attr
+        return None if _is_self(f.value) else f.attr
     return f.id if isinstance(f, ast.Name) else None
 
+# %% ../../nbs/core/usage.ipynb #42d2c414
+class _Variables:
+    "The variables of a function that are attributes of self, transposed, indexed or cast perhaps"
 
-class _Reader(ast.NodeVisitor):
-    "Follows attributes of self through a function, as far as they stay what they are"
-
-    def __init__(self, found):
-        self.found, self.values, self.seen = found, {}, []
+    def __init__(self):
+        self.values = {}
 
     def value(self, node):
-        "The attribute of self that an expression is, transposed, indexed or cast perhaps; None for what is computed from it"
+        "The attribute of self that an expression is; None for what is computed from it"
         if isinstance(node, ast.Name):
             return self.values.get(node.id)
         if isinstance(node, (ast.Subscript, ast.Starred)):
@@ -83,24 +59,32 @@ class _Reader(ast.NodeVisitor):
         if isinstance(node, ast.IfExp):
             return self.value(node.body) or self.value(node.orelse)
         if isinstance(node, ast.Attribute):
-            if isinstance(node.value, ast.Name) and node.value.id == 'self':
-                return _Value(node.attr, 'as it is')
-            v = self.value(node.value)
-            return v and (_turn(v) if node.attr in _turned else None if node.attr in _facts else v)
+            return self._attribute(node)
         if isinstance(node, ast.Call):
             return self._method(node)
-        if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Mult, ast.Div)) and self._fixed(node.right):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Mult, ast.Div)) and self._is_factor(node.right):
             return self.value(node.left)
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and self._fixed(node.left):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and self._is_factor(node.left):
             return self.value(node.right)
 
-    def _fixed(self, node):
+    def _is_factor(self, node):
+        "Is it a constant or an attribute of self, so that a product with it is still a weight?"
         return isinstance(node, ast.Constant) or self.value(node) is not None
 
+    def _attribute(self, node):
+        if _is_self(node.value):
+            return _Value(node.attr, 'as it is')
+        v = self.value(node.value)
+        if v is None or node.attr in _facts:
+            return None
+        return _turn(v) if node.attr in _turned else v
+
     def _method(self, node):
-        name, of = _function(node), node.func.value if isinstance(node.func, ast.Attribute) else None
-        v = self.value(of) if of is not None else None
-        if v is None and node.args and ast.unparse(of or node.func).split('.')[0] in ('torch', 'nn', 'F', 'functional'):
+        "The value of a call: of a method such as `w.t()`, or of a function of torch such as `torch.transpose(w, 0, 1)`"
+        name, owner = _function(node), node.func.value if isinstance(node.func, ast.Attribute) else None
+        v = self.value(owner) if owner is not None else None
+        module = ast.unparse(owner or node.func).split('.')[0]
+        if v is None and node.args and module in ('torch', 'nn', 'F', 'functional'):
             v = self.value(node.args[0])
         if v is None:
             return
@@ -108,41 +92,83 @@ class _Reader(ast.NodeVisitor):
             return _turn(v)
         return v if name in _same else _Value(v.attr, None) if name in _reordered else None
 
-    def _multiplies(self, node, order):
-        "`node` is multiplied by; its dimensions are `order`, 'out in' or 'in out', where it is as it is"
-        if v := self.value(node):
-            self.found.setdefault(v.attr, set()).add(
-                order and {'as it is': order, 'turned': ' '.join(order.split()[::-1])}.get(v.order)
-            )
+# %% ../../nbs/core/usage.ipynb #ec231852
+class _Assignments(_Variables):
+    "Variables that assignments and loops bind"
+
+    def bind(self, target, value):
+        "An assignment `target = value`"
+        if isinstance(target, ast.Name):
+            if v := self.value(value):
+                self.values[target.id] = v
+            else:
+                self.values.pop(target.id, None)
+        elif isinstance(target, (ast.Tuple, ast.List)):
+            one_each = isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(target.elts)
+            parts = value.elts if one_each else [value] * len(target.elts)
+            for t, v in zip(target.elts, parts, strict=True):
+                self.bind(t, v)
+
+    def loop(self, target, over):
+        "`for a, b in zip(self.xs, self.ys)`, and `for i, a in enumerate(self.xs)`"
+        if not (isinstance(over, ast.Call) and isinstance(over.func, ast.Name) and isinstance(target, ast.Tuple)):
+            self.bind(target, over)
+        elif over.func.id == 'zip' and len(over.args) == len(target.elts):
+            for t, v in zip(target.elts, over.args, strict=True):
+                self.loop(t, v)
+        elif over.func.id == 'enumerate' and over.args:
+            self.loop(target.elts[1], over.args[0])
+
+# %% ../../nbs/core/usage.ipynb #02a00005
+def _einsum_orders(equation):
+    "The order of dimensions of each factor of `torch.einsum`; None where it is unknown"
+    ins, _, out = equation.replace(' ', '').replace('...', '').partition('->')
+    for letters in ins.split(','):
+        last = len(letters) - 1
+        # the first of three dimensions is that of experts, summed over or not
+        summed = [last - i for i, c in enumerate(letters) if c not in out and (i or last < 2)]
+        yield {0: 'out in', 1: 'in out'}[summed[0]] if len(summed) == 1 and last in (1, 2) else None
+
+
+class _Products(ast.NodeVisitor):
+    "Notes in `found` the attributes of self that are factors of products, and the order of their dimensions"
+
+    def __init__(self, found):
+        self.found, self.variables = found, _Assignments()
+
+    def _note(self, node, order):
+        "Note that `node` is a factor of a product, whose dimensions are `order` there, or unknown if None"
+        if v := self.variables.value(node):
+            turned = order and ' '.join(order.split()[::-1])
+            self.found.setdefault(v.attr, set()).add(order and {'as it is': order, 'turned': turned}.get(v.order))
 
     def _product(self, left, right):
-        both = (
-            self.value(left) is not None and self.value(right) is not None
-        )  # of two weights: which one the input comes to can't be told
-        self._multiplies(left, None if both else 'out in')
-        self._multiplies(right, None if both else 'in out')
+        # of a product of two weights, it is unknown which one the input is multiplied by first
+        both = self.variables.value(left) is not None and self.variables.value(right) is not None
+        self._note(left, None if both else 'out in')
+        self._note(right, None if both else 'in out')
 
     def _einsum(self, node):
-        if not (node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str)):
-            return [self._multiplies(o, None) for o in node.args[1:]]
-        ins, _, out = node.args[0].value.replace(' ', '').replace('...', '').partition('->')
-        for letters, o in zip(ins.split(','), node.args[1:]):
-            last = len(letters) - 1
-            summed = [
-                last - i for i, c in enumerate(letters) if c not in out and (i or last < 2)
-            ]  # the first of three is for experts, summed up or not
-            self._multiplies(o, {0: 'out in', 1: 'in out'}[summed[0]] if len(summed) == 1 and last in (1, 2) else None)
+        equation = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+        if isinstance(equation, str):
+            for order, o in zip(_einsum_orders(equation), node.args[1:], strict=False):
+                self._note(o, order)
+        else:
+            for o in node.args[1:]:
+                self._note(o, None)
+
+# %% ../../nbs/core/usage.ipynb #5df7421f
+class _Reader(_Products):
+    "Walks through the code of a function"
 
     def visit_Call(self, node):
-        name, args = _function(node), [o for o in node.args]
+        name, args = _function(node), list(node.args)
         weight = next((k.value for k in node.keywords if k.arg == 'weight'), args[1] if len(args) > 1 else None)
         if name in _layers and weight is not None:
-            self._multiplies(weight, 'out in' if name == 'linear' else None)
+            self._note(weight, 'out in' if name == 'linear' else None)
         if name in _products:
-            own = isinstance(node.func, ast.Attribute) and not (
-                isinstance(node.func.value, ast.Name) and node.func.value.id == 'torch'
-            )
-            if own and not name.startswith(('add', 'badd')):
+            is_method = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) != 'torch'
+            if is_method and not name.startswith(('add', 'badd')):
                 args = [node.func.value, *args]
             if len(args) > 1:
                 self._product(*args[-2:])
@@ -158,41 +184,15 @@ class _Reader(ast.NodeVisitor):
     def visit_Assign(self, node):
         self.generic_visit(node)
         for target in node.targets:
-            self._bind(target, node.value)
-
-    def _bind(self, target, value):
-        if isinstance(target, ast.Name):
-            if v := self.value(value):
-                self.values[target.id] = v
-            else:
-                self.values.pop(target.id, None)
-        elif isinstance(target, (ast.Tuple, ast.List)):
-            parts = (
-                value.elts
-                if isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(target.elts)
-                else [value] * len(target.elts)
-            )
-            for t, v in zip(target.elts, parts):
-                self._bind(t, v)
-
-    def _loop(self, target, over):
-        "`for a, b in zip(self.xs, self.ys)`, and `for i, a in enumerate(self.xs)`"
-        if isinstance(over, ast.Call) and isinstance(over.func, ast.Name) and isinstance(target, ast.Tuple):
-            if over.func.id == 'zip' and len(over.args) == len(target.elts):
-                for t, v in zip(target.elts, over.args):
-                    self._loop(t, v)
-            if over.func.id == 'enumerate' and over.args:
-                self._loop(target.elts[1], over.args[0])
-        else:
-            self._bind(target, over)
+            self.variables.bind(target, node.value)
 
     def visit_For(self, node):
-        self._loop(node.target, node.iter)
+        self.variables.loop(node.target, node.iter)
         self.generic_visit(node)
 
     def _comprehension(self, node):
         for g in node.generators:
-            self._loop(g.target, g.iter)
+            self.variables.loop(g.target, g.iter)
         self.generic_visit(node)
 
     visit_ListComp = visit_GeneratorExp = _comprehension
@@ -203,7 +203,7 @@ _not_read = {'__init__', 'reset_parameters', 'extra_repr', '__repr__', '_init_we
 
 
 def _trees(cls):
-    "The functions of a class and its bases, parsed, as far as there is source code"
+    "The functions of a class and its bases, parsed, where there is source code"
     for base in cls.__mro__:
         if base in (nn.Module, object):
             return
@@ -216,32 +216,30 @@ def _trees(cls):
                 continue
 
 
+def _attribute_of_self(node):
+    return node.attr if isinstance(node, ast.Attribute) and _is_self(node.value) else None
+
+
 def _elementwise(trees):
-    "Attributes of self that are multiplied with something else number by number, wherever they are used"
-    direct, all_ = {}, {}
-
-    def mine(node):
-        return (
-            node.attr
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == 'self'
-            else None
-        )
-
+    "Attributes of self that the code only ever multiplies elementwise by something else"
+    scaling, uses = {}, {}
     for node in (o for t in trees for o in ast.walk(t)):
-        if (a := mine(node)) is not None:
-            all_[a] = all_.get(a, 0) + 1
+        if (a := _attribute_of_self(node)) is not None:
+            uses[a] = uses.get(a, 0) + 1
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
             for one, other in ((node.left, node.right), (node.right, node.left)):
-                if (a := mine(one)) is not None and mine(other) is None and not isinstance(other, ast.Constant):
-                    direct[a] = direct.get(a, 0) + 1
-    return {a for a, k in direct.items() if k == all_[a]}
+                a = _attribute_of_self(one)
+                if a is not None and _attribute_of_self(other) is None and not isinstance(other, ast.Constant):
+                    scaling[a] = scaling.get(a, 0) + 1
+    return {a for a, k in scaling.items() if k == uses[a]}
 
 
 @lru_cache(maxsize=None)
 def uses_of(
     cls: type,  # Class of a module
-) -> Uses:  # `orders`: attribute -> set of 'out in', 'in out' and None (can't be told), of what is multiplied by; `scales`: attributes that only scale
-    "How a class uses its parameters, read from its source code; empty where there is none"
+) -> Uses:
+    """How a class uses its parameters, by its source code. `orders`: factor of a product -> set of 'out in', 'in out'
+    and None (unknown). `scales`: attributes that are only multiplied elementwise. Both are empty without source code"""
     found, trees = {}, list(_trees(cls))
     for t in trees:
         _Reader(found).visit(t)

@@ -6,11 +6,7 @@
 __all__ = ['synflow', 'wanda']
 
 # %% ../../nbs/criteria/flows.ipynb #92965361
-import contextlib
-import itertools
-
 import torch
-from fastai.basics import Learner, apply
 from torch import nn
 from torch.func import functional_call
 from torch.nn.utils.parametrize import is_parametrized
@@ -18,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from ..core.checks import check_n_batches
 from ..core.layouts import is_turned_linear
 from ..core.names import unwrap
-from ..learner.batches import a_batch, as_in_fit, forward, mean_everywhere, to_model, together, undisturbed
+from ..core.protocol import Batches, as_batches, needs
 
 # %% ../../nbs/criteria/flows.ipynb #2038dbbc
 _not_linear = (
@@ -40,102 +36,137 @@ _not_linear = (
 )
 
 
-@contextlib.contextmanager
-def _one_of_ones(learn):
-    "As a fit's validation, with inputs for one item: ones, in float64"
-
-    def one(x):
-        if torch.is_tensor(x) and x.is_floating_point():
-            return torch.ones_like(x[:1], dtype=torch.float64)
-        raise ValueError(
-            f"synflow needs inputs of floats, and the batches have "
-            f"{getattr(x, 'dtype', type(x).__name__)}: use another criterion, such as `snip`"
-        )
-
-    xb = apply(one, a_batch(learn))
-    with as_in_fit(learn, False):
-        yield xb
-
-
-def synflow(
-    weights: dict,  # Name -> parameter of any shape
-    learn: Learner,  # For its model, and the shape of its inputs
-) -> dict:  # Name -> score in float64, same shapes
-    """|weight| * gradient of the summed output with respect to it, for inputs of ones and absolute weights (Tanaka et al. 2020). BatchNorm scales by the absolute of its weight, and by 1 where that is 0. Raises `ValueError` for models that do more to positive
-    numbers than to weigh and to sum them up, where that shows; activations such as ReLU6, SiLU and GELU are taken as what they are for small numbers"""
-    model = unwrap(learn.model)
+def _check_layers(model):
     for n, m in model.named_modules():
         if is_parametrized(m) or hasattr(m, 'weight_g'):
             raise ValueError(
-                f"synflow can't take {n!r}, whose weight is computed from others, as by weight_norm: use another criterion, such as `snip`"
+                f"synflow can't take {n!r}, whose weight is computed from others, as by weight_norm: use another "
+                "criterion, such as `snip`"
             )
         if isinstance(m, _not_linear):
             raise ValueError(
-                f"synflow can't take {n!r} ({type(m).__name__}): a flow of positive numbers means nothing behind it. Use another criterion, such as `snip`"
+                f"synflow can't take {n!r} ({type(m).__name__}): a flow of positive numbers means nothing behind it. "
+                "Use another criterion, such as `snip`"
             )
-    with undisturbed(learn), torch.enable_grad(), _one_of_ones(learn) as ones:
-        to_model(learn, False)
-        flow = {
-            n: torch.zeros_like(p, dtype=torch.float64)
-            if n not in weights and n.rpartition('.')[2].startswith('bias')
-            else p.detach().double().abs()
-            for n, p in model.named_parameters()
-        }
-        for n, m in model.named_modules():
-            if isinstance(m, nn.modules.batchnorm._BatchNorm):
-                if m.weight is not None:
-                    flow[f'{n}.weight'.lstrip('.')] = torch.where(
-                        m.weight.detach() == 0, 1.0, m.weight.detach().double().abs()
-                    )
-        for n in weights:
-            flow[n].requires_grad_()
-        ready = {
-            n: torch.ones_like(b, dtype=torch.float64)
-            if n.endswith('running_var')
-            else torch.zeros_like(b, dtype=torch.float64)
-            if n.endswith('running_mean')
-            else b.double()
-            if b.is_floating_point()
-            else b
-            for n, b in model.named_buffers()
-        }
-        small = 2.0**-400  # so that nothing that is bounded, as ReLU6, gets there; scores are in proportion
 
-        def run(x):
-            learn.pred = functional_call(model, {**flow, **ready}, apply(lambda t: t * x, ones))
-            learn('after_pred')  # a callback may pick one of many outputs
-            return learn.pred[0] if isinstance(learn.pred, (tuple, list)) else learn.pred
+# %% ../../nbs/criteria/flows.ipynb #12b53f09
+def _map_tensors(f, x):
+    "`x` with `f` of each of its parts, in nested lists, tuples and dicts"
+    if isinstance(x, (list, tuple)):
+        return type(x)([_map_tensors(f, o) for o in x])
+    return {k: _map_tensors(f, o) for k, o in x.items()} if isinstance(x, dict) else f(x)
 
-        try:
-            out = run(small)
-        except (RuntimeError, TypeError, AttributeError, IndexError) as e:
-            raise ValueError(f"synflow can't send float64 numbers through the model: {e}") from e
-        if not torch.is_tensor(out):
-            raise ValueError(
-                f"synflow needs a tensor as the model's output, or a tuple that starts with one, and got {type(out).__name__}"
-            )
-        if not out.requires_grad:
-            raise ValueError("synflow: the model's output does not depend on the weights")
-        with torch.no_grad():
-            twice = run(2 * small)
-        if not torch.allclose(twice / small, 2 * out / small, rtol=1e-6, equal_nan=True):
-            raise ValueError(
-                "synflow: what comes out of the model is not in proportion to what goes in, as behind a softmax, a sigmoid or a normalisation. Use another criterion, such as `snip`"
-            )
-        grads = torch.autograd.grad(out.sum(), [flow[n] for n in weights], allow_unused=True)
-    for n, g in zip(weights, grads):
-        if g is None:
-            raise ValueError(f"synflow: the model's output does not depend on {n!r}: leave it out by `exclude`")
-    scores = {n: (g * flow[n]).detach() / small for n, g in zip(weights, grads)}
+
+def _ones(x):
+    "Ones like the first item of an input, in float64"
+    if torch.is_tensor(x) and x.is_floating_point():
+        return torch.ones_like(x[:1], dtype=torch.float64)
+    raise ValueError(
+        f"synflow needs inputs of floats, and the batches have "
+        f"{getattr(x, 'dtype', type(x).__name__)}: use another criterion, such as `snip`"
+    )
+
+
+def _positive_parameters(model, weights):
+    "Absolute parameters without biases. BatchNorm scales by 1 where its weight is 0"
+    flow = {}
+    for n, p in model.named_parameters():
+        is_bias = n not in weights and n.rpartition('.')[2].startswith('bias')
+        flow[n] = torch.zeros_like(p, dtype=torch.float64) if is_bias else p.detach().double().abs()
+    for n, m in model.named_modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.weight is not None:
+            w = m.weight.detach()
+            flow[f'{n}.weight'.lstrip('.')] = torch.where(w == 0, 1.0, w.double().abs())
+    return flow
+
+
+def _buffer_without_statistics(name, b):
+    "A buffer in float64, with a mean of 0 and a variance of 1"
+    if name.endswith('running_var'):
+        return torch.ones_like(b, dtype=torch.float64)
+    if name.endswith('running_mean'):
+        return torch.zeros_like(b, dtype=torch.float64)
+    return b.double() if b.is_floating_point() else b
+
+# %% ../../nbs/criteria/flows.ipynb #26284697
+def _check_output(out):
+    if not torch.is_tensor(out):
+        raise ValueError(
+            f"synflow needs a tensor as the model's output, or a tuple that starts with one, and got "
+            f"{type(out).__name__}"
+        )
+    if not out.requires_grad:
+        raise ValueError("synflow: the model's output does not depend on the weights")
+
+
+def _check_flow(scores, weights):
+    "No flow that is infinite, negative or 0 behind a tensor"
     for n, s in scores.items():
         if not s.isfinite().all():
             raise ValueError(
-                f"synflow: the score of {n!r} is infinite, even in float64: the network is too deep or its weights are too large; scale them down, or use another criterion"
+                f"synflow: the score of {n!r} is infinite, even in float64: the network is too deep or its weights are "
+                "too large; scale them down, or use another criterion"
             )
-        if (s < 0).any() or not s.any() and 2 * int(weights[n].count_nonzero()) > s.numel():
+        negative = (s < 0).any()
+        if negative or not s.any() and 2 * int(weights[n].count_nonzero()) > s.numel():
             raise ValueError(
-                f"synflow: {'the flow turns negative behind' if (s < 0).any() else 'nothing flows through'} {n!r}: the model does more than to weigh positive numbers and sum them up, as a softmax, a difference or a normalisation does. Use another criterion, such as `snip`"
+                f"synflow: {'the flow turns negative behind' if negative else 'nothing flows through'} {n!r}: the "
+                "model does more than to weigh positive numbers and sum them up, as a softmax, a difference or a "
+                "normalisation does. Use another criterion, such as `snip`"
             )
+
+
+_small = 2.0**-400  # an input so small that bounded activations such as ReLU6 never reach their bound
+
+
+def _flow(batches, model, weights):
+    "Positive parameters, and the output's gradients with respect to `weights` among them; inside of `undisturbed`"
+    ones = _map_tensors(_ones, batches.inputs())
+    with batches.evaluating():
+        flow = _positive_parameters(model, weights)
+        for n in weights:
+            flow[n].requires_grad_()
+        state = {**flow, **{n: _buffer_without_statistics(n, b) for n, b in model.named_buffers()}}
+
+        def run(x):
+            inputs = _map_tensors(lambda t: t * x, ones)
+            out = batches.prediction_of(functional_call(model, state, inputs))  # a callback may pick one of many
+            return out[0] if isinstance(out, (tuple, list)) else out
+
+        try:
+            out = run(_small)
+        except (RuntimeError, TypeError, AttributeError, IndexError) as e:
+            raise ValueError(f"synflow can't send float64 numbers through the model: {e}") from e
+        _check_output(out)
+        with torch.no_grad():
+            twice = run(2 * _small)
+        if not torch.allclose(twice / _small, 2 * out / _small, rtol=1e-6, equal_nan=True):
+            raise ValueError(
+                "synflow: what comes out of the model is not in proportion to what goes in, as behind a softmax, a "
+                "sigmoid or a normalisation. Use another criterion, such as `snip`"
+            )
+        return flow, torch.autograd.grad(out.sum(), [flow[n] for n in weights], allow_unused=True)
+
+# %% ../../nbs/criteria/flows.ipynb #6a3a3e5f
+@needs('batches', iterations=100)
+def synflow(
+    weights: dict,  # Name -> parameter of any shape
+    batches: Batches,  # For the model, and the shape of its inputs; a Learner will do
+) -> dict:  # Name -> score in float64, same shapes
+    """|weight| * gradient of the summed output with respect to it, for inputs of ones and absolute weights (Tanaka et
+    al. 2020). BatchNorm scales by the absolute value of its weight, and by 1 where that is 0. Raises `ValueError` for
+    models that do more to positive numbers than to weigh and to sum them up, where that shows; activations such as
+    ReLU6, SiLU and GELU count as what they are for small numbers"""
+    batches = as_batches(batches)
+    model = unwrap(batches.model)
+    _check_layers(model)
+    with batches.undisturbed(), torch.enable_grad():
+        flow, grads = _flow(batches, model, weights)
+    for n, g in zip(weights, grads, strict=True):
+        if g is None:
+            raise ValueError(f"synflow: the model's output does not depend on {n!r}: leave it out by `exclude`")
+    scores = {n: (g * flow[n]).detach() / _small for n, g in zip(weights, grads, strict=True)}
+    _check_flow(scores, weights)
     return scores
 
 # %% ../../nbs/criteria/flows.ipynb #7ac08008
@@ -143,52 +174,66 @@ def _owner(model, p):
     return next(m for m in model.modules() for q in m._parameters.values() if q is p)
 
 
-def wanda(
-    weights: dict,  # Name -> weight of a linear layer or a convolution
-    learn: Learner,  # For its batches
-    n_batches: int | None = None,  # Training batches to look at; 1 if None
-) -> dict:  # Name -> score, same shapes
-    "|weight| * norm of its input feature or channel, over batches (Sun et al. 2024, eq. 1)"
-    check_n_batches(n_batches)
-    model = unwrap(learn.model)
+def _owners(model, weights):
+    "The module of each weight, and the names of those that lie as [in, out]; raises `ValueError` for other kinds"
     owners = {n: _owner(model, p) for n, p in weights.items()}
     turned = {n for n, m in owners.items() if is_turned_linear(m)}
     for n, m in owners.items():
-        if not (n.endswith('weight') and isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) or n in turned):
+        usual = n.endswith('weight') and isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        if not (usual or n in turned):
             raise ValueError(
-                f"wanda scores linear layers and convolutions, and {n!r} is of {type(m).__name__}: leave it out by `exclude`"
+                f"wanda scores linear layers and convolutions, and {n!r} is of {type(m).__name__}: leave it out by "
+                "`exclude`"
             )
+    return owners, turned
+
+
+def _add_squares(squares, name, channels_last):
+    "A hook that adds up squares of a layer's inputs, by feature or channel"
+
+    def hook(m, inputs, kwargs):
+        x = (inputs[0] if inputs else next(iter(kwargs.values()))).detach().double()
+        channel = x.ndim - 1 if channels_last else 1
+        squares[name] = squares.get(name, 0) + x.square().sum([d for d in range(x.ndim) if d != channel])
+
+    return hook
+
+
+def _input_squares(batches, owners, turned, n_batches):
+    "The sum of squares of each layer's inputs over batches, by feature or channel"
     squares, hooks = {}, []
-
-    def watch(name):
-        def hook(m, inputs, kwargs):
-            x = (inputs[0] if inputs else next(iter(kwargs.values()))).detach().double()
-            dims = [d for d in range(x.ndim) if d != (x.ndim - 1 if isinstance(m, nn.Linear) or name in turned else 1)]
-            squares[name] = squares.get(name, 0) + x.square().sum(dims)
-
-        return hook
-
     try:
-        with undisturbed(learn), torch.no_grad(), as_in_fit(learn, False):
+        with batches.undisturbed(), torch.no_grad(), batches.evaluating():
             for n, m in owners.items():
-                hooks.append(m.register_forward_pre_hook(watch(n), with_kwargs=True))
-            to_model(learn, False)
-            seen = 0
-            for seen, b in enumerate(itertools.islice(learn.dls.train, n_batches or 1), 1):
-                forward(learn, b, seen - 1)
+                hook = _add_squares(squares, n, isinstance(m, nn.Linear) or n in turned)
+                hooks.append(m.register_forward_pre_hook(hook, with_kwargs=True))
+            seen = sum(1 for _ in batches.predictions(n_batches))
     finally:
         for h in hooks:
             h.remove()
     if not seen:
         raise ValueError("wanda: the training DataLoader has no batches")
-    res = {}
+    return squares
+
+
+@needs('batches', 'n_batches')
+def wanda(
+    weights: dict,  # Name -> weight of a linear layer or a convolution
+    batches: Batches,  # Training batches; a Learner will do
+    n_batches: int | None = None,  # Training batches to look at; 1 if None
+) -> dict:  # Name -> score, same shapes
+    "|weight| * norm of its input feature or channel, over batches (Sun et al. 2024, eq. 1)"
+    check_n_batches(n_batches)
+    batches = as_batches(batches)
+    owners, turned = _owners(unwrap(batches.model), weights)
+    squares, scores = _input_squares(batches, owners, turned, n_batches or 1), {}
     for n, p in weights.items():
         if n not in squares:
             raise ValueError(f"wanda: no input reaches {n!r}: leave it out by `exclude`")
-        norm = (mean_everywhere(squares[n]) if together(learn) else squares[n]).sqrt().to(p.dtype)
+        norm = batches.mean(squares[n]).sqrt().to(p.dtype)
         if (groups := getattr(owners[n], 'groups', 1)) > 1:  # each group of filters has channels of its own
             norm = norm.view(groups, 1, -1).expand(groups, p.shape[0] // groups, -1).reshape(p.shape[0], -1)
         else:
             norm = norm[:, None] if n in turned else norm[None]
-        res[n] = p.detach().abs() * norm.view(*norm.shape, *[1] * (p.ndim - 2))
-    return res
+        scores[n] = p.detach().abs() * norm.view(*norm.shape, *[1] * (p.ndim - 2))
+    return scores

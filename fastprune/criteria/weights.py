@@ -12,6 +12,7 @@ import zlib
 
 import torch
 
+from ..core.protocol import needs
 from ..core.shards import is_dtensor, shard_like
 
 # %% ../../nbs/criteria/weights.ipynb #cd571e94
@@ -19,6 +20,7 @@ def _each(f, *dicts):
     return {n: f(*(d[n].detach() for d in dicts)) for n in dicts[0]}
 
 
+@needs(ranks_magnitude=True)
 def magnitude(
     weights: dict,  # Name -> weight of any shape
 ) -> dict:  # Name -> score, same shapes
@@ -44,7 +46,8 @@ def random_score(
     weights: dict,  # Name -> weight of any shape
     seed: int = 0,  # Another seed gives other scores
 ) -> dict:  # Name -> score in [0,1), same shapes
-    "A fixed random number for each weight: the same at every call, so that masks are nested, and no use of torch's global generator"
+    """A fixed random number for each weight: the same at every call, so that masks are nested. It does not use torch's
+    global generator"""
 
     def score(n, p):
         gen = torch.Generator().manual_seed(seed + zlib.crc32(n.encode()))
@@ -54,6 +57,7 @@ def random_score(
     return {n: score(n, p) for n, p in weights.items()}
 
 # %% ../../nbs/criteria/weights.ipynb #4a4f1f3d
+@needs('initial')
 def large_init(
     weights: dict,  # Name -> weight of any shape
     initial: dict,  # Name -> weight as it was at first
@@ -62,31 +66,37 @@ def large_init(
     return _each(torch.abs, {n: initial[n] for n in weights})
 
 
+@needs('initial')
 def small_init(weights: dict, initial: dict) -> dict:  # As for `large_init`
     "Keeps the weights that were smallest at first"
     return _each(lambda w: -w.abs(), {n: initial[n] for n in weights})
 
 
+@needs('initial')
 def large_init_large_final(weights: dict, initial: dict) -> dict:  # As for `large_init`
     "The smaller of the first and the present absolute value: large at both ends"
     return _each(lambda w, w0: torch.minimum(w.abs(), w0.abs()), weights, initial)
 
 
+@needs('initial')
 def small_init_small_final(weights: dict, initial: dict) -> dict:  # As for `large_init`
     "Keeps the weights that are small at both ends"
     return _each(lambda w, w0: -torch.maximum(w.abs(), w0.abs()), weights, initial)
 
 
+@needs('initial')
 def magnitude_increase(weights: dict, initial: dict) -> dict:  # As for `large_init`
     "How much the absolute value has grown"
     return _each(lambda w, w0: w.abs() - w0.abs(), weights, initial)
 
 
+@needs('initial')
 def movement(weights: dict, initial: dict) -> dict:  # As for `large_init`
     "How far each weight has moved, be it to or from zero"
     return _each(lambda w, w0: (w - w0).abs(), weights, initial)
 
 
+@needs('previous')
 def updating_magnitude_increase(
     weights: dict,  # Name -> weight of any shape
     previous: dict,  # Name -> weight as it was at the last update of the masks
@@ -95,11 +105,13 @@ def updating_magnitude_increase(
     return magnitude_increase(weights, previous)
 
 
+@needs('previous')
 def updating_movement(weights: dict, previous: dict) -> dict:  # As for `updating_magnitude_increase`
     "`movement` since the last update"
     return movement(weights, previous)
 
 
+@needs('previous')
 def updating_movmag(weights: dict, previous: dict) -> dict:  # As for `updating_magnitude_increase`
     "Magnitude times movement since the last update"
     return _each(lambda w, w0: w.abs() * (w - w0).abs(), weights, previous)

@@ -7,11 +7,9 @@ __all__ = ['to_onnx']
 
 # %% ../../nbs/deploy/export.ipynb #e6e09efc
 import contextlib
-import inspect
 import io
 import logging
 import warnings
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,31 +17,19 @@ import numpy as np
 import torch
 from fastai.basics import Learner, patch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from ..core.files import atomically
 from ..core.names import unwrap
 from .modules import copy_model
+from .onnx_inputs import argument_names, check_names, dynamic_shapes, onnx_inputs, output_tensors
+from .stand_ins import with_stand_ins
 from ..learner.batches import undisturbed
-from fastprune.learner.inputs import (
-    Inputs,
-    as_inputs,
-    at_most,
-    batch_size,
-    call_model,
-    error_line,
-    has_batch,
-    learner_inputs,
-    map_tensors,
-    n_items,
-    shapes_of,
-    tensors_in,
-)
+from ..learner.inputs import at_most, batch_size, error_line, learner_inputs, n_items, shapes_of, tensors_in
 
-# %% ../../nbs/deploy/export.ipynb #2444b189
+# %% ../../nbs/deploy/export.ipynb #10ff9fa4
 @contextlib.contextmanager
-def _for_export(model):
-    "A context in which `model` is in eval mode, and torch is quiet"
+def _quiet_eval(model):
+    "A context in which `model` is in eval mode and without gradients, and torch prints nothing"
     modes, log = [(m, m.training) for m in model.modules()], logging.getLogger('torch')
     level = log.level
     try:
@@ -63,208 +49,13 @@ def _for_export(model):
             m.training = mode
 
 
-def _on_cpu(model, example):
-    "What `model` is called with: plain tensors on the CPU, alone or in tuples, lists and dicts"
-
-    def plain(o):
-        if isinstance(o, Mapping):
-            return {k: plain(v) for k, v in o.items()}  # torch.export knows no others
-        return tuple(map(plain, o)) if isinstance(o, (list, tuple)) else o
-
-    args, kwargs = as_inputs(example, model)
-    inputs = Inputs(plain(args), plain(kwargs))
-    for name, x in _leaves(inputs):
-        if not isinstance(x, torch.Tensor):
-            raise ValueError(f"example: input {name} is a {type(x).__name__}: ONNX has tensors alone")
-    return map_tensors(lambda t: t.detach().cpu(), Inputs(inputs.args, _as_in_forward(model, inputs.kwargs)))
-
-
-def _as_in_forward(model, kwargs):
-    "Inputs by name, in the order of `forward`'s arguments"
-    order = list(inspect.signature(model.forward).parameters)
-    return dict(sorted(kwargs.items(), key=lambda o: order.index(o[0]) if o[0] in order else len(order)))
-
-
-def _leaves(o, name=''):
-    "(name, value) of everything in tuples and dicts"
-    if isinstance(o, Inputs):
-        return [*_leaves(o.args), *_leaves(o.kwargs)]
-    if not isinstance(o, (tuple, dict)):
-        return [(name, o)]
-    return [
-        l
-        for k, v in (o.items() if isinstance(o, dict) else enumerate(o))
-        for l in _leaves(v, f'{name}_{k}'.lstrip('_'))
-    ]
-
-
-def _input_names(model, inputs):
-    "What `forward` calls its inputs"
-    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
-    names, n = (
-        [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind in kinds],
-        len(inputs.args),
-    )
-    if len(names) < n:
-        names = ['input'] if n == 1 else [f'input_{i}' for i in range(n)]
-    return [name for name, _ in _leaves({**dict(zip(names, inputs.args)), **inputs.kwargs})]
-
-
-def _shapes(model, inputs):
-    "The dimensions that may vary, nested as `forward` takes its arguments"
-    n, dim = batch_size(inputs), torch.export.Dim('batch')
-    return map_tensors(
-        lambda t: {0: dim} if has_batch(t, n) else {},
-        dict(inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments),
-    )
-
-
-def _outputs(model, inputs):
-    "The tensors that a model returns, in lists or dicts, too"
-    try:
-        outs = tree_leaves(call_model(model, inputs))
-    except Exception as e:
-        raise ValueError(
-            f"{type(model).__name__} itself fails for inputs of shape {shapes_of(inputs)}: {error_line(e)}"
-        ) from e
-    for i, o in enumerate(outs):
-        if not isinstance(o, torch.Tensor):
-            raise ValueError(f"output {i} of {type(model).__name__} is a {type(o).__name__}: ONNX has tensors alone")
-    return outs
-
-
-def _check_names(names, n, what):
-    if isinstance(names, str) or len(set(names)) != n:
-        raise ValueError(f"{what}={names!r}: needs {n} different name{'s' if n > 1 else ''}, in a list")
-    return list(names)
-
-
-def _without_zeros(proto):
-    "Turn initializers into sparse ones where that is smaller: each value comes with its place, of 8 bytes"
-    from onnx import helper, numpy_helper
-
-    dense = []
-    for t in proto.graph.initializer:
-        a = numpy_helper.to_array(t)
-        at = np.flatnonzero(a)
-        if a.dtype.kind != 'f' or not len(at) or len(at) * (8 + a.itemsize) >= a.nbytes:
-            dense.append(t)
-        else:
-            proto.graph.sparse_initializer.append(
-                helper.make_sparse_tensor(
-                    numpy_helper.from_array(a.ravel()[at], t.name),
-                    numpy_helper.from_array(at.astype(np.int64)),
-                    a.shape,
-                )
-            )
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(dense)
-
-
-def _compare(data, names, model, inputs):
-    "Raise `ValueError` if onnxruntime's outputs are not the model's"
-    import onnxruntime as ort
-
-    options, where = ort.SessionOptions(), f"for inputs of shape {shapes_of(inputs)}"
-    options.log_severity_level, options.intra_op_num_threads = 4, torch.get_num_threads()
-    wanted = _outputs(model, inputs)
-    try:
-        got = ort.InferenceSession(data, options, providers=['CPUExecutionProvider']).run(
-            None, {n: x.numpy() for n, x in zip(names, tensors_in(inputs))}
-        )
-    except Exception as e:
-        raise ValueError(f"onnxruntime can't run the model {where}: {error_line(e)}") from e
-    for i, (a, b) in enumerate(zip(wanted, map(torch.from_numpy, got))):
-        if a.shape != b.shape:
-            raise ValueError(
-                f"output {i} in onnxruntime, {where}, is of shape {tuple(b.shape)}, and of {tuple(a.shape)} in torch"
-            )
-        tol = max(1e-4, 8 * torch.finfo(a.dtype).eps) if a.is_floating_point() else 0.0
-        a, b = a.double(), b.double()
-        top = float(a[a.isfinite()].abs().max()) if a.isfinite().any() else 0.0
-        if not torch.isclose(b, a, rtol=0, atol=tol * top, equal_nan=True).all():
-            raise ValueError(
-                f"output {i} in onnxruntime, {where}, differs from torch's by up to {float((a - b).abs().max()):.3g}, where values reach {top:.3g}"
-            )
-
-# %% ../../nbs/deploy/export.ipynb #fee099c8
-class _FreshLSTM(nn.Module):
-    "fastai's AWD_LSTM in eval mode. Each call starts from zeros, or from the state that it is given"
-
-    def __init__(self, m):
-        super().__init__()
-        self.encoder, self.rnns = m.encoder, nn.ModuleList(_without_dropout(r) for r in m.rnns)
-
-    def run(self, ids, states):
-        x, ends = self.encoder(ids), []
-        for rnn, state in zip(self.rnns, states or [None] * len(self.rnns)):
-            x, end = rnn(x, state or [x.new_zeros(1 + rnn.bidirectional, x.shape[0], rnn.hidden_size)] * 2)
-            ends.append(end)
-        return x, ends
-
-    def forward(self, ids):
-        return self.run(ids, None)[0]
-
-
-def _without_dropout(rnn):
-    "The layer in a `WeightDropout`, with its weights as parameters again"
-    layer = rnn.module
-    for n in rnn.layer_names:
-        raw = getattr(rnn, f'{n}_raw')
-        setattr(layer, n, nn.Parameter(raw.detach(), requires_grad=False))
-    return layer
-
-
-class _FreshSentences(nn.Module):
-    "fastai's SentenceEncoder over an AWD_LSTM, for all rows at once: it goes on with those alone that have more text"
-
-    def __init__(self, m):
-        super().__init__()
-        self.lstm, self.bptt, self.pad_idx, self.max_len = _FreshLSTM(m.module), m.bptt, m.pad_idx, m.max_len
-
-    def forward(self, ids):
-        n, length = ids.shape
-        states, outs, masks = None, [], []
-        for i in range(0, length, self.bptt):
-            going = (torch.arange(n, device=ids.device) < (ids[:, i] != self.pad_idx).sum())[:, None]
-            chunk = ids[:, i : i + self.bptt]
-            x, states = self.lstm.run(chunk, states)
-            states = [[torch.where(going, h, 0.0) for h in s] for s in states]  # rows that come back start afresh
-            if self.max_len is None or length - i <= self.max_len:
-                outs.append(torch.where(going[..., None], x, 0.0))
-                masks.append(chunk == self.pad_idx)
-        return torch.cat(outs, 1), torch.cat(masks, 1)
-
-
-_hard = 'ToTensorBase', 'AWD_LSTM', 'SentenceEncoder'  # classes of fastai's that torch.export can't trace
-
-
-def _in_place_of(m):
-    "What is exported instead of a module: itself, but for those of fastai's that can't be"
-    kind = type(m).__name__ if type(m).__module__.startswith('fastai') else ''
-    if kind == 'ToTensorBase':
-        return nn.Identity()
-    if kind == 'AWD_LSTM':
-        return _FreshLSTM(m)
-    if kind == 'SentenceEncoder' and type(m.module).__name__ == 'AWD_LSTM':
-        return _FreshSentences(m)
-    for n, child in list(m.named_children()):
-        m.add_module(n, _in_place_of(child))
-    return m
-
-
-def _stand_ins(model):
-    "A copy with other modules in the places of those that can't be exported; the model itself if it has none"
-    if not any(type(m).__module__.startswith('fastai') and type(m).__name__ in _hard for m in model.modules()):
-        return model
-    return _in_place_of(copy_model(model)).eval()
-
-# %% ../../nbs/deploy/export.ipynb #10ff9fa4
 def _check_size(model, inputs, dynamic_batch):
+    "Raise `ValueError` for sizes and types that don't fit into one ONNX file"
     tensors = [*model.parameters(), *model.buffers()]
     if dynamic_batch and not batch_size(inputs):
         raise ValueError(
-            f"dynamic_batch=True: the first input has shape {tuple(tensors_in(inputs)[0].shape)}, and needs at least one item in its first dimension: use dynamic_batch=False"
+            f"dynamic_batch=True: the first input has shape {tuple(tensors_in(inputs)[0].shape)}, and needs at least "
+            "one item in its first dimension: use dynamic_batch=False"
         )
     if sum(t.nbytes for t in tensors) >= 2**31:
         raise ValueError(
@@ -272,14 +63,15 @@ def _check_size(model, inputs, dynamic_batch):
         )
     if any(t.dtype == torch.bfloat16 for t in [*tensors, *tensors_in(inputs)]):
         raise ValueError(
-            "onnxruntime takes no bfloat16 here: convert a copy of the model, and the example, by `.float()` or `.half()`"
+            "onnxruntime takes no bfloat16 here: convert a copy of the model, and the example, by `.float()` or "
+            "`.half()`"
         )
 
-
+# %% ../../nbs/deploy/export.ipynb #448e7bac
 def _program(model, inputs, dynamic_batch, **names):
     "The model in ONNX's format"
-    shapes = _shapes(model, inputs) if dynamic_batch else None
-    args = inputs.args if inputs.kwargs else (*inputs.args, {})  # else torch takes a last dict for kwargs
+    shapes = dynamic_shapes(model, inputs) if dynamic_batch else None
+    args = inputs.args if inputs.kwargs else (*inputs.args, {})  # torch takes a last dict for keyword arguments
     return torch.onnx.export(
         model, args, kwargs=inputs.kwargs, dynamo=True, verbose=False, dynamic_shapes=shapes, **names
     ).model_proto
@@ -289,65 +81,139 @@ _one_size = "Use dynamic_batch=False, for batches of the example's size"
 
 
 def _traced(model, inputs, dynamic_batch, **names):
-    "As `_program`; an error says what can be done"
+    "The model in ONNX's format; an error says what can be done"
     try:
         return _program(model, inputs, dynamic_batch, **names)
     except Exception as e:
         error = e
-    why = f"{type(model).__name__} can't be exported to ONNX{' with dynamic_batch=True' if dynamic_batch else ''}: {error_line(error.__cause__ or error)}"
-    remedy = "To be traced by torch.export, `forward` must not branch or loop by the values of tensors. Export a part of the model, or one with another `forward`"
+    what = f"{type(model).__name__} can't be exported to ONNX{' with dynamic_batch=True' if dynamic_batch else ''}"
+    remedy = (
+        "To be traced by torch.export, `forward` must not branch or loop by the values of tensors. Export a part of "
+        "the model, or one with another `forward`"
+    )
     if dynamic_batch:
         with contextlib.suppress(Exception):
             _program(model, inputs, False, **names)
             remedy = _one_size
-    raise ValueError(f"{why}. {remedy}") from error
+    raise ValueError(f"{what}: {error_line(error.__cause__ or error)}. {remedy}") from error
+
+# %% ../../nbs/deploy/export.ipynb #b6551b38
+def _drop_zeros(proto):
+    "Turn initializers into sparse ones where that is smaller: each value comes with its place, of 8 bytes"
+    from onnx import helper, numpy_helper
+
+    dense = []
+    for t in proto.graph.initializer:
+        a = numpy_helper.to_array(t)
+        places = np.flatnonzero(a)
+        if a.dtype.kind != 'f' or not len(places) or len(places) * (8 + a.itemsize) >= a.nbytes:
+            dense.append(t)
+            continue
+        values = numpy_helper.from_array(a.ravel()[places], t.name)
+        indices = numpy_helper.from_array(places.astype(np.int64))
+        proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, a.shape))
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(dense)
+
+# %% ../../nbs/deploy/export.ipynb #851c6bcd
+def _check_output(i, want, got, where):
+    "Raise `ValueError` if output `i` in onnxruntime is not the model's"
+    if want.shape != got.shape:
+        raise ValueError(
+            f"output {i} in onnxruntime, {where}, is of shape {tuple(got.shape)}, and of {tuple(want.shape)} in torch"
+        )
+    tol = max(1e-4, 8 * torch.finfo(want.dtype).eps) if want.is_floating_point() else 0.0
+    want, got = want.double(), got.double()
+    top = float(want[want.isfinite()].abs().max()) if want.isfinite().any() else 0.0
+    if not torch.isclose(got, want, rtol=0, atol=tol * top, equal_nan=True).all():
+        raise ValueError(
+            f"output {i} in onnxruntime, {where}, differs from torch's by up to {float((want - got).abs().max()):.3g}, "
+            f"where values reach {top:.3g}"
+        )
 
 
+def _compare(data, names, model, inputs):
+    "Raise `ValueError` if onnxruntime's outputs are not the model's"
+    import onnxruntime as ort
+
+    options, where = ort.SessionOptions(), f"for inputs of shape {shapes_of(inputs)}"
+    options.log_severity_level, options.intra_op_num_threads = 4, torch.get_num_threads()
+    want = output_tensors(model, inputs)
+    given = {n: x.numpy() for n, x in zip(names, tensors_in(inputs), strict=True)}
+    try:
+        got = ort.InferenceSession(data, options, providers=['CPUExecutionProvider']).run(None, given)
+    except Exception as e:
+        raise ValueError(f"onnxruntime can't run the model {where}: {error_line(e)}") from e
+    for i, (a, b) in enumerate(zip(want, map(torch.from_numpy, got), strict=True)):
+        _check_output(i, a, b, where)
+
+
+def _compare_sizes(data, names, model, inputs, dynamic_batch):
+    "As `_compare`, for another batch size, too"
+    _compare(data, names, model, inputs)
+    if dynamic_batch:
+        try:
+            _compare(data, names, model, n_items(inputs, batch_size(inputs) + 1))
+        except ValueError as e:
+            raise ValueError(f"{e}. {_one_size}") from e
+
+# %% ../../nbs/deploy/export.ipynb #7948494e
+def _on_cpu(model):
+    "The model, or a copy on the CPU"
+    on_cpu = all(t.device.type == 'cpu' for t in [*model.parameters(), *model.buffers()])
+    return model if on_cpu else copy_model(model).cpu()
+
+
+def _onnx_bytes(model, inputs, dynamic_batch, sparse, in_names, out_names):
+    "The content of the file, compared with the model"
+    if dynamic_batch:
+        inputs = n_items(inputs, max(2, batch_size(inputs)))  # torch.export takes a batch of 1 for a constant
+    with _quiet_eval(model):
+        n = len(output_tensors(model, inputs))
+        ins = check_names(in_names or argument_names(model, inputs), len(tensors_in(inputs)), 'input_names')
+        usual = ['output'] if n == 1 else [f'output_{i}' for i in range(n)]
+        outs = check_names(out_names or usual, n, 'output_names')
+        proto = _traced(with_stand_ins(model), inputs, dynamic_batch, input_names=ins, output_names=outs)
+        for node in proto.graph.node:
+            node.ClearField('metadata_props')  # which line of whose source code it comes from
+        if sparse:
+            _drop_zeros(proto)
+        data = proto.SerializeToString()
+        if find_spec('onnxruntime'):
+            _compare_sizes(data, ins, model, inputs, dynamic_batch)
+    return data
+
+# %% ../../nbs/deploy/export.ipynb #53072d1b
 def to_onnx(
     model: nn.Module,  # Any module that `torch.export` can trace; left as it is
-    example,  # A batch of inputs, as the model is called with: a tensor, a tuple, or a dict by name, and these may be nested
+    example,  # A batch of inputs: a tensor, a tuple, or a dict by name, and these may be nested
     path,  # File to write
-    dynamic_batch: bool = True,  # May batches be of any size, in the inputs whose first dimension is as long as the first one's? If not, they are of the example's
-    sparse: bool = False,  # Leave out zeros, as ONNX's sparse initializers? A third of the size at 90%, the same for onnxruntime; others may not read it
-    input_names: list | None = None,  # One for each input; the argument names of `forward`, if None
-    output_names: list | None = None,  # One for each output; 'output', or 'output_0', ... if there are more, if None
+    # May batches be of any size, in the inputs whose first dimension is as long as the first one's? If not, they are of
+    # the example's
+    dynamic_batch: bool = True,
+    # Leave out zeros, as ONNX's sparse initializers? A third of the size at 90%; some programs can't read these
+    sparse: bool = False,
+    input_names: list | None = None,  # One for each input; the argument names of `forward` if None
+    output_names: list | None = None,  # One for each output; 'output', or 'output_0', ... if there are several, if None
 ) -> Path:  # `path`
-    """Write `model` in eval mode as one ONNX file, pruned weights as exact zeros. Where there is onnxruntime, its outputs are compared with the model's first, for another batch size, too, to
-    1e-4 of the largest. fastai's models for text start afresh at each call. Raises `ValueError` for a model that can't be exported or whose outputs differ, and nothing is written"""
+    """Write `model` in eval mode as one ONNX file, with pruned weights as exact zeros. Where onnxruntime is
+    installed, its outputs are compared with the model's first, for two batch sizes, to 1e-4 of the largest. fastai's
+    models for text start afresh at each call. For a model that can't be exported, or whose outputs differ, raises
+    `ValueError` and writes nothing"""
     for p in ('onnx', 'onnxscript'):
         if find_spec(p) is None:
             raise ImportError(f"to_onnx needs {p}: pip install 'fastprune[onnx]'")
     model, path = unwrap(model), Path(path)
-    inputs = _on_cpu(model, example)
+    inputs = onnx_inputs(model, example)
     if not path.parent.is_dir():
         raise ValueError(f"path={str(path)!r}: there is no directory {str(path.parent)!r}")
     _check_size(model, inputs, dynamic_batch)
-    if any(t.device.type != 'cpu' for t in [*model.parameters(), *model.buffers()]):
-        model = copy_model(model).cpu()
-    if dynamic_batch:
-        inputs = n_items(inputs, max(2, batch_size(inputs)))  # torch.export takes a batch of 1 for a constant
-    k = len(tensors_in(inputs))
-    with _for_export(model):
-        n = len(_outputs(model, inputs))
-        ins = _check_names(input_names or _input_names(model, inputs), k, 'input_names')
-        outs = _check_names(
-            output_names or (['output'] if n == 1 else [f'output_{i}' for i in range(n)]), n, 'output_names'
-        )
-        proto = _traced(_stand_ins(model), inputs, dynamic_batch, input_names=ins, output_names=outs)
-        for node in proto.graph.node:
-            node.ClearField('metadata_props')  # where in whose source code it comes from
-        if sparse:
-            _without_zeros(proto)
-        data = proto.SerializeToString()
-        if find_spec('onnxruntime'):
-            _compare(data, ins, model, inputs)
-            if dynamic_batch:
-                try:
-                    _compare(data, ins, model, n_items(inputs, batch_size(inputs) + 1))
-                except ValueError as e:
-                    raise ValueError(f"{e}. {_one_size}") from e
+    data = _onnx_bytes(_on_cpu(model), inputs, dynamic_batch, sparse, input_names, output_names)
     atomically(lambda p: p.write_bytes(data), path)
     return path
+
+# %% ../../nbs/deploy/export.ipynb #d829ee2e
+_export = to_onnx  # the method below has the same name
 
 
 @patch
@@ -358,13 +224,10 @@ def to_onnx(
     example=None,  # A batch of inputs: a tensor, a tuple, or a dict by name; from the DataLoaders if None
     **kwargs,  # As for the function `to_onnx`: sparse, input_names, output_names
 ) -> Path:  # `path`
-    "Write the model as `fastprune.export.to_onnx` does, for inputs as the DataLoaders give them, after their transforms, or as `example`. The Learner is as before"
+    """Write the model as the function `to_onnx` does, for inputs as the DataLoaders give them, after their
+    transforms, or as `example`. The Learner stays as it is"""
     with undisturbed(self):
         inputs = learner_inputs(self, example, 'cpu')
-        return to_onnx(
-            self.model,
-            at_most(inputs, 4 if dynamic_batch else 1) if example is None else inputs,
-            path,
-            dynamic_batch,
-            **kwargs,
-        )
+        if example is None:
+            inputs = at_most(inputs, 4 if dynamic_batch else 1)
+        return _export(self.model, inputs, path, dynamic_batch, **kwargs)

@@ -7,30 +7,38 @@ __all__ = ['sparse_inference']
 
 # %% ../../nbs/deploy/inference.ipynb #c3565fa3
 import math
+from dataclasses import asdict, fields
 
-import numpy as np
 import pandas as pd
 import torch
 from fastai.basics import Learner, patch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..core.checks import check_whole
+from ..core.checks import check_number, check_whole
 from ..core.layouts import is_turned_linear
 from ..core.names import unwrap
 from ..core.targets import check_sparsity
 from ..core.weights import prunable_weights
-from .attention import _Attention, _linear, _open_attention, _unfuse
-from .fold import _fold
-from .forms import _differ, _forms, _positive, _Trial, _try_all, latency
-from .modules import _Calls, _hooked, _kind, _set, _zeros, copy_model
+from .fold import fold_batchnorm
+from .layers import LayerResult, fastest_layers
+from .modules import copy_model, has_hooks, linear_layer, replace_module
+from .timing import latency
 from ..learner.batches import undisturbed
-from ..learner.inputs import as_inputs, batch_size, call_example, call_model, learner_inputs, n_items
-from ..learner.inputs import tensors_in as _tensors
+from fastprune.learner.inputs import (
+    as_inputs,
+    batch_size,
+    call_example,
+    call_model,
+    learner_inputs,
+    n_items,
+    tensors_in,
+)
 
 # %% ../../nbs/deploy/inference.ipynb #a9a075ab
-def _plain(model):
-    "Parametrized weights as what they are at inference. torch's `remove_parametrizations` changes the class, which a copy shares with the user's model"
+def _without_parametrizations(model):
+    """Make parametrized weights plain parameters. torch's `remove_parametrizations` would change the class, which the
+    copy shares with the user's model"""
     for m in filter(is_parametrized, list(model.modules())):
         values = {n: getattr(m, n).detach() for n in m.parametrizations}
         del m._modules['parametrizations']
@@ -39,173 +47,133 @@ def _plain(model):
             m.register_parameter(n, nn.Parameter(v, requires_grad=False))
 
 
-def _as_linear(model):
-    "Layers that keep their weight as [in, out], such as GPT-2's `Conv1D`, as linear ones"
-    for name, m in list(model.named_modules()):
-        if name and not _hooked(m) and is_turned_linear(m):
-            _set(model, name, _linear(m.weight.t().contiguous(), m._parameters.get('bias')))
+def _plain_copy(model):
+    "A copy with plain weights, in which layers such as GPT-2's `Conv1D`, whose weight is [in, out], are linear ones"
+    res = copy_model(model)
+    _without_parametrizations(res)
+    for name, m in list(res.named_modules()):
+        if name and not has_hooks(m) and is_turned_linear(m):
+            replace_module(res, name, linear_layer(m.weight.t().contiguous(), m._parameters.get('bias')))
+    return res
 
 
-_columns = ['kind', 'shape', 'sparsity', 'form', 'dense_ms', 'ms', 'why']
+def _folded_copy(model, inputs, difference, rtol):
+    "A plain copy with BatchNorm folded, and the names of the layers that it was folded into"
+    res = _plain_copy(model)
+    folded = fold_batchnorm(res, inputs)
+    if folded and difference(res) > rtol:
+        # a layer's weight is also read outside of its call, or float16 is too coarse
+        return _plain_copy(model), []
+    return res, folded
+
+# %% ../../nbs/deploy/inference.ipynb #ba982e8c
+def _tensor_difference(x, y):
+    "The largest difference of two tensors, relative to the largest number of the second"
+    if not y.is_floating_point():  # of whole numbers, such as classes, rounding may decide one in a hundred
+        return 0.0 if (x != y).sum() <= y.numel() / 100 else math.inf
+    d = float((x - y).abs().max() / y.abs().max().clamp(min=1e-30))
+    return math.inf if math.isnan(d) else d
 
 
-def _why(best, trial, missing):
-    if best != 'dense':
-        return f'{trial.ms("dense") / trial.ms(best):.1f} times as fast as dense'
-    others = [f'{f}: {e}' for f, e in {**missing, **trial.errors}.items()]
-    slower = [f"{f} takes {trial.ms(f) / trial.ms('dense'):.2f} of its time" for f in trial.forms if f != 'dense']
-    if slower:
-        others.insert(0, f"the fastest: {', '.join(slower)}")
-    return '; '.join(others)
+def _difference(a, b):
+    "The largest difference of two models' outputs, relative to the largest number of the second; inf if shapes differ"
+    a, b = tensors_in(a), tensors_in(b)
+    if [t.shape for t in a] != [t.shape for t in b]:
+        return math.inf
+    return max((_tensor_difference(x, y) for x, y in zip(a, b, strict=True) if y.numel()), default=0.0)
+
+
+def _outputs(model, inputs, rtol):
+    "The outputs of `model`, which have to be the same at each call"
+    res = call_example(model, inputs)
+    if any(not t.isfinite().all() for t in tensors_in(res) if t.is_floating_point()):
+        raise ValueError("example: the model's output is not finite there")
+    if not tensors_in(res):
+        raise ValueError("example: the model returns no tensor")
+    if (d := _difference(call_model(model, inputs), res)) > rtol:
+        raise ValueError(
+            f"the model's outputs differ by {d:.1g} of the largest from one call to the next, rtol={rtol:g}: "
+            "is it random in evaluation mode, or does it keep a state?"
+        )
+    return res
+
+# %% ../../nbs/deploy/inference.ipynb #f53aa2f3
+def _choose(times, layers, wrong, rtol):
+    "Which of the models is the fastest: 'sparse', 'folded' or 'as it was'. Sparse layers go back to dense if they lose"
+    changed = any(r.form != 'dense' for r in layers)
+    if changed and wrong <= rtol and times['sparse'] <= times.min() * 1.02:
+        return 'sparse'
+    why = 'the whole model is not faster with sparse layers'
+    if wrong > rtol:
+        why = f'sparse layers would change the outputs, by {wrong:.1g} of the largest'
+    for r in layers:
+        r.stay_dense(why)
+    return times.drop('sparse', errors='ignore').idxmin()
+
+
+def _inference_report(layers, weights, best, times, folded):
+    "The table: a row a layer, and the total"
+    columns = [f.name for f in fields(LayerResult)]
+    report = pd.DataFrame([asdict(r) for r in layers], columns=columns).set_index('name')
+    n = sum(p.numel() for p in weights.values())
+    zeros = sum(p.numel() - int(p.count_nonzero()) for p in weights.values())
+    why = f'{len(folded)} BatchNorm folded' if best != 'as it was' and folded else ''
+    total = LayerResult('total', '', '', zeros / max(1, n), best, times['as it was'], times[best], why)
+    report.loc['total'] = list(asdict(total).values())[1:]
+    return report
 
 
 def sparse_inference(
     model: nn.Module,  # Pruned model; it is not changed
-    example,  # What it will be given: an input, a tuple of inputs, or a dict of them by name; of the size of batch that you want it to be fast for
+    # An input as it will come: a tensor, a tuple of inputs, or a dict of them by name; of the batch size to be fast for
+    example,
     min_sparsity: float = 0.5,  # Layers with fewer zeros stay dense without a trial, fraction in [0,1)
-    seconds: float = 10.0,  # To spend on timing layers, about; large models take what three passes for each form take
+    seconds: float = 10.0,  # About how long to time layers; in any case three passes for each form are timed
     rtol: float = 1e-4,  # How far outputs may differ, relative to the largest one
-) -> (
-    nn.Module
-):  # A new model for inference, in evaluation mode, with a DataFrame `inference_report`: a row a layer and the 'total'
-    """The model with each pruned linear layer and convolution in its fastest form, BatchNorm folded; never slower than the model itself. Raises `ValueError` for arguments that
-    don't fit, and where outputs differ, as those of models that are random at inference do"""
+) -> nn.Module:  # A new model, in evaluation mode; its `inference_report` is a DataFrame: a row a layer, and 'total'
+    """The model with each pruned linear layer and convolution in its fastest form, and BatchNorm folded. It is never
+    slower than `model`. Raises `ValueError` for arguments that don't fit, and where outputs would differ"""
     check_sparsity(min_sparsity, 'min_sparsity')
-    _positive(seconds=seconds, rtol=rtol)
+    check_number('a number above 0', '(0,inf)', seconds=seconds, rtol=rtol)
     if not isinstance(model, nn.Module):
         raise ValueError(f"model={type(model).__name__}: needs a module, as `learn.model`")
     inputs, weights = as_inputs(example, model), prunable_weights(model)
     whole = copy_model(unwrap(model)).eval().requires_grad_(False)
     with torch.no_grad():
-        want = call_example(whole, inputs)
-        if any(not t.isfinite().all() for t in _tensors(want) if t.is_floating_point()):
-            raise ValueError("example: the model's output is not finite there")
-        if not _tensors(want):
-            raise ValueError("example: the model returns no tensor")
-        off = lambda m: _differ(call_model(m, inputs), want)
-        if (d := off(whole)) > rtol:
-            raise ValueError(
-                f"the model's outputs differ by {d:.1g} of the largest from one call to the next, rtol={rtol:g}: is it random in evaluation mode, or does it keep a state?"
-            )
-        sparse = copy_model(whole)
-        _plain(sparse)
-        _as_linear(sparse)
-        folded = _fold(sparse, inputs)
-        if folded and off(sparse) > rtol:  # a layer is used otherwise than by its calls, or in float16
-            sparse, folded = copy_model(whole), []
-            _plain(sparse)
-            _as_linear(sparse)
-        dense = copy_model(sparse) if folded else whole
-        rows = _replace(sparse, inputs, min_sparsity, seconds)
-        models = (
-            {'sparse': sparse, 'folded': dense, 'as it was': whole}
-            if folded
-            else {'sparse': sparse, 'as it was': whole}
-        )
-        wrong = off(sparse)
+        want = _outputs(whole, inputs, rtol)
+
+        def difference(m):
+            return _difference(call_model(m, inputs), want)
+
+        sparse, folded = _folded_copy(whole, inputs, difference, rtol)
+        models = {'sparse': sparse, 'as it was': whole}
+        if folded:
+            models = {'sparse': sparse, 'folded': copy_model(sparse), 'as it was': whole}
+        layers = fastest_layers(sparse, inputs, min_sparsity, seconds)
+        wrong = difference(sparse)
         if wrong > rtol:
             del models['sparse']
         times = latency(models, inputs, min(2.0, seconds)).ms
-    changed = any(r[4] != 'dense' for r in rows)
-    best = (
-        'sparse'
-        if changed and wrong <= rtol and times['sparse'] <= times.min() * 1.02
-        else times.drop('sparse', errors='ignore').idxmin()
-    )
-    if best != 'sparse' and changed:
-        why = (
-            'the whole model is not faster with sparse layers'
-            if wrong <= rtol
-            else f'sparse layers would change the outputs, by {wrong:.1g} of the largest'
-        )
-        rows = [(*r[:4], 'dense', r[5], r[5], why) if r[4] != 'dense' else r for r in rows]
-    res, report = models[best], pd.DataFrame(rows, columns=['name', *_columns]).set_index('name')
-    n, zeros = (
-        sum(p.numel() for p in weights.values()),
-        sum(p.numel() - int(p.count_nonzero()) for p in weights.values()),
-    )
-    report.loc['total'] = (
-        '',
-        '',
-        zeros / max(1, n),
-        best,
-        times['as it was'],
-        times[best],
-        f'{len(folded)} BatchNorm folded' if best != 'as it was' and folded else '',
-    )
-    res.inference_report = report
-    return res
+    best = _choose(times, layers, wrong, rtol)
+    models[best].inference_report = _inference_report(layers, weights, best, times, folded)
+    return models[best]
 
-
-def _replace(model, inputs, least, seconds):
-    "Put each layer of a model into its fastest form; rows for the report"
-    with _Calls(model) as calls:
-        call_model(model, inputs)
-    device = next((p.device for p in model.parameters()), torch.device('cpu'))
-    rows, trials, missing, stay = [], {}, {}, _open_attention(model, calls, least)
-    opened = any(isinstance(m, _Attention) for m in model.modules())
-    if opened:
-        _unfuse(model)
-        with _Calls(model) as calls:
-            call_model(model, inputs)
-    for name, m in list(model.named_modules()):
-        own = {n: p for n, p in prunable_weights(m).items() if '.' not in n} if not isinstance(m, _Attention) else {}
-        if not own:
-            continue
-        w = max(own.values(), key=lambda p: p.numel())
-        inside = next((n for n in stay if name == n or name.startswith(n + '.')), None)
-        row = [name, type(m).__name__, 'x'.join(map(str, w.shape)), _zeros(w)]
-        if inside is not None:
-            why = stay[inside]
-        elif _zeros(w) < least:
-            why = f'fewer zeros than min_sparsity={least:g}'
-        elif _kind(m) not in ('conv', 'linear'):
-            why = f'{type(m).__name__} has no sparse form'
-        elif not calls.n[m]:
-            why = 'the example does not reach it'
-        elif _hooked(m):
-            why = 'it has hooks'
-        else:
-            forms, missing[name] = _forms(m)
-            trials[name] = _Trial({'dense': m, **forms}, device).eval()
-            why = None
-        rows.append([*row, 'dense', math.nan, math.nan, why])
-    if not trials:
-        return [[_known_as(model, r[0]), *r[1:]] for r in rows]
-    for name, t in trials.items():
-        _set(model, name, t)
-    _unfuse(model)
-    _try_all(model, inputs, list(trials.values()), seconds, np.random.default_rng(0))
-    for r in rows:
-        if (t := trials.get(r[0])) is None:
-            continue
-        best = t.best()
-        r[4:] = best, t.ms('dense'), t.ms(best), _why(best, t, missing[r[0]])
-        _set(model, r[0], t.forms[best])
-    return [[_known_as(model, r[0]), *r[1:]] for r in rows]
-
-
-def _known_as(model, name):
-    "What the user calls a layer: one of attention by the parameter that it was"
-    owner, _, i = name.rpartition('.in_proj.')
-    if not owner or not isinstance(m := model.get_submodule(owner), _Attention):
-        return name
-    return f"{owner}.{'in' if len(m.in_proj) == 1 else 'qkv'[int(i)]}_proj_weight"
+# %% ../../nbs/deploy/inference.ipynb #e470cf10
+_sparse_model = sparse_inference  # the method below has the same name
 
 
 @patch
 def sparse_inference(
     self: Learner,
-    bs: int
-    | None = None,  # Size of batch that the model is to be fast for; that of `example`, or 1 without it, if None
+    bs: int | None = None,  # Batch size to be fast for; if None, that of `example`, or 1 without an example
     example=None,  # A batch of inputs: a tensor, a tuple, or a dict by name; from the DataLoaders if None
     **kwargs,  # As for the function `sparse_inference`
 ) -> nn.Module:  # A new model for inference
-    "The model, with each pruned layer in its fastest form on this machine, timed on a batch of the validation set, or of the training set if there is none"
+    """The model with each pruned layer in its fastest form on this machine, timed on a batch of the validation set,
+    or of the training set if there is none"""
     if bs is not None:
         check_whole(bs=bs)
     with undisturbed(self):
         inputs = learner_inputs(self, example, valid=True)
-        return sparse_inference(
-            self.model, n_items(inputs, bs or (1 if example is None else batch_size(inputs))), **kwargs
-        )
+        n = bs or (1 if example is None else batch_size(inputs))
+        return _sparse_model(self.model, n_items(inputs, n), **kwargs)

@@ -9,42 +9,22 @@ __all__ = ['semi_structured_layers', 'to_semi_structured']
 import pandas as pd
 import torch
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear as _AttentionOut
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..core.computed import check_not_torch_pruned
 from ..core.names import unwrap
 from ..core.weights import prunable_weights
-from .modules import copy_model
-from .torch_prune import _owners
+from .modules import copy_model, parameter_places
 
 # %% ../../nbs/deploy/semi_structured.ipynb #f6c09d29
-def _contiguous(m, args):
-    return tuple(x.contiguous() for x in args)  # torch's 2:4 tensors take no other inputs
-
-
 def _tensor_class(cusparselt):
     return getattr(torch.sparse, f"SparseSemiStructuredTensor{'CUSPARSELT' if cusparselt else 'CUTLASS'}")
 
 
-def _missing(device, has_gpu, capability, cusparselt):
-    "What there needs to be for 2:4 tensors; empty if it is all there"
-    if not has_gpu:
-        return "torch sees no CUDA device: they need an NVIDIA GPU of compute capability 8.0 (Ampere) or up, and a torch with CUDA"
-    if device.type != 'cuda':
-        return f"the model is on the {device.type}: move it to the GPU first, by `model.cuda()`"
-    if capability < (8, 0):
-        return "they need compute capability 8.0 (Ampere) or up, and {} has {}.{}".format(device, *capability)
-    if capability[0] > 8 and not cusparselt:
-        return "{} has compute capability {}.{}, which needs a torch with cuSPARSELt, and this one has none".format(
-            device, *capability
-        )
-    return ''
-
-
 def _why_dense(p, places, dtype, least):
-    "Why a weight can't be a 2:4 tensor; empty if it can"
+    "Why a weight can't be a 2:4 tensor; empty if it can. `least`: torch's smallest sizes for each type"
     for _, m, name in places:
-        if isinstance(m, _AttentionOut):
+        if isinstance(m, NonDynamicallyQuantizableLinear):
             return 'attention reads it without a call of its layer'
         if name != 'weight' or type(m).forward is not nn.Linear.forward:
             return f'{type(m).__name__}: torch has 2:4 tensors for nn.Linear alone'
@@ -54,68 +34,87 @@ def _why_dense(p, places, dtype, least):
     if (p.detach().reshape(-1, 4).count_nonzero(1) > 2).any():
         return 'not 2:4: more than 2 of 4 inputs are kept'
     if dtype not in (torch.float16, torch.bfloat16):
-        return f'{str(dtype)[6:]}: needs float16 or bfloat16, by dtype=torch.float16, say'
+        return f'{str(dtype)[6:]}: needs float16 or bfloat16, such as dtype=torch.float16'
     m, n = least[dtype][:2]
     return f'needs outputs in multiples of {m}, and inputs of {n}' if rows % m or cols % n else ''
 
 
 def semi_structured_layers(
     model: nn.Module,  # Any module, on any device
-    include=None,  # Name, glob pattern or module, or a list of them; all that can be pruned, if None
+    include=None,  # Name, glob pattern or module, or a list of them; all prunable weights if None
     exclude=None,  # The same, to stay dense
-    dtype: torch.dtype | None = None,  # Type that it is to have, torch.float16 or torch.bfloat16; its own if None
+    dtype: torch.dtype | None = None,  # The type that it will have, torch.float16 or torch.bfloat16; its own if None
 ) -> pd.DataFrame:  # A row a weight, by name: shape, became ('2:4' or 'dense'), and why it stays dense
     "What `to_semi_structured` makes of each weight; needs no GPU"
     model = unwrap(model)
     check_not_torch_pruned(model)
-    chosen, owners, least = (
-        prunable_weights(model, include, exclude),
-        _owners(model),
-        _tensor_class(torch.backends.cusparselt.is_available())._DTYPE_SHAPE_CONSTRAINTS,
-    )
-    why = {
-        n: _why_dense(p, owners[id(p)], dtype or p.dtype, least) if n in chosen else 'left out'
-        for n, p in {**prunable_weights(model), **chosen}.items()
-    }
-    return pd.DataFrame(
-        [(n, 'x'.join(map(str, model.get_parameter(n).shape)), 'dense' if w else '2:4', w) for n, w in why.items()],
-        columns=['name', 'shape', 'became', 'why'],
-    ).set_index('name')
+    chosen, places = prunable_weights(model, include, exclude), parameter_places(model)
+    least = _tensor_class(torch.backends.cusparselt.is_available())._DTYPE_SHAPE_CONSTRAINTS
+    rows = []
+    for n, p in {**prunable_weights(model), **chosen}.items():
+        why = _why_dense(p, places[id(p)], dtype or p.dtype, least) if n in chosen else 'left out'
+        rows.append((n, 'x'.join(map(str, model.get_parameter(n).shape)), 'dense' if why else '2:4', why))
+    return pd.DataFrame(rows, columns=['name', 'shape', 'became', 'why']).set_index('name')
+
+# %% ../../nbs/deploy/semi_structured.ipynb #9811020d
+def _contiguous_inputs(m, args):
+    return tuple(x.contiguous() for x in args)  # torch's 2:4 tensors take no other inputs
 
 
+def _missing(device, has_gpu, capability, cusparselt):
+    "What this machine lacks for 2:4 tensors; empty if it lacks nothing"
+    if not has_gpu:
+        return (
+            "torch sees no CUDA device: they need an NVIDIA GPU of compute capability 8.0 (Ampere) or up, and a torch "
+            "with CUDA"
+        )
+    if device.type != 'cuda':
+        return f"the model is on the {device.type}: move it to the GPU first, by `model.cuda()`"
+    if capability < (8, 0):
+        return "they need compute capability 8.0 (Ampere) or up, and {} has {}.{}".format(device, *capability)
+    if capability[0] > 8 and not cusparselt:
+        found = "{} has compute capability {}.{}".format(device, *capability)
+        return f"{found}, which needs a torch with cuSPARSELt, and this one has none"
+    return ''
+
+
+def _check_device(model):
+    "Raise `ValueError` if the model is not on a GPU with 2:4 tensors; else, does torch have cuSPARSELt?"
+    device = next((p.device for p in model.parameters()), torch.device('cpu'))
+    has_gpu, cusparselt = torch.cuda.is_available(), torch.backends.cusparselt.is_available()
+    capability = torch.cuda.get_device_capability(device) if device.type == 'cuda' else None
+    if missing := _missing(device, has_gpu, capability, cusparselt):
+        raise ValueError(f"2:4 tensors: {missing}")
+    return cusparselt
+
+# %% ../../nbs/deploy/semi_structured.ipynb #aed0fd25
 def to_semi_structured(
     model: nn.Module,  # A module on a GPU; left as it is
     include=None,  # Name, glob pattern or module to convert, or a list of them; all that can be, if None
     exclude=None,  # The same, to stay dense
     dtype: torch.dtype | None = None,  # Type of the copy, torch.float16 or torch.bfloat16; the model's own if None
-) -> (
-    nn.Module
-):  # A copy in eval mode, without gradients; its `.semi_structured_report` is the table of `semi_structured_layers`
-    "A copy of `model` for inference, whose 2:4 linear layers have torch's semi-structured tensors. Raises `ValueError` without a GPU for that, and if there is no such layer"
+) -> nn.Module:  # A copy in eval mode, without gradients; its `.semi_structured_report` says what became of each weight
+    """A copy of `model` for inference, in which 2:4 linear layers have torch's semi-structured tensors. Raises
+    `ValueError` without a GPU for that, and if there is no such layer"""
     report, model = semi_structured_layers(model, include, exclude, dtype), unwrap(model)
-    device = next((p.device for p in model.parameters()), torch.device('cpu'))
-    has_gpu, cusparselt = torch.cuda.is_available(), torch.backends.cusparselt.is_available()
-    if missing := _missing(
-        device, has_gpu, torch.cuda.get_device_capability(device) if device.type == 'cuda' else None, cusparselt
-    ):
-        raise ValueError(f"2:4 tensors: {missing}")
+    cusparselt = _check_device(model)
     names = report.index[report.became == '2:4']
     if not len(names):
         reasons = '; '.join(f'{n!r}: {w}' for n, w in report.why.iloc[:5].items())
         raise ValueError(
-            f"no layer can have a 2:4 tensor{' (' + reasons + ')' if reasons else ''}. SparsifyCallback(0.5, granularity='2:4') and learn.prune(0.5, granularity='2:4') make layers 2:4"
+            f"no layer can have a 2:4 tensor{' (' + reasons + ')' if reasons else ''}. "
+            "SparsifyCallback(0.5, granularity='2:4') and learn.prune(0.5, granularity='2:4') make layers 2:4"
         )
     model = copy_model(model).eval().requires_grad_(False).to(dtype=dtype)
-    weights, owners = dict(model.named_parameters()), _owners(model)
+    weights, places = dict(model.named_parameters()), parameter_places(model)
     for n in names:
-        packed = nn.Parameter(
-            _tensor_class(cusparselt).from_dense(weights[n].detach().contiguous()), requires_grad=False
-        )
-        for _, m, _ in owners[id(weights[n])]:
+        packed = _tensor_class(cusparselt).from_dense(weights[n].detach().contiguous())
+        packed = nn.Parameter(packed, requires_grad=False)
+        for _, m, _ in places[id(weights[n])]:
             m.weight = packed
-            m.register_forward_pre_hook(_contiguous)
+            m.register_forward_pre_hook(_contiguous_inputs)
     for m in model.modules():
         if isinstance(m, nn.TransformerEncoder):
-            m.use_nested_tensor = False  # nor nested ones
+            m.use_nested_tensor = False  # 2:4 products take no nested tensors either
     model.semi_structured_report = report
     return model

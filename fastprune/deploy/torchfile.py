@@ -13,8 +13,8 @@ import zlib
 
 import torch
 
-from ..core.files import size_of
-from .torch_pickle import _Builder, _Other, _Tensor
+from ..core.json_files import size_of
+from .torch_pickle import OtherObject, StoredTensor, TensorPickle
 
 # %% ../../nbs/deploy/torchfile.ipynb #fe877eff
 def _bytes(f, n):
@@ -29,7 +29,7 @@ class _Zip:
     "A program and its storages in a zip file"
 
     def __init__(self, f, size):
-        self.f, infos = f, zipfile.ZipFile(f).infolist()
+        self.f, self.size, infos = f, size, zipfile.ZipFile(f).infolist()
         if any(i.compress_type != zipfile.ZIP_STORED for i in infos) or sum(i.file_size for i in infos) > size:
             raise ValueError('it is compressed, or larger inside than outside')
         self.entries = {i.filename.partition('/')[2]: i for i in infos}
@@ -37,13 +37,12 @@ class _Zip:
             raise ValueError('an entry comes twice')
         if 'byteorder' in self.entries and self.bytes('byteorder') != b'little':
             raise ValueError('its numbers are not in little-endian order')
-        self.size = size
 
     def entry(self, name):
         "An entry, which is not compressed, as a tensor of bytes"
         info = self.entries[name]
         self.f.seek(info.header_offset)
-        head = self.f.read(30)  # which ends with how long a name and a comment follow
+        head = self.f.read(30)  # its last four bytes are the lengths of a name and of a comment, which follow
         self.f.seek(sum(int.from_bytes(head[i : i + 2], 'little') for i in (26, 28)), 1)
         res = _bytes(self.f, info.file_size)
         if zlib.crc32(res.numpy()) != info.CRC:
@@ -54,62 +53,60 @@ class _Zip:
         return self.entry(name).numpy().tobytes()
 
     def program(self):
-        return _Builder(io.BytesIO(self.bytes('data.pkl')), self.size).load()
+        return TensorPickle(io.BytesIO(self.bytes('data.pkl')), self.size).load()
 
     def raw(self, key):
         return self.entry(f'data/{key}')
 
-
+# %% ../../nbs/deploy/torchfile.ipynb #42990529
 class _Legacy:
-    "A program and what comes behind it"
+    "A program, and its storages behind it"
 
     def __init__(self, f, size):
         self.f, self.size = f, size
-        head = [_Builder(f, size).load() for _ in range(3)]
+        head = [TensorPickle(f, size).load() for _ in range(3)]
         sound = head[:2] == [0x1950A86A20F9469CFC6C, 1001] and isinstance(head[2], dict)
         if not sound or head[2].get('little_endian') is not True:
             raise ValueError('it was not written by torch.save')
 
     def program(self):
-        build = _Builder(self.f, self.size)
-        self.sizes = {}
+        build = TensorPickle(self.f, self.size)
+        self.sizes = {}  # key of a storage -> bytes of one of its numbers
 
         def storage(pid):
-            res = _Builder.persistent_load(build, pid)
+            res = TensorPickle.persistent_load(build, pid)
             if self.sizes.setdefault(res.key, res.dtype.itemsize) != res.dtype.itemsize:
                 raise ValueError('a storage of two types')
             return res
 
         build.persistent_load = storage
-        res, keys = build.load(), _Builder(self.f, self.size).load()
-        if (
-            not isinstance(keys, list)
-            or not all(isinstance(k, str) for k in keys)
-            or sorted(keys) != sorted(self.sizes)
-        ):
+        res, keys = build.load(), TensorPickle(self.f, self.size).load()
+        sound = isinstance(keys, list) and all(isinstance(k, str) for k in keys)
+        if not sound or sorted(keys) != sorted(self.sizes):
             raise ValueError('its storages are not those that it needs')
         self.places = {k: self._place(self.sizes[k]) for k in keys}
         return res
 
     def _place(self, itemsize):
         "Start and size of the next storage, in bytes"
-        n, at = int.from_bytes(self.f.read(8), 'little') * itemsize, self.f.tell()
-        if n > self.size - at:
+        n, start = int.from_bytes(self.f.read(8), 'little') * itemsize, self.f.tell()
+        if n > self.size - start:
             raise ValueError('it ends too early')
         self.f.seek(n, 1)
-        return at, n
+        return start, n
 
     def raw(self, key):
-        at, n = self.places[key]
-        self.f.seek(at)
+        start, n = self.places[key]
+        self.f.seek(start)
         return _bytes(self.f, n)
 
-
+# %% ../../nbs/deploy/torchfile.ipynb #51237aaa
 class _Tensors:
-    "Tensors from descriptions; in all no more than four times as large as the file, for those that share numbers"
+    "Tensors from their descriptions"
 
     def __init__(self, file):
-        self.file, self.raws, self.done, self.left = file, {}, {}, 4 * file.size
+        self.file, self.left = file, 4 * file.size
+        self.raws, self.done = {}, {}  # storages by their key, and tensors by their `spot`
 
     def __call__(self, t):
         if t.spot in self.done:
@@ -117,7 +114,7 @@ class _Tensors:
         if t.key not in self.raws:
             self.raws[t.key] = self.file.raw(t.key)
         raw, numel = self.raws[t.key], math.prod(t.size)
-        end = t.offset + sum((o - 1) * s for o, s in zip(t.size, t.stride)) + 1 if numel else 0
+        end = t.offset + sum((o - 1) * s for o, s in zip(t.size, t.stride, strict=True)) + 1 if numel else 0
         self.left -= numel * t.dtype.itemsize
         if len(raw) % t.dtype.itemsize or end * t.dtype.itemsize > len(raw) or self.left < 0:
             raise ValueError('a tensor is larger than its numbers in the file')
@@ -128,22 +125,8 @@ class _Tensors:
         return self.done[t.spot]
 
 
-def load_torch(
-    path,  # File of `torch.save`, or of fastai's `learn.save`
-) -> dict:  # Name -> tensor, on the CPU; those that share numbers still do
-    "The `state_dict` in a file, of which nothing is run. Raises `ValueError` if it is damaged, or has something else"
-    size = size_of(path)
-    try:
-        with open(path, 'rb') as f:
-            zipped = f.read(2) == b'PK'
-            f.seek(0)
-            return _state((_Zip if zipped else _Legacy)(f, size))
-    except Exception as e:  # damaged files make zipfile and pickle raise all kinds
-        why = str(e).strip().split('\n')[0][:200] if isinstance(e, (ValueError, OSError)) else type(e).__name__
-        raise ValueError(f"{path} can't be read, or is damaged: {why}") from e
-
-
 def _state(file):
+    "The `state_dict` in a file"
     state = file.program()
     if not isinstance(state, dict):
         raise ValueError(
@@ -153,9 +136,24 @@ def _state(file):
     state = next((state[k] for k in ('model', 'state_dict') if isinstance(state.get(k), dict)), state)
     make = _Tensors(file)
     for n, t in state.items():
-        if isinstance(t, _Other):
+        if isinstance(t, OtherObject):
             raise ValueError(f'{str(n)[:80]!r} is no dense tensor')
-        if not isinstance(n, str) or not isinstance(t, _Tensor):
+        if not isinstance(n, str) or not isinstance(t, StoredTensor):
             what = f'{str(n)[:80]!r}, a {type(t).__name__}'
             raise ValueError(f'it has {what}: needs a state_dict, which has tensors by name')
     return {n: make(t) for n, t in state.items()}
+
+
+def load_torch(
+    path,  # File of `torch.save`, or of fastai's `learn.save`
+) -> dict:  # Name -> tensor, on the CPU; tensors that share numbers in the file share memory
+    "The `state_dict` in a file, of which nothing is run. Raises `ValueError` if it is damaged, or has something else"
+    size = size_of(path)
+    try:
+        with open(path, 'rb') as f:
+            zipped = f.read(2) == b'PK'
+            f.seek(0)
+            return _state((_Zip if zipped else _Legacy)(f, size))
+    except Exception as e:  # damaged files make zipfile and pickle raise all kinds of errors
+        why = str(e).strip().split('\n')[0][:200] if isinstance(e, (ValueError, OSError)) else type(e).__name__
+        raise ValueError(f"{path} can't be read, or is damaged: {why}") from e

@@ -8,9 +8,9 @@ __all__ = []
 # %% ../../nbs/learner/files.ipynb #c8eec10e
 from fastai.basics import Learner, patch
 
+from ..core import sparse_files
 from ..core.masks import Masks
 from ..core.names import from_state_names, shape_of, to_state_names, unwrap
-from ..core.sparse_files import load_sparse_masks, save_sparse
 from .keep import set_masks
 
 # %% ../../nbs/learner/files.ipynb #ef5ae94f
@@ -18,10 +18,11 @@ from .keep import set_masks
 def save_sparse(
     self: Learner,
     path,  # File to write
-    half: bool = False,  # Keep the values of tensors with zeros as float16? Half as large, and rounded
+    half: bool = False,  # Write the values of tensors with zeros as float16? They take half the bytes, and are rounded
 ):
     "Write the model without its zeros, and its masks"
-    save_sparse(unwrap(self.model).state_dict(), path, half, self.masks and to_state_names(self.model, self.masks))
+    masks = self.masks and to_state_names(self.model, self.masks)
+    sparse_files.save_sparse(unwrap(self.model).state_dict(), path, half, masks)
 
 
 @patch
@@ -29,12 +30,13 @@ def load_sparse(
     self: Learner,
     path,  # File that `save_sparse` wrote
 ):
-    "Read a model and its masks. Raises `ValueError` for a file that is damaged or of another model, which leaves the Learner as it is"
-    state, masks = load_sparse_masks(path)
-    mine = unwrap(self.model).state_dict()
-    for n in {**mine, **state}:
-        if n not in state or n not in mine or shape_of(n, state[n]) != shape_of(n, mine[n]):
-            there, here = (f'of shape {shape_of(n, d[n])}' if n in d else 'missing' for d in (state, mine))
+    """Read a model and its masks. Raises `ValueError`, and leaves the Learner as it is, for a damaged file and for one
+    of another model"""
+    state, masks = sparse_files.load_sparse_masks(path)
+    present = unwrap(self.model).state_dict()
+    for n in {**present, **state}:
+        if n not in state or n not in present or shape_of(n, state[n]) != shape_of(n, present[n]):
+            there, here = (f'of shape {shape_of(n, d[n])}' if n in d else 'missing' for d in (state, present))
             raise ValueError(f"{path} is of another model: {n!r} is {there} there, and {here} here")
     masks = from_state_names(self.model, masks)
     try:

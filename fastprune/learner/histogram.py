@@ -15,39 +15,38 @@ from torch.overrides import TorchFunctionMode
 
 from ..core.checks import check_whole
 from ..core.masks import Masks
+from ..core.plotting import axes_or_new
 from ..core.weights import prunable_weights
+from . import keep as keep  # adds learn.masks
 from .batches import undisturbed
 from .gradients import gradients
 
 # %% ../../nbs/learner/histogram.ipynb #0b5a9ded
 class GradientHistogram:
-    "Gradients of the weights that are kept and hidden representations: a random sample of each, and a label"
+    "Random samples of the gradients of kept weights and of hidden representations, with a label"
 
     def __init__(self, label: str, gradients: np.ndarray, hidden: np.ndarray):
         store_attr()
 
     def __repr__(self):
-        return f"GradientHistogram({self.label!r}: gradients {self.gradients.std():.2g} wide" + (
-            f", hidden representations {self.hidden.std():.2g})" if len(self.hidden) else ')'
-        )
+        hidden = f", hidden representations {self.hidden.std():.2g}" if len(self.hidden) else ''
+        return f"GradientHistogram({self.label!r}: gradients {self.gradients.std():.2g} wide{hidden})"
 
     def plot(
         self,
-        *others,  # More of them, to draw over this one
+        *others,  # More histograms, to draw over this one
         bins: int = 31,  # Number of bins
-        axs=None,  # A pair of matplotlib axes, for gradients and hidden representations; new ones if None
+        axs=None,  # Two matplotlib axes, for gradients and hidden representations; new ones if None
     ):  # The axes
-        "How the values are distributed, in percent of all, on a logarithmic scale"
+        "Draw the share of values in each bin, on a logarithmic scale"
         every = [self, *others]
-        if axs is None:
-            import matplotlib.pyplot as plt
-
-            axs = plt.subplots(1, 2, figsize=(8, 2.8), layout='constrained')[1]
-        for ax, what, label in zip(axs, ('gradients', 'hidden'), ('gradient of a weight', 'hidden representation')):
-            values = [getattr(o, what) for o in every]
+        axs = axes_or_new(axs, 1, 2, figsize=(8, 2.8))
+        labels = {'gradients': 'gradient of a weight', 'hidden': 'hidden representation'}
+        for ax, (kind, label) in zip(axs, labels.items(), strict=True):
+            values = [getattr(o, kind) for o in every]
             ends = [np.quantile(v, (0.0005, 0.9995)) for v in values if len(v)]
             edges = np.linspace(min((a for a, _ in ends), default=0), max((b for _, b in ends), default=1), bins + 1)
-            for o, v in zip(every, values):
+            for o, v in zip(every, values, strict=True):
                 if len(v):
                     ax.stairs(100 * np.histogram(v, edges)[0] / len(v), edges, label=o.label)
             ax.set(xlabel=label, ylabel='share (%)', yscale='log')
@@ -56,28 +55,23 @@ class GradientHistogram:
         axs[0].legend(fontsize='small')
         return axs
 
-
+# %% ../../nbs/learner/histogram.ipynb #6b57fa44
 _names = '''relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish glu threshold hardtanh
             hardswish hardsigmoid sigmoid tanh logsigmoid softplus softsign tanhshrink softshrink hardshrink'''.split()
 _activations = {
     getattr(place, n) for place in (F, torch, torch.Tensor) for o in _names for n in (o, o + '_') if hasattr(place, n)
 }
 
-
+# %% ../../nbs/learner/histogram.ipynb #bb8befd4
 class _Hidden(TorchFunctionMode):
-    """Samples what activations, modules and calls of torch's functions alike, and recurrent layers put out while
-    `model` runs, in proportion to their sizes"""
+    """Samples the outputs of activations (modules and functions of torch) and of recurrent layers while `model` runs,
+    in proportion to their sizes"""
 
     def __init__(self, model, n_values):
         super().__init__()
-        self.model, self.n_values, self.running, self.found, self.starts, self.batches = (
-            model,
-            n_values,
-            False,
-            [],
-            [],
-            [],
-        )
+        self.model, self.n_values, self.running = model, n_values, False
+        self.found, self.batches = [], []  # (size, sample) of each output in this batch, and of each batch
+        self.starts = []  # length of `found` at the start of each running layer
 
     def __enter__(self):
         self.hooks = [self.model.register_forward_pre_hook(self._start), self.model.register_forward_hook(self._stop)]
@@ -101,11 +95,11 @@ class _Hidden(TorchFunctionMode):
         return out
 
     def _add(self, x):
-        x = getattr(x, 'data', x).as_subclass(torch.Tensor)  # of a PackedSequence
+        x = getattr(x, 'data', x).as_subclass(torch.Tensor)  # `data` of a PackedSequence
         self.found.append((x.numel(), _pick(x, self.n_values)))
 
     def _replace(self, m, i, out):
-        "A layer such as Swish, x*sigmoid(x), counts by what it puts out, not by the sigmoid inside"
+        "Of a layer such as Swish, x*sigmoid(x), take the output, not that of the sigmoid inside"
         start = self.starts.pop()
         if len(self.found) == start or not isinstance(out, torch.Tensor):
             return
@@ -122,14 +116,14 @@ class _Hidden(TorchFunctionMode):
             return
         ends = np.round(sizes.cumsum() / total * min(self.n_values, total)).astype(int)
         counts = np.diff(ends, prepend=0).tolist()
-        self.batches.append((total, torch.cat([x[:k] for (_, x), k in zip(self.found, counts)])))
+        self.batches.append((total, torch.cat([x[:k] for (_, x), k in zip(self.found, counts, strict=True)])))
 
     def values(self):
-        "A sample of all batches, in which each has its share"
+        "A sample of all batches, in proportion to their sizes"
         rate = min((len(x) / n for n, x in self.batches), default=1)
         return [x[torch.randperm(len(x))[: round(n * rate)]] for n, x in self.batches]
 
-
+# %% ../../nbs/learner/histogram.ipynb #d73c6986
 def _pick(x, n):
     "Up to `n` random values of `x`, on the CPU, in random order"
     x = x.detach().flatten()
@@ -140,12 +134,12 @@ def _pick(x, n):
 @patch
 def gradient_histogram(
     self: Learner,
-    label: str | None = None,  # For the legend; the percentage of weights left if None
-    n_batches: int | None = 10,  # Training batches, each with its gradient; an epoch if None
-    n_values: int = 10_000,  # Values kept of each batch, at most
+    label: str | None = None,  # Label of the legend; the percentage of weights left if None
+    n_batches: int | None = 10,  # Number of training batches; an epoch if None
+    n_values: int = 10_000,  # Largest number of values to sample from each batch
 ) -> GradientHistogram:  # With `.gradients`, `.hidden`, and `.plot(*others)`
-    """The distribution of the batches' gradients, of weights that are kept, and of hidden representations, which
-    are what activations and recurrent layers put out, all pooled (Liu et al. 2021, figure 1)"""
+    """The distribution of the gradients of kept weights for single batches, and of hidden representations: the outputs
+    of activations and recurrent layers (Liu et al. 2021, figure 1)"""
     check_whole('values', n_values=n_values)
     masks, grads, weights = self.masks or {}, [], prunable_weights(self.model)
     with undisturbed(self), torch.enable_grad(), _Hidden(self.model, n_values) as hidden:

@@ -12,29 +12,28 @@ from fastai.basics import Learner, patch
 from ..core.computed import in_use
 from ..core.masks import nonzeros
 from ..core.names import unwrap
+from ..core.plotting import axes_or_new
 from ..core.weights import prunable_weights
+from . import keep as keep  # adds learn.masks
 
 # %% ../../nbs/learner/report.ipynb #15a6f8b6
 @patch
 def sparsity_report(
     self: Learner,
-) -> pd.DataFrame:  # A row a prunable tensor and a last one 'total', by name: shape, weights, nonzero, sparsity
-    "How much of each prunable tensor is pruned: by `learn.masks` where they have it, else by its zeros; of weights that are computed, as under spectral_norm, by the zeros of what is in use; without those on the meta device. A column `empty` shows layer collapse, if there is any"
+) -> pd.DataFrame:  # A row for each prunable tensor and for 'total': shape, weights, nonzero, sparsity
+    """The sparsity of each prunable tensor: by `learn.masks`, or by zeros for tensors without a mask. The zeros of a
+    computed weight, as under spectral_norm, are those of the weight, not of its parameter. Tensors on the meta device
+    are left out. If layers have collapsed, a column `empty` says which"""
     masks = self.masks or {}
     weights = prunable_weights(self.model)
     weights.update({n: p for n, p in unwrap(self.model).named_parameters() if n in masks})
     weights = {n: p for n, p in weights.items() if not p.is_meta}
-    used = in_use(self.model)
+    computed = in_use(self.model)
 
     def row(n, p):
-        w = used[n](p.detach()) if n in used else p
-        return (
-            n,
-            'x'.join(map(str, p.shape)),
-            p.numel(),
-            nonzeros(w),
-            nonzeros(w if n in used or n not in masks else masks[n]),
-        )
+        w = computed[n](p.detach()) if n in computed else p
+        kept = nonzeros(w if n in computed or n not in masks else masks[n])
+        return n, 'x'.join(map(str, p.shape)), p.numel(), nonzeros(w), kept
 
     rows = [row(n, p) for n, p in weights.items()]
     df = pd.DataFrame(rows, columns=['name', 'shape', 'weights', 'nonzero', 'kept']).set_index('name')
@@ -50,16 +49,13 @@ def plot_layers(
     report: pd.DataFrame,  # From `learn.sparsity_report()`
     ax=None,  # Matplotlib axes to draw on; new ones if None
 ):  # Matplotlib axes
-    "Weights kept and pruned in each tensor, as bars over a logarithmic count"
+    "Draw the number of weights of each tensor, and how many are kept, on a logarithmic scale"
     df = report.drop('total')
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(figsize=(5.5, 1.2 + 0.22 * len(df)), layout='constrained')[1]
+    ax = axes_or_new(ax, figsize=(5.5, 1.2 + 0.22 * len(df)))
     y, kept = range(len(df)), df.weights * (1 - df.sparsity)
     ax.barh(y, df.weights, color='lightgrey', label='all')
     ax.barh(y, kept, color='C0', label='kept')
-    for i, (n, s) in enumerate(zip(df.weights, df.sparsity)):
+    for i, (n, s) in enumerate(zip(df.weights, df.sparsity, strict=True)):
         ax.text(n * 1.15, i, f'{100 * s:.4g}%', va='center', fontsize='small')
     ax.set(
         yticks=y,

@@ -10,7 +10,7 @@ import math
 from functools import partial
 
 from ..schedules.retraining import allr_discount, lr_retrain
-from ..training.callback import SparsifyCallback
+from ..training.callback import SparseMethod
 
 # %% ../../nbs/methods/budgeted.ipynb #aad25cc2
 def _after(dense, cycles, pos):
@@ -27,45 +27,42 @@ def _geometric(sparsity, dense, cycles, pos):
     return min(1.0, (1 - (1 - sparsity) ** (k / cycles)) / sparsity) if k < cycles else 1.0
 
 
-class BudgetedCallback(SparsifyCallback):
+class BudgetedCallback(SparseMethod):
     "Budgeted IMP in one fit: `SparsifyCallback` with the rates that go with it; `discounts` has the d of each cycle"
 
-    def __init__(self, sparsity, dense, cycles, lr_max, **kwargs):
+    lasting = dict(discounts=list[float])
+
+    def __init__(
+        self,
+        sparsity: float,  # Fraction of zeros at the end, in (0,1)
+        dense: float,  # Fraction of training before the first pruning, in (0,1)
+        cycles: int,  # Cycles of pruning and retraining in the rest
+        lr_max,  # Rate at the start, or one for each parameter group
+        **kwargs,  # For `SparsifyCallback`
+    ):
         super().__init__(sparsity, schedule=partial(_geometric, sparsity, dense, cycles), interval=1, **kwargs)
-        self.dense, self.cycles, self.lr_max, self.discounts, self.budget = (
-            dense,
-            cycles,
-            lr_max,
-            [],
-            (1 - dense) / cycles / dense,
-        )
+        self.dense, self.cycles, self.lr_max = dense, cycles, lr_max
+        self.discounts, self.budget = [], (1 - dense) / cycles / dense
 
-    lasting = {**SparsifyCallback.lasting, 'discounts': list[float]}
+    def initial_masks(self, weights):
+        self.discounts = []
 
-    def before_fit(self):
-        super().before_fit()
-        if not self._planned:
-            self.discounts = []
-
-    def before_batch(self):
-        if not self._active:
-            return
+    def before_forward(self, weights):
         pos = (self.epoch + self.iter / self.n_iter) / self.n_epoch
         if round(pos - self.dense, 9) < 0:
             lr = self.lr_max * (1 - pos / self.dense)
         else:
-            lr = lr_retrain(
-                'allr',
-                [1.0],
-                discount=self.discounts[-1] if self.discounts else min(1.0, self.budget),
-                scale=self.lr_max,
-            )(_after(self.dense, self.cycles, pos)[1])
+            discount = self.discounts[-1] if self.discounts else min(1.0, self.budget)
+            rates = lr_retrain('allr', [1.0], discount=discount, scale=self.lr_max)
+            lr = rates(_after(self.dense, self.cycles, pos)[1])
         self.opt.set_hyper('lr', lr)
 
-    def _update(self, sparsity, criterion):
-        before = {n: p.detach().clone() for n, p in self._weights.items()}
-        super()._update(sparsity, criterion)
-        was, now = (sum(int(p.count_nonzero()) for p in ps.values()) for ps in (before, self._weights))
-        self.discounts.append(
-            allr_discount(before, self._weights, (was - now) / was, self.budget) if was > now else min(1.0, self.budget)
-        )
+    def update_masks(self, weights):
+        if not self.engine.is_due():
+            return
+        before = {n: p.detach().clone() for n, p in weights.items()}
+        super().update_masks(weights)
+        was, now = (sum(int(p.count_nonzero()) for p in ps.values()) for ps in (before, weights))
+        pruned = was > now
+        discount = allr_discount(before, weights, (was - now) / was, self.budget) if pruned else min(1.0, self.budget)
+        self.discounts.append(discount)

@@ -7,10 +7,10 @@ __all__ = ['GMP']
 
 # %% ../../nbs/methods/gradual.ipynb #346c26cf
 from ..schedules.sparsity import cubic
-from ..training.callback import SparsifyCallback
+from ..training.callback import SparseMethod
 
 # %% ../../nbs/methods/gradual.ipynb #2a659efe
-class GMP(SparsifyCallback):
+class GMP(SparseMethod):
     "Gradual magnitude pruning: the cubic schedule, no recovery (Zhu and Gupta 2018)"
 
     def __init__(

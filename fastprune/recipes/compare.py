@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from fastai.basics import Learner, patch
 
-from ..learner.states import borrowed, seed_round, starting_at
+from ..learner.states import restoring, seed_round, starting_at
 from .lottery import plan_of
 from .tickets import Ticket, _check_ticket, _default_metric, _metrics
 
@@ -105,7 +105,7 @@ def compare_tickets(
         'shuffle': Ticket.shuffle,
         'dense': lambda t, s: t.dense(),
     }
-    with borrowed(self):
+    with restoring(self):
         for i, t in enumerate(tickets):
             for kind in kinds:
                 if kind == 'dense' and i:

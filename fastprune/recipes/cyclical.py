@@ -18,11 +18,12 @@ from fastai.optimizer import detuplify_pg
 from ..core.checks import check_whole
 from ..core.targets import check_sparsity
 from ..criteria.weights import random_score
-from ..learner.keep import is_frozen
+from ..engine.keep import present_masks
+from ..learner.fit import is_frozen
 from ..learner.states import state_of
 from ..schedules.rates import lr_warmup
 from ..schedules.sparsity import cubic, cyclical, one_shot, schedule_name, window
-from ..training.callback import SparsifyCallback, _present
+from ..training.callback import SparsifyCallback
 
 # %% ../../nbs/recipes/cyclical.ipynb #dfe08607
 def group_rates(
@@ -222,7 +223,9 @@ def fit_sculpt(
     weights, _ = cb.targets(self.model, self)
     if other := next((o for o in [*self.cbs, *_list(cbs)] if isinstance(o, SparsifyCallback)), None):
         raise ValueError(f"cbs: fit_sculpt has a SparsifyCallback of its own, so take out {other}")
-    if (present := _present(self, weights).sparsity) > start_sparsity + 1 / sum(p.numel() for p in weights.values()):
+    if (present := present_masks(self.masks, weights).sparsity) > start_sparsity + 1 / sum(
+        p.numel() for p in weights.values()
+    ):
         raise ValueError(
             f"start_sparsity={start_sparsity:g}: the Learner is {100 * present:.4g}% sparse already, and SCULPT starts from weights that are not: make a new one"
         )

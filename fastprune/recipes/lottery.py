@@ -18,17 +18,18 @@ from fastai.basics import Callback, Learner, patch, store_attr
 from ..core.checks import check_n_batches, check_whole
 from ..core.compute import check_scope
 from ..core.describe import describe
-from ..core.files import check_state, is_number, save_state
+from ..core.files import check_state, save_state
+from ..core.json_files import is_number
 from ..core.layouts import transposed_groups
 from ..core.names import state_names, to_state_names, unwrap
 from ..criteria.weights import magnitude
 from ..learner.batches import everyones
-from ..learner.keep import is_frozen
+from ..learner.fit import is_frozen
 from fastprune.learner.states import (
     StateAt,
     bar_over,
-    borrowed,
     end_before_training,
+    restoring,
     seed_round,
     starting_at,
     state_of,
@@ -115,7 +116,7 @@ def plan_of(
     plan = _Plan()
     try:
         learn.load = learn.save = lambda *a, **k: learn  # a SaveModelCallback has nothing to do here
-        with borrowed(learn), learn.removed_cbs(own), learn.no_bar(), learn.no_logging():
+        with restoring(learn), learn.removed_cbs(own), learn.no_bar(), learn.no_logging():
             learn.opt = None
             fit(learn, [_Probe(plan, own)], *args)
     finally:
@@ -218,7 +219,7 @@ class _Search:
         self.left_out = None
         first = self._callback(1)
         self.weights, _ = first.targets(learn.model, learn)
-        self.left_out = first._left_out
+        self.left_out = first.left_out
         to_state_names(learn.model, self.weights)
         if folder:
             check_state(unwrap(learn.model).state_dict())
@@ -282,7 +283,7 @@ class _Search:
         names = ('schedule', 'criterion', 'scope', 'granularity', 'interval', 'include', 'exclude')
         same = {k: getattr(self, k) for k in names}
         cb = SparsifyCallback(self.sparsity(m), recover=False, initial=self.sparsity(m - 1), **same)
-        cb._quiet, cb._left_out = m > 1, self.left_out  # what there is to say is said before the first round
+        cb.quiet, cb.left_out = m > 1, self.left_out  # what there is to say is said before the first round
         return cb
 
     def sparsity(self, m):

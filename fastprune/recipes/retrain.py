@@ -15,7 +15,7 @@ from fastai.callback.schedule import ParamScheduler
 from ..core.checks import check_whole
 from ..methods.budgeted import BudgetedCallback
 from .cyclical import _fit, _list, _ready, group_rates
-from ..schedules.retraining import _check_retraining, lr_retrain
+from ..schedules.retraining import check_retraining, lr_retrain
 
 # %% ../../nbs/recipes/retrain.ipynb #09f7843a
 def _history(learn, history, original_epochs):
@@ -53,7 +53,7 @@ def retrain(
 ):
     "Train a pruned model on, by the rates of its original training (Zimmer et al. 2023)"
     check_whole(epochs=epochs)
-    _check_retraining(schedule)
+    check_retraining(schedule)
     _ready(self)
     if self.masks is None:
         raise ValueError("nothing is pruned: call `learn.prune` first")
@@ -66,11 +66,11 @@ def retrain(
             f"epochs={epochs}: 'lrw' replays the last epochs of the original training, which had {original_epochs:g}"
         )
     if schedule == 'allr' and discount is None:
-        if self.keep_masks._change is None:
+        if self.keep_masks.change is None:
             raise ValueError(
                 "ALLR needs to know how much pruning has changed: call `learn.prune` right before, or give `discount`"
             )
-        discount = min(1.0, max(self.keep_masks._change, length))
+        discount = min(1.0, max(self.keep_masks.change, length))
     lr = lr_retrain(schedule, history, length, 1.0 if discount is None else discount, warmup, scale)
     _fit(self, epochs, cbs=[ParamScheduler({'lr': lr}), *_list(cbs)], wd=wd)
     self._retrained = dict(lrs=self._fit_lrs, history=history, epochs=original_epochs, scale=scale)

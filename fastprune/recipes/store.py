@@ -10,9 +10,10 @@ import contextlib
 import json
 from pathlib import Path
 
-from ..core.describe import differences
-from ..core.files import atomically, is_number, load_state, read_json, save_state
+from ..core.differences import differences
+from ..core.files import atomically, load_state, save_state
 from ..core.folders import sole_owner
+from ..core.json_files import is_number, read_json
 from ..core.masks import Masks
 from ..core.names import shape_of, unwrap
 from ..learner.keep import set_masks

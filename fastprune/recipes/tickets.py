@@ -17,10 +17,11 @@ import torch
 from fastai.basics import Learner, patch
 
 from ..core.checks import check_whole
-from ..core.files import is_number, load_tensors, pack_bits, parse_json, save_state, unpack_bits
+from ..core.files import load_tensors, pack_bits, save_state, unpack_bits
+from ..core.json_files import is_number, parse_json
 from ..core.masks import Masks
 from ..core.names import shape_of, unwrap
-from ..learner.keep import is_frozen
+from ..learner.fit import is_frozen
 from ..learner.states import load_into
 from .store import check_numbers
 

@@ -6,15 +6,15 @@
 __all__ = ['states_of', 'opt_state', 'check_opt_state', 'load_opt_state']
 
 # %% ../../nbs/training/optimizer_state.ipynb #8c3e4f86
-import inspect
 import math
 from numbers import Number
 
-import torch
 from fastai.basics import L, Learner, OptimWrapper
-from torch import nn
 
-from .state import _is_number, _is_whole, _names, _need, _to
+from ..engine.optimizers import after_a_step, check_param_state
+from ..engine.state import is_like, is_number, is_whole
+from .adapters import optimizer_of
+from .state import names_by_id, need, to_device
 
 # %% ../../nbs/training/optimizer_state.ipynb #7c7ad279
 def states_of(
@@ -30,7 +30,7 @@ def _numeric(h):
 
 def opt_state(learn: Learner) -> dict:  # Of the parameters, by name, and hyper-parameters
     "The optimizer's state, whatever callbacks have added to it left out"
-    opt, names = learn.opt, _names(learn)
+    opt, names = learn.opt, names_by_id(learn)
     state = states_of(opt)
     res = dict(
         params={names[id(p)]: dict(state[p]) for ps in opt.param_lists for p in ps if id(p) in names and p in state},
@@ -41,86 +41,25 @@ def opt_state(learn: Learner) -> dict:  # Of the parameters, by name, and hyper-
     return res
 
 
-_flags = ('do_wd', 'force_train')
-
-
-def _after_a_step(opt, p, hyper):
-    """What the optimizer keeps after a step with a small parameter of as many dimensions, and that parameter; None if
-    that can't be told"""
-    q = nn.Parameter(torch.zeros([2] * p.ndim, dtype=p.dtype))
-    q.grad = torch.zeros_like(q)
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            if not isinstance(opt, OptimWrapper):
-                state = {}
-                for cb in opt.cbs:
-                    state.update(cb(q, **{**state, **hyper}) or {})
-                return state, q
-            asked = inspect.signature(type(opt.opt)).parameters
-            new = type(opt.opt)([q], **{k: v for k, v in opt.opt.defaults.items() if k in asked})
-            new.step()
-            return dict(new.state[q]), q
-    except Exception:
-        return None  # an optimizer of the user's own, with other needs
-
-
-def _check_param_state(name, state, p, usual):
-    "Is this what an optimizer keeps for a parameter: what it has after a step, or nothing yet?"
-    what = f"the optimizer's state of {name!r}"
-    ok = isinstance(state, dict) and all(isinstance(k, str) and k.isidentifier() and k != 'p' for k in state)
-    _need(ok, f"{what} has no names")
-    flags, rest = ({k: v for k, v in state.items() if (k in _flags) == which} for which in (True, False))
-    _need(all(isinstance(v, bool) for v in flags.values()), f"{what} has flags that are not True or False")
-    like, q = usual or (rest, p)
-    want = like.keys() - set(_flags)
-    if rest:
-        _need(rest.keys() == want, f"{what} has {sorted(rest)}, not {sorted(want)}")
-    for k, v in rest.items():
-        _need(_as_usual(v, p, like[k], q), f"{what}: {k!r} is not what the optimizer keeps")
-
-
-def _as_usual(v, p, like, q):
-    "May an optimizer keep `v` for a parameter `p`, if it keeps `like` for `q`?"
-    if like is None or isinstance(like, bool):
-        return type(v) is type(like)
-    if _is_number(like):
-        return (isinstance(v, int) or isinstance(like, float)) and _is_scalar(v) and math.isfinite(v)
-    if not isinstance(like, torch.Tensor):
-        return False
-    if not isinstance(v, torch.Tensor):
-        return like.numel() == 1 and _is_number(v)
-    if like.numel() == 1:
-        return v.shape == like.shape and v.dtype == like.dtype
-    return v.dtype == like.dtype and (v.shape == p.shape if like.shape == q.shape else v.numel() <= p.numel())
-
-
-def _is_like(v, p, dtype=None):
-    return isinstance(v, torch.Tensor) and v.shape == p.shape and v.dtype == (dtype or p.dtype)
-
-
-def _is_scalar(v):
-    return _is_number(v) or isinstance(v, torch.Tensor) and v.numel() == 1 and v.is_floating_point()
-
-
 def check_opt_state(
     learn: Learner,
     saved,  # Anything
 ):
     "Make sure that it is what `opt_state` gives for this Learner. Raises `ValueError`"
-    opt, names = learn.opt, _names(learn)
+    opt, names = learn.opt, names_by_id(learn)
     more = {'count', 'slow'} if hasattr(opt, 'slow_weights') else set()  # Lookahead
-    _need(
+    need(
         isinstance(saved, dict) and saved.keys() - more == {'params', 'hypers'}, 'the optimizer needs params and hypers'
     )
     params = {names[id(p)]: (p, i) for i, ps in enumerate(opt.param_lists) for p in ps if id(p) in names}
-    _need(isinstance(saved['params'], dict), "the optimizer's params are no dict")
+    need(isinstance(saved['params'], dict), "the optimizer's params are no dict")
     usual = {}
     for n, state in saved['params'].items():
-        _need(n in params, f"the optimizer has no parameter {n!r}")
+        need(n in params, f"the optimizer has no parameter {n!r}")
         p, i = params[n]
         if (key := (p.ndim, p.dtype, i)) not in usual:
-            usual[key] = _after_a_step(opt, p, opt.hypers[i])
-        _check_param_state(n, state, p, usual[key])
+            usual[key] = after_a_step(optimizer_of(opt), p, i)
+        check_param_state(n, state, p, usual[key])
     _check_hypers(opt, saved['hypers'])
     if 'slow' in saved or 'count' in saved:
         _check_slow(opt, saved)
@@ -128,37 +67,37 @@ def check_opt_state(
 
 def _check_hypers(opt, hypers):
     ok = isinstance(hypers, list) and len(hypers) == len(opt.hypers)
-    _need(ok, f"the optimizer has {len(opt.hypers)} groups of hyper-parameters")
-    for old, now in zip(hypers, opt.hypers):
+    need(ok, f"the optimizer has {len(opt.hypers)} groups of hyper-parameters")
+    for old, now in zip(hypers, opt.hypers, strict=True):
         names = sorted(_numeric(now))
         ok = isinstance(old, dict) and old.keys() == set(names)
-        _need(ok, f"the optimizer's hyper-parameters are {', '.join(names)}")
+        need(ok, f"the optimizer's hyper-parameters are {', '.join(names)}")
         for k, v in old.items():
-            _need(_is_number(v) and math.isfinite(v) and (v >= 0 or now[k] < 0), f"the optimizer's {k!r} is {v!r}")
+            need(is_number(v) and math.isfinite(v) and (v >= 0 or now[k] < 0), f"the optimizer's {k!r} is {v!r}")
 
-
+# %% ../../nbs/training/optimizer_state.ipynb #85bca028
 def _check_slow(opt, saved):
     slow = saved.get('slow')
-    ok = _is_whole(saved.get('count')) and isinstance(slow, list) and len(slow) == len(opt.param_lists)
-    _need(ok, "the optimizer's slow weights are not those of its groups")
-    for ps, qs in zip(opt.param_lists, slow):
-        ok = isinstance(qs, list) and len(qs) == len(ps) and all(_is_like(q, p) for p, q in zip(ps, qs))
-        _need(ok, "the optimizer's slow weights have other shapes")
+    ok = is_whole(saved.get('count')) and isinstance(slow, list) and len(slow) == len(opt.param_lists)
+    need(ok, "the optimizer's slow weights are not those of its groups")
+    for ps, qs in zip(opt.param_lists, slow, strict=True):
+        ok = isinstance(qs, list) and len(qs) == len(ps) and all(is_like(q, p) for p, q in zip(ps, qs, strict=True))
+        need(ok, "the optimizer's slow weights have other shapes")
 
 
 def load_opt_state(learn: Learner, saved: dict):
     "Put back what `opt_state` gave. Raises `ValueError`, and changes nothing, for what does not fit the Learner"
     check_opt_state(learn, saved)
-    opt, names = learn.opt, _names(learn)
+    opt, names = learn.opt, names_by_id(learn)
     state = states_of(opt)
     for ps in opt.param_lists:
         for p in ps:
             if id(p) in names:
-                state[p] = _to(saved['params'].get(names[id(p)], {}), p.device)
+                state[p] = to_device(saved['params'].get(names[id(p)], {}), p.device)
     for k in saved['hypers'][0]:
         opt._set_hyper(k, [h[k] for h in saved['hypers']])
     if 'slow' in saved:
         opt.count, opt.slow_weights = (
             saved['count'],
-            [L(_to(ps, opt.param_lists[i][0].device)) for i, ps in enumerate(saved['slow'])],
+            [L(to_device(ps, opt.param_lists[i][0].device)) for i, ps in enumerate(saved['slow'])],
         )

@@ -9,104 +9,103 @@ __all__ = []
 import contextlib
 import math
 import warnings
-from numbers import Number
 
 import torch
 from fastai.basics import Learner, patch
 from torch import nn
 
-from ..core.checks import check_n_batches, check_whole
+from ..core.checks import check_fraction, check_n_batches, check_whole
 from ..core.compute import check_scope, compute_masks, lamp
-from ..core.computed import check_not_torch_pruned, check_zeros_stay
-from ..core.granularity import count_units, fitting_weights
+from ..core.computed import check_not_torch_pruned
+from ..core.granularity import count_units
 from ..core.layouts import transposed_groups
 from ..core.masks import Masks
 from ..core.names import from_state_names
-from ..core.protocol import asks_for
-from ..core.targets import asked_for, expand_sparsity
+from ..core.protocol import asks_for, ranks_magnitude, usual_iterations
 from ..core.weights import prunable_weights
-from ..criteria.flows import synflow
-from ..criteria.ranking import check_rows, ranked
+from ..criteria.ranking import ranked
 from ..criteria.weights import magnitude
+from ..engine.method import check_arguments
+from ..engine.targets import fit_targets, no_weights
 from ..learner.gradients import summed_gradients
 from ..learner.keep import set_masks
-from .callback import SparsifyCallback, _nothing
 
 # %% ../../nbs/training/prune.ipynb #7a7e01f4
 def _square(weights):
     return sum(float(torch.linalg.vector_norm(p.detach())) ** 2 for p in weights.values())
 
 
-def _protected(scores, absolute, keep, granularity, min_density, transposed):
+def _protected(scores, absolute, keep, granularity, min_density, layouts):
     "Scores of which the best `min_density` of each tensor, and at least one unit, are infinite"
-    sizes = {n: count_units(n, s.shape, granularity, transposed.get(n, 0)) for n, s in scores.items()}
-    best = compute_masks(
-        scores,
-        {n: 1 - max(1, math.ceil(min_density * k)) / k for n, k in sizes.items() if k},
-        'local',
-        granularity,
-        keep,
-        absolute,
-        transposed,
-    )
+    sizes = {n: count_units(n, s.shape, granularity, layouts.get(n, 0)) for n, s in scores.items()}
+    sparsity = {n: 1 - max(1, math.ceil(min_density * k)) / k for n, k in sizes.items() if k}
+    best = compute_masks(scores, sparsity, 'local', granularity, keep, absolute, layouts)
     return {n: torch.where(best[n], math.inf, s.abs() if absolute else s) for n, s in scores.items()}
+
+
+def _shape(x):
+    "What there is where a tensor is needed, for a message"
+    return tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
 
 
 def _as_weights(initial, weights, model):
     "Weights as they were at first, from a `state_dict` or a model"
     initial = from_state_names(initial, initial.state_dict()) if isinstance(initial, nn.Module) else initial
-    if isinstance(initial, dict):
-        initial = {**from_state_names(model, initial), **{n: v for n, v in initial.items() if n in weights}}
-    else:
+    if not isinstance(initial, dict):
         raise ValueError(
-            f"initial={type(initial).__name__}: needs the weights as they were at first, by name, such as a `state_dict`"
+            f'initial={type(initial).__name__}: needs the weights as they were at first, by name, such as a '
+            '`state_dict`'
         )
+    initial = {**from_state_names(model, initial), **{n: v for n, v in initial.items() if n in weights}}
     for n, p in weights.items():
         if not isinstance(initial.get(n), torch.Tensor) or initial[n].shape != p.shape:
-            raise ValueError(
-                f"initial[{n!r}]: needs a tensor of shape {tuple(p.shape)}, got {tuple(initial[n].shape) if isinstance(initial.get(n), torch.Tensor) else type(initial.get(n)).__name__ if n in initial else 'none'}"
-            )
+            got = _shape(initial[n]) if n in initial else 'none'
+            raise ValueError(f'initial[{n!r}]: needs a tensor of shape {tuple(p.shape)}, got {got}')
     return {n: initial[n].to(p.device) for n, p in weights.items()}
+
+# %% ../../nbs/training/prune.ipynb #cb8f093d
+def _masks_of(scores, absolute, target, keep, kind):
+    "Masks of scores, of each tensor at least `min_density`"
+    scope, granularity, min_density, layouts = kind
+    if scope == 'lamp':
+        scores, absolute = lamp({n: s.abs() for n, s in scores.items()} if absolute else scores), False
+        scope = 'global'
+    if min_density and ':' not in granularity:
+        scores, absolute = _protected(scores, absolute, keep, granularity, min_density, layouts), False
+    return compute_masks(scores, target, scope, granularity, keep, absolute, layouts)
+
+
+def _check_density(masks, sparsity, keep, kind):
+    "Does each tensor keep enough?"
+    scope, _, min_density, _ = kind
+    if not min_density:
+        return
+    for n, m in masks.items():
+        kept, least = int(m.count_nonzero()), math.ceil(min_density * m.numel())
+        if kept < least:
+            shared = f', or scope={scope!r} does not, which gives each tensor a share of its own'
+            raise ValueError(
+                f'min_density={min_density:g}: {n!r} would keep {kept} weights, and {least} should stay. '
+                f'sparsity={sparsity!r} leaves no room for that'
+                + ('' if scope in ('global', 'lamp') else shared)
+                + ('' if keep is None else '; nor may what is pruned come back, with `recover=False`')
+            )
 
 
 def _in_steps(learn, weights, sparsity, criterion, given, keep, iterations, kind, n_batches):
     "Masks at `sparsity`, after scoring `iterations` times what the step before has left; weights are as before"
-    scope, granularity, min_density, transposed = kind
     saved = {n: p.detach().clone() for n, p in weights.items()} if iterations > 1 else None
     try:
         for i in range(1, iterations + 1):
-            part = lambda s: 1 - (1 - s) ** (i / iterations)
-            target = (
-                sparsity
-                if i == iterations
-                else {k: part(v) for k, v in sparsity.items()}
-                if isinstance(sparsity, dict)
-                else part(sparsity)
-            )
+            target = sparsity
+            if i < iterations:
+                part = lambda s, i=i: 1 - (1 - s) ** (i / iterations)
+                by_name = isinstance(sparsity, dict)
+                target = {k: part(v) for k, v in sparsity.items()} if by_name else part(sparsity)
             with summed_gradients(learn, n_batches) if n_batches else contextlib.nullcontext():
                 scores, absolute = ranked(criterion, weights, learn.model, **given)
-            if scope == 'lamp':
-                scores, absolute = lamp({n: s.abs() for n, s in scores.items()} if absolute else scores), False
-            if min_density and ':' not in granularity:
-                scores, absolute = _protected(scores, absolute, keep, granularity, min_density, transposed), False
-            masks = compute_masks(
-                scores, target, 'global' if scope == 'lamp' else scope, granularity, keep, absolute, transposed
-            )
-            short = (
-                [(n, int(m.count_nonzero()), math.ceil(min_density * m.numel())) for n, m in masks.items()]
-                if min_density
-                else []
-            )
-            if short := next((o for o in short if o[1] < o[2]), None):
-                raise ValueError(
-                    f"min_density={min_density:g}: {short[0]!r} would keep {short[1]} weights, and {short[2]} should stay. sparsity={sparsity!r} leaves no room for that"
-                    + (
-                        ""
-                        if scope in ('global', 'lamp')
-                        else f", or scope={scope!r} does not, which gives each tensor a share of its own"
-                    )
-                    + ("" if keep is None else "; nor may what is pruned come back, with `recover=False`")
-                )
+            masks = _masks_of(scores, absolute, target, keep, kind)
+            _check_density(masks, sparsity, keep, kind)
             if i < iterations:
                 keep = masks
                 masks.apply_({n: p.data for n, p in weights.items()})
@@ -117,81 +116,73 @@ def _in_steps(learn, weights, sparsity, criterion, given, keep, iterations, kind
                 for n, p in weights.items():
                     p.copy_(saved[n])
 
+# %% ../../nbs/training/prune.ipynb #25336d24
+def _set_pruned(learn, weights, masks, origin):
+    "Set new masks. `learn.keep_masks.change` says how much of the weights' norm has gone, as `allr_discount` does"
+    held = learn.masks or {}
+    before = _square(weights)
+    n = sum(int(held[k].count_nonzero()) if k in held else p.numel() for k, p in weights.items())
+    set_masks(learn, {**held, **masks}, origin)
+    kept, keeper = masks.n_kept, learn.keep_masks
+    if kept < n and before > 0:
+        keeper.change = math.sqrt(max(0.0, before - _square(weights)) / (before * (1 - kept / n)))
+    elif keeper.change is None:
+        keeper.change = 0.0
+
+
+def _check_prune(n_batches, recover, iterations, min_density):
+    check_n_batches(n_batches)
+    if recover not in (True, False):
+        raise ValueError(f"recover={recover!r}: needs True or False; 'alive' is for SparsifyCallback")
+    check_whole(iterations=iterations)
+    check_fraction('the fraction of each tensor that stays, in [0,1)', min_density=min_density)
+
 
 def _warn_of_empty(masks):
     empty = [n for n, m in masks.items() if m.numel() and not m.any()]
     if empty:
         warnings.warn(
-            f"layer collapse: no weight is left in {', '.join(map(repr, empty))}. Use `min_density`, another scope, or a criterion such as `synflow`",
+            f'layer collapse: no weight is left in {", ".join(map(repr, empty))}. Use `min_density`, another scope, or '
+            'a criterion such as `synflow`',
             stacklevel=3,
         )
 
-
+# %% ../../nbs/training/prune.ipynb #5c1a4014
 @patch
 def prune(
     self: Learner,
-    sparsity: float
-    | dict,  # Fraction of zeros in [0,1); or by name, pattern, module or class: {'*':0.9, nn.Linear:0.5}, the last match counts
+    sparsity: float | dict,  # Fraction of zeros in [0,1); or by name, pattern, module or class: {nn.Linear:0.5}
     criterion=magnitude,  # Function from {name: weight} to {name: score}, larger = keep
-    scope: str = 'local',  # 'local' = 'uniform': each tensor reaches `sparsity`; 'global', 'erk', 'balanced', 'lamp': all of them together do
-    granularity: str = 'weight',  # What is pruned together: 'weight', 'row', 'column', 'kernel', 'filter', or '2:4' and other n:m; layers that it doesn't fit stay whole, with a warning
-    include=None,  # Name, glob pattern, module or class as `nn.Conv2d` to prune, or a list of them; all that can be pruned, if None
+    scope: str = 'local',  # 'local': each tensor reaches `sparsity`; 'global', 'erk', 'balanced', 'lamp': all do
+    granularity: str = 'weight',  # What is pruned together, as for `SparsifyCallback`
+    include=None,  # Name, glob pattern, module or class to prune, or a list of them; all that can be pruned, if None
     exclude=None,  # The same, to leave alone
-    recover: bool = True,  # May what `learn.masks` prunes come back, where the criterion says so? If False, masks are nested
-    n_batches: int
-    | None = None,  # Training batches that the criterion looks at, or, for `taylor`, that gradients are summed over; its default if None
-    iterations: int
-    | None = None,  # Steps to the sparsity, with new scores at each of what is left, by equal factors of density; 100 for `synflow`, else 1, if None
-    min_density: float = 0.0,  # Fraction of each tensor that stays in any case, in [0,1): against layer collapse, where tensors are ranked together
-    initial: dict
-    | None = None,  # Name -> weight as it was at first, such as a `state_dict`, for criteria that ask for it
+    recover: bool = True,  # May what `learn.masks` prunes come back, where the criterion says so?
+    n_batches: int | None = None,  # Training batches for the criterion or its gradients; its default if None
+    iterations: int | None = None,  # Steps to the sparsity, with new scores at each; 100 for `synflow`, else 1, if None
+    min_density: float = 0.0,  # Fraction of each tensor that stays in any case, in [0,1): against layer collapse
+    initial: dict | None = None,  # Name -> weight as it was at first, for criteria that ask for it
 ):
-    """Prune to exactly `sparsity`: sets `learn.masks`. At initialisation, too: apart from weights that are pruned, everything is as before. Warns of tensors that are left without any
-    weight. Raises `ValueError` for arguments that don't fit the model"""
-    SparsifyCallback(sparsity, criterion=criterion, scope=scope, granularity=granularity)  # the same checks
-    check_n_batches(n_batches)
-    if recover not in (True, False):
-        raise ValueError(f"recover={recover!r}: needs True or False; 'alive' is for SparsifyCallback")
-    scope, iterations = (
-        check_scope(scope),
-        iterations if iterations is not None else 100 if getattr(criterion, 'func', criterion) is synflow else 1,
-    )
-    check_whole(iterations=iterations)
-    if not isinstance(min_density, Number) or not 0 <= min_density < 1:
-        raise ValueError(f"min_density={min_density!r}: needs the fraction of each tensor that stays, in [0,1)")
+    """Prune to exactly `sparsity`: sets `learn.masks`. At initialisation, too: apart from weights that are pruned,
+    everything is as before. Warns of tensors that are left without any weight. Raises `ValueError` for arguments that
+    don't fit the model"""
+    check_arguments(sparsity, criterion, scope, granularity)
+    iterations = usual_iterations(criterion) if iterations is None else iterations
+    _check_prune(n_batches, recover, iterations, min_density)
     check_not_torch_pruned(self.model)
-    weights = prunable_weights(self.model, include, exclude)
+    weights, scope = prunable_weights(self.model, include, exclude), check_scope(scope)
     if not weights:
-        raise ValueError(f"nothing to prune: {_nothing(self.model)}")
-    target, layouts = expand_sparsity(sparsity, weights, model=self.model), transposed_groups(self.model)
-    weights = {n: weights[n] for n in target}
-    weights = fitting_weights(weights, granularity, layouts, asked_for(include, sparsity, weights, self.model))
-    target = {n: target[n] for n in weights}
-    if isinstance(sparsity, dict):
-        sparsity = target
-    check_zeros_stay(self.model, weights)
-    check_rows(self.model, weights, target if scope == 'local' else sparsity, scope, granularity)
-    held = {n: m for n, m in (self.masks or {}).items() if n in weights}
-    keep = (
-        None if recover else Masks({n: held.get(n, torch.ones_like(p, dtype=torch.bool)) for n, p in weights.items()})
-    )
-    kind = (scope, granularity, min_density, layouts)
-    given = dict(
-        learn=self, n_batches=n_batches, initial=None if initial is None else _as_weights(initial, weights, self.model)
-    )
-    sums = (
-        n_batches if not asks_for(criterion) and criterion is not magnitude else None
-    )  # gradients for a criterion that takes what is there
+        raise ValueError(f'nothing to prune: {no_weights(self.model)}')
+    weights, target = fit_targets(self.model, weights, sparsity, scope, granularity, include)
+    sparsity = target if isinstance(sparsity, dict) else sparsity
+    held = self.masks or {}
+    whole = lambda p: torch.ones_like(p, dtype=torch.bool)
+    keep = None if recover else Masks({n: held[n] if n in held else whole(p) for n, p in weights.items()})
+    initial = None if initial is None else _as_weights(initial, weights, self.model)
+    given = dict(learn=self, n_batches=n_batches, initial=initial)
+    # gradients for a criterion that takes what is there
+    sums = n_batches if not asks_for(criterion) and not ranks_magnitude(criterion) else None
+    kind = (scope, granularity, min_density, transposed_groups(self.model))
     masks = _in_steps(self, weights, sparsity, criterion, given, keep, iterations, kind, sums)
     _warn_of_empty(masks)
-    before, n = (
-        _square(weights),
-        sum(int(held[k].count_nonzero()) if k in held else p.numel() for k, p in weights.items()),
-    )
-    set_masks(self, {**(self.masks or {}), **masks}, (criterion, scope, granularity))
-    if (kept := masks.n_kept) < n and before > 0:
-        self.keep_masks._change = math.sqrt(
-            max(0.0, before - _square(weights)) / (before * (1 - kept / n))
-        )  # as `allr_discount`, with no copy
-    elif self.keep_masks._change is None:
-        self.keep_masks._change = 0.0
+    _set_pruned(self, weights, masks, (criterion, scope, granularity))

@@ -13,11 +13,11 @@ import torch
 
 # %% ../../nbs/zoo/make.ipynb #c254dc66
 def make_model(
-    arch: str,  # A name that torchvision or timm knows
-    n_out: int,  # Classes
+    arch: str,  # Name of a network in torchvision or timm
+    n_out: int,  # Number of classes
     size: int,  # Pixels a side of the images
 ) -> torch.nn.Module:  # With random weights
-    "A network by name. Raises `ValueError` for one that neither torchvision nor timm (where installed) has"
+    "Make a network by name. Raises `ValueError` for a name that neither torchvision nor timm (if installed) has"
     try:
         from torchvision import models
     except (ImportError, RuntimeError) as e:
@@ -37,7 +37,7 @@ def make_model(
         try:
             return timm.create_model(arch, num_classes=n_out, img_size=size)
         except TypeError:
-            return timm.create_model(arch, num_classes=n_out)  # one that takes any size
+            return timm.create_model(arch, num_classes=n_out)  # a network for images of any size
 
     if arch in known or timm and timm.is_model(arch):
         try:

@@ -1,0 +1,91 @@
+"What several test files use"
+
+from functools import partial
+
+import torch
+from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy
+from torch import nn
+
+from fastprune.all import (
+    DNW,
+    DPF,
+    DST,
+    GMP,
+    GSM,
+    LC,
+    SET,
+    SNFS,
+    STR,
+    GradualL2,
+    Masks,
+    RigL,
+    SparsifyCallback,
+    cubic,
+    cyclical,
+    digits_dls,
+    one_shot,
+    prunable_weights,
+    taylor,
+)
+
+SGDM = partial(SGD, mom=0.9)
+METHODS = {
+    'OCP': SparsifyCallback,
+    'PGD': partial(SparsifyCallback, schedule=one_shot, interval=1, refresh=True, scope='global'),
+    'cyclical': partial(SparsifyCallback, schedule=cyclical(cubic, 2), track=True),
+    'taylor': partial(SparsifyCallback, criterion=taylor, scope='global', recover=False),
+    'alive': partial(SparsifyCallback, schedule=cyclical(cubic, 2), criterion=taylor, scope='global', recover='alive'),
+    'GMP': partial(GMP, interval=5),
+    'DPF': DPF,
+    'DPF local': partial(DPF, scope='local', criterion=taylor),
+    'DNW': DNW,
+    'GSM': GSM,
+    'LC': LC,
+    'LC local': partial(LC, scope='local', growth=1.1),
+    'GradualL2': GradualL2,
+    'STR': partial(STR, s_init=-7),
+    'DST': partial(DST, alpha=1e-3),
+    'RigL': partial(RigL, interval=5),
+    'SNFS': SNFS,
+    'SET': SET,
+    'SET global': partial(SET, interval=5, scope='global'),
+}
+
+
+def quietly(learn, f, *args, **kwargs):
+    "`f(*args, **kwargs)` without table or bar"
+    with learn.no_bar(), learn.no_logging():
+        return f(*args, **kwargs)
+
+
+def mlp_learner(**kwargs):
+    "A small network on digits, with training, validation and test data"
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    return Learner(
+        digits_dls(bs=256, valid_pct=0.4, test_pct=0.2),
+        model,
+        loss_func=CrossEntropyLossFlat(),
+        metrics=accuracy,
+        **kwargs,
+    )
+
+
+def zeros_and_masks_agree(learn):
+    return Masks.from_zeros({n: p for n, p in prunable_weights(learn.model).items() if n in learn.masks}) == learn.masks
+
+
+class Check(Callback):
+    "After each step pruned weights are exactly 0.0, and the state_dict has the keys it had"
+
+    order, steps = 90, 0
+
+    def before_fit(self):
+        self.keys = list(self.learn.model.state_dict())
+
+    def after_step(self):
+        self.steps += 1
+        ps = dict(self.learn.model.named_parameters())
+        for n, m in (self.learn.masks or {}).items():
+            assert (ps[n][~m] == 0).all(), n
+        assert list(self.learn.model.state_dict()) == self.keys

@@ -1,0 +1,597 @@
+"What every sparsifying callback has to hold: a new method gets these checks by a line in `methods`"
+
+import copy
+import pickle
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from fastai.basics import (
+    Callback,
+    CancelBatchException,
+    CancelEpochException,
+    CancelStepException,
+    CancelTrainException,
+    L,
+    OptimWrapper,
+    load_learner,
+    params,
+    ranger,
+)
+from fastai.callback.all import (
+    ChannelsLast,
+    EarlyStoppingCallback,
+    GradientAccumulation,
+    GradientClip,
+    MixedPrecision,
+    MixUp,
+    ModelResetter,
+    ParamScheduler,
+    ReduceLROnPlateau,
+    SaveModelCallback,
+    SchedCos,
+    ShortEpochCallback,
+)
+from helpers import METHODS, SGDM, Check, zeros_and_masks_agree
+from torch import nn
+
+from fastprune.all import (
+    DPF,
+    DST,
+    GSM,
+    LC,
+    SET,
+    SNFS,
+    STR,
+    GradualL2,
+    RigL,
+    SparsifyCallback,
+    digits_convnet,
+    one_shot,
+    prunable_weights,
+)
+
+every = pytest.mark.parametrize('method', METHODS.values(), ids=METHODS)
+
+
+def is_exact(learn, s=0.8):
+    n = sum(m.numel() for m in learn.masks.values())
+    local = all(int((~m).sum()) == round(s * m.numel()) for m in learn.masks.values())
+    shares = sum(
+        m.numel() - round(s * m.numel()) for m in learn.masks.values()
+    )  # SNFS moves what local scope has shared out
+    return zeros_or_masks(learn) and (learn.masks.n_kept in (n - round(s * n), shares) or local)
+
+
+def zeros_or_masks(learn):
+    "Pruned weights are zero; what has just been grown may be so, too"
+    ps = dict(learn.model.named_parameters())
+    return all(bool((ps[n][~m] == 0).all()) for n, m in learn.masks.items())
+
+
+def is_plain(learn):
+    "Nothing is left of a fit in the optimizer or the model"
+    mine = {id(p) for p in learn.model.parameters()}
+    return (
+        all(id(p) in mine for p, *_ in learn.opt.all_params())
+        and len(L(learn.opt.all_params())) == len(mine)
+        and not any(s.get('do_wd') is False and p.ndim > 1 for p, _, s, _ in learn.opt.all_params())
+    )
+
+
+@every
+def test_exact_at_the_end_and_kept(learner, fit, method):
+    learn, check, cb = learner(opt_func=SGDM, wd=0.01), Check(), method(0.8)
+    keys, kind = list(learn.model.state_dict()), type(learn.model)
+    fit(learn, 2, 0.02, cbs=[cb, check])
+    assert is_exact(learn) and is_plain(learn) and check.steps == 46
+    assert (
+        list(learn.model.state_dict()) == keys
+        and type(learn.model) is kind
+        and [n for n, _ in learn.model.named_parameters()]
+        == [k for k in keys if 'running' not in k and 'num_' not in k]
+    )
+    assert abs(dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))['sparsity'] - 0.8) < 1e-3
+    assert len(cb.iters) == len(cb.reached) == 46 and abs(cb.reached[-1] - 0.8) < 1e-3
+    cb.plot()
+    masks = learn.masks
+    fit(learn, 1, 0.02, cbs=check)
+    assert learn.masks == masks and is_exact(learn)
+    fit(learn, 1, 0.02, cbs=method(0.8))  # once more, from masks
+    assert is_exact(learn) and is_plain(learn)
+
+
+@every
+def test_validation_sees_the_pruned_model(learner, fit, method):
+    class Seen(Callback):
+        ok, n = True, 0
+
+        def before_validate(self):
+            self.n += 1
+            if self.learn.masks is not None:
+                self.ok = self.ok and zeros_or_masks(self.learn)
+
+    seen = Seen()
+    learn = fit(learner(opt_func=SGDM, wd=0.01), 2, 0.02, cbs=[method(0.8), seen])
+    with learn.no_bar():
+        loss = learn.validate()[0]
+    assert (
+        seen.ok
+        and seen.n == 2
+        and loss == pytest.approx(learn.recorder.values[-1][0] if learn.recorder.values else loss, rel=1e-5)
+    )
+
+
+@every
+def test_lr_find_leaves_no_trace(learner, method):
+    learn = learner(opt_func=SGDM, wd=0.01)
+    before = copy.deepcopy(learn.model.state_dict())
+    learn.add_cb(method(0.8))
+    with learn.no_bar():
+        learn.lr_find(num_it=4, show_plot=False)
+    assert learn.masks is None and is_plain(learn)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), learn.model.state_dict().values()))
+
+
+@every
+def test_frozen_then_fine_tuned(learner, method):
+    learn = learner(opt_func=SGDM, wd=0.01, splitter=lambda m: [params(m[:2]), params(m[2:])])
+    learn.freeze()
+    with learn.no_bar(), learn.no_logging():
+        with pytest.warns(UserWarning, match='frozen'):
+            learn.fit(1, 0.02, cbs=method(0.8))
+        assert learn.masks is None
+        learn.fine_tune(2, 0.02, cbs=method(0.8))
+    assert is_exact(learn) and is_plain(learn)
+
+
+class SkipSome(Callback):
+    "As loss scaling does after an overflow"
+
+    order = 10
+
+    def before_step(self):
+        if self.iter % 4 == 3 or self.iter == self.n_iter - 1:
+            raise CancelStepException()
+
+
+class OnCPU(MixedPrecision):
+    "fastai's mixed precision is one of GPUs: here with a CPU's autocast and loss scaling, from a scale so high that the first steps overflow"
+
+    def before_fit(self):
+        super().before_fit()
+        self.skipped_steps, self.autocast, self.learn.scaler = (
+            0,
+            torch.autocast('cpu', torch.float16 if self.kwargs['enabled'] else torch.bfloat16),
+            torch.amp.GradScaler('cpu', init_scale=2.0**24, growth_interval=7, **self.kwargs),
+        )
+
+    def after_cancel_step(self):
+        self.skipped_steps += 1
+
+
+class Average(Callback):
+    "An exponential moving average of the weights, as torch's own"
+
+    order, run_valid = 75, False
+
+    def before_train(self):
+        if self.epoch == 0:
+            self.avg = torch.optim.swa_utils.AveragedModel(
+                self.learn.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5)
+            )
+
+    def after_step(self):
+        self.avg.update_parameters(self.learn.model)
+
+
+class WithReset(nn.Sequential):
+    n_resets = 0
+
+    def reset(self):
+        self.n_resets += 1
+
+
+@every
+def test_overflow_in_fp16(learner, fit, method):
+    "The first steps are skipped, and those after each doubling of the scale that was too much"
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
+    learn, mixed = learner(model, opt_func=SGDM, wd=0.01), OnCPU()
+    fit(
+        learn,
+        2,
+        0.02,
+        cbs=[method(0.8), mixed, GradientClip(1.0), ParamScheduler({'lr': SchedCos(0.02, 0.001)}), Zeros()],
+    )
+    assert (
+        mixed.skipped_steps >= 3
+        and is_exact(learn)
+        and is_plain(learn)
+        and all(torch.isfinite(p).all() and p.dtype == torch.float32 for p in learn.model.parameters())
+    )
+
+
+@every
+def test_among_friends(learner, fit, method):
+    learn, average = learner(WithReset(*digits_convnet(widths=(8, 16, 16))), opt_func=SGDM, wd=0.01), Average()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        fit(
+            learn,
+            3,
+            0.02,
+            cbs=[
+                method(0.8),
+                OnCPU('bf16'),
+                MixUp(0.4),
+                ChannelsLast(),
+                ModelResetter(),
+                average,
+                SaveModelCallback(at_end=True),
+                EarlyStoppingCallback(patience=9),
+                Zeros(),
+            ],
+        )
+    assert is_exact(learn) and is_plain(learn) and learn.model.n_resets > 5
+    ps = dict(average.avg.module.named_parameters())
+    gone = {n: ~m for n, m in learn.masks.items()}
+    learn.masks.apply_(ps)  # what an average remembers of pruned weights goes by one line
+    assert all(not ps[n][m].any() for n, m in gone.items())
+
+
+@every
+def test_compiled(learner, fit, method):
+    learn = fit(
+        learner(torch.compile(digits_convnet(widths=(8, 16, 16)), backend='eager'), opt_func=SGDM, wd=0.01),
+        2,
+        0.02,
+        cbs=[method(0.8), GradientAccumulation(128)],
+    )
+    ps = dict(learn.model._orig_mod.named_parameters())
+    assert (
+        set(learn.masks) <= set(ps)
+        and all(not ps[n][~m].any() for n, m in learn.masks.items())
+        and learn.masks.sparsity == pytest.approx(0.8, abs=2e-3)
+    )
+
+
+class Zeros(Callback):
+    order = 99
+
+    def after_batch(self):
+        assert (self.learn.masks is None or zeros_or_masks(self.learn)) and is_plain(self.learn)
+
+    def after_train(self):
+        self.after_batch()
+
+
+class CancelLate(Callback):
+    "After the callback's own before_step"
+
+    order = 95
+
+    def before_step(self):
+        if (self.epoch, self.iter) == (0, 20):
+            raise CancelTrainException()
+        if self.iter % 5 == 2:
+            raise CancelBatchException()
+        if self.iter % 5 == 4:
+            raise CancelStepException()
+
+
+class CancelBetween(Callback):
+    "Between the optimizer's step and what sets pruned weights to zero"
+
+    def __init__(self, order):
+        self.order = order
+
+    def after_step(self):
+        if self.iter % 3 == 1:
+            raise CancelBatchException()
+        if (self.epoch, self.iter) == (0, 20):
+            raise CancelTrainException()
+        if (self.epoch, self.iter) == (1, 12):
+            raise CancelEpochException()
+
+
+@every
+@pytest.mark.parametrize(
+    'cbs',
+    [
+        lambda: [GradientAccumulation(128), GradientClip(0.5)],
+        lambda: SkipSome(),
+        lambda: CancelLate(),
+        lambda: CancelBetween(60),
+        lambda: CancelBetween(0),
+    ],
+    ids=['accumulation', 'skipped', 'cancelled', 'between', 'before'],
+)
+def test_steps_that_do_not_happen(learner, fit, method, cbs):
+    learn = learner(opt_func=SGDM, wd=0.01)
+    fit(learn, 2, 0.02, cbs=[method(0.8), Zeros(), *L(cbs())])
+    assert is_exact(learn) and is_plain(learn)
+
+
+@every
+@pytest.mark.parametrize('event', ['before_batch', 'after_backward', 'before_step', 'after_step', 'after_validate'])
+@pytest.mark.parametrize('order', [-99, 99], ids=['first', 'last'])
+def test_interruption(learner, fit, method, event, order):
+    class Stop(Callback):
+        pass
+
+    Stop.order = order
+
+    def stop(self):
+        if self.epoch == 1 and (event == 'after_validate' or self.training and self.iter == 11):
+            raise KeyboardInterrupt
+
+    setattr(Stop, event, stop)
+    learn = learner(opt_func=SGDM, wd=0.01)
+    with pytest.raises(KeyboardInterrupt):
+        fit(learn, 2, 0.02, cbs=[method(0.8), Stop()])
+    assert (learn.masks is None or zeros_or_masks(learn)) and is_plain(learn) and len(learn.cbs) <= 5
+    fit(learn, 1, 0.02, cbs=method(0.8))
+    assert is_exact(learn) and is_plain(learn)
+
+
+@every
+def test_copies_and_files(learner, fit, method, tmp_path):
+    cb = pickle.loads(pickle.dumps(method(0.8)))
+    learn = learner(opt_func=SGDM, wd=0.01, cbs=cb)
+    twin = copy.deepcopy(learn)
+    fit(learn, 1, 0.02)
+    fit(twin, 1, 0.02)
+    assert twin.masks.keys() == learn.masks.keys() and is_exact(twin)
+    learn.export('a.pkl')
+    back = load_learner(tmp_path / 'a.pkl')
+    assert back.masks == learn.masks
+    assert all(torch.equal(a, b) for a, b in zip(back.model.state_dict().values(), learn.model.state_dict().values()))
+
+
+@every
+def test_torch_optimizers(learner, fit, method):
+    learn = fit(learner(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)), 1, 1e-3, cbs=method(0.8))
+    assert (
+        is_exact(learn)
+        and len(list(learn.opt.all_params())) == len(list(learn.model.parameters()))
+        and len(learn.opt.opt.state) == len(list(learn.model.parameters()))
+    )
+
+
+@every
+def test_other_types_and_parts(learner, fit, method):
+    learn = learner(digits_convnet(widths=(8, 16, 16)).to(torch.bfloat16), opt_func=SGDM, wd=0.01)
+
+    class Cast(Callback):
+        def before_batch(self):
+            self.learn.xb = tuple(x.to(torch.bfloat16) for x in self.xb)
+
+        def after_pred(self):
+            self.learn.pred = self.pred.float()
+
+    fit(learn, 1, 0.02, cbs=[method(0.8, exclude=['0.*']), Cast()])
+    assert is_exact(learn) and '0.0.weight' not in learn.masks and len(learn.masks) == 3
+
+
+@every
+def test_bad_input(learner, fit, method):
+    for s, msg in ((90, 'did you mean 0.9'), (-0.1, 'sparsity=-0.1'), ('x', "sparsity='x'"), (1.0, 'sparsity=1')):
+        with pytest.raises(ValueError, match=msg):
+            method(s)
+    with pytest.raises(ValueError, match='wrong'):
+        fit(learner(wd=0.01), 1, cbs=method(0.8, include='wrong'))
+    learn = learner(wd=0.01)
+    before = copy.deepcopy(learn.model.state_dict())
+    with pytest.raises(ValueError, match='two SparsifyCallbacks'):
+        fit(learn, 1, cbs=[method(0.8), SparsifyCallback(0.5)])
+    assert (
+        all(torch.equal(a, b) for a, b in zip(before.values(), learn.model.state_dict().values()))
+        and learn.masks is None
+        and is_plain(learn)
+    )
+
+
+@pytest.mark.parametrize(
+    'make,msg',
+    [
+        (lambda: STR(s_init='x'), "s_init='x'"),
+        (lambda: STR(decay=-1), 'decay=-1'),
+        (lambda: DST(alpha=-1), 'alpha=-1'),
+        (lambda: LC(0.9, growth=0.5), 'growth=0.5'),
+        (lambda: GradualL2(0.9, penalty=-1), 'penalty=-1'),
+        (lambda: GradualL2(0.9, growth=3), 'schedule=3'),
+        (lambda: RigL(0.9, fraction=0), 'fraction=0'),
+        (lambda: RigL(0.9, end=2), 'end=2'),
+        (lambda: SET(0.9, interval=0), 'interval=0'),
+        (lambda: SNFS(0.9, momentum=1), 'momentum=1'),
+        (lambda: DPF(0.9, interval=0), 'interval=0'),
+        (lambda: RigL(0.9, interval=2.5), 'interval=2.5'),
+    ],
+)
+def test_bad_arguments(make, msg):
+    with pytest.raises(ValueError, match=msg):
+        make()
+
+
+def test_what_does_not_fit_the_learner(learner, fit):
+    with pytest.raises(ValueError, match='LC needs weight decay'):
+        fit(learner(opt_func=SGDM), 1, cbs=LC(0.8))
+    with pytest.raises(ValueError, match="torch's"):
+        fit(learner(opt_func=partial(OptimWrapper, opt=torch.optim.SGD), wd=0.1), 1, cbs=STR(decay=0.1))
+    with pytest.warns(UserWarning, match='weight decay'):
+        fit(learner(opt_func=SGDM), 1, cbs=GSM(0.8))
+    learn = learner(opt_func=SGDM)
+    learn.prune(0.9)
+    with pytest.raises(ValueError, match='sparser'):
+        fit(learn, 1, cbs=RigL(0.8, scope='local'))
+
+
+@pytest.mark.parametrize('method', [GSM, LC, partial(STR, s_init=-7)], ids=['GSM', 'LC', 'STR'])
+@pytest.mark.parametrize(
+    'tracker',
+    [EarlyStoppingCallback, SaveModelCallback, partial(SaveModelCallback, at_end=True), ReduceLROnPlateau],
+    ids=['stop', 'save', 'at end', 'plateau'],
+)
+def test_trackers_beside_a_hard_step(learner, fit, method, tracker):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        learn = fit(learner(opt_func=SGDM, wd=0.01), 2, 0.02, cbs=[method(0.8), tracker()])
+    assert is_exact(learn)
+
+
+@pytest.mark.parametrize('method', [partial(RigL, interval=3), SET, SNFS])
+def test_rows_under_weight_norm_stay(learner, fit, method):
+    model = nn.Sequential(
+        nn.Flatten(), torch.nn.utils.parametrizations.weight_norm(nn.Linear(64, 20)), nn.ReLU(), nn.Linear(20, 10)
+    )
+    learn = fit(learner(model, opt_func=SGDM), 2, 0.02, cbs=method(0.95))
+    assert all(torch.isfinite(p).all() for p in learn.model.parameters()) and learn.masks.sparsity == pytest.approx(
+        0.95, abs=1e-3
+    )
+    with pytest.raises(ValueError, match='weight_norm'):
+        fit(learn, 1, cbs=STR(0.95))
+
+
+def test_thresholds_reach_each_target_of_local_scope(learner, fit):
+    for target in ({'0*': 0.05, '1*': 0.9, '2*': 0.9, '5*': 0.3}, {'0*': 0.6, '1*': 0.1, '2*': 0.1, '5*': 0.3}):
+        learn = fit(learner(opt_func=SGDM), 1, 0.02, cbs=STR(target, scope='local', s_init=-3.5, decay=0.0))
+        for n, m in learn.masks.items():
+            assert int((~m).sum()) >= round(target[n[0] + '*'] * m.numel())
+        assert zeros_and_masks_agree(learn)
+
+
+def test_where_masks_leave_no_room(learner, fit):
+    learn = learner(opt_func=SGDM)
+    learn.prune({'0*': 0.95}, scope='local')
+    with pytest.raises(ValueError, match='leaves no room'):
+        fit(learn, 1, cbs=RigL(0.5))
+    for method in (RigL, SNFS, SET):
+        assert fit(learner(opt_func=SGDM), 1, cbs=method(0.0)).masks.sparsity == 0
+    with pytest.warns(UserWarning, match='need more strength'):
+        fit(learner(opt_func=SGDM), 1, 0.02, cbs=STR())
+
+
+def test_one_after_the_other_with_lookahead(learner, fit):
+    learn = learner(opt_func=ranger)
+    fit(learn, 2, 0.01, cbs=STR(s_init=-4, decay=0.1))
+    assert all(len(s) == len(ps) for s, ps in zip(learn.opt.slow_weights, learn.opt.param_lists))
+    fit(learn, 1, 0.01, cbs=STR(s_init=-8, decay=0.1))
+    fit(learn, 1, 0.01, cbs=DPF(0.9))
+    assert learn.masks.sparsity == pytest.approx(0.9, abs=1e-3) and is_plain(learn)
+
+
+def test_lc_under_torch_optimizers(learner, fit):
+    "The largest weights are not decayed, by decoupled decay or by that in gradients"
+    for opt in (partial(torch.optim.SGD, lr=0.1), torch.optim.AdamW):
+        learn = learner(
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 10, bias=False)), opt_func=partial(OptimWrapper, opt=opt)
+        )
+        learn.loss_func = lambda out, y: (out * 0).sum()
+        w = learn.model[1].weight.detach().clone()
+
+        class Look(Callback):
+            order = 54
+
+            def after_step(self):
+                self.w = self.model[1].weight.detach().clone()
+
+        learn.dls.train.n, look = 64, Look()
+        fit(learn, 1, 0.1, cbs=[LC(0.8), ShortEpochCallback(0.01), look], wd=0.5)
+        large = w.abs() >= w.abs().flatten().kthvalue(round(0.8 * 640) + 1).values
+        done = learn.masks['1.weight']
+        assert torch.equal(done, large) and torch.allclose(learn.model[1].weight[large], w[large], rtol=1e-6)
+
+
+def test_dpf_keeps_dense_weights_behind(learner, fit):
+    cb, seen = DPF(0.9, schedule=one_shot), []
+
+    class Look(Callback):
+        order = 99
+
+        def after_step(self):
+            seen.append(
+                [
+                    (int((cb.dense[n] != 0).sum()), int((p != 0).sum()), bool(torch.equal(cb.dense[n][m], p[m])))
+                    for n, p in prunable_weights(self.model).items()
+                    for m in [self.learn.masks[n]]
+                ]
+            )
+
+    learn = fit(learner(opt_func=SGDM), 2, 0.02, cbs=[cb, Look()])
+    assert all(same for row in seen for _, _, same in row) and all(
+        sum(d for d, _, _ in row) > 5 * sum(p for _, p, _ in row) for row in seen
+    )
+    assert cb.dense is None and zeros_and_masks_agree(learn)
+
+
+@pytest.mark.parametrize('make', [lambda: STR(s_init=-4, decay=0.1), lambda: DST(alpha=0.02)], ids=['STR', 'DST'])
+def test_thresholds_by_themselves(learner, fit, make):
+    "Without a target the sparsity is what thresholds reach, there is no last step, and the optimizer has them while it runs"
+    learn, cb, n = learner(opt_func=SGDM), make(), []
+
+    class Look(Callback):
+        order = 99
+
+        def before_step(self):
+            n.append(len(list(self.learn.opt.all_params())))
+
+        def after_step(self):
+            assert is_plain(self.learn)  # whoever saves the optimizer finds it so
+
+    fit(learn, 2, 0.05, cbs=[cb, Look()])
+    assert 0 < learn.masks.sparsity < 1 and cb.hard is None and is_plain(learn) and zeros_and_masks_agree(learn)
+    assert n[0] == len(list(learn.model.parameters())) + 4
+
+
+def test_thresholds_beyond_the_target_stay(learner, fit):
+    learn, cb = learner(opt_func=SGDM), STR(0.1, s_init=-1, decay=0.1)
+    fit(learn, 1, 0.05, cbs=cb)
+    assert learn.masks.sparsity > 0.2 and cb.hard is None
+
+
+@pytest.mark.parametrize('method', [GSM, LC, GradualL2, partial(STR, s_init=-7)], ids=['GSM', 'LC', 'GradualL2', 'STR'])
+def test_the_hard_step_is_measured(learner, fit, method):
+    "Before and after; and measuring changes nothing else"
+    learn, cb = learner(opt_func=SGDM, wd=0.01), method(0.8)
+    fit(learn, 1, 0.02, cbs=cb)
+    with learn.no_bar():
+        loss, acc = learn.validate()
+    assert (
+        list(cb.hard.index) == ['before', 'after']
+        and cb.hard.sparsity['before'] < 0.8
+        and cb.hard.sparsity['after'] == pytest.approx(0.8, abs=1e-3)
+    )
+    assert cb.hard.valid_loss['after'] == pytest.approx(loss, rel=1e-4) and cb.hard.accuracy['after'] == pytest.approx(
+        acc, abs=1e-6
+    )
+    alone = learner(opt_func=SGDM, wd=0.01)
+    alone.dls.loaders = alone.dls.loaders[:1]
+    other = method(0.8)
+
+    class NoValid(Callback):
+        def before_validate(self):
+            raise CancelBatchException
+
+    alone._do_epoch_validate = lambda *a, **k: None
+    fit(alone, 1, 0.02, cbs=other)
+    assert list(other.hard.columns) == ['sparsity']
+    assert all(torch.equal(a, b) for a, b in zip(alone.model.parameters(), learn.model.parameters()))
+
+
+def test_rigl_drops_along_a_cosine(learner, fit):
+    import math
+
+    learn, cb = learner(opt_func=SGDM), RigL(0.8, fraction=0.4, interval=7, end=0.8, scope='local')
+    fit(learn, 3, 0.02, cbs=cb)
+    T = 3 * len(learn.dls.train)
+    assert [c['iteration'] for c in cb.changes] == [t for t in range(7, T, 7) if t < 0.8 * T]
+    for c in cb.changes:
+        for n, m in learn.masks.items():
+            k = m.numel() - round(0.8 * m.numel())
+            assert (
+                c['dropped'][n]
+                == c['grown'][n]
+                == round(0.2 * (1 + math.cos(math.pi * c['iteration'] / (0.8 * T))) * k)
+                and int(m.sum()) == k
+            )

@@ -1,0 +1,313 @@
+"A fit that was stopped and started again ends with the same bits"
+
+import json
+import os
+import random
+import signal
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from fastai.basics import Adam, Callback, OptimWrapper, params, ranger
+from fastai.callback.all import EarlyStoppingCallback, GradientAccumulation, SaveModelCallback
+from helpers import METHODS, SGDM
+from processes import Running, python
+from torch import nn
+
+from fastprune.all import (
+    GMP,
+    Checkpoint,
+    SparsifyCallback,
+    cubic,
+    cyclical,
+    digits_convnet,
+    load_state,
+    load_tensors,
+    movement,
+    opt_state,
+    save_state,
+    taylor,
+    updating_movement,
+)
+from fastprune.training.state import pack, unpack
+
+
+class Crash(Callback):
+    def __init__(self, epoch, i, order=0):
+        self.at, self.order = (epoch, i), order
+
+    def after_step(self):
+        if (self.epoch, self.iter) == self.at:
+            raise RuntimeError('power is out')
+
+
+def same(a, b):
+    "Two Learners are equal to the bit: weights, buffers, masks, optimizer"
+    for (n, x), y in zip(a.model.state_dict().items(), b.model.state_dict().values()):
+        assert torch.equal(x, y), n
+    assert a.masks == b.masks
+    x, y = ({}, {})
+    assert json.dumps(pack(opt_state(a), x)) == json.dumps(pack(opt_state(b), y))
+    assert all(torch.equal(x[k], y[k]) for k in x)
+    return True
+
+
+def stopped(make, fit, epoch=2, i=7, every=1):
+    "Fits that are not stopped, and stopped and started again in a new Learner"
+    whole = make()
+    fit(whole)
+    with pytest.raises(RuntimeError, match='power'):
+        fit(make(), Checkpoint('run', every=every), Crash(epoch, i))
+    again = make()
+    random.seed(99), np.random.seed(99), torch.manual_seed(99)  # another process has others
+    fit(again, Checkpoint('run', every=every))
+    return whole, again
+
+
+def drop(learner, **kw):
+    def make():
+        torch.manual_seed(0)
+        return learner(nn.Sequential(digits_convnet(widths=(8, 16, 16))[:-1], nn.Dropout(0.2), nn.Linear(16, 10)), **kw)
+
+    return make
+
+
+@pytest.mark.parametrize('method', METHODS.values(), ids=METHODS)
+def test_every_method(learner, method):
+    def fit(learn, *cbs):
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_one_cycle(4, 0.02, cbs=[method(0.8), *cbs])
+
+    whole, again = stopped(drop(learner, opt_func=SGDM, wd=0.01), fit)
+    assert same(whole, again) and again.recorder.iters == whole.recorder.iters
+    np.testing.assert_array_equal(
+        np.array(whole.recorder.values, dtype=float), np.array(again.recorder.values, dtype=float)
+    )
+
+
+@pytest.mark.parametrize('epoch,i', [(1, 0), (1, 22), (3, 22)])
+@pytest.mark.parametrize(
+    'opt', [Adam, ranger, partial(OptimWrapper, opt=torch.optim.AdamW)], ids=['Adam', 'ranger', 'torch AdamW']
+)
+def test_optimizers_and_moments(learner, opt, epoch, i):
+    def fit(learn, *cbs):
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_one_cycle(4, 0.01, cbs=[SparsifyCallback(0.8, schedule=cyclical(cubic, 2), track=True), *cbs])
+
+    assert same(*stopped(drop(learner, opt_func=opt), fit, epoch, i))
+
+
+def test_accumulation_over_the_end_of_an_epoch(learner):
+    def fit(learn, *cbs):
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_one_cycle(4, 0.02, cbs=[SparsifyCallback(0.8, criterion=taylor), GradientAccumulation(300), *cbs])
+
+    class CrashAnyway(Crash):
+        def after_batch(self):
+            if self.training and (self.epoch, self.iter) == self.at:
+                raise RuntimeError('power is out')
+
+    make = drop(learner, opt_func=SGDM)
+    whole = make()
+    fit(whole)
+    with pytest.raises(RuntimeError, match='power'):
+        fit(make(), Checkpoint('run'), CrashAnyway(2, 3))
+    again = make()
+    fit(again, Checkpoint('run'))
+    assert same(whole, again)
+
+
+def test_bimp_sculpt_and_criteria_with_a_memory(learner):
+    for how in (
+        lambda l, *cbs: l.fit_bimp(4, 0.8, cycles=2, lr_max=0.02, cbs=list(cbs)),
+        lambda l, *cbs: l.fit_sculpt(0.8, 0.6, 3, 1, lr=0.02, cbs=list(cbs)),
+        lambda l, *cbs: l.fit(4, 0.02, cbs=[SparsifyCallback(0.8, criterion=movement), *cbs]),
+        lambda l, *cbs: l.fit(4, 0.02, cbs=[SparsifyCallback(0.8, criterion=updating_movement), *cbs]),
+    ):
+
+        def fit(learn, *cbs):
+            with learn.no_bar(), learn.no_logging():
+                how(learn, *cbs)
+
+        whole, again = stopped(drop(learner, opt_func=SGDM), fit)
+        assert same(whole, again)
+        (again.path / again.model_dir / 'run.safetensors').unlink()
+
+
+def test_fine_tune_has_two_fits(learner):
+    def fit(learn, *cbs):
+        with learn.no_bar(), learn.no_logging():
+            learn.fine_tune(3, 0.02, freeze_epochs=1, cbs=[SparsifyCallback(0.8), *cbs])
+
+    make = drop(learner, opt_func=SGDM, splitter=lambda m: [params(m[:1]), params(m[1:])])
+
+    class Late(Crash):
+        def after_step(self):
+            if self.learn.n_epoch == 3:
+                super().after_step()
+
+    whole = make()
+    fit(whole)
+    for epoch in (0, 1):
+        with pytest.raises(RuntimeError, match='power'):
+            fit(make(), Checkpoint('run'), Late(epoch, 3))
+    again = make()
+    fit(again, Checkpoint('run'))
+    assert same(whole, again)
+    done = make()
+    fit(done, Checkpoint('run'), Crash(0, 0))  # nothing is trained again
+    assert (
+        all(torch.equal(a, b) for a, b in zip(done.model.state_dict().values(), whole.model.state_dict().values()))
+        and done.masks == whole.masks
+    )
+
+
+def test_trackers_remember(learner):
+    def fit(learn, *cbs):
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(6, 0.05, cbs=[EarlyStoppingCallback('valid_loss', patience=2, min_delta=10), *cbs])
+
+    whole, again = stopped(drop(learner, opt_func=SGDM), fit, 1, 3)
+    assert same(whole, again) and len(again.recorder.values) == len(whole.recorder.values) == 3
+
+
+def test_every_second_epoch_and_fastais_own_checkpoint(learner, tmp_path):
+    make = drop(learner, opt_func=SGDM)
+
+    def fit(learn, *cbs, **kw):
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_one_cycle(5, 0.02, cbs=[SparsifyCallback(0.8), *cbs], **kw)
+
+    whole, again = stopped(make, fit, 3, 3, every=2)
+    assert same(whole, again)
+    (tmp_path / 'models' / 'run.safetensors').unlink()
+    with pytest.raises(RuntimeError):
+        fit(make(), SaveModelCallback(every_epoch=True, with_opt=True), Checkpoint('run'), Crash(3, 0))
+    kept = (tmp_path / 'models' / 'model_1.pth').read_bytes()
+    learn = make()
+    learn.load('model_2', with_opt=True)
+    fit(learn, Checkpoint('run'), SaveModelCallback(every_epoch=True, with_opt=True), start_epoch=3)
+    assert (tmp_path / 'models' / 'model_1.pth').read_bytes() == kept  # epochs that are skipped write nothing
+    assert same(whole, learn)
+
+
+def test_bad_files_and_arguments(learner, tmp_path):
+    with pytest.raises(ValueError, match='every=0'):
+        Checkpoint('run', every=0)
+
+    def fit(learn, n=2, cb=SparsifyCallback, **kw):
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(n, 0.02, cbs=[cb(0.8), Checkpoint('run', **kw)])
+
+    make, path = drop(learner, opt_func=SGDM), tmp_path / 'models' / 'run.safetensors'
+    fit(make())
+    good = path.read_bytes()
+    before = make()
+    keep = {n: t.clone() for n, t in before.model.state_dict().items()}
+    head = good.index(b'grad_avg')
+    for what, data, msg in (
+        ('header', good[:head] + b'hrad_avg' + good[head + 8 :], 'damaged'),
+        ('half', good[: len(good) // 2], 'damaged'),
+        ('flipped', good[:-9] + bytes([good[-9] ^ 1]) + good[-8:], 'damaged'),
+        ('empty', b'', 'damaged'),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=msg):
+            fit(before)
+        assert before.masks is None and all(torch.equal(keep[n], t) for n, t in before.model.state_dict().items()), what
+    save_state({'a': torch.ones(1)}, path)
+    with pytest.raises(ValueError, match='no checkpoint'):
+        fit(before)
+    path.write_bytes(good)
+    with pytest.raises(ValueError, match='epochs was 2 there, and is 3 now'):
+        fit(before, 3)
+    with pytest.raises(ValueError, match='pruning was'):
+        fit(before, cb=GMP)
+    with pytest.raises(ValueError, match='pruning was'):
+        fit(before, cb=lambda s: SparsifyCallback(0.7))
+    with pytest.raises(ValueError, match='optimizer was'):
+        fit(drop(learner, opt_func=Adam)())
+    with pytest.raises(ValueError, match='model was'):
+        fit(learner(opt_func=SGDM))
+    fit(before, 3, resume=False)
+    assert before.masks is not None
+
+
+def test_what_can_be_packed():
+    obj = {
+        'a': [1.5, None, True, 'x', {2: torch.arange(3)}],
+        'n': [0.1 * i for i in range(20)],
+        'i': list(range(30)),
+        's': [torch.tensor(float(i)) for i in range(12)],
+        'np': np.float32(3),
+        'empty': [],
+    }
+    tensors = {}
+    back = unpack(json.loads(json.dumps(pack(obj, tensors))), tensors)
+    assert (
+        back['n'] == obj['n']
+        and back['i'] == obj['i']
+        and torch.equal(back['a'][4][2], torch.arange(3))
+        and back['a'][:4] == obj['a'][:4]
+        and torch.equal(torch.stack(back['s']), torch.arange(12.0))
+        and back['empty'] == []
+    )
+    with pytest.raises(ValueError, match='a function'):
+        pack({'f': lambda: 0}, {})
+
+
+script = '''
+import sys
+from fastai.basics import *
+from fastprune.all import *
+set_seed(42, reproducible=True)
+torch.set_num_threads(1)
+learn = Learner(digits_dls(bs=256), digits_convnet(widths=(8,16,16)), loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=sys.argv[1])
+class Say(Callback):
+    order = 99
+    def after_epoch(self): print(self.epoch, flush=True)
+with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(12, 1e-2, cbs=[SparsifyCallback(0.9, scope='global'), Checkpoint('run'), Say()])
+save_state(learn.model.state_dict(), Path(sys.argv[1])/'end.safetensors')
+'''
+
+
+@pytest.mark.parametrize('sig', [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_started_again(tmp_path, sig):
+    "Wherever it is killed, what is on disk is whole, and the next start goes on"
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    assert not python(script, whole).returncode
+    for n in (2, 3):
+        p = Running(script, killed)
+        for _ in range(n):
+            p.stdout.readline()
+        p.send_signal(sig)
+        assert p.wait() == -sig
+        p.kill()
+        load_tensors(killed / 'models' / 'run.safetensors')
+    assert not python(script, killed).returncode
+    a, b = (load_state(o / 'end.safetensors') for o in (whole, killed))
+    assert all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_full_disk(learner, tmp_path, monkeypatch):
+    "An error while writing leaves the file before it, and a consistent model"
+    import fastprune.core.files as files
+
+    make = drop(learner, opt_func=SGDM)
+    path, real, calls = tmp_path / 'models' / 'run.safetensors', files.save_file, []
+
+    def full(tensors, p, *args):
+        calls.append(p)
+        real(tensors, p, *args)
+        if len(calls) == 2:
+            os.truncate(p, 1000)
+            raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(files, 'save_file', full)
+    learn = make()
+    with pytest.raises(OSError, match='No space'):
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(4, 0.02, cbs=[SparsifyCallback(0.8), Checkpoint('run')])
+    assert all((p[~learn.masks[n]] == 0).all() for n, p in learn.model.named_parameters() if n in learn.masks)
+    assert json.loads(load_tensors(path)[1]['fit'])['d'] and not list(path.parent.glob('*.part'))
