@@ -1,4 +1,5 @@
-"""One mask update of a Transformer with a billion float32 weights, in a process that may have 16 GiB, and in two processes that have a half each: `python benchmarks/billion.py`"""
+"""One mask update of a Transformer with a billion float32 weights, in a process that may have 16 GiB, and in two
+processes that have a half each: `python benchmarks/billion.py`"""
 
 import os
 import resource

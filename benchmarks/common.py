@@ -22,7 +22,10 @@ def machine():
         platform.processor(),
     )
     gpu = f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ''
-    return f'{cpu}, {os.cpu_count()} cores{gpu}; Python {platform.python_version()}, torch {torch.__version__}, fastai {fastai.__version__}'
+    return (
+        f'{cpu}, {os.cpu_count()} cores{gpu}; Python {platform.python_version()}, torch '
+        f'{torch.__version__}, fastai {fastai.__version__}'
+    )
 
 
 def seconds(f):

@@ -1,5 +1,5 @@
-"""`linear_path` against bare forward passes and against `validate`, rounds of `find_tickets` against plain fits, and the size of a ticket on disk.
-`python benchmarks/connectivity.py [--rounds 5]`"""
+"""`linear_path` against bare forward passes and against `validate`, rounds of `find_tickets` against plain fits, and
+the size of a ticket on disk. `python benchmarks/connectivity.py [--rounds 5]`"""
 
 import warnings
 
@@ -70,7 +70,7 @@ def main(
         times = interleaved(sides, rounds)
         for side, ts in times.items():
             med, lo, hi = spread(ts)
-            ratio = spread([a / b for a, b in zip(ts, times[of])])[0]
+            ratio = spread([a / b for a, b in zip(ts, times[of], strict=True)])[0]
             rows.append(
                 dict(
                     what=what,

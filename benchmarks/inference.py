@@ -1,6 +1,8 @@
-"""Dense, sparse, shrunk and in onnxruntime: how long pruned networks take on a CPU, and whether they give the same: `python benchmarks/inference.py [NETWORK ...]`
+"""Dense, sparse, shrunk and in onnxruntime: how long pruned networks take on a CPU, and whether they give the same:
+`python benchmarks/inference.py [NETWORK ...]`
 
-Weights are random and pruned by magnitude, in each tensor; BatchNorm has the statistics of a random batch. What is shrunk has been pruned by whole filters (neurons of linear layers), to the same sparsity."""
+Weights are random and pruned by magnitude, in each tensor; BatchNorm has the statistics of a random batch. What is
+shrunk has been pruned by whole filters (neurons of linear layers), to the same sparsity."""
 
 import argparse
 import tempfile

@@ -116,7 +116,14 @@ def compile_row(before):
     start = time.process_time()
     kernel.kernel_missing()
     ours = time.process_time() - start
-    return dict(network='first use', llvm_ms=round(1e3 * llvm), numba_ms=round(1e3 * ours), machine=machine())
+    return dict(
+        network='first use',
+        sparsity=None,
+        batch=None,
+        llvm_ms=round(1e3 * llvm),
+        numba_ms=round(1e3 * ours),
+        machine=machine(),
+    )
 
 
 def save(rows):
@@ -126,7 +133,7 @@ def save(rows):
     if path.exists():
         new = pd.concat([pd.read_csv(path), new]).drop_duplicates(['network', 'sparsity', 'batch'], keep='last')
     keys = dict(by=['network', 'sparsity', 'batch'], key=lambda c: c.map(order) if c.name == 'network' else c)
-    new.sort_values(**keys).to_csv(path, index=False)
+    new.astype({'batch': 'Int64', 'layers': 'Int64'}).sort_values(**keys).to_csv(path, index=False)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
-"""Images a second: `cifar10_dls` and fastai's `ImageDataLoaders` on the same folder of CIFAR-10's images, one epoch of training batches each, in turn. fastai has its usual worker processes.
-`python benchmarks/loading.py [--data ~/cifar10] [--rounds 3] [--bs 256]`"""
+"""Images a second: `cifar10_dls` and fastai's `ImageDataLoaders` on the same folder of CIFAR-10's images, one epoch of
+training batches each, in turn. fastai has its usual worker processes. `python benchmarks/loading.py [--data
+~/cifar10] [--rounds 3] [--bs 256]`"""
 
 import time
 import warnings

@@ -1,8 +1,10 @@
-"""One mask update to 90%, scores, masks and zeros together: fastprune, fasterai and torch.nn.utils.prune in one process, in turn.
-And how time and memory grow for global scope, from 1M to 500M weights. `python benchmarks/mask_update.py [--rounds 7] [--largest 500]`"""
+"""One mask update to 90%, scores, masks and zeros together: fastprune, fasterai and torch.nn.utils.prune in one
+process, in turn. And how time and memory grow for global scope, from 1M to 500M weights. `python
+benchmarks/mask_update.py [--rounds 7] [--largest 500]`"""
 
 import gc
 import warnings
+from functools import partial
 
 warnings.filterwarnings('ignore')
 import torch
@@ -13,6 +15,10 @@ from torch.nn.utils import prune
 from torchvision import models
 
 from fastprune.all import compute_masks, prunable_weights
+
+
+def clones(state):
+    return [p.clone() for p in state.values()]
 
 
 def fill(model, kind):
@@ -105,7 +111,7 @@ def networks(rounds):
                 state = {n: p.detach().clone() for n, p in nets['fastprune'].named_parameters()}
                 make = {'fastprune': ours, 'fasterai': fasterai, 'torch.nn.utils.prune': torch_prune}
                 sides = {side: make[side](net, scope, state) for side, net in nets.items()}
-                sides['copy of the weights'] = lambda: seconds(lambda: [p.clone() for p in state.values()])
+                sides['copy of the weights'] = partial(seconds, partial(clones, state))
                 for side, ts in in_turn(sides, rounds).items():
                     med, lo, hi = spread(ts)
                     rows.append(
@@ -152,7 +158,7 @@ def growth(largest, rounds):
                     w.masked_fill_(torch.rand(len(w), generator=gen) < 0.9, 0)
                 if kind == 'all equal':
                     w.fill_(0.5)
-            update = lambda: compute_masks(weights, 0.9, 'global', absolute=True)
+            update = partial(compute_masks, weights, 0.9, 'global', absolute=True)
             if millions == 1:
                 update()
             peak = peak_memory(update)

@@ -1,6 +1,7 @@
-"""`fit_one_cycle` with One-Cycle Pruning to 90% over plain training: ResNet-18, 32x32 images, fastprune and fasterai in one process, in turn.
-`python benchmarks/overhead.py [--rounds 5] [--batches 40] [--bs 64] [--defaults]`. With `--defaults`, only the default intervals of trainings of 200 and of 5,000
-iterations beside plain training, without fasterai; the other rows stay. A run is a part of such a training, with its interval: its steps cost the same"""
+"""`fit_one_cycle` with One-Cycle Pruning to 90% over plain training: ResNet-18, 32x32 images, fastprune and fasterai
+in one process, in turn. `python benchmarks/overhead.py [--rounds 5] [--batches 40] [--bs 64] [--defaults]`. With
+`--defaults`, only the default intervals of trainings of 200 and of 5,000 iterations beside plain training, without
+fasterai; the other rows stay. A run is a part of such a training, with its interval: its steps cost the same"""
 
 import csv
 import warnings
@@ -95,7 +96,7 @@ def main(
                 ms_per_batch=round(1000 * med / batches, 1),
                 min=round(1000 * lo / batches, 1),
                 max=round(1000 * hi / batches, 1),
-                ratio=round(spread([a / b for a, b in zip(ts, plain)])[0], 3),
+                ratio=round(spread([a / b for a, b in zip(ts, plain, strict=True)])[0], 3),
                 runs=rounds,
                 batches=batches,
                 bs=bs,

@@ -1,5 +1,6 @@
-"""What counts as a weight: a row for each class and parameter name, in the smallest model of each timm family and in small transformers models, made without values.
-What other models of a timm family have beside is listed, too. `python benchmarks/prunable.py` needs `pip install timm transformers`"""
+"""What counts as a weight: a row for each class and parameter name, in the smallest model of each timm family and in
+small transformers models, made without values. What other models of a timm family have beside is listed, too.
+`python benchmarks/prunable.py` needs `pip install timm transformers`"""
 
 import csv
 import os

@@ -16,10 +16,47 @@ from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from common import write
-from fastai.basics import *
-from fastai.callback.all import *
+from fastai.basics import (
+    SGD,
+    Adam,
+    CrossEntropyLossFlat,
+    L,
+    Learner,
+    OptimWrapper,
+    RMSProp,
+    accuracy,
+    load_learner,
+    ranger,
+    set_seed,
+)
+from fastai.callback.all import (
+    BnFreeze,
+    Callback,
+    CancelBatchException,
+    CancelEpochException,
+    CancelFitException,
+    CancelStepException,
+    CancelTrainException,
+    CancelValidException,
+    ChannelsLast,
+    CSVLogger,
+    CutMix,
+    EarlyStoppingCallback,
+    GradientAccumulation,
+    GradientClip,
+    MixedPrecision,
+    MixUp,
+    ModelResetter,
+    ParamScheduler,
+    ReduceLROnPlateau,
+    SaveModelCallback,
+    SchedCos,
+    ShortEpochCallback,
+    TerminateOnNaNCallback,
+)
 from torch import nn
 
 from fastprune.all import (
@@ -269,7 +306,8 @@ class Cast(Callback):
 
 
 class OnCPU(MixedPrecision):
-    "fastai's mixed precision, which is one of GPUs, with CPU's autocast and loss scaling; from a scale so high that the first steps overflow and are skipped"
+    """fastai's mixed precision, which is one of GPUs, with CPU's autocast and loss scaling; from a scale so high that
+    the first steps overflow and are skipped"""
 
     def before_fit(self):
         super().before_fit()
@@ -476,7 +514,7 @@ def is_exact(learn, c, s, cb):
 
 
 def equal(a, b):
-    for (n, x), y in zip(a.model.state_dict().items(), b.model.state_dict().values()):
+    for (n, x), y in zip(a.model.state_dict().items(), b.model.state_dict().values(), strict=True):
         hold(torch.equal(x, y) or x.isnan().any(), f'{n} differs after going on')
     hold(a.masks == b.masks, 'masks differ after going on')
     x, y = {}, {}
@@ -520,7 +558,7 @@ def run(c, path):
             return 'diverged'
         hold(Watch.steps == was, f'refused after {Watch.steps - was} steps: {e}')
         hold(
-            all(torch.equal(a, b) for a, b in zip(start.values(), learn.model.state_dict().values())),
+            all(torch.equal(a, b) for a, b in zip(start.values(), learn.model.state_dict().values(), strict=True)),
             f'refused, but the weights have changed: {e}',
         )
         return 'refused: ' + str(e).split(':')[0][:60]
@@ -567,7 +605,8 @@ trackers = (
 def after(learn, c, path):
     "What users do next"
     life, held, c = c['life'], learn.masks, {**c, 'others': [k for k in c['others'] if k not in trackers]}
-    learn._end_cleanup()  # fastai keeps the predictions of a fit that was stopped, which can't be copied, and MixUp its loss
+    # fastai keeps the predictions of a fit that was stopped, which can't be copied, and MixUp its loss
+    learn._end_cleanup()
     learn.loss_func, learn.loss_grad = CrossEntropyLossFlat(), None
     if life == 'fit again':
         fit(learn, c, n=1)

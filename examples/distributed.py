@@ -4,13 +4,27 @@ On CPUs or on a GPU each. Each process trains on its part of each batch, and all
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
-from fastai.basics import *
-from fastai.distributed import *
+from fastai.basics import SGD, CrossEntropyLossFlat, Learner, accuracy, rank_distrib, set_seed
 
-from fastprune.all import *
+from fastprune.all import (
+    DPF,
+    STR,
+    Checkpoint,
+    RigL,
+    SparsifyCallback,
+    digits_convnet,
+    digits_dls,
+    grasp,
+    random_score,
+    snip,
+    synflow,
+    taylor,
+    wanda,
+)
 
 
 def learner():

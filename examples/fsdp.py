@@ -1,18 +1,22 @@
-"""A model whose weights are spread over processes by FSDP2, pruned while it trains: `torchrun --nproc_per_node 2 examples/fsdp.py out`
+"""A model whose weights are spread over processes by FSDP2, pruned while it trains: `torchrun --nproc_per_node 2
+examples/fsdp.py out`
 
-Each process has a part of each weight. All find the same threshold from sums of counts; no weight is sent for that. Masks are laid out as weights are."""
+Each process has a part of each weight. All find the same threshold from sums of counts; no weight is sent for that.
+Masks are laid out as weights are."""
 
 import os
 import sys
 from pathlib import Path
 
 import torch
-from fastai.basics import *
+from fastai.basics import rank_distrib, set_seed
 from torch import distributed as dist
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import init_device_mesh
+from torch.nn import functional as F
 
-from fastprune.all import *
+from fastprune.all import compute_masks, digits_dls, ocp, prunable_weights
 
 if __name__ == '__main__':
     if len(sys.argv) != 2 or 'RANK' not in os.environ:

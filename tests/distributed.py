@@ -1,18 +1,20 @@
-"""For test_distributed, in all processes of a group: a fit that is stopped goes on, to the bit; masks are the same everywhere;
-what each process evaluates of a path; fits that find tickets. `first` or `again` is the part that is run"""
+"""For test_distributed, in all processes of a group: a fit that is stopped goes on, to the bit; masks are the same
+everywhere; what each process evaluates of a path; fits that find tickets. `first` or `again` is the part that is
+run"""
 
 import contextlib
 import json
 import random
 import sys
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import DistributedDataParallelKwargs
-from fastai.basics import *
-from fastai.distributed import *
+from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy, num_distrib, rank_distrib, set_seed
+from torch import nn
 
 from fastprune.all import (
     CRITERIA,
@@ -127,7 +129,8 @@ def same_masks(out):
 
 
 def search(out):
-    "Tickets, the path between two of them, and how stable one is; the search is then done, whatever weights a process begins with"
+    """Tickets, the path between two of them, and how stable one is; the search is then done, whatever weights a
+    process begins with"""
     learn, count = learner(out), Count()
     with in_group(learn):
         tickets = learn.find_tickets(2, fit, 0.5, folder=out / 'tickets')

@@ -1,8 +1,8 @@
 """Code in other processes.
 
-Importing torch, fastai and fastprune takes five seconds. So one process of each pytest worker imports them once, and others are
-forked from it: they are as clean as new ones, and start at once. What is about the start itself, or about what is
-not imported, takes `subprocess` or `torchrun`."""
+Importing torch, fastai and fastprune takes five seconds. So one process of each pytest worker imports them once,
+and others are forked from it: they are as clean as new ones, and start at once. What is about the start itself, or
+about what is not imported, takes `subprocess` or `torchrun`."""
 
 import atexit
 import contextlib
@@ -142,7 +142,8 @@ def ranks(n, script, *args, env=(), folder=None, paths=(), timeout=300, group=Tr
 
 
 def torchrun(n, *args, use_cpu=True):
-    "`n` processes of a script, as `torchrun` starts them, that have ended; with `ACCELERATE_USE_CPU` in their environment, or without it"
+    """`n` processes of a script, as `torchrun` starts them, that have ended; with `ACCELERATE_USE_CPU` in their
+    environment, or without it"""
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'CUDA_VISIBLE_DEVICES': ''}
     env |= {'ACCELERATE_USE_CPU': 'true'} if use_cpu else {}
     return subprocess.run(
@@ -155,7 +156,8 @@ def torchrun(n, *args, use_cpu=True):
 
 
 def printed(f, n, *args, **kwargs):
-    "What `n` processes print. They start again where one died at its very end: now and then, on a busy machine, a thread of torch's gloo is not joined then"
+    """What `n` processes print. They start again where one died at its very end: now and then, on a busy machine, a
+    thread of torch's gloo is not joined then"""
     for _ in range(3):
         r = f(n, *args, **kwargs)
         if 'terminate called without an active exception' not in r.stderr:

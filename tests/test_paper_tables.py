@@ -539,6 +539,7 @@ def test_rows_that_say_nothing_are_left_out(tmp_path):
                 'abc',
                 'this',
             ],
+            strict=True,
         )
     )
     pd.DataFrame([a, {**a, 'value': 60.0, 'machine': 'that'}, {**a, 'seed': 1, 'value': 'nan'}]).to_csv(

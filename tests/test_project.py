@@ -70,10 +70,16 @@ def test_readme_is_made_from_its_notebook(tmp_path):
 
 
 def test_import_is_light():
-    code = "import sys, fastprune; assert not {'torch', 'fastai', 'numpy', 'pandas', 'matplotlib'} & set(sys.modules); assert fastprune.__version__"
+    code = (
+        "import sys, fastprune; assert not {'torch', 'fastai', 'numpy', 'pandas', 'matplotlib'} & "
+        "set(sys.modules); assert fastprune.__version__"
+    )
     r = run(sys.executable, '-c', code)
     assert r.returncode == 0, r.stderr
-    code = "import sys; from fastprune.all import *; assert not {'torchvision', 'timm', 'spacy'} & set(sys.modules); SparsifyCallback, ocp, digits_dls"
+    code = (
+        "import sys; from fastprune.all import *; assert not {'torchvision', 'timm', 'spacy'} & "
+        "set(sys.modules); SparsifyCallback, ocp, digits_dls"
+    )
     r = run(sys.executable, '-c', code)
     assert r.returncode == 0, r.stderr
 

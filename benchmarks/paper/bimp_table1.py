@@ -1,6 +1,13 @@
-"Budgeted IMP, table 1: six retraining schedules after one-shot pruning, for three sparsities and three budgets; a ResNet-56 on CIFAR-10 instead of a ResNet-50 on ImageNet"
+"""Budgeted IMP, table 1: six retraining schedules after one-shot pruning, for three sparsities and three budgets; a
+ResNet-56 on CIFAR-10 instead of a ResNet-50 on ImageNet"""
 
-from harness import *
+from functools import partial
+
+from fastai.callback.schedule import ParamScheduler
+from harness import METHODS, Cell, keep_baseline, method, result
+from tell import Claim, line, markdown, ours, rows_of, values
+
+from fastprune.all import RETRAINING, lr_warmup
 
 sparsities, budgets = (0.7, 0.8, 0.9), (1 / 45, 1 / 18, 1 / 9)  # 2, 5 and 10 of 90 epochs
 start = dict(bs=128, wd=5e-4)
@@ -55,7 +62,12 @@ def cells(scale, df):
 # ---- what came out
 
 title = 'Budgeted IMP, table 1: retraining schedules, ResNet-56 on CIFAR-10'
-source = "Zimmer et al. 2023, table 1, which has a ResNet-50 on ImageNet: its figures stand here for the order of schedules, not for the values; all start from the same trained network. Retraining for 2.22, 5.55 and 11.11% of the original epochs, at least one; those are 180 times the scale's `times`, 18 at least"
+source = (
+    "Zimmer et al. 2023, table 1, which has a ResNet-50 on ImageNet: its figures stand here for "
+    "the order of schedules, not for the values; all start from the same trained network. "
+    "Retraining for 2.22, 5.55 and 11.11% of the original epochs, at least one; those are 180 "
+    "times the scale's `times`, 18 at least"
+)
 paper = {
     'FT': ('73.51', '73.98', '74.44', '70.45', '71.81', '72.68', '56.75', '61.60', '64.61'),
     'LRW': ('73.50', '73.99', '74.45', '70.45', '71.82', '72.67', '56.75', '61.61', '64.60'),

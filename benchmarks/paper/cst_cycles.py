@@ -1,6 +1,12 @@
-"Cyclic Sparse Training: masks from before training, trained in cycles or in one; SCULPT; learning-rate rewinding. All of them for the same epochs, from scratch, ResNet-20"
+"""Cyclic Sparse Training: masks from before training, trained in cycles or in one; SCULPT; learning-rate rewinding.
+All of them for the same epochs, from scratch, ResNet-20"""
 
-from harness import *
+from functools import partial
+
+from harness import METHODS, Cell, method, result
+from tell import Claim, line_over, markdown, ours, rows_of, values
+
+from fastprune.all import lr_warmup, random_score, snip, synflow
 
 shape, cycles = partial(lr_warmup, warmup=0.1, drops=(0.5, 0.75)), 5
 start = dict(bs=128, wd=5e-4)
@@ -83,7 +89,12 @@ def cells(scale, df):
 # ---- what came out
 
 title = 'Cyclic Sparse Training: ResNet-20, from scratch'
-source = 'Gadhikar et al. 2024. Our copy of the paper has its claims and no tables, so there are no figures to put beside ours. Everything has the same epochs: one cycle, five cycles, SCULPT 4 + 1 from a random mask of twice the density, LRR 5 trainings. Short cycles can cost accuracy by themselves: see the networks of which nothing is pruned'
+source = (
+    'Gadhikar et al. 2024. Our copy of the paper has its claims and no tables, so there are no '
+    'figures to put beside ours. Everything has the same epochs: one cycle, five cycles, SCULPT '
+    '4 + 1 from a random mask of twice the density, LRR 5 trainings. Short cycles can cost '
+    'accuracy by themselves: see the networks of which nothing is pruned'
+)
 
 
 def mine(df):
@@ -92,7 +103,10 @@ def mine(df):
 
 def show(df):
     dense = [
-        f"Nothing pruned: one cycle {ours(values(df, 'nothing pruned, one cycle'))}, five cycles {ours(values(df, 'nothing pruned, cyclic'))}."
+        (
+            f"Nothing pruned: one cycle {ours(values(df, 'nothing pruned, one cycle'))}, five cycles "
+            f"{ours(values(df, 'nothing pruned, cyclic'))}."
+        )
     ]
     return [
         *dense,

@@ -1,7 +1,14 @@
-"Cyclical Pruning, table 2: one-shot, gradual and cyclical pruning of a trained ResNet-20, each layer to the same sparsity."
+"""Cyclical Pruning, table 2: one-shot, gradual and cyclical pruning of a trained ResNet-20, each layer to the same
+sparsity."""
 
+from functools import partial
+
+from fastai.callback.schedule import ParamScheduler
 from fastai.metrics import ValueMetric
-from harness import *
+from harness import METHODS, Cell, dense_cells, result
+from tell import Claim, line_over, markdown, ours, rows_of, side_by_side, values
+
+from fastprune.all import lr_warmup, prunable_weights
 
 rate = lr_warmup(1e-2, warmup=0.0, drops=(0.75,))
 start = dict(bs=256)
@@ -13,7 +20,8 @@ def interval(times):
 
 
 def classes(learn):
-    "Classes with a weight left in the last layer; all others are constants to the network, of which one at most can ever be its answer"
+    """Classes with a weight left in the last layer; all others are constants to the network, of which one at most can
+    ever be its answer"""
     return int((list(prunable_weights(learn.model).values())[-1] != 0).any(1).sum())
 
 
@@ -62,7 +70,7 @@ def by_cycle(run, cycles=5, **kwargs):
 
 sparsities, methods = (0.9, 0.95, 0.98, 0.99), ('one-shot', 'gradual', 'cyclical')
 wholes = {'last layer whole': '12', 'first and last layer whole': ['0.0', '12']}  # modules of ResNet-20
-for name, f in zip(methods, (one_shot_, gradual, by_cycle)):
+for name, f in zip(methods, (one_shot_, gradual, by_cycle), strict=True):
     METHODS[name] = f
     for how, layers in wholes.items():
         METHODS[f'{name}, {how}'] = partial(f, exclude=layers)
@@ -116,7 +124,13 @@ def cells(scale, df):
 # ---- what came out
 
 title = 'Cyclical Pruning, table 2: ResNet-20'
-source = 'Srinivas et al. 2022, table 2: 100 epochs after training, cyclical 5 of 20; SGD with momentum, batches of 256, 1e-2 and 1e-3 from 75% on; local. Here all start from the same trained network, of seed 0; in gradual pruning sparsity rises over the first 80% of the training, as it does in a cycle; and masks change every 100 iterations ("about 100" in the paper) where there are 100 epochs, every 10 in shorter trainings'
+source = (
+    'Srinivas et al. 2022, table 2: 100 epochs after training, cyclical 5 of 20; SGD with '
+    'momentum, batches of 256, 1e-2 and 1e-3 from 75% on; local. Here all start from the same '
+    'trained network, of seed 0; in gradual pruning sparsity rises over the first 80% of the '
+    'training, as it does in a cycle; and masks change every 100 iterations ("about 100" in the '
+    'paper) where there are 100 epochs, every 10 in shorter trainings'
+)
 paper = {
     0.9: ('90.10 ± 0.2', '90.78 ± 0.4', '90.90 ± 0.1'),
     0.95: ('86.52 ± 0.9', '89.14 ± 0.2', '89.29 ± 0.2'),
@@ -126,15 +140,38 @@ paper = {
 
 
 notes = [
-    "At scale *eighth* a cycle has 4 epochs, the paper's 20: cyclical is behind gradual at 95, 98 and 99% there. With the paper's epochs, *eighth-long*, its mean is ahead at 98 and 99%, by less than the spread.",
-    "At 99% the paper's two tables differ: gradual pruning of 100 epochs has 50.77 in table 2, and in table 5 a first cycle of 20 epochs, which is gradual pruning too, has 62.74. So of the 15 points between gradual and cyclical, about 5 are later cycles' (62.74 to 67.56).",
-    """Every layer is pruned alike, also the last one, of which 99% leave 6 of 640 weights. A class without a weight there is a constant to the network, and of all constants one at most can ever be its answer: n classes with weights allow
-10(n+1)% at most. The paper says of local pruning that every layer gets the same sparsity, but its ResNet-56, which has the same last layer, reaches 70.99 at 99%: with 6 weights, 70 would be the most. So it kept more there; some of the trainings below have
+    (
+        "At scale *eighth* a cycle has 4 epochs, the paper's 20: cyclical is behind gradual at 95, "
+        "98 and 99% there. With the paper's epochs, *eighth-long*, its mean is ahead at 98 and 99%, "
+        "by less than the spread."
+    ),
+    (
+        "At 99% the paper's two tables differ: gradual pruning of 100 epochs has 50.77 in table 2, "
+        "and in table 5 a first cycle of 20 epochs, which is gradual pruning too, has 62.74. So of "
+        "the 15 points between gradual and cyclical, about 5 are later cycles' (62.74 to 67.56)."
+    ),
+    """Every layer is pruned alike, also the last one, of which 99% leave 6 of 640 weights. A class without a \
+weight there is a constant to the network, and of all constants one at most can ever be its answer: n \
+classes with weights allow
+10(n+1)% at most. The paper says of local pruning that every layer gets the same sparsity, but its ResNet-56, \
+which has the same last layer, reaches 70.99 at 99%: with 6 weights, 70 would be the most. So it kept more \
+there; some of the trainings below have
 that layer whole.""",
-    """The first convolution keeps 4 of 432 weights at 99%, so that most of its filters are dead: nothing of them is left. What comes out of one is constant, and BatchNorm divides it by the root of its eps: gradients there are large, whatever they are worth.
-In the trained network of scale *eighth*, pruned to 97.8% at once, the mean size of a gradient (8 batches) is 6.0 in the 12 dead filters of that layer and 0.035 in the 4 others; with a rate of 1e-2 and momentum a step is about as large as the smallest weight that was kept, 0.74 (a probe, not in the CSV). So dead filters
-can decide what comes back. One training was looked into (gradual, masks at every 100th iteration, seed 0): when 10 weights of that layer were left, all 10 had just come back, in place of those that were there, and the 4 at the end stood in one of its 16 filters, so that all that
-follows saw a single picture. *Dead filters last* is `recover='alive'`, which ranks weights of dead filters behind all others. It helps with masks at every 100th iteration; at every 10th something else costs as much, and not to recover is best, while sparsity rises. Rows with it are of another machine than most without it; seed 0 of gradual pruning, scale *eighth*, again on that machine: every 100th 33.60, with dead filters last 43.30; every 10th 40.20 and 33.85 (probes). The first and last layer whole are 1,062 weights more, beside some 2,700.""",
+    """The first convolution keeps 4 of 432 weights at 99%, so that most of its filters are dead: nothing of \
+them is left. What comes out of one is constant, and BatchNorm divides it by the root of its eps: gradients \
+there are large, whatever they are worth.
+In the trained network of scale *eighth*, pruned to 97.8% at once, the mean size of a gradient (8 batches) is \
+6.0 in the 12 dead filters of that layer and 0.035 in the 4 others; with a rate of 1e-2 and momentum a step is \
+about as large as the smallest weight that was kept, 0.74 (a probe, not in the CSV). So dead filters
+can decide what comes back. One training was looked into (gradual, masks at every 100th iteration, seed 0): \
+when 10 weights of that layer were left, all 10 had just come back, in place of those that were there, and the \
+4 at the end stood in one of its 16 filters, so that all that
+follows saw a single picture. *Dead filters last* is `recover='alive'`, which ranks weights of dead filters \
+behind all others. It helps with masks at every 100th iteration; at every 10th something else costs as much, \
+and not to recover is best, while sparsity rises. Rows with it are of another machine than most without it; \
+seed 0 of gradual pruning, scale *eighth*, again on that machine: every 100th 33.60, with dead filters last \
+43.30; every 10th 40.20 and 33.85 (probes). The first and last layer whole are 1,062 weights more, beside some \
+2,700.""",
 ]
 
 
@@ -147,13 +184,17 @@ def mine(df):
 
 
 def at_interval(n, usual):
-    "Gradual pruning with so many iterations between mask updates: where weights may come back, where those of dead filters come last, and where none may; `usual` is that of gradual itself"
+    """Gradual pruning with so many iterations between mask updates: where weights may come back, where those of dead
+    filters come last, and where none may; `usual` is that of gradual itself"""
     m = 'gradual' if n == usual else intervals[n]
     return m, alive.get(m), nested[n]
 
 
 def show(df):
-    rows = [(f'{100 * s:g}%', [(p, ours(values(df, m, s))) for p, m in zip(paper[s], methods)]) for s in sparsities]
+    rows = [
+        (f'{100 * s:g}%', [(p, ours(values(df, m, s))) for p, m in zip(paper[s], methods, strict=True)])
+        for s in sparsities
+    ]
     variants = {
         'dead filters last': (alive, (0.98, 0.99)),
         **{how: ({m: f'{m}, {how}' for m in methods}, (0.99,)) for how in wholes},
@@ -207,7 +248,10 @@ def show(df):
         ),
         *(
             [
-                "And by the part of training in which sparsity rises (the paper's equation 1 has all of it, its section 5.2 four fifths of a cycle): "
+                (
+                    "And by the part of training in which sparsity rises (the paper's equation 1 has all of it, "
+                    "its section 5.2 four fifths of a cycle): "
+                )
                 + ', '.join(f'{100 * r:g}%: {ours(v)}' for r, v in rises.items())
                 + '.'
             ]
@@ -245,7 +289,10 @@ def claims(df):
         ),
         *(
             Claim(
-                f"Not the paper's: gradual at 99% {how_often(n)} is better where dead filters come last than where {others}",
+                (
+                    f"Not the paper's: gradual at 99% {how_often(n)} is better where dead filters come last than "
+                    f"where {others}"
+                ),
                 pairs(last, than, (0.99,)),
             )
             for n, (back, last, none) in updates.items()
@@ -260,7 +307,10 @@ def claims(df):
         ),
         *(
             Claim(
-                f"Not the paper's: {a} with dead filters last is better than {b}{' with dead filters last' * (b in alive)} at {100 * s:g}%",
+                (
+                    f"Not the paper's: {a} with dead filters last is better than "
+                    f"{b}{' with dead filters last' * (b in alive)} at {100 * s:g}%"
+                ),
                 pairs(alive[a], alive.get(b, b), (s,)),
             )
             for s in (0.98, 0.99)

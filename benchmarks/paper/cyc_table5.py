@@ -1,7 +1,13 @@
-"Cyclical Pruning, table 5: accuracy and mask distance by cycle, for three schedules and for fine-tuning alone, ResNet-20 at 99%"
+"""Cyclical Pruning, table 5: accuracy and mask distance by cycle, for three schedules and for fine-tuning alone,
+ResNet-20 at 99%"""
 
-from cyc_table2 import by_cycle, epochs, needs
-from harness import *
+from functools import partial
+
+from cyc_table2 import by_cycle, epochs
+from harness import METHODS, Cell
+from tell import Claim, line, ours, rows_of, side_by_side, values
+
+from fastprune.all import linear, one_shot
 
 METHODS['cyclical linear'] = partial(by_cycle, schedule=linear)
 METHODS['cyclical step'] = partial(by_cycle, schedule=one_shot)
@@ -17,7 +23,11 @@ def cells(scale, df):
 # ---- what came out
 
 title = 'Cyclical Pruning, table 5: ResNet-20 at 99%, by cycle'
-source = 'Srinivas et al. 2022, table 5: 5 cycles of 20 epochs; mask distance: Jaccard, to the mask at the end of the first cycle. Fine-tune: the first cycle as cyclical, then cycles of the rate alone. Cubic is the cyclical of table 2'
+source = (
+    'Srinivas et al. 2022, table 5: 5 cycles of 20 epochs; mask distance: Jaccard, to the mask '
+    'at the end of the first cycle. Fine-tune: the first cycle as cyclical, then cycles of the '
+    'rate alone. Cubic is the cyclical of table 2'
+)
 paper = {
     'cyclical': ((62.74, 65.89, 66.89, 67.23, 67.56), (0, 0.38, 0.49, 0.55, 0.58)),
     'cyclical linear': ((47.63, 52.04, 56.33, 57.65, 58.27), (0, 0.48, 0.58, 0.62, 0.64)),

@@ -1,6 +1,8 @@
-"What all tables share: scales, cells, how one is trained, and the CSV that they end up in. `run.py` runs them, `report.py` makes RESULTS.md"
+"""What all tables share: scales, cells, how one is trained, and the CSV that they end up in. `run.py` runs them,
+`report.py` makes RESULTS.md"""
 
 import csv
+import importlib
 import os
 import shutil
 import subprocess
@@ -20,21 +22,17 @@ import pandas as pd
 import torch
 from fastai.basics import (
     SGD,
-    Adam,
     Callback,
     CancelValidException,
     CrossEntropyLossFlat,
     Learner,
-    OptimWrapper,
     accuracy,
     default_device,
     noop,
     set_seed,
 )
 from fastai.callback.progress import ProgressCallback
-from fastai.callback.schedule import ParamScheduler
 from joblib import cpu_count
-from tell import *
 
 from fastprune.all import Masks, cifar10_dls, cifar_resnet, load_state, prunable_weights, save_state
 from fastprune.learner.batches import in_fit
@@ -133,7 +131,8 @@ def bfloat16_is_fast():
 
 
 def weights_count_most(cell):
-    "A ResNet-18 on a CPU moves weights more than images: its steps (batches of 16) take 124 ms as they are, 145 with `Precision`"
+    """A ResNet-18 on a CPU moves weights more than images: its steps (batches of 16) take 124 ms as they are, 145 with
+    `Precision`"""
     return cell.model == 'resnet18' and default_device().type == 'cpu'
 
 
@@ -146,7 +145,8 @@ def can_compile():
 
 
 def compiles(cell, scale):
-    "Long trainings on a CPU, or long rounds: torch.compile takes the better part of a minute, and a third less time after it. Not of a ResNet-18, which gains nothing (138 ms a step instead of 145)"
+    """Long trainings on a CPU, or long rounds: torch.compile takes the better part of a minute, and a third less time
+    after it. Not of a ResNet-18, which gains nothing (138 ms a step instead of 145)"""
     return (
         can_compile()
         and not weights_count_most(cell)
@@ -156,7 +156,8 @@ def compiles(cell, scale):
 
 
 class Precision(Callback):
-    "Layers in bfloat16, where that is fast, and channels last; weights, masks and the loss stay in float32. The model's forward compiled, if `compiled`"
+    """Layers in bfloat16, where that is fast, and channels last; weights, masks and the loss stay in float32. The
+    model's forward compiled, if `compiled`"""
 
     order = 5  # after what moves model and batch
 
@@ -226,7 +227,8 @@ class Run:
         )
 
     def learner(self, bs=128, opt=sgd, wd=1e-4, moms=(0.9, 0.9, 0.9), trained=None, valid_pct=0.0, validate=1):
-        "A new Learner; from the network that was trained for so many epochs, if `trained`. It validates at every `validate`th epoch while it trains"
+        """A new Learner; from the network that was trained for so many epochs, if `trained`. It validates at every
+        `validate`th epoch while it trains"""
         set_seed(self.seed)
         learn = Learner(
             self.dls(bs, valid_pct),
@@ -311,14 +313,14 @@ def _end_with_parent():
 
 
 def _ready():
-    "In each new process: the methods of all tables, and what they import. It ends with the process that started it, should that be killed"
+    """In each new process: the methods of all tables, and what they import. It ends with the process that started it,
+    should that be killed"""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.filterwarnings('ignore')
-    import tables
-
+    importlib.import_module('tables')
     with quiet():
         try:
-            import fasterai.sparse.all
+            importlib.import_module('fasterai.sparse.all')
         except ImportError:
             pass
 
@@ -360,7 +362,7 @@ class Results:
         "What is there of a cell as a whole: name -> value"
         df, name = self.df, self.name(cell, scale)
         df = df[(df[list(name)] == list(name.values())).all(axis=1) & (df.step == '')]
-        return dict(zip(df.what, df.value))
+        return dict(zip(df.what, df.value, strict=True))
 
     def add(self, cell, scale, rows, seconds):
         new = not self.path.exists()
@@ -423,7 +425,8 @@ class Runner:
         ]
 
     def fill(self, needs, cells):
-        "Run the cells that are not finished, after what they need, which is trained again if its network is lost, and must come out the same"
+        """Run the cells that are not finished, after what they need, which is trained again if its network is lost,
+        and must come out the same"""
         cells, new = self.todo(cells), self.todo(needs)
         kept = lambda c: baseline(self.cache, self.scale, c.model, c.epochs).exists()
         self._run([c for c in needs if c in new or cells and not kept(c) and c not in self.failed])
@@ -438,7 +441,10 @@ class Runner:
         jobs = {self.pool.submit(run_cell, c, self.scale, self.data, self.cache, threads): c for c in cells}
         for n, job in enumerate(as_completed(jobs), 1):
             cell = jobs[job]
-            what = f'{n}/{len(cells)} {self.scale.scale} {cell.model} {cell.method} {cell.sparsity:g} epochs {cell.epochs} seed {cell.seed}'
+            what = (
+                f'{n}/{len(cells)} {self.scale.scale} {cell.model} {cell.method} {cell.sparsity:g} epochs '
+                f'{cell.epochs} seed {cell.seed}'
+            )
             try:
                 rows, seconds = job.result()
             except Exception as e:  # one that fails leaves the others alone
@@ -458,7 +464,8 @@ class Runner:
             )
 
     def _another(self, cell, rows):
-        "Why a network that was just trained is not what rows in the CSV started from, or None if it is, or is the first: then it is kept. What starts from another one does not compare"
+        """Why a network that was just trained is not what rows in the CSV started from, or None if it is, or is the
+        first: then it is kept. What starts from another one does not compare"""
         now = {w: v for _, w, v in rows}
         if 'norm' not in now:
             return
@@ -471,7 +478,9 @@ class Runner:
         ]:  # as the CSV has them
             new.unlink()
             return (
-                f'the trained network has {" and ".join(f"{w} {now[w]:g}, not {was[w]:g}" for w in other)} as in {path if path.exists() else self.results.path}: another device or number of threads trains another network. '
+                f'the trained network has {" and ".join(f"{w} {now[w]:g}, not {was[w]:g}" for w in other)} as '
+                f'in {path if path.exists() else self.results.path}: another device or number of threads '
+                'trains another network. '
                 f'Put the first one into {path.parent}, or start another CSV with --out, without --cache'
             )
         new.replace(path)

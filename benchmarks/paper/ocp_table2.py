@@ -1,6 +1,14 @@
-"One-Cycle Pruning, table 2: four schedules while a ResNet-18 is trained from scratch, each layer to the same sparsity; and fasterai's OCP beside ours"
+"""One-Cycle Pruning, table 2: four schedules while a ResNet-18 is trained from scratch, each layer to the same
+sparsity; and fasterai's OCP beside ours"""
 
-from harness import *
+from functools import partial
+
+import torch
+from fastai.basics import Adam, OptimWrapper
+from harness import METHODS, Cell, method, result
+from tell import Claim, line_over, markdown, ours, rows_of, side_by_side, values
+
+from fastprune.all import SparsifyCallback, agp, iterative, ocp, one_shot, window
 
 STARTS = {
     'one-shot': (one_shot, 0.4),
@@ -94,7 +102,15 @@ def cells(scale, df):
 # ---- what came out
 
 title = 'One-Cycle Pruning, table 2: ResNet-18'
-source = 'Hubens et al. 2021, table 2: 50 epochs from scratch on images scaled to 224, one-cycle rate up to 1e-3; one-shot starts at 40%, iterative and AGP at 20%, OCP at 0. Here masks are made as often as by default, at every batch of trainings that have fewer than 2,000, as fasterai, which the paper used, makes them in trainings of fewer than a thousand; Adam, weight decay 1e-2, batches of 64, five steps of iterative pruning, flipped and shifted images without rotation or warping. Dense and fasterai (0.4.1, with the paper\'s β=5) are not in the paper'
+source = (
+    'Hubens et al. 2021, table 2: 50 epochs from scratch on images scaled to 224, one-cycle rate '
+    'up to 1e-3; one-shot starts at 40%, iterative and AGP at 20%, OCP at 0. Here masks are made '
+    'as often as by default, at every batch of trainings that have fewer than 2,000, as '
+    'fasterai, which the paper used, makes them in trainings of fewer than a thousand; Adam, '
+    'weight decay 1e-2, batches of 64, five steps of iterative pruning, flipped and shifted '
+    'images without rotation or warping. Dense and fasterai (0.4.1, with the paper\'s β=5) are '
+    'not in the paper'
+)
 paper = {
     0.8: ('93.10 ± 0.03', '93.13 ± 0.03', '93.22 ± 0.22', '93.49 ± 0.14'),
     0.9: ('92.42 ± 0.21', '91.72 ± 0.08', '92.85 ± 0.09', '93.31 ± 0.20'),
@@ -114,7 +130,8 @@ def mine(df):
 
 def show(df):
     rows = [
-        (f'{100 * s:g}%', [(p, ours(values(df, m, s))) for p, m in zip(paper[s], methods.values())]) for s in sparsities
+        (f'{100 * s:g}%', [(p, ours(values(df, m, s))) for p, m in zip(paper[s], methods.values(), strict=True)])
+        for s in sparsities
     ]
     seconds = lambda m, s: df[
         (df.method == m) & ((df.sparsity - s).abs() < 1e-9) & (df.what == 'accuracy')
@@ -134,8 +151,23 @@ def show(df):
     return [
         f"Dense: ours {ours(values(df, 'train dense'))}, in {ours(seconds('train dense', 0.0), 0)} seconds.",
         side_by_side('sparsity', list(SCHEDULES), rows),
-        'OCP with fastprune and with fasterai; the same Learner and budget. fasterai makes masks at every batch while a training has fewer than a thousand, and about a thousand times in longer ones; what it has pruned stays pruned, as in fastprune where it says *nested*; else fastprune lets weights come back. Seconds are of a whole training with its evaluation; on a CPU there is a training on each core. Compare them within a sparsity: one may have been run on another machine than the next. Three of them have twice the seeds at 95%: with three alone, at scale *small*, fasterai was 1.85 points ahead of fastprune at every batch.',
-        "That was chance: fasterai's OCP is fastprune's, nested. Masks by `compute_masks` when fasterai makes its own (before each batch, the position rounded to three digits, one weight fewer in each layer, none that equals the smallest which stays) gave its network to the bit after the whole training at 95%, seed 2 (a probe, not in the CSV). What sets fastprune, nested, apart is one batch without masks at the start and a weight here and there, and from then on chance.",
+        (
+            'OCP with fastprune and with fasterai; the same Learner and budget. fasterai makes masks at '
+            'every batch while a training has fewer than a thousand, and about a thousand times in '
+            'longer ones; what it has pruned stays pruned, as in fastprune where it says *nested*; else '
+            'fastprune lets weights come back. Seconds are of a whole training with its evaluation; on a '
+            'CPU there is a training on each core. Compare them within a sparsity: one may have been run '
+            'on another machine than the next. Three of them have twice the seeds at 95%: with three '
+            'alone, at scale *small*, fasterai was 1.85 points ahead of fastprune at every batch.'
+        ),
+        (
+            "That was chance: fasterai's OCP is fastprune's, nested. Masks by `compute_masks` when "
+            "fasterai makes its own (before each batch, the position rounded to three digits, one weight "
+            "fewer in each layer, none that equals the smallest which stays) gave its network to the bit "
+            "after the whole training at 95%, seed 2 (a probe, not in the CSV). What sets fastprune, "
+            "nested, apart is one batch without masks at the start and a weight here and there, and from "
+            "then on chance."
+        ),
         markdown(['sparsity', 'OCP with', 'accuracy', 'zeros', 'seconds', 'seeds'], beside),
     ]
 

@@ -1,9 +1,13 @@
 "One-Cycle Pruning, table 3: epochs that each schedule needs at 95% to be as accurate as OCP, relative to OCP's"
 
 import statistics
+from functools import partial
 
-from harness import *
+from harness import METHODS, Cell, Scale, about
 from ocp_table2 import STARTS, fused, train
+from tell import FLOOR, Claim, line, markdown, ours, rows_of, side_by_side, values
+
+from fastprune.all import SparsifyCallback, window
 
 LADDER = (0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5)
 methods = [f'budget {n}' for n in STARTS]
@@ -67,7 +71,14 @@ def cells(scale, df):
 
 title = 'One-Cycle Pruning, table 3: the budget that a schedule needs, ResNet-18 at 95%'
 source = (
-    'Hubens et al. 2021, table 3: epochs to reach 90% on CIFAR-10, relative to OCP. The epochs before pruning stay those of the base budget, here for AGP too; the steps of iterative pruning take all that comes after them, and the cycle of the learning rate takes the whole budget. The optimizer is PyTorch\'s fused AdamW, which does the same in a third of the time on a CPU. The target is 90%, or what OCP reaches with the base budget if that is less. Budgets tried are '
+    (
+        'Hubens et al. 2021, table 3: epochs to reach 90% on CIFAR-10, relative to OCP. The epochs '
+        'before pruning stay those of the base budget, here for AGP too; the steps of iterative '
+        'pruning take all that comes after them, and the cycle of the learning rate takes the whole '
+        'budget. The optimizer is PyTorch\'s fused AdamW, which does the same in a third of the time '
+        'on a CPU. The target is 90%, or what OCP reaches with the base budget if that is less. '
+        'Budgets tried are '
+    )
     + ', '.join(f'{r:g}' for r in LADDER)
     + ' times the base'
 )
@@ -100,8 +111,9 @@ def show(df):
     def tried(n, e):
         return ours(values(df, f'budget {n}', 0.95, epochs=e)).replace('–', '–' if out[n][0] == '–' else 'not needed')
 
+    low = ', which is too near to chance to tell anything' if goal is not None and goal <= FLOOR else ''
     return [
-        f'Target: {"–" if goal is None else f"{goal:.2f}"}{", which is too near to chance to tell anything" if goal is not None and goal <= FLOOR else ""}. Base budget: {base(scale)} epochs.',
+        f'Target: {"–" if goal is None else f"{goal:.2f}"}{low}. Base budget: {base(scale)} epochs.',
         side_by_side(
             '',
             list(STARTS),

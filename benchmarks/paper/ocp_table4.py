@@ -1,7 +1,14 @@
-"One-Cycle Pruning, table 4 and figure 3: lottery tickets found with four schedules inside of rounds, and how stable they are by round"
+"""One-Cycle Pruning, table 4 and figure 3: lottery tickets found with four schedules inside of rounds, and how stable
+they are by round"""
 
-from harness import *
+import statistics
+from functools import partial
+
+from harness import METHODS, Cell
 from ocp_table2 import fused, learner
+from tell import Claim, line, markdown, ours, rows_of, side_by_side, steps, values
+
+from fastprune.all import agp, iterative, ocp, one_shot, window
 
 SCHEDULES = {
     'one-shot': one_shot,
@@ -59,7 +66,12 @@ def cells(scale, df):
 # ---- what came out
 
 title = 'One-Cycle Pruning, table 4 and figure 3: tickets of a ResNet-18'
-source = 'Hubens et al. 2021, section 5: rounds of training from the first weights, each layer to the same sparsity, 95% after the last round; masks change every 10 iterations; the optimizer is PyTorch\'s fused AdamW; two trainings of each ticket, and the error of the weights half-way between them'
+source = (
+    'Hubens et al. 2021, section 5: rounds of training from the first weights, each layer to the '
+    'same sparsity, 95% after the last round; masks change every 10 iterations; the optimizer is '
+    'PyTorch\'s fused AdamW; two trainings of each ticket, and the error of the weights half-way '
+    'between them'
+)
 paper = {'one-shot': '72.213 ± 0.009', 'iterative': '85.778 ± 0.003', 'AGP': '86.114 ± 0.001', 'OCP': '89.239 ± 0.004'}
 
 
@@ -70,8 +82,10 @@ def by_round(df, n, what):
 def above_ends(df, n):
     "By round: the error half-way less the mean error of the two trainings"
     return [
-        (m, [half + a - 100 for half, a in zip(v, accuracy)])
-        for (m, v), (_, accuracy) in zip(by_round(df, n, 'instability'), by_round(df, n, 'ticket accuracy'))
+        (m, [half + a - 100 for half, a in zip(v, accuracy, strict=True)])
+        for (m, v), (_, accuracy) in zip(
+            by_round(df, n, 'instability'), by_round(df, n, 'ticket accuracy'), strict=True
+        )
     ]
 
 
@@ -94,7 +108,10 @@ def show(df):
         table(lambda n: by_round(df, n, 'ticket accuracy')),
         'Instability, the error half-way between two trainings (%), by round:',
         table(lambda n: by_round(df, n, 'instability')),
-        "What of it is above the mean error of the two trainings (points). Where that is about 0 the two are linearly connected, and instability repeats the tickets' accuracy:",
+        (
+            "What of it is above the mean error of the two trainings (points). Where that is about 0 the "
+            "two are linearly connected, and instability repeats the tickets' accuracy:"
+        ),
         table(lambda n: above_ends(df, n)),
     ]
 

@@ -41,16 +41,24 @@ def told(df):
     pruned = first[~first.method.str.match('dense(,|$)')]
     epochs = ', '.join(map(str, sorted({int(e) for e in pruned.epochs})))
     seeds = (first if pruned.empty else pruned).groupby(['method', 'sparsity', 'epochs']).seed.nunique()
+    each = f'epochs of one (or of a round): {epochs}; ' if epochs else ''
+    least = f'{seeds.min()} to ' if seeds.min() < seeds.max() else ''
     return (
-        f"{count(len(first), 'training')} (or chains of rounds); {f'epochs of one (or of a round): {epochs}; ' if epochs else ''}{f'{seeds.min()} to ' if seeds.min() < seeds.max() else ''}{count(seeds.max(), 'seed')}; {hours:.2g} hours in all. "
-        f"Machine: {'. And: '.join(sorted(set(df.machine)))}. Commits (+: with changes): {', '.join(dict.fromkeys(df.commit))}"
+        f"{count(len(first), 'training')} (or chains of rounds); "
+        f"{each}{least}{count(seeds.max(), 'seed')}; "
+        f"{hours:.2g} hours in all. "
+        f"Machine: {'. And: '.join(sorted(set(df.machine)))}. Commits (+: with changes): "
+        f"{', '.join(dict.fromkeys(df.commit))}"
     )
 
 
 def settings(df):
     "The scales that there are rows of, from the rows"
     return [
-        [f'{v:,}' if k in ('images', 'test') else f'{v:g}' if k in ('batch', 'times') else v for k, v in zip(about, s)]
+        [
+            f'{v:,}' if k in ('images', 'test') else f'{v:g}' if k in ('batch', 'times') else v
+            for k, v in zip(about, s, strict=True)
+        ]
         for s in dict.fromkeys(df[about].itertuples(index=False, name=None))
     ]
 
@@ -61,7 +69,8 @@ def comparable(table, rows):
 
 
 def verdict(claim, scale):
-    "With what was compared, if that is less than all of the claim, and how many comparisons hold, if some do and others don't"
+    """With what was compared, if that is less than all of the claim, and how many comparisons hold, if some do and
+    others don't"""
     told = [(where, v) for where, d, _, v in claim.each() if d is not None]
     held = sum(v == 'holds' for _, v in told)
     some = f', {held} of {len(told)} hold{"s" * (held == 1)}' if 0 < held < len(told) else ''
@@ -91,17 +100,27 @@ def text_of(df, name, folder):
         before = table
     head = f"""# The papers' tables
 
-Made by `python benchmarks/paper/report.py` from `{name}`, which `python benchmarks/paper/run.py --scale NAME` adds to. Values are test accuracies in percent, mean ± standard deviation over seeds (how many, if fewer than three). Layers are in bfloat16, with
-weights, masks and losses in float32; all in float32 where the machine has no fast bfloat16, and a ResNet-18 on a CPU, which is faster so; the machine says it. Long trainings on a CPU are compiled, which the machine says too: the same network, rounded in other places. Where `files` are png, they are CIFAR-10 as it is; jpg, after JPEG at quality 75, which costs accuracy: compare methods with each other, not values with the papers'.
+Made by `python benchmarks/paper/report.py` from `{name}`, which `python benchmarks/paper/run.py --scale NAME` \
+adds to. Values are test accuracies in percent, mean ± standard deviation over seeds (how many, if fewer than \
+three). Layers are in bfloat16, with
+weights, masks and losses in float32; all in float32 where the machine has no fast bfloat16, and a ResNet-18 on \
+a CPU, which is faster so; the machine says it. Long trainings on a CPU are compiled, which the machine says \
+too: the same network, rounded in other places. Where `files` are png, they are CIFAR-10 as it is; jpg, after \
+JPEG at quality 75, which costs accuracy: compare methods with each other, not values with the papers'.
 
-**Scales** shrink the papers' setting for every method alike. `images`, `test`: how many to train and to test on. `batch`: images in a batch, times the papers'. `times`: epochs, times the papers'. `dense`: epochs of the trained ResNet-20 that
-methods start from. `pixels`: a side, where a paper scales images up to 224. `rounds` of pruning: at most so many. `files`: what images are kept as; in brackets behind a scale's name below. Learning rates of the pruned trainings are the papers' at every scale, where they give them (ours in BIMP, CST and for the trained network).
+**Scales** shrink the papers' setting for every method alike. `images`, `test`: how many to train and to test \
+on. `batch`: images in a batch, times the papers'. `times`: epochs, times the papers'. `dense`: epochs of the \
+trained ResNet-20 that
+methods start from. `pixels`: a side, where a paper scales images up to 224. `rounds` of pruning: at most so \
+many. `files`: what images are kept as; in brackets behind a scale's name below. Learning rates of the pruned \
+trainings are the papers' at every scale, where they give them (ours in BIMP, CST and for the trained network).
 
 {markdown(about, settings(df))}
 
 {RULE}
 
-Shown are all scales that were run, the largest first; *tiny*, which is there to try that everything runs, only where there is no other: most of its networks have learned next to nothing.
+Shown are all scales that were run, the largest first; *tiny*, which is there to try that everything runs, only \
+where there is no other: most of its networks have learned next to nothing.
 
 ## Claims
 

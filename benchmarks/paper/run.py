@@ -1,5 +1,6 @@
-"""Fill the tables of the papers: `python benchmarks/paper/run.py --scale tiny`. What is finished in the CSV is not run again; RESULTS.md is made from it at the end.
-A table alone: `python benchmarks/paper/run.py ocp_table2 --scale small`"""
+"""Fill the tables of the papers: `python benchmarks/paper/run.py --scale tiny`. What is finished in the CSV is not run
+again; RESULTS.md is made from it at the end. A table alone: `python benchmarks/paper/run.py ocp_table2 --scale
+small`"""
 
 import argparse
 from pathlib import Path
@@ -68,7 +69,10 @@ def arguments():
     o.data = untar_data(URLs.CIFAR) if o.data == 'download' else Path(o.data).expanduser()
     if not o.data.is_dir():
         parser.error(
-            f"--data {o.data}: there is no such folder; it needs train/class/image and test/class/image. '--data download' fetches CIFAR-10"
+            (
+                f"--data {o.data}: there is no such folder; it needs train/class/image and test/class/image. "
+                "'--data download' fetches CIFAR-10"
+            )
         )
     return o
 

@@ -1,8 +1,14 @@
-"S-Cyc, table 2a: six learning-rate schedules while a ResNet-20 is pruned iteratively by the global gradient, with early stopping on a validation set"
+"""S-Cyc, table 2a: six learning-rate schedules while a ResNet-20 is pruned iteratively by the global gradient, with
+early stopping on a validation set"""
 
 import math
+import statistics
+from functools import partial
 
-from harness import *
+from harness import METHODS, Cell
+from tell import Claim, line, markdown, ours, rows_of, side_by_side, steps, values
+
+from fastprune.all import lr_constant, lr_cyclical, lr_decay, lr_warmup, s_cyc_max_lr, taylor
 
 warm = partial(lr_warmup, warmup=20 / 63, drops=(20 / 63, 25 / 63))
 SCHEDULES = {
@@ -66,7 +72,15 @@ def cells(scale, df):
 # ---- what came out
 
 title = 'S-Cyc, table 2a: ResNet-20, global gradient'
-source = 'Liu et al. 2021, table 2a: 63K iterations a round with batches of 128, 18 rounds of 20%, which leave 1.80% by themselves, where its table says 2.03%. Here all end with 2.03% of the weights, at smaller scales in fewer rounds with a larger rate. Early stopping on the error of 20% of the training images; all others are trained on. In the last three schedules the rate is a hundredth of its largest from 25/63 of a round on: after 25,000 iterations in the paper; where a round has a thousand, they are behind before anything is pruned. S-Cyc has the shape of both warmups, and warmup-1\'s rate in its first round'
+source = (
+    'Liu et al. 2021, table 2a: 63K iterations a round with batches of 128, 18 rounds of 20%, '
+    'which leave 1.80% by themselves, where its table says 2.03%. Here all end with 2.03% of the '
+    'weights, at smaller scales in fewer rounds with a larger rate. Early stopping on the error '
+    'of 20% of the training images; all others are trained on. In the last three schedules the '
+    'rate is a hundredth of its largest from 25/63 of a round on: after 25,000 iterations in the '
+    'paper; where a round has a thousand, they are behind before anything is pruned. S-Cyc has '
+    'the shape of both warmups, and warmup-1\'s rate in its first round'
+)
 paper = {
     'constant': (89.4, 66.2),
     'decay': (90.0, 66.9),

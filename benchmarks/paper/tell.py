@@ -50,9 +50,14 @@ def side_by_side(first, names, rows):
     return markdown(header, [[label, *(o for pair in pairs for o in pair)] for label, pairs in rows])
 
 
-RULE = """**The rule.** A claim is one or more comparisons of two means over seeds. Let d be their difference, in the direction that the paper claims, and s the spread of it, the root of the sum of
-the two variances over seeds. *holds*: d > s in every comparison. *doesn't*: d < -s in some comparison. *can't tell at this scale*: anything else; also where nothing has two seeds, where neither accuracy is
-above 20%, twice chance, and all of the scale *tiny*, with its 300 images to test on. Where some comparisons hold and others don't, it says how many do. In brackets: what was compared, where that is less than the claim; the verdict is on that. A claim that one is *no worse* than another holds if d > s, or d ≥ -s and s is below 2 points, and doesn't if d < -s. Claims of which nothing was compared are not listed."""
+RULE = """**The rule.** A claim is one or more comparisons of two means over seeds. Let d be their difference, \
+in the direction that the paper claims, and s the spread of it, the root of the sum of
+the two variances over seeds. *holds*: d > s in every comparison. *doesn't*: d < -s in some comparison. *can't \
+tell at this scale*: anything else; also where nothing has two seeds, where neither accuracy is
+above 20%, twice chance, and all of the scale *tiny*, with its 300 images to test on. Where some comparisons \
+hold and others don't, it says how many do. In brackets: what was compared, where that is less than the claim; \
+the verdict is on that. A claim that one is *no worse* than another holds if d > s, or d ≥ -s and s is below 2 \
+points, and doesn't if d < -s. Claims of which nothing was compared are not listed."""
 
 FLOOR = 20.0
 
@@ -62,7 +67,9 @@ class Claim:
     text: str
     pairs: list  # (where, values of what is claimed to be better, values of what it is better than)
     no_worse: bool = False
-    floor: float = FLOOR  # Neither mean is above it: they have learned next to nothing, and nothing can be told; twice chance for accuracy on ten classes
+    # Neither mean is above it: they have learned next to nothing, and nothing can be told; twice chance for accuracy
+    # on ten classes
+    floor: float = FLOOR
 
     def each(self):
         "(where, difference, spread, verdict) of each comparison"
@@ -108,7 +115,8 @@ class Claim:
 
 
 def line(ax, xs, groups, label, **kwargs):
-    "Means with their standard deviations, where there are any. Where `xs` are names, what is added later stands further right at each, to be seen"
+    """Means with their standard deviations, where there are any. Where `xs` are names, what is added later stands
+    further right at each, to be seen"""
     places, at = xs, [i for i, g in enumerate(groups) if g]
     if xs and isinstance(xs[0], str):
         places = [i + 0.05 * (len(ax.containers) - 3) for i in range(len(xs))]

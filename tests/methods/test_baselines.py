@@ -24,7 +24,6 @@ from fastprune.all import (
     STR,
     GradualL2,
     RigL,
-    SparsifyCallback,
     cubic,
     one_shot,
     prunable_weights,
@@ -74,10 +73,10 @@ class Slow:
         k = len(flat) - round((self.s if s is None else s) * len(flat))
         keep = torch.zeros_like(flat, dtype=torch.bool)
         keep[flat.argsort(descending=True)[:k]] = True
-        return [m.view_as(o) for m, o in zip(keep.split([o.numel() for o in scores]), scores)]
+        return [m.view_as(o) for m, o in zip(keep.split([o.numel() for o in scores]), scores, strict=True)]
 
     def hard(self):
-        for i, m in zip((0, 2), self.top([self.ws[0].abs(), self.ws[2].abs()])):
+        for i, m in zip((0, 2), self.top([self.ws[0].abs(), self.ws[2].abs()]), strict=True):
             self.ws[i] = self.ws[i] * m
         return self.ws
 
@@ -86,12 +85,12 @@ def slow_dpf(learn, s, interval, masked_first=False):
     r = Slow(learn, s)
     masks = {0: torch.ones(5, 6), 2: torch.ones(3, 5)}
     if masked_first:
-        masks = dict(zip((0, 2), r.top([r.ws[0].abs(), r.ws[2].abs()])))
+        masks = dict(zip((0, 2), r.top([r.ws[0].abs(), r.ws[2].abs()]), strict=True))
     for t, (x, y) in enumerate(batches):
         gs = r.grads([w * masks[i] if i in masks else w for i, w in enumerate(r.ws)], x, y)
-        r.ws = [r.step(i, w, gr) for i, (w, gr) in enumerate(zip(r.ws, gs))]
+        r.ws = [r.step(i, w, gr) for i, (w, gr) in enumerate(zip(r.ws, gs, strict=False))]
         if t % interval == 0:
-            masks = dict(zip((0, 2), r.top([r.ws[0].abs(), r.ws[2].abs()])))
+            masks = dict(zip((0, 2), r.top([r.ws[0].abs(), r.ws[2].abs()]), strict=True))
     return [w * masks[i] if i in masks else w for i, w in enumerate(r.ws)]
 
 
@@ -100,9 +99,9 @@ def slow_gmp(learn, s):
     masks = {0: torch.ones(5, 6), 2: torch.ones(3, 5)}
     for t, (x, y) in enumerate(batches):
         gs = r.grads(r.ws, x, y)
-        r.ws = [r.step(i, w, gr) for i, (w, gr) in enumerate(zip(r.ws, gs))]
+        r.ws = [r.step(i, w, gr) for i, (w, gr) in enumerate(zip(r.ws, gs, strict=False))]
         now = r.top([torch.where(masks[i].bool(), r.ws[i].abs(), -1.0) for i in (0, 2)], s * cubic((t + 1) / STEPS))
-        masks = dict(zip((0, 2), now))
+        masks = dict(zip((0, 2), now, strict=True))
         for i in (0, 2):
             r.ws[i] = r.ws[i] * masks[i]
     return r.ws
@@ -112,9 +111,9 @@ def slow_gsm(learn, s, wd):
     r = Slow(learn, s)
     for x, y in batches:
         gs = r.grads(r.ws, x, y)
-        for i, m in zip((0, 2), r.top([(r.ws[i] * gs[i]).abs() for i in (0, 2)])):
+        for i, m in zip((0, 2), r.top([(r.ws[i] * gs[i]).abs() for i in (0, 2)]), strict=True):
             gs[i] = gs[i] * m + wd * r.ws[i]
-        r.ws = [r.step(i, w, gr) for i, (w, gr) in enumerate(zip(r.ws, gs))]
+        r.ws = [r.step(i, w, gr) for i, (w, gr) in enumerate(zip(r.ws, gs, strict=False))]
     return r.hard()
 
 
@@ -122,14 +121,14 @@ def slow_lc(learn, s, wd, growth, coupled):
     r = Slow(learn, s)
     for t, (x, y) in enumerate(batches):
         gs = r.grads(r.ws, x, y)
-        keep = dict(zip((0, 2), r.top([r.ws[0].abs(), r.ws[2].abs()])))
+        keep = dict(zip((0, 2), r.top([r.ws[0].abs(), r.ws[2].abs()]), strict=True))
         for i in keep:  # fastai does not decay biases
             d = wd * growth ** (t // 3) * ~keep[i]
             if coupled:
                 gs[i] = gs[i] + d * r.ws[i]
             else:
                 r.ws[i] = r.ws[i] - LR * d * r.ws[i]
-        r.ws = [r.step(i, w, gr) for i, (w, gr) in enumerate(zip(r.ws, gs))]
+        r.ws = [r.step(i, w, gr) for i, (w, gr) in enumerate(zip(r.ws, gs, strict=False))]
     return r.hard()
 
 
@@ -139,7 +138,7 @@ def slow_l2(learn, s, penalty):
         ws = [w.detach().requires_grad_() for w in r.ws]
         loss = loss_of(ws, x, y) + penalty * (t + 1) / STEPS * (ws[0].square().sum() + ws[2].square().sum())
         gs = torch.autograd.grad(loss, ws)
-        r.ws = [r.step(i, w, gr) for i, (w, gr) in enumerate(zip(r.ws, gs))]
+        r.ws = [r.step(i, w, gr) for i, (w, gr) in enumerate(zip(r.ws, gs, strict=False))]
     return r.hard()
 
 
@@ -150,8 +149,8 @@ def slow_str(learn, s_init, decay):
     for x, y in batches:
         ws, ss = [w.detach().requires_grad_() for w in r.ws], [o.detach().requires_grad_() for o in s]
         gs = torch.autograd.grad(loss_of([soft(ws[0], ss[0]), ws[1], soft(ws[2], ss[1]), ws[3]], x, y), ws + ss)
-        r.ws = [r.step(i, w, gr) for i, (w, gr) in enumerate(zip(r.ws, gs))]
-        s = [r.step(4 + i, o, gr + decay * o) for i, (o, gr) in enumerate(zip(s, gs[4:]))]
+        r.ws = [r.step(i, w, gr) for i, (w, gr) in enumerate(zip(r.ws, gs, strict=False))]
+        s = [r.step(4 + i, o, gr + decay * o) for i, (o, gr) in enumerate(zip(s, gs[4:], strict=False))]
     return [soft(r.ws[0], s[0]), r.ws[1], soft(r.ws[2], s[1]), r.ws[3]]
 
 
@@ -176,11 +175,11 @@ def slow_dst(learn, alpha, decay):
     ts = [torch.zeros(5, 1, dtype=torch.float64), torch.zeros(3, 1, dtype=torch.float64)]
     for x, y in batches:
         ws, tt = [w.detach().requires_grad_() for w in r.ws], [o.detach().requires_grad_() for o in ts]
-        masked = [w * Step.apply(w.abs() - t) for w, t in zip((ws[0], ws[2]), tt)]
+        masked = [w * Step.apply(w.abs() - t) for w, t in zip((ws[0], ws[2]), tt, strict=True)]
         loss = loss_of([masked[0], ws[1], masked[1], ws[3]], x, y) + alpha * sum((-t).exp().sum() for t in tt)
         gs = torch.autograd.grad(loss, ws + tt)
-        r.ws = [r.step(i, w, gr) for i, (w, gr) in enumerate(zip(r.ws, gs))]
-        ts = [r.step(4 + i, o, gr + decay * o) for i, (o, gr) in enumerate(zip(ts, gs[4:]))]
+        r.ws = [r.step(i, w, gr) for i, (w, gr) in enumerate(zip(r.ws, gs, strict=False))]
+        ts = [r.step(4 + i, o, gr + decay * o) for i, (o, gr) in enumerate(zip(ts, gs[4:], strict=False))]
     return [r.ws[0] * (r.ws[0].abs() > ts[0]), r.ws[1], r.ws[2] * (r.ws[2].abs() > ts[1]), r.ws[3]]
 
 
@@ -238,7 +237,7 @@ def fixed_score(w):
 
 def check(learn, cb, expected, wd=None):
     quietly(learn, lambda: learn.fit(EPOCHS, LR, cbs=cb, wd=wd))
-    for p, w in zip(learn.model.parameters(), expected):
+    for p, w in zip(learn.model.parameters(), expected, strict=True):
         torch.testing.assert_close(p.detach(), w, rtol=1e-6, atol=1e-9)
 
 

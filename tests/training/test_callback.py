@@ -5,6 +5,7 @@ import copy
 import io
 import warnings
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -84,7 +85,7 @@ def test_zeros_after_every_step(learner, fit, opt, scope):
 def test_optimizer_state_is_left_alone(learner, fit):
     "With masks all True from start to end the run is plain training, to the bit; and pruning does not touch momentum"
     plain, same = fit(learner(), 2), fit(learner(), 2, cbs=SparsifyCallback(0.0))
-    for a, b in zip(plain.model.state_dict().values(), same.model.state_dict().values()):
+    for a, b in zip(plain.model.state_dict().values(), same.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
     class Peek(Callback):
@@ -97,7 +98,7 @@ def test_optimizer_state_is_left_alone(learner, fit):
         order = 91
 
         def after_step(self):
-            for a, b in zip(self.peek.state['state'], self.opt.state_dict()['state']):
+            for a, b in zip(self.peek.state['state'], self.opt.state_dict()['state'], strict=True):
                 for k in a:
                     assert torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k]
 
@@ -139,11 +140,12 @@ def test_cycles_recover(learner, fit):
 
 
 def test_accumulated_gradients(learner, fit):
-    "Steps come every 3 batches, never on a multiple of the interval, and not on the last batch; masks follow all the same"
+    """Steps come every 3 batches, never on a multiple of the interval, and not on the last batch; masks follow all the
+    same"""
     cb, check = SparsifyCallback(0.9, schedule=linear, interval=4), Check()
     learn = fit(learner(), 2, cbs=[cb, check, GradientAccumulation(n_acc=192)])
     assert check.steps == 14 and cb.iters[-1] == 45 and len(cb.iters) == 15  # the last entry is the end, without a step
-    assert all(abs(r - a) < 0.9 * 8 / 46 for r, a in zip(cb.reached, cb.asked))
+    assert all(abs(r - a) < 0.9 * 8 / 46 for r, a in zip(cb.reached, cb.asked, strict=True))
     assert all(int((~m).sum()) == round(0.9 * m.numel()) for m in learn.masks.values()) and zeros_and_masks_agree(learn)
 
 
@@ -416,7 +418,7 @@ def test_criteria(learner, fit, criterion):
     rng.clear()
     learn = fit(learner(), 1, cbs=[SparsifyCallback(0.8, criterion=criterion, interval=1), Rng()])
     assert zeros_and_masks_agree(learn) and all(int((~m).sum()) == round(0.8 * m.numel()) for m in learn.masks.values())
-    assert all(torch.equal(a, b) for a, b in zip(plain, rng))  # the same random numbers as plain training
+    assert all(torch.equal(a, b) for a, b in zip(plain, rng, strict=True))  # the same random numbers as plain training
 
 
 def test_random_scores_give_nested_masks(learner, fit):
@@ -429,7 +431,7 @@ def test_random_scores_give_nested_masks(learner, fit):
             seen.append(self.learn.masks)
 
     fit(learner(), 1, cbs=[SparsifyCallback(0.8, criterion=random_score, schedule=linear, interval=1), Watch()])
-    assert all((b[n] <= a[n]).all() for a, b in zip(seen, seen[1:]) for n in a)
+    assert all((b[n] <= a[n]).all() for a, b in pairwise(seen) for n in a)
 
 
 def test_nan_weights_are_reported_and_agree(learner, fit):
@@ -748,7 +750,7 @@ def test_other_scopes(learner, fit, scope):
     learn = fit(learner(), 2, cbs=cb)
     sizes = {n: m.shape for n, m in learn.masks.items()}
     assert {n: int((~m).sum()) for n, m in learn.masks.items()} == layer_counts(sizes, 0.8, scope)
-    assert all(abs(r - a) < 0.1 for r, a in zip(cb.reached, cb.asked)) and zeros_and_masks_agree(learn)
+    assert all(abs(r - a) < 0.1 for r, a in zip(cb.reached, cb.asked, strict=True)) and zeros_and_masks_agree(learn)
 
 
 def test_two_of_four(learner, fit):

@@ -438,11 +438,14 @@ def test_any_node_may_be_wrong(tiny, method, opt_func):
         class Trains(Callback):
             order = 300
 
+            def __init__(self, at):
+                self.at = at
+
             def before_train(self):
-                at.append(1)
+                self.at.append(1)
 
         try:
-            train(learn, *cbs(), Trains())
+            train(learn, *cbs(), Trains(at))
         except ValueError as e:
             assert (
                 str(path) in str(e)

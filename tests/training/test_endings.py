@@ -278,7 +278,7 @@ class Switch(Callback):
 
     def after_validate(self):
         self.opt.opt.switch('train')
-        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(self.before, self.model.parameters()))
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(self.before, self.model.parameters(), strict=True))
 
     def after_fit(self):
         self.opt.opt.switch('eval')
@@ -313,7 +313,9 @@ def test_a_model_swapped_in_for_validation():
             self.own, self.learn.model, self.state = self.model, self.average, copy.deepcopy(self.average.state_dict())
 
         def after_validate(self):
-            assert all(torch.equal(a, b) for a, b in zip(self.state.values(), self.average.state_dict().values()))
+            assert all(
+                torch.equal(a, b) for a, b in zip(self.state.values(), self.average.state_dict().values(), strict=True)
+            )
             masked = copy.deepcopy(self.average.module)
             self.learn.masks.apply_(dict(masked.named_parameters()))
             losses.append(

@@ -44,7 +44,7 @@ class Crash(Callback):
 
 def same(a, b):
     "Two Learners are equal to the bit: weights, buffers, masks, optimizer"
-    for (n, x), y in zip(a.model.state_dict().items(), b.model.state_dict().values()):
+    for (n, x), y in zip(a.model.state_dict().items(), b.model.state_dict().values(), strict=True):
         assert torch.equal(x, y), n
     assert a.masks == b.masks
     x, y = ({}, {})
@@ -126,7 +126,7 @@ def test_bimp_sculpt_and_criteria_with_a_memory(learner):
         lambda l, *cbs: l.fit(4, 0.02, cbs=[SparsifyCallback(0.8, criterion=updating_movement), *cbs]),
     ):
 
-        def fit(learn, *cbs):
+        def fit(learn, *cbs, how=how):
             with learn.no_bar(), learn.no_logging():
                 how(learn, *cbs)
 
@@ -158,7 +158,10 @@ def test_fine_tune_has_two_fits(learner):
     done = make()
     fit(done, Checkpoint('run'), Crash(0, 0))  # nothing is trained again
     assert (
-        all(torch.equal(a, b) for a, b in zip(done.model.state_dict().values(), whole.model.state_dict().values()))
+        all(
+            torch.equal(a, b)
+            for a, b in zip(done.model.state_dict().values(), whole.model.state_dict().values(), strict=True)
+        )
         and done.masks == whole.masks
     )
 
@@ -263,11 +266,13 @@ from fastai.basics import *
 from fastprune.all import *
 set_seed(42, reproducible=True)
 torch.set_num_threads(1)
-learn = Learner(digits_dls(bs=256), digits_convnet(widths=(8,16,16)), loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=sys.argv[1])
+model = digits_convnet(widths=(8, 16, 16))
+learn = Learner(digits_dls(bs=256), model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=sys.argv[1])
 class Say(Callback):
     order = 99
     def after_epoch(self): print(self.epoch, flush=True)
-with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(12, 1e-2, cbs=[SparsifyCallback(0.9, scope='global'), Checkpoint('run'), Say()])
+with learn.no_bar(), learn.no_logging():
+    learn.fit_one_cycle(12, 1e-2, cbs=[SparsifyCallback(0.9, scope='global'), Checkpoint('run'), Say()])
 save_state(learn.model.state_dict(), Path(sys.argv[1])/'end.safetensors')
 '''
 
