@@ -187,12 +187,12 @@ text += f'''
 ## The sparse kernel in Numba
 
 The sparse kernel was written in LLVM's language at first, and is Python now that Numba compiles. Outputs are the same \
-to the bit in {(both.same_bits == 'True').sum()} of {len(both)} rows. All linear layers and convolutions of a network \
-as sparse layers, in milliseconds of one thread. `ratio` is Numba's time over the older kernel's, from the \
-shortest times of each layer, and `worst layer` is its largest value for a single layer. Other work ran on the machine. \
-{(ratios <= 1.1).sum()} of {len(both)} rows are within 10%; the mean ratio is {ratios.mean():.3f}. The first sparse layer of a \
-process waits {float(first.numba_ms) / 1000:.1f} s for the compiler; it was {float(first.llvm_ms) / 1000:.1f} s \
-before. Machine: {first.machine}.
+to the bit in {(both.same_bits == 'True').sum()} of {len(both)} rows. All linear layers and convolutions of a \
+network as sparse layers, in milliseconds of one thread. `ratio` is Numba's time over the older kernel's, from the \
+shortest times of each layer, and `worst layer` is its largest value for a single layer. Other work ran on the \
+machine. {(ratios <= 1.1).sum()} of {len(both)} rows are within 10%; the median ratio is {ratios.median():.3f}. The \
+first sparse layer of a process waits {float(first.numba_ms) / 1000:.1f} s for the compiler; it was \
+{float(first.llvm_ms) / 1000:.1f} s before. Machine: {first.machine}.
 
 {table(both.drop(columns=['machine', 'same_bits']).rename(columns=lambda c: c.replace('_', ' ')))}
 '''
