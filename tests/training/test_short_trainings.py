@@ -25,9 +25,9 @@ from fastprune.all import (
     iterative,
     linear,
     ocp,
-    method_plan,
     one_shot,
 )
+from fastprune.engine.sparsifier import method_plan
 from fastprune.schedules.sparsity import update_steps
 
 
