@@ -49,6 +49,7 @@ from .deploy.report_file import *
 from .deploy.semi_structured import *
 from .deploy.shrink import *
 from .deploy.shrink_learner import *
+from .deploy.threads import *
 from .deploy.timing import *
 from .deploy.torch_prune import *
 from .engine.hooks import *
