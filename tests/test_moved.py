@@ -61,7 +61,7 @@ PUBLIC = {  # the flat package's public names, by module
     ),
     'rounds': (
         'Rounds RoundStore check_numbers load_into borrowed state_of seed_round smaller_is_better '
-        'check_rounds BestEpoch StateAt end_before_training StartAt starting_at steps_by_epoch bar_over '
+        'BestEpoch StateAt end_before_training StartAt starting_at steps_by_epoch bar_over '
         'run_rounds'
     ),
     'schedules': (
