@@ -85,8 +85,6 @@ RENAMED = {
     'check_zeros_stay': 'check_preserves_zeros',
     'borrowed': 'restoring',
     'REWIND': 'REWINDS',
-    '_CSR': 'CSRLayer',
-    '_Attention': 'OpenAttention',
 }
 
 
