@@ -31,7 +31,7 @@ MOVED = {
     'identity': ('training.identity', 'core.describe', 'core.differences', 'learner.describe'),
     'inference': ('deploy.inference', 'deploy.attention', 'deploy.fold', 'deploy.forms', 'deploy.modules'),
     'inputs': ('learner.inputs',),
-    'kernel': ('deploy.kernel',),
+    'kernel': ('deploy.kernel', 'deploy.threads', 'deploy.tiles'),
     'learner': ('training.prune', 'learner.histogram', 'learner.report'),
     'lottery': ('recipes.lottery', 'recipes.compare', 'recipes.tickets'),
     'lr': ('schedules.rates', 'schedules.retraining'),
