@@ -2,9 +2,12 @@
 
 from .analysis.hessian import *
 from .analysis.instability import *
+from .analysis.overlap import *
+from .analysis.paper_methods import *
 from .analysis.paths import *
 from .analysis.plane import *
 from .analysis.sensitivity import *
+from .analysis.states import *
 from .analysis.sweep import *
 from .analysis.weights import *
 from .core.checks import *
@@ -21,6 +24,7 @@ from .core.layouts import *
 from .core.masks import *
 from .core.names import *
 from .core.protocol import *
+from .core.renamed import *
 from .core.scopes import *
 from .core.selection import *
 from .core.selection_sharded import *
@@ -45,6 +49,7 @@ from .deploy.report_file import *
 from .deploy.semi_structured import *
 from .deploy.shrink import *
 from .deploy.shrink_learner import *
+from .deploy.threads import *
 from .deploy.timing import *
 from .deploy.torch_prune import *
 from .engine.hooks import *
@@ -81,12 +86,18 @@ from .methods.registry import *
 from .methods.thresholds import *
 from .recipes.compare import *
 from .recipes.cyclical import *
+from .recipes.fitting import *
 from .recipes.iterative import *
 from .recipes.lottery import *
 from .recipes.oracle import *
+from .recipes.planning import *
+from .recipes.pruning import *
 from .recipes.retrain import *
+from .recipes.round_training import *
 from .recipes.rounds import *
 from .recipes.store import *
+from .recipes.table import *
+from .recipes.ticket import *
 from .recipes.tickets import *
 from .schedules.plot import *
 from .schedules.rates import *

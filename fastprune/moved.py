@@ -24,14 +24,14 @@ MOVED = {
     'callback': ('training.callback', 'criteria.ranking', 'learner.keep'),
     'connectivity': ('analysis.paths', 'analysis.instability', 'analysis.plane', 'learner.evaluate'),
     'criteria': ('criteria.gradients', 'core.protocol', 'criteria.flows', 'criteria.registry', 'criteria.weights'),
-    'data': ('zoo.data', 'zoo.images'),
+    'data': ('zoo.data', 'zoo.folders', 'zoo.images'),
     'distributed': ('learner.distributed',),
     'export': ('deploy.export', 'deploy.semi_structured', 'deploy.torch_prune'),
     'folders': ('core.folders',),
-    'identity': ('training.identity', 'core.describe'),
+    'identity': ('training.identity', 'core.describe', 'core.differences', 'learner.describe'),
     'inference': ('deploy.inference', 'deploy.attention', 'deploy.fold', 'deploy.forms', 'deploy.modules'),
     'inputs': ('learner.inputs',),
-    'kernel': ('deploy.kernel',),
+    'kernel': ('deploy.kernel', 'deploy.threads', 'deploy.tiles'),
     'learner': ('training.prune', 'learner.histogram', 'learner.report'),
     'lottery': ('recipes.lottery', 'recipes.compare', 'recipes.tickets'),
     'lr': ('schedules.rates', 'schedules.retraining'),
@@ -53,12 +53,17 @@ MOVED = {
     'weights': ('core.weights', 'core.computed', 'core.layouts', 'core.names', 'core.targets'),
 }
 
+RENAMED = {  # names that have changed, too
+    'borrowed': 'restoring',
+    'check_zeros_stay': 'check_preserves_zeros',
+}
+
 
 def find(old, name):
     "What was called `name` in the module `fastprune.<old>`. Raises `AttributeError` if nothing was"
     for new in MOVED[old]:
         module = importlib.import_module(f'fastprune.{new}')
-        for same in (name, name.lstrip('_')):
+        for same in (name, name.lstrip('_'), RENAMED.get(name, name)):
             if hasattr(module, same):
                 public = f"fastprune.{new} has it now; `from fastprune.all import *` has what users need"
                 warnings.warn(f"fastprune.{old} has moved: {public}", FutureWarning, stacklevel=3)

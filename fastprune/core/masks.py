@@ -196,7 +196,7 @@ def save(
     if spread is not None and any(spread.device_mesh.get_coordinate()):
         return
     shapes = {f'shape {n}': ','.join(map(str, m.shape)) for n, m in self.items()}
-    save_state(packed, path, {'format': 'fastprune masks', **shapes}, every=True)
+    save_state(packed, path, {'format': 'fastprune masks', **shapes}, each_process=True)
 
 
 def _shape(n, text):
