@@ -27,6 +27,7 @@ from ..criteria.ranking import ranked
 from ..criteria.weights import magnitude
 from ..engine.method import check_arguments
 from ..engine.targets import fit_targets, no_weights
+from ..learner import criteria as criteria  # batches of a Learner, for criteria that need data
 from ..learner.gradients import summed_gradients
 from ..learner.keep import set_masks
 
