@@ -9,6 +9,7 @@ import importlib.machinery
 import sys
 import types
 import warnings
+from pathlib import Path
 
 MOVED = {
     'analysis': ('analysis.weights', 'analysis.sensitivity', 'learner.flops'),
@@ -70,7 +71,8 @@ def attribute_of(old):
     "A module's `__getattr__`, for names that the old module had"
 
     def __getattr__(name):
-        if name.startswith('__'):
+        present = Path(__file__).parent / old / f'{name}.py'  # that `from package import module` is about to import
+        if name.startswith('__') or present.exists():
             raise AttributeError(f"module 'fastprune.{old}' has no attribute {name!r}")
         return find(old, name)
 
