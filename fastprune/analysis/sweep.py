@@ -16,10 +16,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from fastai.basics import Learner, progress_bar, set_seed
-from fastai.callback import schedule as _
 
-from . import instability as _
-from . import paths as _
 from ..core.checks import check_whole
 from ..core.describe import describe
 from ..core.differences import differences
@@ -33,11 +30,6 @@ from ..criteria.flows import synflow
 from ..criteria.gradients import snip
 from ..criteria.weights import random_score
 from ..learner.states import seed_round
-from ..methods import registry as _
-from ..recipes import cyclical as _
-from ..recipes import iterative as _
-from ..recipes import lottery as _
-from ..recipes import retrain as _
 from ..schedules.sparsity import agp, iterative, ocp, one_shot, window
 from ..training.callback import SparsifyCallback
 

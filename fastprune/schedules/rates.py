@@ -19,12 +19,12 @@ from .sparsity import schedule_name
 # %% ../../nbs/schedules/rates.ipynb #ec245f7c
 def as_rate(
     lr,  # Rate, or a list or array with one for each parameter group
-    what: str = 'lr',  # Name of the argument, for the message
+    argument: str = 'lr',  # Name of the argument, for the message
 ):  # A float, or an array
     "Check a learning rate. Raises `ValueError`"
     if isinstance(lr, slice):
         raise ValueError(
-            f"{what}={lr!r}: needs a number, or an array with one rate for each parameter group, "
+            f"{argument}={lr!r}: needs a number, or an array with one rate for each parameter group, "
             "as `np.array([1e-4,1e-3])`"
         )
     try:
@@ -32,7 +32,7 @@ def as_rate(
     except (TypeError, ValueError):
         res = np.nan
     if not (np.all(np.isfinite(res)) and np.all(res >= 0) and np.any(res > 0)):
-        raise ValueError(f"{what}={lr!r}: a learning rate is a positive number, such as 1e-3")
+        raise ValueError(f"{argument}={lr!r}: a learning rate is a positive number, such as 1e-3")
     return res
 
 

@@ -34,7 +34,10 @@ def formula(m, p, q=1, beta=5, eps=0.1, delta=0.2):
     return delta / (1 + (g / (1 - g)) ** -beta) + eps
 
 
-def make(opt=partial(SGD, mom=0.9), wd=None):
+momentum = partial(SGD, mom=0.9)
+
+
+def make(opt=momentum, wd=None):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 30), nn.ReLU(), nn.Linear(30, 10))
     return Learner(digits_dls(bs=256), model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, opt_func=opt, wd=wd)
@@ -221,7 +224,7 @@ def test_snfs_takes_less_from_what_is_nearly_dense():
             super().move(weights)
             got = self.changes[-1]
             assert got['dropped'] == want and sum(got['grown'].values()) == sum(want.values())
-            for n, m in self.learn.masks.items():
+            for n in self.learn.masks:
                 assert got['grown'][n] <= 0.99 * (int((~masks[n]).sum()) + want[n])
             guarded += want['3.weight'] < round(part * int(masks['3.weight'].sum()))
 
