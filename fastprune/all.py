@@ -1,5 +1,7 @@
 "What users need: `from fastprune.all import *`. The rest is imported from its module"
 
+from .moved import find_of_all as __getattr__  # names that users do not need, for one release
+
 # core
 from .core.compute import compute_masks
 from .core.files import load_state, save_state

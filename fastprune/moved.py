@@ -67,6 +67,18 @@ def find(old, name):
     raise AttributeError(f"module 'fastprune.{old}' has no attribute {name!r}")
 
 
+def find_of_all(name):
+    "What `fastprune.all` had by this name. Raises `AttributeError` if it had nothing"
+    if name.startswith('__'):
+        raise AttributeError(f"module 'fastprune.all' has no attribute {name!r}")
+    for new in dict.fromkeys(new for modules in MOVED.values() for new in modules):
+        module = importlib.import_module(f'fastprune.{new}')
+        if name in module.__all__:
+            warnings.warn(f"fastprune.all has no {name!r} any more: import it from fastprune.{new}", FutureWarning, 3)
+            return getattr(module, name)
+    raise AttributeError(f"module 'fastprune.all' has no attribute {name!r}")
+
+
 def attribute_of(old):
     "A module's `__getattr__`, for names that the old module had"
 

@@ -69,3 +69,12 @@ for path in pathlib.Path(fastprune.all.__file__).parent.rglob('*.py'):
 """
     run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_names_that_have_left_lead_to_their_modules():
+    from fastprune.learner.states import load_into
+
+    with pytest.warns(FutureWarning, match="no 'load_into' any more: import it from fastprune.learner.states"):
+        assert everything.load_into is load_into
+    with pytest.raises(AttributeError, match="'fastprune.all' has no attribute 'nothing'"):
+        everything.__getattr__('nothing')
