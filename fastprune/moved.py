@@ -16,23 +16,24 @@ MOVED = {
     'baselines': (
         'methods.dense_until_end',
         'methods.always_sparse',
-        'methods.common',
         'methods.dense_behind',
         'methods.gradual',
         'methods.registry',
         'methods.thresholds',
+        'methods.moves',
+        'training.adapters',
     ),
     'callback': ('training.callback', 'criteria.ranking', 'learner.keep'),
     'connectivity': ('analysis.paths', 'analysis.instability', 'analysis.plane', 'learner.evaluate'),
     'criteria': ('criteria.gradients', 'core.protocol', 'criteria.flows', 'criteria.registry', 'criteria.weights'),
-    'data': ('zoo.data', 'zoo.images'),
+    'data': ('zoo.data', 'zoo.folders', 'zoo.images'),
     'distributed': ('learner.distributed',),
     'export': ('deploy.export', 'deploy.semi_structured', 'deploy.torch_prune'),
     'folders': ('core.folders',),
-    'identity': ('training.identity', 'core.describe'),
+    'identity': ('training.identity', 'core.describe', 'core.differences', 'learner.describe'),
     'inference': ('deploy.inference', 'deploy.attention', 'deploy.fold', 'deploy.forms', 'deploy.modules'),
     'inputs': ('learner.inputs',),
-    'kernel': ('deploy.kernel',),
+    'kernel': ('deploy.kernel', 'deploy.threads', 'deploy.tiles'),
     'learner': ('training.prune', 'learner.histogram', 'learner.report'),
     'lottery': ('recipes.lottery', 'recipes.compare', 'recipes.tickets'),
     'lr': ('schedules.rates', 'schedules.retraining'),
@@ -41,7 +42,7 @@ MOVED = {
     'passes': ('learner.batches', 'core.checks', 'learner.gradients', 'criteria.gradients'),
     'radix': ('core.selection_sharded',),
     'recipes': ('recipes.cyclical', 'methods.budgeted', 'recipes.iterative', 'recipes.oracle', 'recipes.retrain'),
-    'report': ('deploy.report', 'deploy.page', 'deploy.report_file', 'deploy.sections'),
+    'report': ('deploy.report', 'deploy.page', 'deploy.report_file'),
     'resume': ('training.checkpoint', 'training.optimizer_state', 'training.state'),
     'rounds': ('recipes.rounds', 'learner.states', 'recipes.store'),
     'schedules': ('schedules.sparsity', 'schedules.plot'),
@@ -54,12 +55,17 @@ MOVED = {
     'weights': ('core.weights', 'core.computed', 'core.layouts', 'core.names', 'core.targets'),
 }
 
+RENAMED = {  # names that have changed, too
+    'borrowed': 'restoring',
+    'check_zeros_stay': 'check_preserves_zeros',
+}
+
 
 def find(old, name):
     "What was called `name` in the module `fastprune.<old>`. Raises `AttributeError` if nothing was"
     for new in MOVED[old]:
         module = importlib.import_module(f'fastprune.{new}')
-        for same in (name, name.lstrip('_')):
+        for same in (name, name.lstrip('_'), RENAMED.get(name, name)):
             if hasattr(module, same):
                 public = f"fastprune.{new} has it now; `from fastprune.all import *` has what users need"
                 warnings.warn(f"fastprune.{old} has moved: {public}", FutureWarning, stacklevel=3)
@@ -69,13 +75,13 @@ def find(old, name):
 
 def find_of_all(name):
     "What `fastprune.all` had by this name. Raises `AttributeError` if it had nothing"
-    if name.startswith('__'):
-        raise AttributeError(f"module 'fastprune.all' has no attribute {name!r}")
-    for new in dict.fromkeys(new for modules in MOVED.values() for new in modules):
+    present = RENAMED.get(name, name)
+    for new in () if name.startswith('__') else dict.fromkeys(new for modules in MOVED.values() for new in modules):
         module = importlib.import_module(f'fastprune.{new}')
-        if name in module.__all__:
-            warnings.warn(f"fastprune.all has no {name!r} any more: import it from fastprune.{new}", FutureWarning, 3)
-            return getattr(module, name)
+        if present in module.__all__:
+            left = f"fastprune.all has no {name!r} any more: import {present!r} from fastprune.{new}"
+            warnings.warn(left, FutureWarning, stacklevel=2)
+            return getattr(module, present)
     raise AttributeError(f"module 'fastprune.all' has no attribute {name!r}")
 
 

@@ -74,7 +74,7 @@ for path in pathlib.Path(fastprune.all.__file__).parent.rglob('*.py'):
 def test_names_that_have_left_lead_to_their_modules():
     from fastprune.learner.states import load_into
 
-    with pytest.warns(FutureWarning, match="no 'load_into' any more: import it from fastprune.learner.states"):
+    with pytest.warns(FutureWarning, match="no 'load_into' any more: import 'load_into' from fastprune.learner.states"):
         assert everything.load_into is load_into
     with pytest.raises(AttributeError, match="'fastprune.all' has no attribute 'nothing'"):
         everything.__getattr__('nothing')

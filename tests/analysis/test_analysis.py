@@ -126,7 +126,7 @@ def test_histogram_and_cycle_paths():
     learn.prune(0.75)
     hist = learn.weight_histogram()
     assert hist.df.kept.tolist() == [256, 40] and all((v != 0).all() for v in hist.values.values())
-    ends = quietly(learn, learn.fit_cyclic, 3, 1, lr=0.1, ends=True)
+    ends = quietly(learn, learn.fit_cycles, 3, 1, lr=0.1, ends=True)
     paths = learn.cycle_paths(ends, n=3)
     assert isinstance(paths, CyclePaths) and len(paths) == 2 and list(paths.df.index) == ['1 to 2', '2 to 3']
     with learn.no_bar(), learn.no_logging():

@@ -285,7 +285,7 @@ def test_cyclic_and_sculpt(learner):
     learn = learner(opt_func=partial(SGD, mom=0.9))
     learn.prune(0.8, criterion=random_score, scope='erk')
     masks = learn.masks
-    ends = quietly(learn, learn.fit_cyclic, 3, 1, lr=0.1, ends=True)
+    ends = quietly(learn, learn.fit_cycles, 3, 1, lr=0.1, ends=True)
     n, lrs = len(learn.dls.train), learn.recorder.lrs
     assert (
         len(ends) == 3

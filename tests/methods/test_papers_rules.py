@@ -59,9 +59,9 @@ def test_s_cyc_follows_the_rate_of_tickets(rate):
 
 
 def test_s_cyc_follows_the_rate_of_rounds():
-    table = quietly(make(), make().iterative_prune, 4, 1, rate=0.3, max_lr=SC)
+    table = quietly(make(), make().iterative_prune, 4, 1, prune_rate=0.3, max_lr=SC)
     assert list(table.max_lr) == pytest.approx([formula(m, 0.3) for m in range(5)])
-    bound = quietly(make(), make().iterative_prune, 4, 1, rate=0.3, max_lr=partial(SC, p=0.1))
+    bound = quietly(make(), make().iterative_prune, 4, 1, prune_rate=0.3, max_lr=partial(SC, p=0.1))
     assert list(bound.max_lr) == pytest.approx([formula(m, 0.1) for m in range(5)])
 
 

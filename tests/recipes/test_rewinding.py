@@ -208,7 +208,7 @@ def test_other_rewinding_trains_whole_rounds():
 
 def test_rounds_of_iterative_prune_train_the_rest(tmp_path):
     learn = make()
-    kw = dict(rate=0.5, lr=0.1, rewind='weights', rewind_to=7, folder=tmp_path)
+    kw = dict(prune_rate=0.5, lr=0.1, rewind='weights', rewind_to=7, folder=tmp_path)
     go = lambda rounds: quietly(learn, learn.iterative_prune, rounds, EPOCHS, **kw)
     fits = logged(learn, lambda: go(1))
     assert [len(f) for f in fits] == [36, 29] and fits[1][0][4] == fits[0][7][4]
