@@ -10,16 +10,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from fastprune.all import (
-    SparseLinear,
-    SparsifyCallback,
-    compute_masks,
-    digits_convnet,
-    latency,
-    prunable_weights,
-    sparse_inference,
-)
+from fastprune.all import SparsifyCallback, compute_masks, digits_convnet, latency, prunable_weights, sparse_inference
 from fastprune.deploy import attention, fold, forms, inference, timing
+from fastprune.deploy.kernel import SparseLinear
 from fastprune.learner.inputs import tensors_in
 
 
