@@ -51,7 +51,7 @@ def data_identity(learn: Learner) -> dict:
 def _given_arguments(cb):
     "The arguments that the constructor of a callback was called with, and its defaults"
     try:
-        bound = inspect.signature(type(cb).__init__).bind(cb, *cb._arguments[0], **cb._arguments[1])
+        bound = inspect.signature(type(cb).__init__).bind(cb, *cb.arguments[0], **cb.arguments[1])
     except TypeError:
         return {}
     bound.apply_defaults()
