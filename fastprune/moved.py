@@ -9,6 +9,7 @@ import importlib.machinery
 import sys
 import types
 import warnings
+from pathlib import Path
 
 MOVED = {
     'analysis': ('analysis.weights', 'analysis.overlap', 'analysis.sensitivity', 'learner.flops'),
@@ -76,15 +77,9 @@ MOVED = {
 }
 
 RENAMED = {  # names that have changed, too
-    'borrowed': 'restoring',
-    'check_zeros_stay': 'check_preserves_zeros',
-}
-
-
-RENAMED = {
-    'check_zeros_stay': 'check_preserves_zeros',
-    'borrowed': 'restoring',
     'REWIND': 'REWINDS',
+    'borrowed': 'restoring',
+    'check_zeros_stay': 'check_preserves_zeros',
 }
 
 
@@ -92,19 +87,33 @@ def find(old, name):
     "What was called `name` in the module `fastprune.<old>`. Raises `AttributeError` if nothing was"
     for new in MOVED[old]:
         module = importlib.import_module(f'fastprune.{new}')
-        for now in (name, name.lstrip('_'), RENAMED.get(name, name)):
-            if getattr(module, now, None) is not None:
+        for same in (name, name.lstrip('_'), RENAMED.get(name, name)):
+            if getattr(module, same, None) is not None:
                 public = f"fastprune.{new} has it now; `from fastprune.all import *` has what users need"
                 warnings.warn(f"fastprune.{old} has moved: {public}", FutureWarning, stacklevel=3)
-                return getattr(module, now)
+                return getattr(module, same)
     raise AttributeError(f"module 'fastprune.{old}' has no attribute {name!r}")
+
+
+def find_of_all(name):
+    "What `fastprune.all` had by this name. Raises `AttributeError` if it had nothing"
+    present = RENAMED.get(name, name)
+    for new in () if name.startswith('__') else dict.fromkeys(new for modules in MOVED.values() for new in modules):
+        module = importlib.import_module(f'fastprune.{new}')
+        defined = getattr(getattr(module, present, None), '__module__', '') == module.__name__
+        if defined or present in module.__all__:
+            left = f"fastprune.all has no {name!r} any more: import {present!r} from fastprune.{new}"
+            warnings.warn(left, FutureWarning, stacklevel=2)
+            return getattr(module, present)
+    raise AttributeError(f"module 'fastprune.all' has no attribute {name!r}")
 
 
 def attribute_of(old):
     "A module's `__getattr__`, for names that the old module had"
 
     def __getattr__(name):
-        if name.startswith('__'):
+        present = Path(__file__).parent / old / f'{name}.py'  # that `from package import module` is about to import
+        if name.startswith('__') or present.exists():
             raise AttributeError(f"module 'fastprune.{old}' has no attribute {name!r}")
         return find(old, name)
 
