@@ -43,7 +43,7 @@ from fastprune.all import (
 )
 from fastprune.core.files import state_crc
 from fastprune.core.sparse_files import load_sparse_masks
-from fastprune.deploy.report_file import _read
+from fastprune.deploy.report_file import read_weights
 
 SECONDS, TIMES, MORE = 2.0, 80, 2**20
 
@@ -164,11 +164,11 @@ FORMATS = dict(
     state=Format(lambda d: save_state(state_dict(), d / 'it'), load_state),
     sparse=Format(lambda d: save_sparse(state_dict(), d / 'it', masks=kept(state_dict())), load_both),
     ticket=Format(lambda d: ticket().save(d / 'it'), load_ticket),
-    pth=Format(saved(True), lambda p: _read(p)[0], checked=False),
-    legacy=Format(saved(False), lambda p: _read(p)[0], checked=False),
+    pth=Format(saved(True), lambda p: read_weights(p)[0], checked=False),
+    legacy=Format(saved(False), lambda p: read_weights(p)[0], checked=False),
     foreign=Format(
         lambda d: (d / 'it').write_bytes(save(state_dict() | {'tied': torch.ones(2)})),
-        lambda p: _read(p)[0],
+        lambda p: read_weights(p)[0],
         checked=False,
     ),
     learner=Format(pruned_learner, load_learner, checked=False, more=8 * MORE),

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fastprune.all import SparsifyCallback
+
 paper = Path(__file__).resolve().parents[1] / 'benchmarks' / 'paper'
 
 
@@ -382,7 +384,7 @@ def test_a_compiled_network_learns_the_same():
         set_seed(0)
         learn = small_learner(harness.Precision(compiled))
         with learn.no_bar(), learn.no_logging():
-            learn.fit(2, 0.1, cbs=harness.SparsifyCallback(0.5))
+            learn.fit(2, 0.1, cbs=SparsifyCallback(0.5))
         return list(learn.model.state_dict()), learn.model[0].weight.detach(), learn.masks.sparsity
 
     (names, w, s), (names_compiled, compiled, s_compiled) = trained(False), trained(True)

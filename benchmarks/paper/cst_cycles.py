@@ -17,7 +17,7 @@ def at_start(criterion, scope, n, run):
     learn = run.learner(**start, validate=run.epochs)
     if run.sparsity:
         learn.prune(run.sparsity, criterion=criterion(run.seed), scope=scope)
-    learn.fit_cyclic(n, run.epochs // n, lr=0.1, shape=shape)
+    learn.fit_cycles(n, run.epochs // n, lr=0.1, shape=shape)
     return result(learn)
 
 

@@ -3,12 +3,14 @@ ResNet-20 at 99%"""
 
 from functools import partial
 
+import cyc_table2
 from cyc_table2 import by_cycle, epochs
 from harness import METHODS, Cell
 from tell import Claim, line, ours, rows_of, side_by_side, values
 
 from fastprune.all import linear, one_shot
 
+needs = cyc_table2.needs
 METHODS['cyclical linear'] = partial(by_cycle, schedule=linear)
 METHODS['cyclical step'] = partial(by_cycle, schedule=one_shot)
 METHODS['cyclical fine-tune'] = partial(by_cycle, prune_cycles=1)

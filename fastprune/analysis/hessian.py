@@ -7,14 +7,13 @@ __all__ = []
 
 # %% ../../nbs/analysis/hessian.ipynb #ca1409d4
 import itertools
-from numbers import Integral, Number
 
 import numpy as np
 import torch
 from fastai.basics import Learner, find_bs, patch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..core.checks import check_n_batches
+from ..core.checks import check_fraction, check_n_batches, check_whole
 from ..core.names import unwrap
 from ..core.weights import prunable_weights
 from ..criteria.gradients import second_derivatives
@@ -23,6 +22,56 @@ from ..learner.gradients import loss_of
 from ..learner.states import seed_round
 
 # %% ../../nbs/analysis/hessian.ipynb #e42006ad
+class _HessianProduct:
+    "The product of the loss's Hessian with a vector, over the weights that masks keep"
+
+    def __init__(self, learn, params):
+        masks = learn.masks or {}
+        self.learn, self.params, self.batches = learn, params, []
+        self.masks = {n: masks[n].flatten() if n in masks else None for n in params}
+        self.sizes = [
+            p.numel() if self.masks[n] is None else int(self.masks[n].count_nonzero()) for n, p in params.items()
+        ]
+
+    def _unpacked(self, v):
+        "A vector as tensors of the parameters' shapes, zero where pruned"
+        parts = []
+        for (n, p), x in zip(self.params.items(), torch.as_tensor(v).split(self.sizes), strict=True):
+            full = torch.zeros(p.numel(), dtype=p.dtype, device=p.device)
+            if self.masks[n] is None:
+                full.copy_(x)
+            else:
+                full[self.masks[n]] = x.to(p.device, p.dtype)
+            parts.append(full.view_as(p))
+        return parts
+
+    def _packed(self, tensors):
+        "Tensors of the parameters' shapes as a vector, without what is pruned"
+        parts = []
+        for (n, p), t in zip(self.params.items(), tensors, strict=True):
+            t = torch.zeros_like(p) if t is None else t
+            t = t.flatten() if self.masks[n] is None else t.flatten()[self.masks[n]]
+            parts.append(t.double().cpu())
+        return torch.cat(parts).numpy()
+
+    def __call__(self, v):
+        parts, ps, res = self._unpacked(v), list(self.params.values()), np.zeros(sum(self.sizes))
+        n_items = sum(map(find_bs, self.batches))
+        reset_state(self.learn)
+        for i, b in enumerate(self.batches):
+            with random_kept(self.learn):
+                loss = loss_of(self.learn, b, i)
+            if loss is None:
+                continue
+            loss = loss * find_bs(b) / n_items
+            g = torch.autograd.grad(loss, ps, create_graph=True, allow_unused=True)
+            dot = sum((a * b).sum() for a, b in zip(g, parts, strict=True) if a is not None)
+            if not torch.is_tensor(dot) or not dot.requires_grad:
+                continue  # linear
+            res = res + self._packed(torch.autograd.grad(dot, ps, allow_unused=True))
+        return res
+
+# %% ../../nbs/analysis/hessian.ipynb #3080c490
 @patch
 def hessian_spectrum(
     self: Learner,
@@ -32,74 +81,31 @@ def hessian_spectrum(
     tol: float = 1e-3,  # Relative accuracy
     seed: int = 0,  # Of the vector that the search begins with, and of the choice of batches
 ) -> np.ndarray:  # [k], largest first
-    "The largest eigenvalues of the loss's Hessian at the present weights, in evaluation mode, restricted to weights that are not pruned (Gadhikar et al. 2024, figure 2c)"
+    """The largest eigenvalues of the loss's Hessian at the present weights, in evaluation mode, restricted to weights
+    that are not pruned (Gadhikar et al. 2024, figure 2c)"""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
     check_n_batches(n_batches)
-    params = {n: p for n, p in unwrap(self.model).named_parameters() if p.requires_grad}
-    if include is not None:
-        params = {n: p for n, p in prunable_weights(self.model, include).items() if p.requires_grad}
+    every = unwrap(self.model).named_parameters() if include is None else prunable_weights(self.model, include).items()
+    params = {n: p for n, p in every if p.requires_grad}
     if not params:
         raise ValueError("there is no trainable parameter to take the Hessian of")
-    masks = self.masks or {}
-    kept = {n: masks[n].flatten() if n in masks else None for n in params}
-    sizes = [p.numel() if kept[n] is None else int(kept[n].count_nonzero()) for n, p in params.items()]
-    N = sum(sizes)
-    if N < 2:
-        raise ValueError(f"there are {N} weights that are not pruned, and the search needs 2 at least")
-    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k < N:
-        raise ValueError(f"k={k!r}: needs a whole number from 1 to {N - 1}")
-    pick = lambda n, t: t.flatten() if kept[n] is None else t.flatten()[kept[n]]
-    ps = list(params.values())
-    if isinstance(tol, bool) or not isinstance(tol, Number) or not 0 <= tol < 1:
-        raise ValueError(f"tol={tol!r}: needs a relative accuracy in [0,1)")
+    product = _HessianProduct(self, params)
+    size = sum(product.sizes)
+    if size < 2:
+        raise ValueError(f"there are {size} weights that are not pruned, and the search needs 2 at least")
+    check_whole(most=size - 1, k=k)
+    check_fraction('a relative accuracy in [0,1)', tol=tol)
     no_second = second_derivatives('hessian_spectrum')
     with undisturbed(self), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), no_second, as_in_fit(self, False):
         seed_round(self, seed)
         to_model(self, False)
-        batches = list(itertools.islice(self.dls.train, n_batches))
-        if not batches:
+        product.batches = list(itertools.islice(self.dls.train, n_batches))
+        if not product.batches:
             raise ValueError("the training DataLoader has no batches")
-        n_items = sum(map(find_bs, batches))
-
-        def product(v):
-            parts = []
-            for (n, p), x in zip(params.items(), torch.as_tensor(v).split(sizes)):
-                full = torch.zeros(p.numel(), dtype=p.dtype, device=p.device)
-                if kept[n] is None:
-                    full.copy_(x)
-                else:
-                    full[kept[n]] = x.to(p.device, p.dtype)
-                parts.append(full.view_as(p))
-            res = np.zeros(N)
-            reset_state(self)
-            for i, b in enumerate(batches):
-                with random_kept(self):
-                    loss = loss_of(self, b, i)
-                if loss is None:
-                    continue
-                loss = loss * find_bs(b) / n_items
-                g = torch.autograd.grad(loss, ps, create_graph=True, allow_unused=True)
-                dot = sum((a * b).sum() for a, b in zip(g, parts) if a is not None)
-                if not torch.is_tensor(dot) or not dot.requires_grad:
-                    continue  # linear
-                h = torch.autograd.grad(dot, ps, allow_unused=True)
-                res = (
-                    res
-                    + torch.cat(
-                        [
-                            pick(n, torch.zeros_like(p) if o is None else o).double().cpu()
-                            for (n, p), o in zip(params.items(), h)
-                        ]
-                    ).numpy()
-                )
-            return res
-
-        op, first = (
-            LinearOperator((N, N), matvec=lambda v: product(v.ravel()), dtype=np.float64),
-            np.random.default_rng(seed).normal(size=N),
-        )
+        operator = LinearOperator((size, size), matvec=lambda v: product(v.ravel()), dtype=np.float64)
+        first = np.random.default_rng(seed).normal(size=size)
         if not product(first).any():
             return np.zeros(k)
-        values = eigsh(op, k=k, which='LA', tol=tol, v0=first, return_eigenvectors=False)
+        values = eigsh(operator, k=k, which='LA', tol=tol, v0=first, return_eigenvectors=False)
     return np.sort(values)[::-1]

@@ -12,13 +12,15 @@ from numbers import Integral, Number
 import pandas as pd
 from fastai.basics import Learner, patch
 
-from .paths import LinearPath, _check_path, _check_states, _state
+from .paths import LinearPath, check_path
+from .states import check_states, state_from
 from ..core.checks import check_whole
 from ..core.names import unwrap
+from ..core.plotting import add_grid, axes_or_new
 from ..learner.keep import set_masks
 from ..learner.states import StartAt, StateAt, restoring, seed_round, starting_at, state_of
-from ..recipes.lottery import plan_of
-from ..recipes.tickets import Ticket, _check_ticket
+from ..recipes.planning import plan_of
+from ..recipes.ticket import Ticket, check_ticket
 from ..training.callback import SparsifyCallback
 
 # %% ../../nbs/analysis/instability.ipynb #07a64253
@@ -27,39 +29,39 @@ def _start_of(learn, start):
     if start is None:
         start = Ticket(state_of(learn), learn.masks or {})
     elif not isinstance(start, Ticket):
-        start = Ticket(_state(start, 'start'), {})
-    return start._with(state={n: t.clone() for n, t in start.state.items()})
+        start = Ticket(state_from(start, 'start'), {})
+    return start.replace(state={n: t.clone() for n, t in start.state.items()})
 
 
-def _copies(learn, start, fit, seeds, passed):
-    """States after training from `start` with each of `seeds`; `passed` makes callbacks that pass over what lies
-    behind it"""
+def _copies(learn, start, fit, seeds, skipping):
+    """States after training from `start` with each of `seeds`. `skipping` makes callbacks that skip what lies behind
+    the start"""
     with restoring(learn):
         res = []
         for seed in seeds:
             learn.load_ticket(start)
             seed_round(learn, seed)
-            fit(learn, passed())
+            fit(learn, skipping())
             res.append(state_of(learn))
     return res
 
-
+# %% ../../nbs/analysis/instability.ipynb #06a4e627
 class _Moment(StateAt):
-    "What a training is at after some steps: weights, masks, and how far its pruning has come"
+    "A point in a training: weights, masks, and the state of its pruning"
 
     def _take(self):
         super()._take()
-        self.kept, self.how = self.learn.masks, self.learn.masks and self.learn.keep_masks.origin
+        self.masks, self.origin = self.learn.masks, self.learn.masks and self.learn.keep_masks.origin
         cb = _pruning(self.learn)
         self.pruning = deepcopy(cb.state_dict()) if cb else None
 
     def begin(self, learn):
         "Go on from there, in a training that has made its plans"
         unwrap(learn.model).load_state_dict(self.state)
-        if self.kept is None:
+        if self.masks is None:
             learn.remove_masks()
         else:
-            set_masks(learn, self.kept, self.how)
+            set_masks(learn, self.masks, self.origin)
         if (cb := _pruning(learn)) and self.pruning:
             cb.load_state_dict(deepcopy(self.pruning))
 
@@ -80,7 +82,7 @@ def _pairs(seeds):
     seeds = tuple(seeds)
     return [_check_pair(s) for s in ([seeds] if all(isinstance(s, Number) for s in seeds) else seeds)]
 
-
+# %% ../../nbs/analysis/instability.ipynb #52d03d8e
 @patch
 def instability(
     self: Learner,
@@ -88,20 +90,23 @@ def instability(
     fit,  # Function (learn, cbs) that trains
     seeds=(0, 1),  # Of the noise in training, one for each copy
     n: int = 11,  # Points of the path
-    skip: int | None = None,  # Batches of `fit` that lie behind `start`: passed over; the ticket's, or 0, if None
+    skip: int | None = None,  # Batches of `fit` that lie behind `start`, to skip; the ticket's, or 0, if None
     **kwargs,  # As for `linear_path`: dl, metrics, bn, train, ...
 ) -> LinearPath:  # The path between the two copies
-    """Trains two copies that differ in SGD noise alone, and gives the path between them (Frankle et al. 2020). From a
+    """Train two copies that differ in SGD noise alone, and return the path between them (Frankle et al. 2020). From a
     state within a training they train the rest of it: a ticket with rewound weights knows where that is. Each copy
-    has a new optimizer. The Learner's weights and masks are as before when it ends"""
-    _check_path(n, **kwargs)
+    has a new optimizer. The Learner has its own weights and masks again at the end"""
+    check_path(n, **kwargs)
     if start is not None and not isinstance(start, Ticket):
-        _check_states(unwrap(self.model).state_dict(), start=_state(start, 'start'))
+        check_states(unwrap(self.model).state_dict(), start=state_from(start, 'start'))
     check_whole('batches', 0, skip=skip or 0)
     seeds, start = _check_pair(seeds), _start_of(self, start)
     skip = start.start if skip is None else skip
     plan_of(self, fit, start=skip)
     return self.linear_path(*_copies(self, start, fit, seeds, lambda: starting_at(skip)), n=n, **kwargs)
+
+# %% ../../nbs/analysis/instability.ipynb #82562099
+_ROW = ('instability', 'error', 'error_barrier', 'loss_barrier', 'error_line_barrier', 'loss_line_barrier')
 
 
 class Stability(pd.DataFrame):
@@ -122,10 +127,7 @@ class Stability(pd.DataFrame):
         x = next(k for k in ('round', 'step') if k in self.columns)
         if metric not in self.columns:
             raise ValueError(f"metric={metric!r} is no column of this table: use one of {', '.join(_ROW)}")
-        if ax is None:
-            import matplotlib.pyplot as plt
-
-            ax = plt.subplots(figsize=(5, 3), layout='constrained')[1]
+        ax = axes_or_new(ax, figsize=(5, 3))
         df = pd.DataFrame(self)
         for name, rows in df.groupby('name', sort=False) if 'name' in df else [('', df)]:
             by = rows.groupby(x)[metric]
@@ -135,20 +137,14 @@ class Stability(pd.DataFrame):
             xlabel={'round': 'round of pruning', 'step': 'rewound to step'}[x],
             ylabel=metric.replace('_', ' '),
         )
-        if 'name' in df:
-            ax.legend(fontsize='small')
-        ax.grid(alpha=0.3)
-        return ax
-
-
-_ROW = ('instability', 'error', 'error_barrier', 'loss_barrier', 'error_line_barrier', 'loss_line_barrier')
+        return add_grid(ax, legend='name' in df)
 
 
 def _row(path):
     above, line, error = path.barrier, path.line_barrier, float((path.errors[0] + path.errors[-1]) / 2)
-    return dict(zip(_ROW, (path.instability, error, above.error, above.loss, line.error, line.loss)))
+    return dict(zip(_ROW, (path.instability, error, above.error, above.loss, line.error, line.loss), strict=True))
 
-
+# %% ../../nbs/analysis/instability.ipynb #1bed17d5
 @patch
 def instability_by_round(
     self: Learner,
@@ -159,30 +155,21 @@ def instability_by_round(
     **kwargs,  # As for `linear_path`
 ) -> Stability:  # Columns name, round, sparsity, instability, error of the copies, and barriers; with `.plot()`
     "How stable tickets are, round by round (Hubens et al. 2021, figure 3)"
-    pairs, _ = _pairs(seeds), _check_path(n, **kwargs)
-    named = {
-        k: [ts] if isinstance(ts, Ticket) else list(ts)
-        for k, ts in (tickets if isinstance(tickets, dict) else {'': tickets}).items()
-    }
+    pairs, rows = _pairs(seeds), []
+    check_path(n, **kwargs)
+    by_name = tickets if isinstance(tickets, dict) else {'': tickets}
+    named = {k: [ts] if isinstance(ts, Ticket) else list(ts) for k, ts in by_name.items()}
     for t in [t for ts in named.values() for t in ts]:
-        _check_ticket(self, t)
-    rows = [
-        dict(
-            **({'name': name} if isinstance(tickets, dict) else {}),
-            round=t.story.get('round', i),
-            sparsity=t.sparsity,
-            seeds=str(s),
-            **_row(self.instability(t, fit, s, n, **kwargs)),
-        )
-        for name, ts in named.items()
-        for i, t in enumerate(ts)
-        for s in pairs
-    ]
+        check_ticket(self, t)
+    for name, i, t, s in [(name, i, t, s) for name, ts in named.items() for i, t in enumerate(ts) for s in pairs]:
+        row = dict(name=name) if isinstance(tickets, dict) else {}
+        row.update(round=t.story.get('round', i), sparsity=t.sparsity, seeds=str(s))
+        rows.append({**row, **_row(self.instability(t, fit, s, n, **kwargs))})
     if not rows:
         raise ValueError("tickets: there are none")
     return Stability(rows)
 
-
+# %% ../../nbs/analysis/instability.ipynb #d0358b1a
 @patch
 def instability_by_rewind(
     self: Learner,
@@ -196,8 +183,9 @@ def instability_by_rewind(
     """How far into training a network becomes stable (Frankle et al. 2020, figure 3). From step k, copies train the
     steps after it with their rates, their positions in the data and, if `fit` prunes, their sparsities. Each copy has
     a new optimizer, as in the authors' code. After the last step nothing is left to train, and the barrier is 0. The
-    Learner's weights and masks are as before when it ends"""
-    steps, pairs, _ = list(steps), _pairs(seeds), _check_path(n, **kwargs)
+    Learner has its own weights and masks again at the end"""
+    steps, pairs = list(steps), _pairs(seeds)
+    check_path(n, **kwargs)
     if not steps or not all(isinstance(o, Integral) and o >= 0 for o in steps):
         raise ValueError(f"steps={steps!r}: needs whole numbers of at least 0")
     total = plan_of(self, fit).steps[-1]

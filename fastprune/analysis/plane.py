@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from fastai.basics import Learner, patch, store_attr
 
-from .paths import _check_bn, _check_states, _putter, _state
+from .states import check_bn, check_states, point_setter, state_from
+from ..core.checks import check_whole
 from ..core.names import state_names, unwrap
+from ..core.plotting import axes_or_new
 from ..learner.evaluate import as_model_state, evaluate_points, evaluating
 
 # %% ../../nbs/analysis/plane.ipynb #11229f06
 class Plane:
-    "Losses [n,n] on the plane through three states; `xs` and `ys` are distances in weights from the first, `points` the states' own places"
+    """Losses [n,n] on the plane through three states. `xs` and `ys` are distances in weights from the first state;
+    `points` are the places of the three"""
 
     def __init__(self, xs: np.ndarray, ys: np.ndarray, losses: np.ndarray, points: np.ndarray):
         store_attr()
@@ -31,29 +34,22 @@ class Plane:
         levels: int = 20,  # Contours, at equal ratios of the loss
     ):  # Matplotlib axes
         "The loss as contours"
-        import matplotlib.pyplot as plt
         from matplotlib.colors import LogNorm
 
-        if ax is None:
-            ax = plt.subplots(figsize=(4.5, 3.4), layout='constrained')[1]
+        ax = axes_or_new(ax, figsize=(4.5, 3.4))
         low = max(self.losses.min(), 1e-6)
-        drawn = ax.contourf(
-            self.xs,
-            self.ys,
-            self.losses.clip(low),
-            np.geomspace(low, max(self.losses.max(), low * 1.01), levels),
-            norm=LogNorm(),
-            cmap='viridis',
-        )
+        levels = np.geomspace(low, max(self.losses.max(), low * 1.01), levels)
+        losses = self.losses.clip(low)
+        drawn = ax.contourf(self.xs, self.ys, losses, levels, norm=LogNorm(), cmap='viridis')
         bar = ax.figure.colorbar(drawn, ax=ax, label='loss', format='%.3g')
         bar.ax.minorticks_off()
-        for (x, y), label in zip(self.points, labels):
+        for (x, y), label in zip(self.points, labels, strict=False):
             ax.plot(x, y, 'o', color='white', mec='black')
             ax.annotate(label, (x, y), textcoords='offset points', xytext=(5, 5), color='white', weight='bold')
         ax.set(xlabel='distance in weights', ylabel='distance in weights', aspect='equal')
         return ax
 
-
+# %% ../../nbs/analysis/plane.ipynb #9d137282
 @patch
 @torch.no_grad()
 def plane(
@@ -64,16 +60,16 @@ def plane(
     n: int = 15,  # Points along each axis, at least 2
     margin: float = 0.3,  # How far to go beyond the states, as a fraction of their distances
     dl=None,  # DataLoader to evaluate on; the validation set if None
-    bn: str = 'interpolate',  # BatchNorm's statistics: 'interpolate' them, or 'recalibrate' on training data at each point
+    bn: str = 'interpolate',  # BatchNorm's statistics: 'interpolate' them, or 'recalibrate' them on training data
     n_batches: int | None = None,  # Training batches to recalibrate on; an epoch if None
     memory: int = 2**30,  # Bytes of batches to hold at once
 ) -> Plane:  # With `.losses`, `.plot()`
-    "The loss on the plane through three states (Garipov et al. 2018). The Learner's weights and masks are as before when it ends"
-    if n != int(n) or n < 2:
-        raise ValueError(f"n={n!r}: a plane needs at least 2 points along each axis")
-    _check_bn(bn)
-    named = dict(a=_state(a, 'a'), b=_state(b, 'b'), c=_state(c, 'c'))
-    _check_states(unwrap(self.model).state_dict(), **named)
+    """The loss on the plane through three states (Garipov et al. 2018). The Learner has its own weights and masks again
+    at the end"""
+    check_whole(least=2, needs='at least 2 points along each axis, a whole number', n=int(n) if n == int(n) else n)
+    check_bn(bn)
+    named = dict(a=state_from(a, 'a'), b=state_from(b, 'b'), c=state_from(c, 'c'))
+    check_states(unwrap(self.model).state_dict(), **named)
     names = list(state_names(self.model).values())
     states = [as_model_state(s, self) for s in named.values()]
     u, v = (torch.cat([(s[k] - states[0][k]).flatten().double() for k in names]) for s in states[1:])
@@ -92,6 +88,6 @@ def plane(
     points = [coefs(px, py) for py in ys for px in xs]
     with evaluating(self) as target:
         self.model.eval()
-        put = _putter(self, target, states, points, bn, n_batches, memory)
+        put = point_setter(self, target, states, points, bn, n_batches, memory)
         losses, _ = evaluate_points(self, self.dls.valid if dl is None else dl, points, put, [], memory)
     return Plane(xs, ys, losses.reshape(len(ys), len(xs)), np.array([(0, 0), (x, 0), (along, y)]))

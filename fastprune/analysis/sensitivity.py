@@ -12,10 +12,10 @@ import pandas as pd
 import torch
 from fastai.basics import Learner, patch
 
-from .weights import _axes
 from ..core.compute import compute_masks
 from ..core.granularity import fitting_weights
 from ..core.layouts import transposed_groups
+from ..core.plotting import add_grid, axes_or_new
 from ..core.targets import asked_for, check_sparsity
 from ..core.weights import prunable_weights
 from ..criteria.ranking import ranked
@@ -24,7 +24,8 @@ from ..learner.evaluate import evaluate_points, evaluating
 
 # %% ../../nbs/analysis/sensitivity.ipynb #d5864025
 class Sensitivity(pd.DataFrame):
-    "A metric for each tensor that alone is pruned, a row each, and a column for each sparsity; column 0 is the network as it is"
+    """A metric for each tensor that alone is pruned: a row for each tensor, a column for each sparsity. Column 0 is the
+    network as it is"""
 
     _metadata = ['metric']
 
@@ -37,15 +38,37 @@ class Sensitivity(pd.DataFrame):
         ax=None,  # Matplotlib axes to draw on; new ones if None
     ):  # Matplotlib axes
         "A line for each tensor"
-        ax = _axes(ax, figsize=(6, 3))
+        ax = axes_or_new(ax, figsize=(6, 3))
         for n, row in self.iterrows():
             ax.plot([100 * s for s in self.columns], row, marker='.', label=n)
         ax.set(xlabel='sparsity of that tensor alone (%)', ylabel=getattr(self, 'metric', None) or 'metric')
-        ax.legend(fontsize='x-small', loc='upper left', bbox_to_anchor=(1, 1))
-        ax.grid(alpha=0.3)
-        return ax
+        return add_grid(ax, legend='outside')
+
+# %% ../../nbs/analysis/sensitivity.ipynb #e05f4c72
+def _pruner(weights, masks):
+    "A function that prunes one tensor to one sparsity, (name, sparsity), and brings back the one before"
+    saved, changed = {n: p.detach().clone() for n, p in weights.items()}, []
+
+    def put(point):
+        for n in changed:
+            weights[n].copy_(saved[n])
+        changed.clear()
+        n, s = point
+        if n is None:
+            return
+        weights[n].copy_(saved[n] * masks[s][n])
+        changed.append(n)
+
+    return put
 
 
+def _checked(sparsities):
+    "The sparsities to try, each once; raises `ValueError`"
+    if isinstance(sparsities, (Number, str)) or not len(list(sparsities)):
+        raise ValueError(f"sparsities={sparsities!r}: needs a list of sparsities to try")
+    return [s for s in dict.fromkeys(check_sparsity(s, 'sparsities') for s in sparsities) if s]
+
+# %% ../../nbs/analysis/sensitivity.ipynb #b0cb7cef
 @patch
 @torch.no_grad()
 def sensitivity(
@@ -59,10 +82,9 @@ def sensitivity(
     exclude=None,  # The same, to leave out
     memory: int = 2**30,  # Bytes of batches to hold at once
 ) -> Sensitivity:  # With `.plot()`
-    "The metric when each tensor alone is pruned, inside of what `learn.masks` keeps. Batches are loaded once; the Learner is as before when it ends"
-    if isinstance(sparsities, (Number, str)) or not len(list(sparsities)):
-        raise ValueError(f"sparsities={sparsities!r}: needs a list of sparsities to try")
-    sparsities = [s for s in dict.fromkeys(check_sparsity(s, 'sparsities') for s in sparsities) if s]
+    """The metric when each tensor alone is pruned, inside of what `learn.masks` keeps. The Learner has its own weights
+    again at the end"""
+    sparsities = _checked(sparsities)
     if not callable(criterion):
         raise ValueError(f"criterion={criterion!r} is not a function from weights to scores")
     names = [m.name for m in self.metrics]
@@ -78,23 +100,11 @@ def sensitivity(
     held = self.masks or {}
     keep = {n: held.get(n, torch.ones_like(p, dtype=torch.bool)) for n, p in weights.items()}
     masks = {s: compute_masks(scores, s, 'local', granularity, keep, absolute, layouts) for s in sparsities}
-    saved = {n: p.detach().clone() for n, p in weights.items()}
-    points, changed = [(None, 0.0), *[(n, s) for n in weights for s in sparsities]], []
-
-    def put(point):
-        for n in changed:
-            weights[n].copy_(saved[n])
-        changed.clear()
-        n, s = point
-        if n is None:
-            return
-        weights[n].copy_(saved[n] * masks[s][n])
-        changed.append(n)
-
+    points, put = [(None, 0.0), *[(n, s) for n in weights for s in sparsities]], _pruner(weights, masks)
     with evaluating(self):
         self.model.eval()
         losses, metrics = evaluate_points(self, self.dls.valid if dl is None else dl, points, put, self.metrics, memory)
-    values = dict(zip(points, losses if metric == 'loss' else metrics[metric]))
+    values = dict(zip(points, losses if metric == 'loss' else metrics[metric], strict=True))
     res = Sensitivity(
         [[values[None, 0.0], *[values[n, s] for s in sparsities]] for n in weights],
         index=list(weights),

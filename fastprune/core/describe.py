@@ -119,18 +119,18 @@ def _tensor(x, seen):
             return _listed(x.ravel().tolist(), seen)
         if x.dtype.kind not in 'biuf':
             return f'{x.dtype} {list(x.shape)}'
-        what, dense, size, values = f'{x.dtype} {list(x.shape)}', True, x.nbytes, x.size
+        header, dense, size, values = f'{x.dtype} {list(x.shape)}', True, x.nbytes, x.size
     else:
         x, dense = x.detach(), x.layout == torch.strided and not x.is_meta
-        what, size, values = f'{str(x.dtype)[6:]} {list(x.shape)}', x.numel() * x.element_size(), x.numel()
+        header, size, values = f'{str(x.dtype)[6:]} {list(x.shape)}', x.numel() * x.element_size(), x.numel()
     if not dense:
-        return what
+        return header
     if values <= 8:
         return _described(x.tolist(), seen)
     if size > 2**24:
         x = x[_spread(len(x))]
     crc = zlib.crc32(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else tensor_crc(x)
-    return f'{what} {crc:08x}'
+    return f'{header} {crc:08x}'
 
 
 def tensor_crc(

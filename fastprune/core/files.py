@@ -29,10 +29,10 @@ from .json_files import error_line, size_of, strict_json
 def atomically(
     write,  # Function that writes to a path
     path: Path,  # Its final place
-    every: bool = False,  # Let each of several processes write a file of its own? Else the first one alone writes
+    each_process: bool = False,  # Let each of several processes write its own file? Else only the first one writes
 ):
     "`write` a new file beside `path`, and move it there when it is complete. Raises `OSError` with `path`"
-    if int(os.environ.get('RANK', 0)) and not every:
+    if int(os.environ.get('RANK', 0)) and not each_process:
         return
     tmp = path.with_name(f'{path.name[:40]}.{secrets.token_hex(6)}.part')
     try:
@@ -95,7 +95,7 @@ def save_state(
     state: dict,  # A `state_dict`
     path,  # File to write
     metadata: dict | None = None,  # Strings by name
-    every: bool = False,  # Let each of several processes write a file of its own?
+    each_process: bool = False,  # Let each of several processes write a file of its own?
 ):
     """Write a `state_dict` in safetensors format, as a whole or not at all; extra state of modules becomes JSON in the
     metadata. Raises `ValueError` for what can't be saved, and `OSError` if the file can't be written"""
@@ -104,7 +104,7 @@ def save_state(
     state = {n: t.detach().cpu().clone().contiguous() for n, t in state.items() if n not in others}
     meta = {**(metadata or {}), **({'others': json.dumps(others)} if others else {})}
     meta['checksum'] = state_crc(state, meta)
-    atomically(lambda p: save_file(state, p, meta), Path(path), every)
+    atomically(lambda p: save_file(state, p, meta), Path(path), each_process)
 
 # %% ../../nbs/core/files.ipynb #cb310106
 def check_state(state: dict):  # A `state_dict`
@@ -127,9 +127,9 @@ def check_tensor(
     "Check that a file can hold a tensor. Raises `ValueError` that names it"
     plain = t.layout == torch.strided and not (t.is_meta or t.is_quantized or t.is_nested)
     if not plain or t.dtype not in _types.values():
-        what = 'without values' if t.is_meta else f'{t.layout} {t.dtype}'
+        kind = 'without values' if t.is_meta else f'{t.layout} {t.dtype}'
         raise ValueError(
-            f"the model's state {name!r} is a tensor {what}, which a file can't hold: make it a dense tensor "
+            f"the model's state {name!r} is a tensor {kind}, which a file can't hold: make it a dense tensor "
             "of floats or whole numbers"
         )
     if name == '__metadata__' or any(0xD800 <= ord(c) < 0xE000 for c in name):

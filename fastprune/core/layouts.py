@@ -60,8 +60,8 @@ def transposed_groups(
     names, places = parameter_names(model), parameter_places(unwrap(model))
     params = {id(p): p for p in unwrap(model).parameters()}
     found = {
-        names[i]: next(filter(None, (_layout(m, n, params[i]) for m, n in at)), 0)
-        for i, at in places.items()
+        names[i]: next(filter(None, (_layout(m, n, params[i]) for m, n in owners)), 0)
+        for i, owners in places.items()
         if i in names
     }
     return {n: layout for n, layout in found.items() if layout}

@@ -10,23 +10,13 @@ import os
 import re
 
 import torch
+from fastcore.basics import patch
 
 from .files import INTS, load_tensors, pack_bits, save_state, unpack_bits
 from .selection import PIECE
 from .shards import Parts, is_dtensor, shard_like
 
 # %% ../../nbs/core/masks.ipynb #1a2d9f6e
-def _zero(w, mask):
-    "Set `w` to 0 where `mask` is False, be it inf or NaN. On a CPU by its bits, piece by piece, twice as fast as `masked_fill_`"
-    if w.device.type != 'cpu' or not (w.is_contiguous() and mask.is_contiguous() and w.is_floating_point()):
-        return w.masked_fill_(~mask, 0)
-    bits, kept = w.view(-1).view(INTS[w.element_size()]), mask.view(-1).view(torch.int8)
-    buffer = torch.empty(min(PIECE, w.numel()), dtype=bits.dtype)
-    for a in range(0, w.numel(), PIECE):
-        x = bits[a : a + PIECE]
-        x.mul_(buffer[: x.numel()].copy_(kept[a : a + PIECE]))
-
-
 def nonzeros(t: torch.Tensor) -> int:  # Any tensor, of float8, too
     "How many numbers of a tensor are not 0"
     return int((t.float() if t.is_floating_point() and t.dtype.itemsize < 2 else t).count_nonzero())
@@ -44,17 +34,30 @@ def _alike(a, b):
     return (a, shard_like(b, a)) if is_dtensor(a) else (shard_like(a, b), b)
 
 
+def _zero(w, mask):
+    """Set `w` to 0 where `mask` is False, be it inf or NaN. On a CPU the bits are multiplied piece by piece, twice as
+    fast as `masked_fill_`"""
+    if w.device.type != 'cpu' or not (w.is_contiguous() and mask.is_contiguous() and w.is_floating_point()):
+        return w.masked_fill_(~mask, 0)
+    bits, kept = w.view(-1).view(INTS[w.element_size()]), mask.view(-1).view(torch.int8)
+    buffer = torch.empty(min(PIECE, w.numel()), dtype=bits.dtype)
+    for a in range(0, w.numel(), PIECE):
+        x = bits[a : a + PIECE]
+        x.mul_(buffer[: x.numel()].copy_(kept[a : a + PIECE]))
+
+
 def _apply(w, mask):
     if is_dtensor(mask) and not is_dtensor(w):
         raise ValueError(
-            f"a mask is a DTensor, laid out as {mask.placements}, and its weight a plain tensor: use `.full_tensor()` of the mask"
+            f"a mask is a DTensor, laid out as {mask.placements}, and its weight a plain tensor: use "
+            "`.full_tensor()` of the mask"
         )
     if is_dtensor(w):
         parts = Parts({'w': w})
         w, mask = parts.local['w'], parts.part_of('w', mask)
     _zero(w, mask.to(w.device))
 
-
+# %% ../../nbs/core/masks.ipynb #1c633c87
 def _packed(m):
     "A mask as (shape, its bits on its device); a DTensor as it is"
     return m if is_dtensor(m) else (tuple(m.shape), pack_bits(m).to(m.device))
@@ -65,7 +68,7 @@ def _from_packed(packed):
     spread = lambda n, shape, bits: unpack_bits(bits.cpu(), shape, n).to(bits.device)
     return Masks({n: spread(n, *o) if isinstance(o, tuple) else o for n, o in packed.items()})
 
-
+# %% ../../nbs/core/masks.ipynb #bd36ef15
 class Masks(dict):
     "Name -> bool tensor of the weight's shape, True where it is kept"
 
@@ -84,7 +87,10 @@ class Masks(dict):
 
     def __repr__(self):
         if any(map(is_dtensor, self.values())):
-            return f"Masks of {len(self)} tensors, spread over processes: `.n_kept` and `.sparsity` count them, if all processes ask"
+            return (
+                f"Masks of {len(self)} tensors, spread over processes: `.n_kept` and `.sparsity` count them, if all "
+                "processes ask"
+            )
         line = lambda n, kept, size: (
             f"{n}: {kept:,} of {size:,} weights kept, {100 * (1 - kept / size if size else 0):.4g}% pruned"
         )
@@ -111,23 +117,8 @@ class Masks(dict):
         "Number of weights that are kept"
         return sum(map(_kept, self.values()))
 
-    def jaccard(
-        self,
-        other: dict,  # Masks of the same weights
-    ) -> float:  # Distance in [0,1]: 0 if both keep the same, 1 if they have nothing in common
-        "1 - |A and B| / |A or B| of the kept sets (mask distance of Srinivas et al. 2022, table 5)"
-        if self.keys() != other.keys():
-            raise ValueError(
-                f"masks of other weights: {sorted(self.keys() ^ other.keys())[0]!r} is in one of them alone"
-            )
-        self.check(other)
-        both, either = (
-            sum(_kept(f(*_alike(m, other[n].to(m.device)))) for n, m in self.items())
-            for f in (torch.logical_and, torch.logical_or)
-        )
-        return 1 - both / either if either else 0.0
-
     def copy(self) -> 'Masks':
+        "Another dict of the same tensors"
         return type(self)(self)
 
     __copy__ = copy
@@ -139,77 +130,100 @@ class Masks(dict):
     def __reduce_ex__(self, protocol):
         return _from_packed, ({n: _packed(m) for n, m in self.items()},)  # a bit a weight in a pickle, too
 
-    def check(
-        self,
-        weights: dict,  # Name -> tensor
-    ):  # self; raises `ValueError` with the first tensor that differs
-        "Make sure that there is a weight of the same shape for each mask"
-        for n, m in self.items():
-            if n not in weights:
-                raise ValueError(
-                    f"the masks are for another model: it has no weight {n!r}. It has {', '.join(map(repr, list(weights)[:5]))}, ..."
-                )
-            if weights[n].shape != m.shape:
-                raise ValueError(
-                    f"the masks are for another model: {n!r} has shape {tuple(weights[n].shape)}, its mask {tuple(m.shape)}"
-                )
-        return self
+# %% ../../nbs/core/masks.ipynb #4b8ff86f
+@patch
+def check(
+    self: Masks,
+    weights: dict,  # Name -> tensor
+):  # self; raises `ValueError` with the first tensor that differs
+    "Make sure that there is a weight of the same shape for each mask"
+    for n, m in self.items():
+        if n not in weights:
+            some = ', '.join(map(repr, list(weights)[:5]))
+            raise ValueError(f"the masks are for another model: it has no weight {n!r}. It has {some}, ...")
+        if weights[n].shape != m.shape:
+            shape = tuple(weights[n].shape)
+            raise ValueError(f"the masks are for another model: {n!r} has shape {shape}, its mask {tuple(m.shape)}")
+    return self
 
-    @torch.no_grad()
-    def apply_(
-        self,
-        weights: dict,  # Name -> tensor, changed in place
-    ) -> dict:  # `weights`
-        "Set pruned weights to exactly 0"
-        for n, m in self.check(weights).items():
-            _apply(weights[n], m)
-        return weights
 
-    def save(
-        self,
-        path,  # File to write, in safetensors format with 1 bit a weight
-    ):
-        "Write to `path`. DTensors are gathered one after the other: all processes of their mesh have to call it, and its first one writes. Of pieces of plain tensors, each process writes its own: give each a name"
-        packed = {n: pack_bits(m.full_tensor() if is_dtensor(m) else m) for n, m in self.items()}
-        spread = next(filter(is_dtensor, self.values()), None)
-        if spread is not None and any(spread.device_mesh.get_coordinate()):
-            return
-        shapes = {f'shape {n}': ','.join(map(str, m.shape)) for n, m in self.items()}
-        save_state(packed, path, {'format': 'fastprune masks', **shapes}, every=True)
+@patch
+@torch.no_grad()
+def apply_(
+    self: Masks,
+    weights: dict,  # Name -> tensor, changed in place
+) -> dict:  # `weights`
+    "Set pruned weights to exactly 0"
+    for n, m in self.check(weights).items():
+        _apply(weights[n], m)
+    return weights
 
-    @classmethod
-    def load(
-        cls,
-        path,  # File that `save` wrote
-    ) -> 'Masks':  # On the CPU; they go to a weight's device when applied
-        "Read from `path`. Raises `ValueError` for a file that is damaged, or not one of masks"
-        os.stat(path)  # FileNotFoundError
-        packed, meta = load_tensors(path, foreign=True)
-        if meta.pop('format', None) != 'fastprune masks':
-            raise ValueError(f"{path} is not a file of masks: it was not written by Masks.save")
-        meta.pop('checksum', None)  # those of earlier versions have none
-        shapes = {n: meta.pop(f'shape {n}', 'none') for n in packed}
-        if meta:
-            raise ValueError(f"{path} is damaged: it says {next(iter(meta))[:80]!r}, which no file of masks does")
-        try:
-            return cls({n: unpack_bits(packed.pop(n), cls._shape(n, shape), n) for n, shape in shapes.items()})
-        except ValueError as e:
-            raise ValueError(f"{path} is damaged: {e}") from e
 
-    @staticmethod
-    def _shape(n, text):
-        "A shape from its numbers, separated by commas"
-        if not re.fullmatch(r'(\d{1,19}(,\d{1,19}){0,63})?', text, re.ASCII):
-            raise ValueError(f"the shape and size of {n[:80]!r} don't agree")
-        return tuple(map(int, filter(None, text.split(','))))
+@patch(cls_method=True)
+def from_zeros(
+    cls: Masks,
+    weights: dict,  # Name -> tensor
+) -> Masks:
+    "Masks that prune what is exactly 0 in `weights`"
+    return cls({n: p.detach() != 0 for n, p in weights.items()})
 
-    @classmethod
-    def from_zeros(
-        cls,
-        weights: dict,  # Name -> tensor
-    ) -> 'Masks':
-        "Masks that prune what is exactly 0 in `weights`"
-        return cls({n: p.detach() != 0 for n, p in weights.items()})
+
+@patch
+def jaccard(
+    self: Masks,
+    other: dict,  # Masks of the same weights
+) -> float:  # Distance in [0,1]: 0 if both keep the same, 1 if they have nothing in common
+    "1 - |A and B| / |A or B| of the kept sets (mask distance of Srinivas et al. 2022, table 5)"
+    if self.keys() != other.keys():
+        raise ValueError(f"masks of other weights: {sorted(self.keys() ^ other.keys())[0]!r} is in one of them alone")
+    self.check(other)
+    both, either = (
+        sum(_kept(f(*_alike(m, other[n].to(m.device)))) for n, m in self.items())
+        for f in (torch.logical_and, torch.logical_or)
+    )
+    return 1 - both / either if either else 0.0
+
+# %% ../../nbs/core/masks.ipynb #c5b14ea6
+@patch
+def save(
+    self: Masks,
+    path,  # File to write, in safetensors format with 1 bit a weight
+):
+    """Write to `path`. DTensors are gathered one after the other: all processes of their mesh have to call it, and the
+    first one writes. Of pieces of plain tensors, each process writes its own: give each a name"""
+    packed = {n: pack_bits(m.full_tensor() if is_dtensor(m) else m) for n, m in self.items()}
+    spread = next(filter(is_dtensor, self.values()), None)
+    if spread is not None and any(spread.device_mesh.get_coordinate()):
+        return
+    shapes = {f'shape {n}': ','.join(map(str, m.shape)) for n, m in self.items()}
+    save_state(packed, path, {'format': 'fastprune masks', **shapes}, each_process=True)
+
+
+def _shape(n, text):
+    "A shape from its numbers, separated by commas"
+    if not re.fullmatch(r'(\d{1,19}(,\d{1,19}){0,63})?', text, re.ASCII):
+        raise ValueError(f"the shape and size of {n[:80]!r} don't agree")
+    return tuple(map(int, filter(None, text.split(','))))
+
+
+@patch(cls_method=True)
+def load(
+    cls: Masks,
+    path,  # File that `save` wrote
+) -> Masks:  # On the CPU; they go to a weight's device when applied
+    "Read from `path`. Raises `ValueError` for a file that is damaged, or not one of masks"
+    os.stat(path)  # FileNotFoundError
+    packed, meta = load_tensors(path, foreign=True)
+    if meta.pop('format', None) != 'fastprune masks':
+        raise ValueError(f"{path} is not a file of masks: it was not written by Masks.save")
+    meta.pop('checksum', None)  # those of earlier versions have none
+    shapes = {n: meta.pop(f'shape {n}', 'none') for n in packed}
+    if meta:
+        raise ValueError(f"{path} is damaged: it says {next(iter(meta))[:80]!r}, which no file of masks does")
+    try:
+        return cls({n: unpack_bits(packed.pop(n), _shape(n, shape), n) for n, shape in shapes.items()})
+    except ValueError as e:
+        raise ValueError(f"{path} is damaged: {e}") from e
 
 # %% ../../nbs/core/masks.ipynb #22b87c17
 def check_bool(

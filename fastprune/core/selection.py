@@ -111,7 +111,7 @@ class Pieces:
 
     def count_nan(self):
         "The number of pieces with NaN"
-        return sum(self.has_nan(*at, self.read(*at)) for at in self)
+        return sum(self.has_nan(*piece, self.read(*piece)) for piece in self)
 
     def buffer(self, like, dtype):
         "A scratch buffer as long as `like`, on its device"
@@ -157,7 +157,7 @@ def count(
     "How many scores compare so with `value`"
     if self.absolute and op is torch.lt and value <= 0:
         return 0  # common: `lo` is 0 in a pruned tensor
-    return sum(count_true(self.compare(op, *at, self.read(*at), value)) for at in self)
+    return sum(count_true(self.compare(op, *piece, self.read(*piece), value)) for piece in self)
 
 
 @patch
@@ -198,7 +198,7 @@ def _keep_above(p, k, flat, threshold, n_above=None):
 
 def _directly(p, k, flat):
     "Find the threshold by `torch.kthvalue`"
-    x = [p.read(*at).clone() if p.keep is None else p.read(*at)[p.keep[at[0]][at[1]]] for at in p]
+    x = [p.read(i, where).clone() if p.keep is None else p.read(i, where)[p.keep[i][where]] for i, where in p]
     x = torch.cat([o.to(p.xs[0].device) for o in x])
     if x.isnan().any():
         raise NaNError

@@ -24,10 +24,14 @@ def _pattern(t, mask):
         return None
     ints = INTS[t.element_size()]
     # bits without the sign: comparing floats may take subnormal numbers for 0
-    kept = t.contiguous().view(ints) & torch.iinfo(ints).max != 0
-    if mask is not None and not (kept & ~mask).any():
-        kept = mask
-    return kept if int(kept.count_nonzero()) * t.element_size() + t.numel() / 8 < t.numel() * t.element_size() else None
+    pattern = t.contiguous().view(ints) & torch.iinfo(ints).max != 0
+    if mask is not None and not (pattern & ~mask).any():
+        pattern = mask
+    return (
+        pattern
+        if int(pattern.count_nonzero()) * t.element_size() + t.numel() / 8 < t.numel() * t.element_size()
+        else None
+    )
 
 
 def _check_masks(masks, state):
@@ -78,14 +82,14 @@ def save_sparse(
             if mask is not None:
                 whole[f'mask {n}'] = pack_bits(mask)
             continue
-        kept = _pattern(t := t.cpu(), mask)
-        if kept is None:
+        pattern = _pattern(t := t.cpu(), mask)
+        if pattern is None:
             whole[f'dense {n}'] = t if mask is None else torch.where(mask | (t != 0), t, 0).to(t.dtype)
         else:
-            values = t.contiguous()[kept]
-            whole[f'values {n}'], whole[f'bits {n}'] = _halved(n, values) if half else values, pack_bits(kept)
-            entries[n] = {'shape': list(t.shape), 'dtype': str(t.dtype)[6:], 'mask': kept is mask}
-        if mask is not None and kept is not mask:
+            values = t.contiguous()[pattern]
+            whole[f'values {n}'], whole[f'bits {n}'] = _halved(n, values) if half else values, pack_bits(pattern)
+            entries[n] = {'shape': list(t.shape), 'dtype': str(t.dtype)[6:], 'mask': pattern is mask}
+        if mask is not None and pattern is not mask:
             whole[f'mask {n}'] = pack_bits(mask)
     save_state(whole, path, {'format': _kind, 'names': json.dumps(list(state)), 'tensors': json.dumps(entries)})
 
@@ -142,12 +146,12 @@ def _restore(n, entry, tensors, state, masks):
         shape, dtype = entry['shape'], _dtypes[entry['dtype']]
         if not isinstance(shape, list) or len(shape) > 64 or values.ndim != 1 or not values.is_floating_point():
             raise ValueError(f'{n[:80]!r} has no shape or values')
-        kept = unpack_bits(bits, shape, n)
-        if (count := int(kept.count_nonzero())) != values.numel():
+        pattern = unpack_bits(bits, shape, n)
+        if (count := int(pattern.count_nonzero())) != values.numel():
             raise ValueError(f'{n[:80]!r} has {values.numel()} values for {count} places')
         state[n] = torch.zeros(shape, dtype=dtype)
-        state[n].view(-1).masked_scatter_(kept.view(-1), values.to(dtype))
+        state[n].view(-1).masked_scatter_(pattern.view(-1), values.to(dtype))
         if entry.get('mask') is True:
-            masks[n] = kept
+            masks[n] = pattern
     if (bits := tensors.pop(f'mask {n}', None)) is not None:
         masks[n] = unpack_bits(bits, state[n].shape, n)

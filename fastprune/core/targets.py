@@ -28,14 +28,14 @@ def match(
 
 def as_patterns(
     patterns,  # A pattern, a list of them, or None
-    what: str,  # Name of the argument, for the message
+    argument: str,  # Name of the argument, for the message
 ) -> list:
     "`patterns` as a list. Raises `ValueError` for anything but strings"
     if patterns is None or isinstance(patterns, str):
         return [o for o in [patterns] if o is not None]
     if isinstance(patterns, (list, tuple, set)) and all(isinstance(o, str) for o in patterns):
         return patterns
-    raise ValueError(f"{what}={patterns!r}: needs a name, a glob pattern or a class of modules, or a list of them")
+    raise ValueError(f"{argument}={patterns!r}: needs a name, a glob pattern or a class of modules, or a list of them")
 
 # %% ../../nbs/core/targets.ipynb #22fb110c
 def _in_class(kind, model, params):
@@ -46,7 +46,7 @@ def _in_class(kind, model, params):
 
 def classes_to_names(
     patterns,  # A pattern or a class of modules, or a list of both
-    what: str,  # Name of the argument, for the message
+    argument: str,  # Name of the argument, for the message
     model: nn.Module,  # Model to look for modules of a class
     params: dict,  # Its parameters, by name
     preferred,  # Names that a class stands for if any of them is in its modules; else it stands for all in them
@@ -59,7 +59,7 @@ def classes_to_names(
     for o, names in named.items():
         if not names:
             raise ValueError(
-                f"{what}: {o.__name__} matches no weight: no module of that class has any. {_classes(model)}"
+                f"{argument}: {o.__name__} matches no weight: no module of that class has any. {_classes(model)}"
             )
     res = []
     for o in many:
@@ -79,55 +79,56 @@ def _classes(model):
 
 
 def no_match(
-    what: str,  # Name of the argument
+    argument: str,  # Name of the argument
     pattern: str,  # Pattern that matches nothing
     names,  # Names that there are
 ) -> ValueError:  # To raise
     "An error that shows the names closest to a pattern that matches nothing"
     close = difflib.get_close_matches(pattern, list(names), n=3, cutoff=0.3) or list(names)[:5]
     looks = f". Names look like {', '.join(map(repr, close))}" if close else ''
-    return ValueError(f"{what}: {pattern!r} matches no weight{looks}")
+    return ValueError(f"{argument}: {pattern!r} matches no weight{looks}")
 
 # %% ../../nbs/core/targets.ipynb #29716ac5
 def check_sparsity(
     s,  # Anything
-    what: str = 'sparsity',  # Name of the argument, for the message
+    argument: str = 'sparsity',  # Name of the argument, for the message
 ) -> float:  # `s`
     "Check that `s` is a fraction of zeros in [0,1). Raises `ValueError`"
     if isinstance(s, bool) or not isinstance(s, Real):
-        raise ValueError(f"{what}={s!r}: needs a number in [0,1), the fraction of zeros")
+        raise ValueError(f"{argument}={s!r}: needs a number in [0,1), the fraction of zeros")
     if not 0 <= s < 1:
         hint = f': did you mean {s / 100:g}?' if 1 < s < 100 else ', and 1 would leave no weight' if s == 1 else ''
-        raise ValueError(f"{what}={s!r} is not in [0,1), the fraction of zeros{hint}")
+        raise ValueError(f"{argument}={s!r} is not in [0,1), the fraction of zeros{hint}")
     return float(s)
 
 
 def check_sparsities(
     s,  # Anything
-    what: str = 'sparsity',  # Name of the argument, for the message
+    argument: str = 'sparsity',  # Name of the argument, for the message
 ):  # `s`
     "Check that `s` is a sparsity, or a dict of sparsities by name, pattern or class. Raises `ValueError`"
     if not isinstance(s, dict):
-        return check_sparsity(s, what)
+        return check_sparsity(s, argument)
     if not s:
-        raise ValueError(f"{what}={{}}: needs at least one name or pattern")
+        raise ValueError(f"{argument}={{}}: needs at least one name or pattern")
     for k, v in s.items():
         if not isinstance(k, (str, type)):
-            raise ValueError(f"{what}: {k!r} is not a name or pattern of weights, nor a class of modules")
-        check_sparsity(v, f'{what}[{k!r}]')
+            raise ValueError(f"{argument}: {k!r} is not a name or pattern of weights, nor a class of modules")
+        check_sparsity(v, f'{argument}[{k!r}]')
     return s
 
 # %% ../../nbs/core/targets.ipynb #5b647c2b
-def _class_names(kind, names, what, model):
+def _class_names(kind, names, argument, model):
     "Those of `names` that are in modules of a class"
     if model is None:
         raise ValueError(
-            f"{what}: {kind.__name__} is a class, and there is no model here to find its modules: use names"
+            f"{argument}: {kind.__name__} is a class, and there is no model to find its modules: use names"
         )
     found = [n for n in _in_class(kind, model, dict(unwrap(model).named_parameters())) if n in names]
     if not found:
         raise ValueError(
-            f"{what}: {kind.__name__} matches no weight: no module of that class has any to prune. {_classes(model)}"
+            f"{argument}: {kind.__name__} matches no weight: no module of that class has any to prune. "
+            f"{_classes(model)}"
         )
     return found
 
@@ -149,17 +150,17 @@ def asked_for(
 def expand_sparsity(
     sparsity: float | dict,  # One sparsity for all weights, or a dict by name, glob pattern, module or class
     names,  # Names of weights
-    what: str = 'sparsity',  # Name of the argument, for the messages
+    argument: str = 'sparsity',  # Name of the argument, for the messages
     model: nn.Module | None = None,  # Their model, which sparsities by class need, as in {nn.Linear: 0.5}
 ) -> dict[str, float]:  # Name -> sparsity, for the names that have one
     "The sparsity of each weight. Raises `ValueError` for values outside [0,1) and patterns that match no weight"
-    check_sparsities(sparsity, what)
+    check_sparsities(sparsity, argument)
     if not isinstance(sparsity, dict):
         return dict.fromkeys(names, float(sparsity))
     res, names = {}, dict.fromkeys(names)
     for pat, s in sparsity.items():
-        found = match(pat, names) if isinstance(pat, str) else _class_names(pat, names, what, model)
+        found = match(pat, names) if isinstance(pat, str) else _class_names(pat, names, argument, model)
         if not found:
-            raise no_match(what, pat, names)
+            raise no_match(argument, pat, names)
         res.update(dict.fromkeys(found, float(s)))
     return {n: res[n] for n in names if n in res}

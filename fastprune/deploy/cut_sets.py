@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .cut import CutSet, Move, has_channels, has_filters, is_convolution, is_depthwise, n_channels
+from .cut import CutSet, Move, channel_count, has_channels, has_filters, is_convolution, is_depthwise
 from ..learner.inputs import call_model, tensors_in
 
 # %% ../../nbs/deploy/cut_sets.ipynb #f89df977
@@ -90,7 +90,7 @@ def _layer_obstacle(graph, m, side, filters, n_calls):
         return 'has tied weights'
     if getattr(m, 'affine', True) and 'weight' not in m._parameters:
         return 'is reparametrised'
-    if not all(r is not None and 0 <= i < n_channels(m, side) for i, r in filters.items()):
+    if not all(r is not None and 0 <= i < channel_count(m, side) for i, r in filters.items()):
         return 'has channels that are not understood'
 
 
@@ -215,7 +215,7 @@ def _keep_one(graph, cut, members, stay):
         if m not in graph.names or not has_channels(m):
             continue
         gone = {i for i, f in filters.items() if f not in stay}
-        if gone and len(gone | cut[graph.names[m], side]) == n_channels(m, side):
+        if gone and len(gone | cut[graph.names[m], side]) == channel_count(m, side):
             stay[filters[max(gone)]] = 'a layer needs one'
 
 # %% ../../nbs/deploy/cut_sets.ipynb #d0cb479f

@@ -18,7 +18,7 @@ from fastcore.xml import Div
 from ..core.names import unwrap
 from ..core.sparse_files import save_sparse
 from .inference import sparse_inference
-from .page import flops_text, html_card, megabytes_text, times_text
+from .page import flops_text, html_card, improvement_text, megabytes_text
 from .timing import latency
 from ..learner.batches import undisturbed
 from ..learner.inputs import batch_size, learner_inputs, n_items, tensors_in
@@ -99,7 +99,7 @@ def _size_card(size):
     if size.value is None:
         return html_card('sparse file', '–', size.why)
     dense, sparse = size.value
-    less = times_text(dense, sparse, 'smaller')
+    less = improvement_text(dense, sparse, 'smaller')
     return html_card('sparse file', megabytes_text(sparse), f'dense {megabytes_text(dense)}', less)
 
 
@@ -108,14 +108,14 @@ def _flops_card(flops):
         return html_card('FLOPs', '–', flops.why)
     total = flops.value.loc['total']
     title, dense = 'FLOPs with a weight that is kept', f'dense {flops_text(total.dense)}, for one item'
-    return html_card(title, flops_text(total.nonzero), dense, times_text(total.dense, total.nonzero, 'fewer'))
+    return html_card(title, flops_text(total.nonzero), dense, improvement_text(total.dense, total.nonzero, 'fewer'))
 
 
 def _latency_card(measured):
     if measured.value is None:
         return html_card('latency', '–', measured.why)
     _, ms, of = measured.value
-    faster = f"{times_text(ms['dense'], ms['sparse'], 'as fast')}, for {of}"
+    faster = f"{improvement_text(ms['dense'], ms['sparse'], 'as fast')}, for {of}"
     return html_card('latency', f"{ms['sparse']:.3g} ms", f"dense {ms['dense']:.3g} ms", faster)
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from fastcore.xml import Div, P, Strong
 
 from .charts import BLUE, GREY, ORANGE, SLATE, plotly_axis, plotly_chart, plotly_text
-from .page import html_plot, html_section, html_table
+from .page import html_figure, html_section, html_table
 from ..schedules.sparsity import schedule_name
 
 # %% ../../nbs/deploy/page_training.ipynb #00dcfb4e
@@ -106,7 +106,7 @@ def ticket_section(
         with suppress(ValueError):  # none of them was trained
             ax = t.plot()
             ax.xaxis.set_minor_formatter('{x:g}')
-            parts.append(html_plot(ax, f'tickets {name}'))
+            parts.append(html_figure(ax, f'tickets {name}'))
         parts.append(html_table(t.df.set_index('round')))
     text = 'Sparse networks that were found by training, pruning and rewinding, round by round.'
     return html_section('Tickets', *parts, text=text) if parts else None
@@ -125,5 +125,7 @@ def path_section(
         for n, p in paths.items()
     }
     table = html_table(pd.DataFrame.from_dict(rows, orient='index').rename(columns=lambda c: c.replace('_', ' ')))
-    plots = [Div(P(Strong(n)) if len(paths) > 1 else None, html_plot(p.plot(), f'path {n}')) for n, p in paths.items()]
+    plots = [
+        Div(P(Strong(n)) if len(paths) > 1 else None, html_figure(p.plot(), f'path {n}')) for n, p in paths.items()
+    ]
     return html_section('Paths', table, *plots, text='Loss and error on the straight line between two networks.')

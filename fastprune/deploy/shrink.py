@@ -17,7 +17,7 @@ from torch import nn
 from ..core.checks import check_number, check_whole
 from ..core.names import unwrap
 from .constants import ChannelObserver, model_outputs, output_distance, similar_inputs
-from .cut import channel_places, cut_channels, has_filters, zero_filters
+from .cut import channel_places, cut_channels, find_zero_filters, has_filters
 from .cut_sets import CutPlanner, torch_pruning
 from .modules import copy_model
 from ..learner.inputs import as_inputs, call_model, tensors_in
@@ -52,7 +52,7 @@ def _milliseconds(models, inputs, repeats):
 def _layer_row(before, after, zero, why):
     "Filters and weights before and after, and why filters of zeros stayed"
     reasons = Counter(why[i] for i in zero.nonzero().flatten().tolist() if why[i])
-    filters, weights = [len(zero_filters(m)) for m in (before, after)], [m.weight.numel() for m in (before, after)]
+    filters, weights = [len(find_zero_filters(m)) for m in (before, after)], [m.weight.numel() for m in (before, after)]
     return [*filters, *weights, *[''] * 4, '; '.join(f'{k}: {reason}' for reason, k in reasons.items())]
 
 
@@ -160,7 +160,7 @@ def find_cuts(
     work, runs, outputs = _copy_that_runs(model, example)
     limit = max(tol, *(16 * torch.finfo(t.dtype).eps for t in outputs if t.is_floating_point()), 0)
     layers = {n: m for n, m in work.named_modules() if has_filters(m) and 'weight' in m._parameters}
-    zero = {n: zero_filters(m) for n, m in layers.items()}
+    zero = {n: find_zero_filters(m) for n, m in layers.items()}
     sets, why, small = [], {}, deepcopy(work)
     if any(z.any() for z in zero.values()):
         what = type(model).__name__

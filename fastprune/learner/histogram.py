@@ -39,14 +39,14 @@ class GradientHistogram:
         axs=None,  # Two matplotlib axes, for gradients and hidden representations; new ones if None
     ):  # The axes
         "Draw the share of values in each bin, on a logarithmic scale"
-        every = [self, *others]
+        histograms = [self, *others]
         axs = axes_or_new(axs, 1, 2, figsize=(8, 2.8))
         labels = {'gradients': 'gradient of a weight', 'hidden': 'hidden representation'}
         for ax, (kind, label) in zip(axs, labels.items(), strict=True):
-            values = [getattr(o, kind) for o in every]
+            values = [getattr(o, kind) for o in histograms]
             ends = [np.quantile(v, (0.0005, 0.9995)) for v in values if len(v)]
             edges = np.linspace(min((a for a, _ in ends), default=0), max((b for _, b in ends), default=1), bins + 1)
-            for o, v in zip(every, values, strict=True):
+            for o, v in zip(histograms, values, strict=True):
                 if len(v):
                     ax.stairs(100 * np.histogram(v, edges)[0] / len(v), edges, label=o.label)
             ax.set(xlabel=label, ylabel='share (%)', yscale='log')

@@ -138,7 +138,7 @@ def _plain(t):
 def as_inputs(
     example,  # A tensor, a tuple or list of the model's inputs, or a dict of them by name
     model,  # Module, or function, to call with it
-    what: str = 'example',  # Name of the argument, for the messages
+    argument: str = 'example',  # Name of the argument, for the messages
 ) -> Inputs:  # On the model's device
     "The arguments of `model` for an example. Raises `ValueError` for arrays, and for an example without tensors"
     if isinstance(example, Inputs):
@@ -147,12 +147,12 @@ def as_inputs(
         inputs = Inputs((), dict(example))
     else:
         inputs = Inputs(tuple(example) if isinstance(example, (tuple, list)) else (example,), {})
-    _check_tensors(inputs, example, what)
+    _check_tensors(inputs, example, argument)
     device = model_device(model)
     return map_tensors(lambda t: _plain(t).to(device or t.device), inputs)
 
 
-def _check_tensors(inputs, example, what):
+def _check_tensors(inputs, example, argument):
     "Raise `ValueError` for arrays, and for an example without tensors"
 
     def arrays(o):
@@ -163,13 +163,13 @@ def _check_tensors(inputs, example, what):
         return [o] if hasattr(o, '__array__') and not isinstance(o, torch.Tensor) else []
 
     if arrays(inputs):
-        raise ValueError(f"{what}: {type(arrays(inputs)[0]).__name__} is not a tensor: use torch.as_tensor")
+        raise ValueError(f"{argument}: {type(arrays(inputs)[0]).__name__} is not a tensor: use torch.as_tensor")
     if tensors_in(inputs):
         return
     if isinstance(example, (list, tuple, Mapping)):
-        raise ValueError(f"{what}: needs at least one tensor")
+        raise ValueError(f"{argument}: needs at least one tensor")
     raise ValueError(
-        f"{what}={type(example).__name__}: needs a tensor, or a tuple of the model's inputs, or a dict of them by name"
+        f"{argument}={type(example).__name__}: needs a tensor, a tuple of the model's inputs, or a dict of them by name"
     )
 
 # %% ../../nbs/learner/inputs.ipynb #060a59f4

@@ -39,13 +39,13 @@ def restoring(learn: Learner):
     leaves a new optimizer"""
     if is_frozen(learn):
         raise ValueError("the Learner is frozen: call `learn.unfreeze()` first")
-    state, masks, how = state_of(learn), learn.masks, learn.masks and learn.keep_masks.origin
+    state, masks, origin = state_of(learn), learn.masks, learn.masks and learn.keep_masks.origin
     try:
         yield
     finally:
         load_into(learn, state)
         if masks is not None:
-            set_masks(learn, masks, how)
+            set_masks(learn, masks, origin)
         learn.opt = None
 
 

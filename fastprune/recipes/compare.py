@@ -11,8 +11,10 @@ import torch
 from fastai.basics import Learner, patch
 
 from ..learner.states import restoring, seed_round, starting_at
-from .lottery import plan_of
-from .tickets import Ticket, _check_ticket, _default_metric, _metrics
+from .fitting import last_metrics
+from .planning import plan_of
+from .ticket import Ticket, check_ticket
+from .tickets import default_metric
 
 # %% ../../nbs/recipes/compare.ipynb #db889881
 KINDS = ('ticket', 'reinit', 'shuffle', 'dense')
@@ -25,35 +27,31 @@ class Comparison(pd.DataFrame):
     def _constructor(self):
         return type(self)
 
+    def _metric(self, metric):
+        if metric is not None and metric not in self.columns[4:]:
+            raise ValueError(f"metric={metric!r} was not measured: use one of {', '.join(self.columns[4:])}")
+        return metric or default_metric(self.columns[4:])
+
     def summary(
         self,
         metric: str | None = None,  # Column; the first metric that is not a loss if None
     ) -> pd.DataFrame:  # A row for each round and kind, with columns mean, std, and count
-        "Mean and spread over seeds"
-        return (
-            pd.DataFrame(self)
-            .groupby(['round', 'kind'], sort=False)[self._metric(metric)]
-            .agg(['mean', 'std', 'count'])
-        )
-
-    def _metric(self, metric):
-        if metric is not None and metric not in self.columns[4:]:
-            raise ValueError(f"metric={metric!r} was not measured: use one of {', '.join(self.columns[4:])}")
-        return metric or _default_metric(self.columns[4:])
+        "Mean and standard deviation over seeds"
+        by = pd.DataFrame(self).groupby(['round', 'kind'], sort=False)
+        return by[self._metric(metric)].agg(['mean', 'std', 'count'])
 
     def plot(
         self,
         metric: str | None = None,  # Column to draw; the first metric that is not a loss if None
         ax=None,  # Matplotlib axes to draw on; new ones if None
     ):  # Matplotlib axes
-        "Mean and standard deviation over seeds, against the weights left"
+        "Mean and standard deviation over seeds, over the weights that are left"
         metric = self._metric(metric)
         if ax is None:
             import matplotlib.pyplot as plt
 
             ax = plt.subplots(figsize=(5, 3), layout='constrained')[1]
-        df = pd.DataFrame(self)
-        for kind, rows in df.groupby('kind', sort=False):
+        for kind, rows in pd.DataFrame(self).groupby('kind', sort=False):
             by = rows.groupby('round')
             mean, std, left = by[metric].mean(), by[metric].std().fillna(0), 100 * (1 - by.sparsity.mean())
             if kind == 'dense':
@@ -68,6 +66,22 @@ class Comparison(pd.DataFrame):
         ax.grid(alpha=0.3)
         return ax
 
+# %% ../../nbs/recipes/compare.ipynb #754ab70a
+def _controls(tickets, kinds, seeds):
+    "The trainings to do: for each its round, kind and seed, and the ticket to start from"
+    make = {
+        'ticket': lambda t, s: t,
+        'reinit': Ticket.reinit,
+        'shuffle': Ticket.shuffle,
+        'dense': lambda t, s: t.dense(),
+    }
+    for i, t in enumerate(tickets):
+        for kind in kinds:
+            if kind == 'dense' and i:
+                continue
+            for seed in seeds:
+                yield t.story.get('round', i), kind, seed, make[kind](t, seed)
+
 
 @patch
 def compare_tickets(
@@ -77,52 +91,28 @@ def compare_tickets(
     seeds=(0, 1, 2),  # For the fresh weights, the shuffled places, and the noise of training
     kinds: tuple = KINDS,  # Of 'ticket', 'reinit', 'shuffle', 'dense'
 ) -> Comparison:  # Columns round, kind, sparsity, seed, and metrics; with `.summary()` and `.plot()`
-    "Trains tickets and their controls under the same budget: fresh weights, shuffled masks (Frankle and Carbin 2019), and the dense network. The Learner's weights and masks are as before when it ends"
-    tickets, seeds = (
-        [tickets] if isinstance(tickets, Ticket) else list(tickets),
-        [seeds] if isinstance(seeds, int) else list(seeds),
-    )
+    """Train tickets and their controls under the same budget: fresh weights, shuffled masks (Frankle and Carbin 2019),
+    and the dense network. The Learner has its own weights and masks again when this ends"""
+    tickets = [tickets] if isinstance(tickets, Ticket) else list(tickets)
+    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
     if not tickets or not seeds:
         raise ValueError(f"needs at least a ticket and a seed, got {len(tickets)} and {len(seeds)}")
     for k in kinds:
         if k not in KINDS:
             raise ValueError(f"kinds={kinds!r}: {k!r} is unknown, use any of {', '.join(KINDS)}")
     for t in tickets:
-        _check_ticket(self, t)
+        check_ticket(self, t)
         if 'reinit' in kinds:
             t.reinit(0)  # raises, if it can't be
     plan_of(self, fit, start=max(t.start for t in tickets))
-    tickets, rows = (
-        [
-            t._with(state={n: x.clone() if isinstance(x, torch.Tensor) else x for n, x in t.state.items()})
-            for t in tickets
-        ],
-        [],
-    )
-    make = {
-        'ticket': lambda t, s: t,
-        'reinit': Ticket.reinit,
-        'shuffle': Ticket.shuffle,
-        'dense': lambda t, s: t.dense(),
-    }
+    copied = lambda t: {n: x.clone() if isinstance(x, torch.Tensor) else x for n, x in t.state.items()}
+    tickets, rows = [t.replace(state=copied(t)) for t in tickets], []
     with restoring(self):
-        for i, t in enumerate(tickets):
-            for kind in kinds:
-                if kind == 'dense' and i:
-                    continue
-                for seed in seeds:
-                    self.load_ticket(make[kind](t, seed))
-                    if kind == 'dense':
-                        self.remove_masks()
-                    seed_round(self, seed)
-                    fit(self, starting_at(t.start))
-                    rows.append(
-                        dict(
-                            round=t.story.get('round', i),
-                            kind=kind,
-                            sparsity=0.0 if kind == 'dense' else t.sparsity,
-                            seed=seed,
-                            **_metrics(self),
-                        )
-                    )
+        for m, kind, seed, t in _controls(tickets, kinds, seeds):
+            self.load_ticket(t)
+            if kind == 'dense':
+                self.remove_masks()
+            seed_round(self, seed)
+            fit(self, starting_at(t.start))
+            rows.append(dict(round=m, kind=kind, sparsity=t.sparsity, seed=seed, **last_metrics(self)))
     return Comparison(rows)

@@ -6,34 +6,35 @@
 __all__ = []
 
 # %% ../../nbs/recipes/retrain.ipynb #b2b0f1aa
-from numbers import Number
-
 import numpy as np
 from fastai.basics import Learner, patch
 from fastai.callback.schedule import ParamScheduler
 
-from ..core.checks import check_whole
+from ..core.checks import check_number, check_whole
 from ..methods.budgeted import BudgetedCallback
-from .cyclical import _fit, _list, _ready, group_rates
+from .fitting import callback_list, check_unfrozen, fit_afresh, group_rates
 from ..schedules.retraining import check_retraining, lr_retrain
 
 # %% ../../nbs/recipes/retrain.ipynb #09f7843a
-def _history(learn, history, original_epochs):
-    "Rates of the original training, their number of epochs, and how each parameter group's are scaled"
-    if history is None:
-        lrs, last = learn.__dict__.get('_fit_lrs'), learn.__dict__.get('_retrained')
-        if last and last['lrs'] is lrs:
-            return last['history'], last['epochs'], last['scale']
-        if not lrs:
-            raise ValueError(
-                "retrain needs the rates of the original training, and this Learner has none on record: give them as `history`, a list with one for each epoch"
-            )
-        rates = np.array([h['lr'] for h in learn.opt.hypers])
-        return (
-            lrs,
-            len(lrs) / len(learn.dls.train) if original_epochs is None else original_epochs,
-            rates / rates[-1] if rates.min() > 0 else 1.0,
+def _recorded(learn, original_epochs):
+    "As `_history`, from what the Learner remembers of its last training"
+    lrs, last = learn.__dict__.get('_fit_lrs'), learn.__dict__.get('_retrained')
+    if last and last['lrs'] is lrs:
+        return last['history'], last['epochs'], last['scale']
+    if not lrs:
+        raise ValueError(
+            "retrain needs the rates of the original training, and this Learner has none on record: give them as "
+            "`history`, a list with one for each epoch"
         )
+    rates = np.array([h['lr'] for h in learn.opt.hypers])
+    epochs = len(lrs) / len(learn.dls.train) if original_epochs is None else original_epochs
+    return lrs, epochs, rates / rates[-1] if rates.min() > 0 else 1.0
+
+
+def _history(learn, history, original_epochs):
+    "Rates of the original training, its number of epochs, and how each parameter group's rate is scaled"
+    if history is None:
+        return _recorded(learn, original_epochs)
     lr_retrain('ft', history)  # raises what is wrong with it
     return list(history), len(history) if original_epochs is None else original_epochs, 1.0
 
@@ -43,10 +44,9 @@ def retrain(
     self: Learner,
     epochs: int,  # Epochs of retraining
     schedule: str = 'allr',  # 'ft', 'lrw', 'slr', 'clr', 'llr' or 'allr'; see `lr_retrain`
-    history=None,  # Rates of the original training: one an epoch, or with `original_epochs` one an iteration; those that the Recorder has, if None
-    original_epochs: float
-    | None = None,  # Epochs of the original training, where `history` does not have one rate for each
-    discount: float | None = None,  # ALLR's d, in [0,1]; from how `learn.prune` changed prunable weights if None
+    history=None,  # Rates of the original training, one for each epoch; what the Recorder has, if None
+    original_epochs: float | None = None,  # Epochs of the original training, where `history` has a rate an iteration
+    discount: float | None = None,  # ALLR's d, in [0,1]; from how `learn.prune` changed the weights if None
     warmup: float = 0.1,  # Length of the warm-up, as a fraction of retraining
     wd=None,  # Weight decay; the Learner's if None
     cbs=None,  # More callbacks
@@ -54,12 +54,11 @@ def retrain(
     "Train a pruned model on, by the rates of its original training (Zimmer et al. 2023)"
     check_whole(epochs=epochs)
     check_retraining(schedule)
-    _ready(self)
+    check_unfrozen(self)
     if self.masks is None:
         raise ValueError("nothing is pruned: call `learn.prune` first")
     history, original_epochs, scale = _history(self, history, original_epochs)
-    if not isinstance(original_epochs, Number) or not original_epochs > 0:
-        raise ValueError(f"original_epochs={original_epochs!r}: needs a number above 0")
+    check_number('a number above 0', '(0,inf)', original_epochs=original_epochs)
     length = epochs / original_epochs
     if schedule == 'lrw' and length > 1:
         raise ValueError(
@@ -72,7 +71,7 @@ def retrain(
             )
         discount = min(1.0, max(self.keep_masks.change, length))
     lr = lr_retrain(schedule, history, length, 1.0 if discount is None else discount, warmup, scale)
-    _fit(self, epochs, cbs=[ParamScheduler({'lr': lr}), *_list(cbs)], wd=wd)
+    fit_afresh(self, epochs, cbs=[ParamScheduler({'lr': lr}), *callback_list(cbs)], wd=wd)
     self._retrained = dict(lrs=self._fit_lrs, history=history, epochs=original_epochs, scale=scale)
 
 # %% ../../nbs/recipes/retrain.ipynb #301e9324
@@ -91,22 +90,19 @@ def fit_bimp(
 ) -> BudgetedCallback:  # For its `.plot()`, and the `.discounts` of ALLR
     "Budgeted Iterative Magnitude Pruning, within exactly `epochs` (Zimmer et al. 2023)"
     check_whole(epochs=epochs, cycles=cycles)
-    if not isinstance(sparsity, Number) or not 0 < sparsity:
-        raise ValueError(f"sparsity={sparsity!r}: fit_bimp needs one number, in (0,1)")
+    check_number('one number, in (0,1)', '(0,inf)', sparsity=sparsity)
     dense_epochs = 0.75 * epochs if dense_epochs is None else dense_epochs
-    if not isinstance(dense_epochs, Number) or not 0 < dense_epochs < epochs:
-        raise ValueError(f"dense_epochs={dense_epochs!r}: needs more than 0 and less than the budget, epochs={epochs}")
-    n = epochs * len(self.dls.train)
-    if n * (1 - dense_epochs / epochs) < cycles:
-        raise ValueError(
-            f"cycles={cycles}: there are {n * (1 - dense_epochs / epochs):g} iterations left after {dense_epochs:g} dense epochs"
-        )
+    budget = f'more than 0 and less than the budget, epochs={epochs}'
+    check_number(budget, f'(0,{epochs})', dense_epochs=dense_epochs)
+    left = epochs * len(self.dls.train) * (1 - dense_epochs / epochs)
+    if left < cycles:
+        raise ValueError(f"cycles={cycles}: there are {left:g} iterations left after {dense_epochs:g} dense epochs")
     if own := sorted({'interval', 'schedule'} & kwargs.keys()):
         raise ValueError(f"{own[0]}={kwargs[own[0]]!r}: fit_bimp has its own, leave it out")
-    _ready(self)
+    check_unfrozen(self)
     cb = BudgetedCallback(
         sparsity, dense_epochs / epochs, cycles, group_rates(self, lr_max, 'lr_max'), scope=scope, **kwargs
     )
     cb.targets(self.model, self)
-    _fit(self, epochs, cbs=[cb, *_list(cbs)], wd=wd)
+    fit_afresh(self, epochs, cbs=[cb, *callback_list(cbs)], wd=wd)
     return cb

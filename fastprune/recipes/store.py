@@ -10,6 +10,8 @@ import contextlib
 import json
 from pathlib import Path
 
+from fastai.basics import Learner, patch
+
 from ..core.differences import differences
 from ..core.files import atomically, load_state, save_state
 from ..core.folders import sole_owner
@@ -22,21 +24,20 @@ from ..training.identity import remember_start
 
 # %% ../../nbs/recipes/store.ipynb #0f610a01
 class RoundStore:
-    "The rounds of one experiment: rows, and in a folder the state after each. Raises `ValueError` if the folder belongs to another experiment"
+    """The rounds of one experiment: a table and, in a folder, the state after each. Raises `ValueError` if the folder
+    belongs to another experiment"""
 
     def __init__(
         self,
         folder,  # Folder to keep rounds in, made if it is not there; nothing is written if None
-        config: dict,  # What makes this experiment: names to numbers, strings and lists of them; `rates` is a list by round
+        config: dict,  # What makes this experiment: names to numbers, strings and lists; `rates` is a list by round
         check=None,  # Function that raises `ValueError` for a wrong row; rows are numbers by name if None
+        older: dict | None = None,  # Name -> its value in folders of older versions, which don't have the name
+        old_names: dict | None = None,  # Name in folders of older versions -> name now
     ):
-        self.folder, self.config, self.rows, self.notes = (
-            folder and Path(folder),
-            json.loads(json.dumps(config)),
-            [],
-            {},
-        )
-        self.check = check or check_numbers
+        self.folder, self.config = folder and Path(folder), json.loads(json.dumps(config))
+        self.check, self.older, self.old_names = check or check_numbers, older or {}, old_names or {}
+        self.rows, self.notes = [], {}
         if folder and self.table.exists():
             with sole_owner(self.folder):
                 self.read()
@@ -53,102 +54,143 @@ class RoundStore:
                 if self.folder:
                     remember_start(learn, self.folder, start)
 
-    def read(self):
-        "Read the table, if there is one. Raises `ValueError` if it is damaged, or of another experiment"
-        if not self.folder or not self.table.exists():
-            return
-        old = self._parts()
-        then, now = old['config'], dict(self.config)
-        if then.get('rates') and now.get('rates'):  # another number of rounds will do
-            both = min(len(o['rates']) for o in (then, now))
-            then, now = ({**o, 'rates': o['rates'][:both]} for o in (then, now))
-        if missing := [k for k in now if k not in then]:
-            raise ValueError(
-                f"folder={str(self.folder)!r} belongs to another experiment, or another version of fastprune "
-                f"wrote it: it says nothing of {missing[0]}. Use another folder"
-            )
-        if text := differences(then, now):
-            raise ValueError(f"folder={str(self.folder)!r} belongs to another experiment: {text}. Use another folder")
-        self.rows, self.notes = old['rows'], old['notes']
-
-    def _parts(self):
-        "The table's parts, of the right types"
-        old = read_json(self.table)
-        try:
-            for k, kind in (('config', dict), ('notes', dict), ('rows', list)):
-                if not isinstance(old.get(k), kind):
-                    raise ValueError(f'its {k} are a {type(old.get(k)).__name__}, and have to be a {kind.__name__}')
-            if not isinstance(old['config'].get('rates') or [], list):
-                raise ValueError('its rates are no list')
-            for row in old['rows']:
-                self.check(row)
-        except ValueError as e:
-            raise ValueError(f"{self.table} is damaged: {e}") from e
-        return old
-
     @property
-    def table(self):
+    def table(self) -> Path:
+        "The file with the rows, what makes the experiment, and notes"
         return self.folder / 'rounds.json'
 
-    def path(self, what, m):
-        "File of a kind and round; makes the folder"
+    def path(self, what: str, m: int) -> Path:
+        "The file of a kind and round; makes the folder"
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / f'{what}_{m:02}.safetensors'
 
-    def add(self, row, learn, **tensors):
-        "A round is finished"
-        m = len(self.rows)
-        if self.folder:
-            save_state(unwrap(learn.model).state_dict(), self.path('state', m))
-            if learn.masks:
-                atomically(learn.masks.save, self.path('masks', m))
-            for what, ts in tensors.items():
-                save_state(ts, self.path(what, m))
-        self.put(m, row)
-
-    def put(self, m, row):
-        "Write row `m` of the table, a new one or in place of another"
-        self.rows[m : m + 1] = [row]
-        if not self.folder:
-            return
-        text = json.dumps(dict(config=self.config, notes=self.notes, rows=self.rows), indent=1)
-        atomically(lambda p: p.write_text(text), self.table)
-
-    def load(self, what, m, like):
-        """The tensors of a kind and round, or of a file by its name if `m` is None. Raises `ValueError` if names,
-        shapes or types are others than those of `like`"""
-        path = self.folder / f'{what}.safetensors' if m is None else self.path(what, m)
-        state = load_state(path)
-        for n in {**like, **state}:
-            kinds = [(shape_of(n, d[n]), getattr(d[n], 'dtype', None)) if n in d else None for d in (state, like)]
-            if None in kinds or kinds[0] != kinds[1]:
-                said = lambda d: (
-                    f"{getattr(d[n], 'dtype', type(d[n]))} of shape {shape_of(n, d[n])}" if n in d else 'missing'
-                )
-                there, here = said(state), said(like)
-                raise ValueError(f"{path} is of another model, or damaged: {n!r} is {there} there, and {here} here")
-        return state
-
-    def load_masks(self, m, weights):
-        "The masks after round `m`, or None. Raises `ValueError` if they are not of `weights`"
-        path = self.path('masks', m)
-        if not path.exists():
-            return None
-        masks = Masks.load(path)
-        try:
-            return masks.check(weights)
-        except ValueError as e:
-            raise ValueError(f"{path}: {e}") from e
-
-    def restore(self, learn, m):
-        "Put the state after round `m` into `learn`"
-        model = unwrap(learn.model)
-        state, masks = self.load('state', m, model.state_dict()), self.load_masks(m, dict(model.named_parameters()))
-        load_into(learn, state)
-        if masks is not None:
-            set_masks(learn, masks)
+# %% ../../nbs/recipes/store.ipynb #7f915d90
+def _parts(store):
+    "The table's parts, of the right types. Raises `ValueError` if it is damaged"
+    old = read_json(store.table)
+    try:
+        for k, kind in (('config', dict), ('notes', dict), ('rows', list)):
+            if not isinstance(old.get(k), kind):
+                raise ValueError(f'its {k} are a {type(old.get(k)).__name__}, and have to be a {kind.__name__}')
+        if not isinstance(old['config'].get('rates') or [], list):
+            raise ValueError('its rates are no list')
+        for row in old['rows']:
+            store.check(row)
+    except ValueError as e:
+        raise ValueError(f"{store.table} is damaged: {e}") from e
+    return old
 
 
+def _same_length(then, now):
+    "Both experiments with the rates of as many rounds as both have"
+    if not then.get('rates') or not now.get('rates'):
+        return then, now
+    both = min(len(o['rates']) for o in (then, now))
+    return tuple({**o, 'rates': o['rates'][:both]} for o in (then, now))
+
+
+@patch
+def read(self: RoundStore):
+    "Read the table, if there is one. Raises `ValueError` if it is damaged, or of another experiment"
+    if not self.folder or not self.table.exists():
+        return
+    old = _parts(self)
+    then = {self.old_names.get(k, k): v for k, v in old['config'].items()}
+    known = {k: v for k, v in self.older.items() if k in self.config}
+    then, now = _same_length({**known, **then}, self.config)
+    folder = f"folder={str(self.folder)!r} belongs to another experiment"
+    if missing := [k for k in now if k not in then]:
+        raise ValueError(
+            f"{folder}, or another version of fastprune wrote it: it says nothing of {missing[0]}. Use another folder"
+        )
+    if text := differences(then, now):
+        raise ValueError(f"{folder}: {text}. Use another folder")
+    self.rows, self.notes = old['rows'], old['notes']
+
+# %% ../../nbs/recipes/store.ipynb #86aa2ffd
+@patch
+def add(
+    self: RoundStore,
+    row: dict,  # Row of the table
+    learn: Learner,  # As the round has left it
+    **tensors: dict,  # More tensors to write, by kind
+):
+    "Write a round that is finished"
+    m = len(self.rows)
+    if self.folder:
+        save_state(unwrap(learn.model).state_dict(), self.path('state', m))
+        if learn.masks:
+            atomically(learn.masks.save, self.path('masks', m))
+        for what, ts in tensors.items():
+            save_state(ts, self.path(what, m))
+    self.put(m, row)
+
+
+@patch
+def put(
+    self: RoundStore,
+    m: int,  # Round
+    row: dict,
+):
+    "Write row `m` of the table, a new one or in place of another"
+    self.rows[m : m + 1] = [row]
+    if not self.folder:
+        return
+    text = json.dumps(dict(config=self.config, notes=self.notes, rows=self.rows), indent=1)
+    atomically(lambda p: p.write_text(text), self.table)
+
+# %% ../../nbs/recipes/store.ipynb #37e54298
+@patch
+def load(
+    self: RoundStore,
+    what: str,  # Kind of file
+    m: int | None,  # Round; None for a file of that name
+    like: dict,  # Name -> tensor: the names, shapes and types that there should be
+) -> dict:
+    "The tensors of a file. Raises `ValueError` if they are others than those of `like`"
+    path = self.folder / f'{what}.safetensors' if m is None else self.path(what, m)
+    state = load_state(path)
+    said = lambda d, n: f"{getattr(d[n], 'dtype', type(d[n]))} of shape {shape_of(n, d[n])}" if n in d else 'missing'
+    for n in {**like, **state}:
+        kinds = [(shape_of(n, d[n]), getattr(d[n], 'dtype', None)) if n in d else None for d in (state, like)]
+        if None in kinds or kinds[0] != kinds[1]:
+            raise ValueError(
+                f"{path} is of another model, or damaged: {n!r} is {said(state, n)} there, and {said(like, n)} here"
+            )
+    return state
+
+
+@patch
+def load_masks(
+    self: RoundStore,
+    m: int,  # Round
+    weights: dict,  # Name -> parameter
+) -> Masks | None:
+    "The masks after round `m`, if there are any. Raises `ValueError` if they are not of `weights`"
+    path = self.path('masks', m)
+    if not path.exists():
+        return None
+    masks = Masks.load(path)
+    try:
+        return masks.check(weights)
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
+
+
+@patch
+def restore(
+    self: RoundStore,
+    learn: Learner,
+    m: int,  # Round
+):
+    "Put the state after round `m` into `learn`"
+    model = unwrap(learn.model)
+    state, masks = self.load('state', m, model.state_dict()), self.load_masks(m, dict(model.named_parameters()))
+    load_into(learn, state)
+    if masks is not None:
+        set_masks(learn, masks)
+
+# %% ../../nbs/recipes/store.ipynb #459c80c2
 def check_numbers(
     row,  # Anything
     *needed: str,  # Names that it has to have

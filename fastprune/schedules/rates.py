@@ -7,6 +7,7 @@ __all__ = ['as_rate', 'lr_constant', 'lr_decay', 'lr_cyclical', 'lr_warmup', 'pl
            'lr_rounds']
 
 # %% ../../nbs/schedules/rates.ipynb #0b8ae979
+import inspect
 from functools import partial
 from numbers import Number
 
@@ -14,17 +15,18 @@ import numpy as np
 
 from ..core.checks import check_fraction, check_number
 from ..core.plotting import add_grid, axes_or_new
+from ..core.renamed import renamed
 from .sparsity import schedule_name
 
 # %% ../../nbs/schedules/rates.ipynb #ec245f7c
 def as_rate(
     lr,  # Rate, or a list or array with one for each parameter group
-    what: str = 'lr',  # Name of the argument, for the message
+    argument: str = 'lr',  # Name of the argument, for the message
 ):  # A float, or an array
     "Check a learning rate. Raises `ValueError`"
     if isinstance(lr, slice):
         raise ValueError(
-            f"{what}={lr!r}: needs a number, or an array with one rate for each parameter group, "
+            f"{argument}={lr!r}: needs a number, or an array with one rate for each parameter group, "
             "as `np.array([1e-4,1e-3])`"
         )
     try:
@@ -32,7 +34,7 @@ def as_rate(
     except (TypeError, ValueError):
         res = np.nan
     if not (np.all(np.isfinite(res)) and np.all(res >= 0) and np.any(res > 0)):
-        raise ValueError(f"{what}={lr!r}: a learning rate is a positive number, such as 1e-3")
+        raise ValueError(f"{argument}={lr!r}: a learning rate is a positive number, such as 1e-3")
     return res
 
 
@@ -159,20 +161,28 @@ def s_cyc_max_lr(
     return delta / (1 + (left / (1 - left)) ** beta) + eps if left < 1 else float(eps)
 
 
+@renamed(rate='prune_rate')
 def at_prune_rate(
     max_lr,  # Function from completed rounds to a rate, or a number
-    rate: float,  # Fraction of the remaining weights that each round prunes, in (0,1)
-):  # `max_lr`; with `p=rate` if it is a `s_cyc_max_lr` without a `p`
-    "The largest rates of rounds that prune `rate` of the remaining weights each"
-    if not isinstance(max_lr, partial) or max_lr.func is not s_cyc_max_lr or 'p' in max_lr.keywords:
+    prune_rate: float,  # Fraction of the remaining weights that each round prunes, in (0,1)
+):  # `max_lr`; with `p=prune_rate` if it is a function with an optional parameter `p` that is not bound, as S-Cyc's
+    "The largest rates of rounds that prune `prune_rate` of the remaining weights each"
+    if not callable(max_lr) or 'p' in getattr(max_lr, 'keywords', {}):
         return max_lr
-    return partial(max_lr, p=rate)
+    try:
+        _, *more = inspect.signature(max_lr).parameters.values()
+    except (TypeError, ValueError):
+        return max_lr
+    takes_p = any(o.name == 'p' and o.default is not o.empty for o in more)
+    return partial(max_lr, p=prune_rate) if takes_p else max_lr
 
 # %% ../../nbs/schedules/rates.ipynb #be3a2014
 def lr_rounds(
     shape,  # Function from the largest rate to a schedule, such as `lr_decay` or `partial(lr_warmup, drops=(0.5,))`
     max_lr,  # Function from the number of completed rounds to the largest rate, or a rate for all
     rounds: int,  # Number of rounds, of which the first one trains the dense network
+    prune_rate: float = 0.2,  # Fraction of the remaining weights that each round prunes, in (0,1), for S-Cyc's p
 ) -> list:  # A schedule for each round
     "The learning-rate schedule of each round of iterative pruning"
+    max_lr = at_prune_rate(max_lr, prune_rate)
     return [shape(max_lr(m) if callable(max_lr) else max_lr) for m in range(rounds)]

@@ -194,14 +194,14 @@ def learner_identity(
     cbs=(),  # Callbacks beside its own
 ) -> dict:
     "A description of a Learner before a fit: optimizer, loss, callbacks, data, and model"
-    every = [*learn.cbs, *cbs]
+    all_cbs = [*learn.cbs, *cbs]
     return dict(
         opt=describe(learn.opt_func),
         wd_bn_bias=learn.wd_bn_bias,
         train_bn=learn.train_bn,
         loss=describe(learn.loss_func),
-        callbacks=callbacks_identity(every),
-        pruning=_pruners(every, learn.model),
+        callbacks=callbacks_identity(all_cbs),
+        pruning=_pruners(all_cbs, learn.model),
         frozen=_frozen(learn),
         data=data_identity(learn),
         **model_identity(learn),

@@ -62,12 +62,12 @@ def folder_dls(
     parts = [path / train, path / valid] if train and valid else [path]
     images = [_labelled(p, image_extensions) for p in parts]
     _check_labelled(path, parts, images)
-    every = [f for part in images for fs in part.values() for f in fs]
-    if len(parts) == 1 and int(valid_pct * len(every)) < 1:
-        raise ValueError(f"valid_pct={valid_pct!r}: leaves none of {len(every)} images to validate on")
+    files = [f for part in images for fs in part.values() for f in fs]
+    if len(parts) == 1 and int(valid_pct * len(files)) < 1:
+        raise ValueError(f"valid_pct={valid_pct!r}: leaves none of {len(files)} images to validate on")
     if check:
         with ThreadPoolExecutor() as pool:
-            for _ in pool.map(read_image, every):
+            for _ in pool.map(read_image, files):
                 pass
     split = dict(train=train, valid=valid) if len(parts) > 1 else dict(valid_pct=valid_pct, seed=seed)
     if num_workers is not None:

@@ -158,7 +158,7 @@ def _splits(path, device):
     return [o.to(device) for o in (x, y, xt, yt)], vocab
 
 
-def _subset(y, n, seed, what):
+def _subset(y, n, seed, argument):
     "Split the positions in `y` into `n` and the rest, with the same share of each class in both"
     from sklearn.model_selection import train_test_split
 
@@ -166,7 +166,7 @@ def _subset(y, n, seed, what):
         return np.arange(len(y)), np.arange(0)
     c = int(y.max()) + 1
     if isinstance(n, bool) or not isinstance(n, Integral) or not c <= n <= len(y) - c:
-        raise ValueError(f"{what}={n!r}: needs a number of images from {c} to {len(y) - c}, or all {len(y)}")
+        raise ValueError(f"{argument}={n!r}: needs a number of images from {c} to {len(y) - c}, or all {len(y)}")
     return train_test_split(np.arange(len(y)), train_size=int(n), stratify=y.cpu(), random_state=seed)
 
 # %% ../../nbs/zoo/images.ipynb #59e9aa5a

@@ -11,7 +11,6 @@ from processes import python
 from torch import nn
 
 from fastprune.all import (
-    CyclePaths,
     SignFlips,
     compute_masks,
     digits_convnet,
@@ -24,6 +23,7 @@ from fastprune.all import (
     state_of,
     sweep,
 )
+from fastprune.analysis.weights import CyclePaths
 
 
 def make(seed=0):
@@ -126,7 +126,7 @@ def test_histogram_and_cycle_paths():
     learn.prune(0.75)
     hist = learn.weight_histogram()
     assert hist.df.kept.tolist() == [256, 40] and all((v != 0).all() for v in hist.values.values())
-    ends = quietly(learn, learn.fit_cyclic, 3, 1, lr=0.1, ends=True)
+    ends = quietly(learn, learn.fit_cycles, 3, 1, lr=0.1, ends=True)
     paths = learn.cycle_paths(ends, n=3)
     assert isinstance(paths, CyclePaths) and len(paths) == 2 and list(paths.df.index) == ['1 to 2', '2 to 3']
     with learn.no_bar(), learn.no_logging():
@@ -180,7 +180,7 @@ def test_ray_gives_the_same_table(tmp_path):
 def test_a_killed_sweep_goes_on(tmp_path):
     code = '''
 import os, sys
-from test_analysis import *
+from test_analysis import good, make, sweep
 def killing(learn, sparsity, seed):
     if seed == 2 and sys.argv[2] == 'kill': os._exit(9)
     good(learn, sparsity, seed)
@@ -263,7 +263,7 @@ def test_random_masks_differ_from_seed_to_seed():
     masks = []
     for seed in range(2):
         learn = make()
-        quietly(learn, lambda: paper_methods(4, 0.1)['random_erk'](learn, 0.5, seed))
+        quietly(learn, paper_methods(4, 0.1)['random_erk'], learn, 0.5, seed)
         masks.append(learn.masks)
     assert masks[0].jaccard(masks[1]) > 0.5
 

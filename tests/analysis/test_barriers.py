@@ -93,7 +93,7 @@ def test_half_way_is_at_a_half_exactly(pair):
 def test_tables_have_both_barriers_and_training_columns(pair):
     learn = make()
     with learn.no_bar(), learn.no_logging():
-        ends = learn.fit_cyclic(3, 1, lr=0.1, ends=True)
+        ends = learn.fit_cycles(3, 1, lr=0.1, ends=True)
     plain, both = learn.cycle_paths(ends, n=4), learn.cycle_paths(ends, n=4, train=True)
     names = ['loss_barrier', 'error_barrier', 'loss_line_barrier', 'error_line_barrier', 'instability']
     assert list(plain.df) == names and list(both.df) == names + [f'train_{c}' for c in names]

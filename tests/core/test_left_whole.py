@@ -1,6 +1,7 @@
 "Layers that a granularity does not fit stay whole; classes of modules are taken where names are"
 
 import warnings
+from functools import partial
 
 import pytest
 from fastai.basics import nn
@@ -39,7 +40,7 @@ def test_one_warning_names_them(vision, fit, granularity, left):
         lambda l: fit(l, 2, cbs=SparsifyCallback(0.5, granularity=granularity)),
     ):
         learn = vision()
-        told = recorded(lambda: prune(learn))
+        told = recorded(partial(prune, learn))
         assert len(told) == bool(left) and all(repr(n) in t for n in left for t in told)
         assert set(learn.masks) == set(convs + linears) - set(left) and learn.masks.sparsity == 0.5
         assert all((learn.model.get_parameter(n) != 0).all() for n in left)

@@ -9,17 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fastprune.all import (
-    GRANULARITIES,
-    Masks,
-    SparsifyCallback,
-    check_granularity,
-    compute_masks,
-    layer_counts,
-    linear,
-    prunable_weights,
-)
+from fastprune.all import Masks, SparsifyCallback, compute_masks, linear, prunable_weights
 from fastprune.core import selection
+from fastprune.core.granularity import GRANULARITIES, check_granularity
+from fastprune.core.scopes import layer_counts
 
 dtypes = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
 sparsities = st.one_of(st.sampled_from([0.0, 0.5, 0.9, 0.99, 0.999999, 1 - 2**-53]), st.floats(0, 1, exclude_max=True))
@@ -44,7 +37,7 @@ def make(kind, shape, dtype, seed):
 
 def split(scores, masks):
     "The kept and the pruned scores, flat"
-    flat = lambda keep: torch.cat([s[m == keep].double() for s, m in zip(scores.values(), masks.values())])
+    flat = lambda keep: torch.cat([s[m == keep].double() for s, m in zip(scores.values(), masks.values(), strict=True)])
     return flat(True), flat(False)
 
 
@@ -96,7 +89,7 @@ def test_local_is_exact(specs, dtype, s, seed):
 @exact
 @given(tensors, st.lists(dtypes, min_size=4, max_size=4), sparsities, st.integers(0, 99))
 def test_global_is_exact(specs, dts, s, seed):
-    scores = {str(i): make(k, shape, dt, seed + i) for i, ((k, shape), dt) in enumerate(zip(specs, dts))}
+    scores = {str(i): make(k, shape, dt, seed + i) for i, ((k, shape), dt) in enumerate(zip(specs, dts, strict=False))}
     masks = compute_masks(scores, s, scope='global')
     assert sum(int((~m).sum()) for m in masks.values()) == round(s * sum(x.numel() for x in scores.values()))
     assert_ordered(scores, masks)
@@ -120,7 +113,9 @@ def test_nested(specs, scope, s1, s2, seed):
     assert all((m <= keep[n]).all() for n, m in masks.items())
     count = lambda ms: [int((~m).sum()) for m in ms.values()]
     if scope == 'local':
-        assert count(masks) == [max(k, round(s2 * x.numel())) for k, x in zip(count(keep), scores.values())]
+        assert count(masks) == [
+            max(k, round(s2 * x.numel())) for k, x in zip(count(keep), scores.values(), strict=True)
+        ]
     else:
         assert sum(count(masks)) == max(sum(count(keep)), round(s2 * sum(x.numel() for x in scores.values())))
     inside = {n: torch.where(keep[n], x, -torch.inf) for n, x in others.items()}
@@ -350,7 +345,7 @@ def test_n_of_m(rows, blocks, nm, kernel, part, scope, kind, seed, absolute):
     if part == 1:
         assert (inside.sum(1) == n).all()
     scores = (x.abs() if absolute else x).movedim(1, -1).reshape(-1, m)
-    for a, b in zip(scores, inside):
+    for a, b in zip(scores, inside, strict=True):
         assert not (~b).any() or a[b].min() >= a[~b].max()
 
 
@@ -427,7 +422,9 @@ def test_large_tensors_of_every_kind(monkeypatch):
 
 def test_masks_print_as_a_summary():
     m = Masks(a=torch.arange(12).view(3, 4) < 3, b=torch.ones(0, dtype=torch.bool))
-    assert (
-        repr(m)
-        == 'Masks: 3 of 12 weights kept, 75% pruned\n  a 3x4: 3 of 12 weights kept, 75% pruned\n  b 0: 0 of 0 weights kept, 0% pruned'
-    )
+    lines = [
+        'Masks: 3 of 12 weights kept, 75% pruned',
+        '  a 3x4: 3 of 12 weights kept, 75% pruned',
+        '  b 0: 0 of 0 weights kept, 0% pruned',
+    ]
+    assert repr(m).split('\n') == lines

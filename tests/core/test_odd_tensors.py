@@ -120,7 +120,10 @@ class Bags(nn.Module):
         return self.out(self.emb(x) if self.bag else self.emb(x).mean(1))
 
 
-def bags(bag=True, opt=partial(OptimWrapper, opt=torch.optim.SGD), **kwargs):
+torch_sgd = partial(OptimWrapper, opt=torch.optim.SGD)
+
+
+def bags(bag=True, opt=torch_sgd, **kwargs):
     set_seed(0)
     dl = DataLoader([(torch.randint(9, (5,)), torch.tensor(i % 4)) for i in range(32)], bs=8)
     return Learner(DataLoaders(dl, dl), Bags(bag), loss_func=CrossEntropyLossFlat(), opt_func=opt, **kwargs)

@@ -112,10 +112,10 @@ def test_tiny_numbers_are_no_zeros(tmp_path):
 
 
 def test_the_report_counts_minus_zeros(tmp_path):
-    from fastprune.deploy.report import _sizes
+    from fastprune.deploy.headline import file_sizes
 
     state = multiplied().state_dict()
-    dense, sparse = _sizes(state, {})
+    dense, sparse = file_sizes(state, {})
     assert sparse < 0.14 * dense
 
 

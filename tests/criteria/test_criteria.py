@@ -1,4 +1,5 @@
 import warnings
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
 
@@ -13,27 +14,28 @@ from torch.nn import functional as F
 from fastprune.all import (
     CRITERIA,
     SparsifyCallback,
-    asks_for,
     compute_masks,
     digits_convnet,
     digits_dls,
     grasp,
     lamp,
-    large_init,
-    layer_counts,
+    magnitude,
     movement,
     prunable_weights,
     random_score,
-    seed_round,
-    small_magnitude,
     snip,
     state_of,
     synflow,
     taylor,
-    undisturbed,
     updating_movement,
     wanda,
 )
+from fastprune.core.protocol import Batches, asks_for, needs, ranks_magnitude, usual_iterations
+from fastprune.core.scopes import layer_counts
+from fastprune.criteria.ranking import ranked
+from fastprune.criteria.weights import large_init, small_magnitude
+from fastprune.learner.batches import undisturbed
+from fastprune.learner.states import seed_round
 
 
 def make(model=None, bs=64):
@@ -48,7 +50,7 @@ def batches(learn, n):
     "Those that a criterion sees"
     with undisturbed(learn):
         seed_round(learn, 0)
-        res = [b for _, b in zip(range(n), learn.dls.train)]
+        res = [b for _, b in zip(range(n), learn.dls.train, strict=False)]
     seed_round(learn, 0)
     return res
 
@@ -59,8 +61,10 @@ def test_snip_is_the_gradient_by_hand(n):
     bs = batches(learn, n)
     scores = snip(prunable_weights(learn.model), learn, n)
     ws = list(prunable_weights(learn.model).values())
-    grads = [sum(g) for g in zip(*[torch.autograd.grad(F.cross_entropy(learn.model(x), y), ws) for x, y in bs])]
-    for w, g, s in zip(ws, grads, scores.values()):
+    grads = [
+        sum(g) for g in zip(*[torch.autograd.grad(F.cross_entropy(learn.model(x), y), ws) for x, y in bs], strict=True)
+    ]
+    for w, g, s in zip(ws, grads, scores.values(), strict=True):
         assert torch.allclose(s, (w * g).abs(), rtol=1e-5, atol=1e-8)
 
 
@@ -74,7 +78,11 @@ def test_grasp_is_the_hessian_by_hand(n):
     names, ws = list(prunable_weights(learn.model)), list(prunable_weights(learn.model).values())
 
     def loss(flat):
-        parts = dict(zip(names, [p.view_as(w) for p, w in zip(flat.split([w.numel() for w in ws]), ws)]))
+        parts = dict(
+            zip(
+                names, [p.view_as(w) for p, w in zip(flat.split([w.numel() for w in ws]), ws, strict=True)], strict=True
+            )
+        )
         return sum(F.cross_entropy(torch.func.functional_call(learn.model, parts, (x,)), y) for x, y in bs)
 
     flat = torch.cat([w.detach().flatten() for w in ws])
@@ -100,7 +108,7 @@ def test_synflow_is_the_product_of_absolute_weights():
     w1, w2, w3 = (learn.model[i].weight.detach().double().abs().requires_grad_() for i in (1, 5, 7))
     bn = learn.model[3].weight.detach().double().abs() / (1 + learn.model[3].eps) ** 0.5
     (torch.ones(1, 64, dtype=torch.float64) @ w1.T * bn @ w2.T @ w3.T).sum().backward()
-    for w, s in zip((w1, w2, w3), scores.values()):
+    for w, s in zip((w1, w2, w3), scores.values(), strict=True):
         assert torch.allclose(s, w.detach() * w.grad, rtol=1e-5)
     sums = [float(s.sum()) for s in scores.values()]
     assert np.allclose(sums, sums[0], rtol=1e-9)
@@ -277,7 +285,7 @@ def test_cyclic_and_sculpt(learner):
     learn = learner(opt_func=partial(SGD, mom=0.9))
     learn.prune(0.8, criterion=random_score, scope='erk')
     masks = learn.masks
-    ends = quietly(learn, learn.fit_cyclic, 3, 1, lr=0.1, ends=True)
+    ends = quietly(learn, learn.fit_cycles, 3, 1, lr=0.1, ends=True)
     n, lrs = len(learn.dls.train), learn.recorder.lrs
     assert (
         len(ends) == 3
@@ -433,10 +441,114 @@ def test_least_density_in_units():
 def test_a_compiled_model_gets_the_plain_tensors_of_a_fit():
     learn = make()
     ds = learn.dls.train.dataset
-    dl = TfmdDL([(TensorImage(x), TensorCategory(y)) for x, y in zip(ds.x[:64], ds.y[:64])], bs=32)
+    dl = TfmdDL([(TensorImage(x), TensorCategory(y)) for x, y in zip(ds.x[:64], ds.y[:64], strict=True)], bs=32)
     learn.dls = DataLoaders(dl, dl)
     assert isinstance(learn.dls.one_batch()[0], TensorImage)
     learn.model.compile(backend='eager', dynamic=False)
     quietly(learn, learn.fit, 1, 1e-2)
     learn.prune(0.5, criterion=taylor, n_batches=2)
     assert learn.masks.sparsity == pytest.approx(0.5, abs=1e-3)
+
+
+class Plain:
+    "Batches of a training without fastai: two of them, a model and a loss"
+
+    def __init__(self, model, loss_func, data):
+        self.model, self.loss_func, self.data = model, loss_func, data
+
+    def undisturbed(self):
+        return nullcontext()
+
+    training = evaluating = undisturbed
+
+    def inputs(self):
+        return (self.data[0][0],)
+
+    def take(self, n):
+        return self.data[:n]
+
+    def balanced(self, per_class):
+        return None
+
+    def losses(self, batches, temperature=None):
+        return nullcontext(self.loss_func(self.model(x) / (temperature or 1), y) for x, y in batches)
+
+    def predictions(self, n):
+        return (self.model(x) for x, _ in self.data[:n])
+
+    def prediction_of(self, output):
+        return output
+
+    @contextmanager
+    def summed_gradients(self, n):
+        self.model.zero_grad()
+        for x, y in self.data[:n]:
+            self.loss_func(self.model(x), y).backward()
+        yield
+
+    def mean(self, t):
+        return t
+
+
+@pytest.mark.parametrize('criterion', [snip, grasp, synflow, wanda])
+def test_criteria_with_batches_of_a_plain_loop(criterion):
+    "The same scores as with a Learner that has the same batches, and an error that says what is missing without any"
+    learn = make(nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10)))
+    plain = Plain(learn.model, F.cross_entropy, batches(learn, 2))
+    weights, n = prunable_weights(learn.model), {} if criterion is synflow else dict(n_batches=2)
+    assert isinstance(plain, Batches) and not isinstance(learn, Batches)
+    want = criterion(weights, learn, **n)
+    scores, absolute = ranked(criterion, weights, learn.model, batches=plain, **n)
+    for name, s in scores.items():
+        assert not absolute and torch.allclose(s, want[name], rtol=1e-4, atol=1e-8)
+    with pytest.raises(
+        ValueError, match=f'criterion {criterion.__name__} asks for `batches`, and there are none: give'
+    ):
+        ranked(criterion, weights, learn.model)
+    with pytest.raises(
+        ValueError, match='batches=list: needs a `fastprune.core.protocol.Batches`, or a fastai Learner'
+    ):
+        criterion(weights, plain.data)
+
+
+def test_what_criteria_say_that_they_need():
+    assert {n: asks_for(f) for n, f in CRITERIA.items() if asks_for(f)} == {
+        **dict.fromkeys(['snip', 'grasp', 'wanda'], {'batches', 'n_batches'}),
+        'synflow': {'batches'},
+        **dict.fromkeys(
+            [
+                *('movement', 'magnitude_increase', 'large_init', 'small_init'),
+                *('large_init_large_final', 'small_init_small_final'),
+            ],
+            {'initial'},
+        ),
+        **dict.fromkeys(['updating_movement', 'updating_magnitude_increase', 'updating_movmag'], {'previous'}),
+    }
+    assert [n for n, f in CRITERIA.items() if ranks_magnitude(f)] == ['magnitude']
+    assert asks_for(partial(snip, n_batches=2)) == {'batches'} and ranks_magnitude(partial(magnitude))
+    assert usual_iterations(partial(synflow)) == 100 and usual_iterations(snip) == usual_iterations(len) == 1
+
+
+@pytest.mark.parametrize('how', ['prune', 'fit'])
+def test_needs_by_the_names_of_parameters_for_one_release(how):
+    "With a warning that shows the decorator, which takes its place"
+
+    def by_name(weights, learn, initial):
+        return {n: (p.detach() - initial[n]).abs() + len(learn.dls.train) for n, p in weights.items()}
+
+    masks = []
+    for criterion in (by_name, partial(by_name), needs('learn', 'initial')(lambda *args, **kw: by_name(*args, **kw))):
+        learn = make()
+        first = deepcopy(learn.model.state_dict()) if how == 'prune' else None
+        seed_round(learn, 0)
+        with warnings.catch_warnings(record=True) as w:
+            warnings.simplefilter('always')
+            if how == 'prune':
+                learn.prune(0.5, criterion, initial=first)
+            else:
+                quietly(learn, learn.fit, 1, 1e-2, cbs=SparsifyCallback(0.5, criterion=criterion))
+        said = [str(o.message) for o in w if o.category is FutureWarning and 'criterion' in str(o.message)]
+        assert all("Write `@needs('initial', 'learn')` above `def by_name`" in o for o in said)
+        assert bool(said) == (len(masks) < 2)
+        masks.append(learn.masks)
+    assert masks[0] == masks[1] == masks[2]

@@ -10,7 +10,8 @@ from helpers import quietly
 from torch import nn
 from torch.nn import functional as F
 
-from fastprune.all import SparsifyCallback, digits_dls, grasp, prunable_weights, seed_round
+from fastprune.all import SparsifyCallback, digits_dls, grasp, prunable_weights
+from fastprune.learner.states import seed_round
 
 
 def make(items=None, loss=None, n_out=10, bs=64):
@@ -36,7 +37,8 @@ def by_hand(learn, bs, loss_func):
 
     def loss(flat):
         parts = {
-            n: p.view_as(w) for (n, w), p in zip(weights.items(), flat.split([w.numel() for w in weights.values()]))
+            n: p.view_as(w)
+            for (n, w), p in zip(weights.items(), flat.split([w.numel() for w in weights.values()]), strict=True)
         }
         return sum(loss_func(torch.func.functional_call(learn.model, parts, (x,)), y) for x, y in bs)
 
@@ -48,7 +50,7 @@ def balanced(learn, per_class, size):
     "The first items of each class of the training batches, the classes in turns"
     found = {c: [] for c in range(10)}
     for x, y in learn.dls.train:
-        for i, c in zip(x, y.tolist()):
+        for i, c in zip(x, y.tolist(), strict=True):
             found[c].append(i)
     seed_round(learn, 0)
     rows = [(found[c][j], c) for j in range(per_class) for c in range(10)]
@@ -80,7 +82,7 @@ def test_balanced_batch_and_temperature_by_hand(given, per_class, temperature):
 @pytest.mark.parametrize('given,temperature', [({}, 1), (dict(temperature=200), 200)])
 def test_batches_as_they_are(given, temperature):
     learn = make()
-    bs = [b for _, b in zip(range(2), learn.dls.train)]
+    bs = [b for _, b in zip(range(2), learn.dls.train, strict=False)]
     seed_round(learn, 0)
     assert close(scores(learn, 2, **given), by_hand(learn, bs, lambda out, y: F.cross_entropy(out / temperature, y)))
 
@@ -88,7 +90,7 @@ def test_batches_as_they_are(given, temperature):
 def test_rare_classes_give_what_they_have():
     items = [(torch.randn(64).double(), torch.tensor(0 if i < 61 else 1)) for i in range(64)]
     learn = make(items, n_out=2)
-    x, y = (torch.stack(o) for o in zip(*items))
+    x, y = (torch.stack(o) for o in zip(*items, strict=True))
     rows = [0, 61, 1, 62, 2, 63, 3, 4]
     assert close(scores(learn, per_class=5, temperature=1), by_hand(learn, [(x[rows], y[rows])], F.cross_entropy))
 
@@ -105,7 +107,7 @@ def test_targets_that_are_no_classes(y, loss, n_out):
     "One training batch, and predictions as they are"
     items = [(torch.randn(64).double(), y(i)) for i in range(64)]
     learn = make(items, loss, n_out)
-    xs, ys = (torch.stack(o[:16]) for o in zip(*items))
+    xs, ys = (torch.stack(o[:16]) for o in zip(*items, strict=True))
     assert close(scores(learn), by_hand(learn, [(xs, ys)], loss))
     with pytest.raises(ValueError, match='per_class=2: the targets of the training batches are not one class'):
         scores(learn, per_class=2)

@@ -19,14 +19,13 @@ from fastprune.all import (
     from_torch_prune,
     one_shot,
     prunable_weights,
-    semi_structured_layers,
     state_of,
     to_onnx,
     to_semi_structured,
     to_torch_prune,
 )
 from fastprune.deploy import export, semi_structured
-from fastprune.deploy.semi_structured import _missing
+from fastprune.deploy.semi_structured import _missing, semi_structured_layers
 
 
 class Tagger(nn.Module):
@@ -88,7 +87,7 @@ def pruned(model, s=0.9, **kwargs):
 
 def same(a, b):
     return list(a.state_dict()) == list(b.state_dict()) and all(
-        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values())
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     )
 
 
@@ -142,9 +141,9 @@ def test_onnx_of_many_models(ort, tmp_path, make, xs, names):
     )
     a, b = ort(tmp_path / 'm.onnx'), ort(tmp_path / 's.onnx')
     assert [i.name for i in a.get_inputs()] == names
-    more = {n: torch.cat([x] * 7)[:7].numpy() for n, x in zip(names, xs)}
+    more = {n: torch.cat([x] * 7)[:7].numpy() for n, x in zip(names, xs, strict=True)}
     assert (
-        all(np.array_equal(x, y) for x, y in zip(a.run(None, more), b.run(None, more)))
+        all(np.array_equal(x, y) for x, y in zip(a.run(None, more), b.run(None, more), strict=True))
         and len(a.run(None, more)[0]) == 7
     )
     assert b'site-packages' not in (tmp_path / 'm.onnx').read_bytes()

@@ -10,16 +10,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from fastprune.all import (
-    SparseLinear,
-    SparsifyCallback,
-    compute_masks,
-    digits_convnet,
-    latency,
-    prunable_weights,
-    sparse_inference,
-)
-from fastprune.deploy import attention, fold, forms, inference
+from fastprune.all import SparsifyCallback, compute_masks, digits_convnet, latency, prunable_weights, sparse_inference
+from fastprune.deploy import attention, fold, forms, inference, timing
+from fastprune.deploy.kernel import SparseLinear
 from fastprune.learner.inputs import tensors_in
 
 
@@ -43,7 +36,7 @@ def pruned(model, sparsity=0.9):
 def forced(model, *inputs, form='sparse', monkeypatch=None, **kwargs):
     "With each layer in `form` where it has it, whatever is faster"
     with monkeypatch.context() as m:
-        m.setattr(forms._Trial, 'best', lambda t: form if form in t.forms else 'dense')
+        m.setattr(timing.LayerTrial, 'best', lambda t: form if form in t.forms else 'dense')
         m.setattr(
             inference, 'latency', lambda models, *_: pd.DataFrame({'ms': {n: float(n != 'sparse') for n in models}})
         )
@@ -53,12 +46,13 @@ def forced(model, *inputs, form='sparse', monkeypatch=None, **kwargs):
 def same(a, b, tol=1e-5):
     a, b = tensors_in(a), tensors_in(b)
     return len(a) == len(b) and all(
-        x.shape == y.shape and (x - y).abs().max() <= tol * y.abs().max() for x, y in zip(a, b)
+        x.shape == y.shape and (x - y).abs().max() <= tol * y.abs().max() for x, y in zip(a, b, strict=True)
     )
 
 
 class Odd(nn.Module):
-    "Outputs of several kinds, a convolution whose output is used twice, one that is never called, one called twice, a weight that is read"
+    """Outputs of several kinds, a convolution whose output is used twice, one that is never called, one called twice, a
+    weight that is read"""
 
     def __init__(self):
         super().__init__()
@@ -259,7 +253,7 @@ def test_attention(kw, itself, monkeypatch):
     q = torch.randn(shape(6, 32))
     k, v = (q, q) if itself else (torch.randn(shape(9, kw.get('kdim', 32))), torch.randn(shape(9, kw.get('vdim', 32))))
     res = forced(net, q, k, v, monkeypatch=monkeypatch)
-    assert isinstance(res.attn, attention._Attention) == (not kw.get('add_bias_kv') and not kw.get('add_zero_attn'))
+    assert isinstance(res.attn, attention.OpenAttention) == (not kw.get('add_bias_kv') and not kw.get('add_zero_attn'))
     n, s = 6, k.shape[1 if first else 0]
     padding = torch.zeros(2, s, dtype=torch.bool)
     padding[1, -2:] = True
@@ -332,7 +326,7 @@ def test_folding_takes_only_what_it_may():
     model, x = pruned(Odd()), torch.randn(2, 3, 9, 9)
     whole = copy.deepcopy(model)
     assert (
-        fold._fold(whole, (x,)) == ['b']
+        fold.fold_batchnorm(whole, (x,)) == ['b']
         and type(whole.bn_b) is nn.Identity
         and type(whole.bn_a) is type(whole.bn_twice) is nn.BatchNorm2d
     )
@@ -341,14 +335,14 @@ def test_folding_takes_only_what_it_may():
 
 
 def test_without_kernel(monkeypatch):
-    "llvmlite or MKL missing: what is left is tried, and the report says why"
-    monkeypatch.setattr('fastprune.deploy.kernel.kernel_missing', lambda: "llvmlite can't be imported")
+    "numba or MKL missing: what is left is tried, and the report says why"
+    monkeypatch.setattr('fastprune.deploy.kernel.kernel_missing', lambda: "numba can't be imported")
     torch.manual_seed(0)
     model, x = pruned(nn.Sequential(nn.Linear(512, 512), nn.Conv1d(4, 4, 1)), 0.97), torch.randn(4, 512)
     res = sparse_inference(model, x, seconds=0.05)
     assert res.inference_report.form['0'] in ('csr', 'dense')
     monkeypatch.setattr(
-        forms._CSR,
+        forms.CSRLayer,
         'product',
         lambda *_: (_ for _ in ()).throw(
             RuntimeError('Calling addmm on a sparse CPU tensor requires Linux platform\nmore')
@@ -357,13 +351,13 @@ def test_without_kernel(monkeypatch):
     res = sparse_inference(model, x, seconds=0.05)
     assert res.inference_report.form['0'] == 'dense' and res.inference_report.form['total'] == 'as it was'
     assert (
-        "sparse: there is no sparse kernel here: llvmlite can't be imported" in res.inference_report.why['0']
+        "sparse: there is no sparse kernel here: numba can't be imported" in res.inference_report.why['0']
         and 'csr: Calling addmm on a sparse CPU tensor requires Linux platform' in res.inference_report.why['0']
     )
 
 
 def test_slower_as_a_whole_is_left_alone(monkeypatch):
-    monkeypatch.setattr(forms._Trial, 'best', lambda t: 'sparse')
+    monkeypatch.setattr(timing.LayerTrial, 'best', lambda t: 'sparse')
     monkeypatch.setattr(
         inference, 'latency', lambda models, *_: pd.DataFrame({'ms': {n: 1.0 + (n == 'sparse') for n in models}})
     )
@@ -508,8 +502,8 @@ def test_attention_refuses_what_torch_does(monkeypatch):
     q = torch.randn(2, 6, 32)
     res = forced(pruned(Net(), 0.7), q, q, q, monkeypatch=monkeypatch)
     for call, says in (
-        (lambda: res(q, q, q, is_causal=True), 'is_causal=True: needs the attn_mask'),
-        (lambda: res(q, q[:1], q[:1]), 'batches of one size, got 2, 1 and 1'),
+        (lambda: res(q, q, q, is_causal=True), 'is_causal=True: needs attn_mask'),
+        (lambda: res(q, q[:1], q[:1]), 'the same batch size, got 2, 1 and 1'),
         (lambda: res(q, q, q, attn_mask=torch.ones(6, 6).long()), 'got int64'),
     ):
         with pytest.raises(ValueError, match=says), torch.no_grad():

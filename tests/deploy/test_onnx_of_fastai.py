@@ -69,7 +69,7 @@ def test_onnx_of_text(what, tmp_path):
 
 def test_onnx_of_a_text_learner(tmp_path):
     ids, y = tokens().repeat(4, 1), torch.arange(16) % 3
-    dls = DataLoaders(*(TfmdDL(list(zip(ids, y)), bs=4) for _ in range(2)))
+    dls = DataLoaders(*(TfmdDL(list(zip(ids, y, strict=True)), bs=4) for _ in range(2)))
     learn = Learner(dls, text_model('classifier'), loss_func=CrossEntropyLossFlat(), cbs=ModelResetter())
     learn.prune(0.5)
     state = {k: v.clone() for k, v in learn.model.state_dict().items()}

@@ -20,7 +20,7 @@ def zeros(model):
 
 
 def elsewhere(*paths):
-    "What `load_learner` gives in a Python without fastprune: the zeros of each model, and its output for an image of ones"
+    "What `load_learner` gives in a Python without fastprune: zeros of each model, and its output for an image of ones"
     code = """import sys; sys.modules['fastprune'] = None
 from fastai.basics import *
 for path in sys.argv[1:]:
@@ -120,7 +120,8 @@ def test_an_export_without_fastprune(learner, tmp_path, fit):
     )  # a network of fastprune's
     other.prune(0.5)
     other.export_plain('resnet.pkl')
-    for (n, out, n_cbs, c), l in zip(elsewhere(tmp_path / 'digits.pkl', tmp_path / 'resnet.pkl'), (learn, other)):
+    loaded = elsewhere(tmp_path / 'digits.pkl', tmp_path / 'resnet.pkl')
+    for (n, out, _, c), l in zip(loaded, (learn, other), strict=True):
         image = torch.ones(1, 1 if l is learn else 3, 8, 8)
         assert (
             n == zeros(l.model) >= (~l.masks['0.0.weight']).sum()

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ from torch import nn
 pytest.importorskip('plotly', reason='reports need plotly')
 from fastprune.all import SparsifyCallback, Ticket, Tickets, compute_masks, linear, prunable_weights
 from fastprune.core.sparse_files import save_sparse
+from fastprune.deploy import page_masks
 from fastprune.deploy import report_file as rep
-from fastprune.deploy import sections
 from fastprune.zoo.make import make_model
 
 browser = next((p for n in ('chromium', 'chromium-browser', 'google-chrome') if (p := shutil.which(n))), None)
@@ -92,7 +93,9 @@ def check(page):
 def browse(path, *flags, size='1200,900'):
     "A file in a browser that can reach nothing: its elements after the scripts, its messages, and what it asked for"
     log = path.with_suffix('.net')
-    quiet = '--disable-background-networking --disable-component-update --disable-sync --no-first-run --disable-default-apps --disable-extensions --disable-domain-reliability --disable-client-side-phishing-detection --metrics-recording-only'.split()
+    off = 'background-networking component-update sync default-apps extensions domain-reliability'
+    off = f'{off} client-side-phishing-detection'.split()
+    quiet = [*(f'--disable-{o}' for o in off), '--no-first-run', '--metrics-recording-only']
     r = subprocess.run(
         [
             browser,
@@ -170,7 +173,7 @@ def test_numbers_are_those_of_the_learner(trained, tmp_path):
     assert charts['accuracy'][0]['y'] == pytest.approx([v[2] for v in learn.recorder.values]) and charts['accuracy'][0][
         'x'
     ] == [1, 2, 3]
-    for t, ys in zip(charts['sparsity: ocp'], (cb.asked, cb.reached)):
+    for t, ys in zip(charts['sparsity: ocp'], (cb.asked, cb.reached), strict=True):
         assert t['y'] == ys and t['x'][-1] == pytest.approx(3)
     assert charts['learning rate'][0]['y'] == pytest.approx(learn.recorder.lrs)
     assert (
@@ -188,7 +191,7 @@ def test_what_is_not_there_is_left_out(learner, tmp_path):
     "A Learner that was never trained or pruned, one without data, a DataLoader of torch's"
     page = check(Page(learner().report(tmp_path / 'a.html', seconds=0)))
     assert (
-        [d for t, d in zip(page.text, page.text[1:]) if t == 'latency'] == ['–']
+        [d for t, d in pairwise(page.text) if t == 'latency'] == ['–']
         and 'seconds=0' in page.words
         and len(page.figures) == 1
     )
@@ -274,7 +277,7 @@ def test_odd_layers(learner, tmp_path):
 )
 def test_every_weight_is_a_pixel(shape):
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.3
-    x, what = sections._tiled(mask)
+    x, what = page_masks.mask_pixels(mask)
     assert (x == 1).sum() == mask.sum() and (x == 0).sum() == (~mask).sum() and set(np.unique(x)) <= {0, 1, 2}
     assert x.shape[1] <= 340 and not (x[0] == 2).all() and not (x[-1] == 2).all()
     if shape == (4, 7):
@@ -537,7 +540,7 @@ def test_damaged_files_are_one_error(learner, tmp_path):
                     bad[rng.randrange(min(len(bad), rng.choice([200, len(bad)])))] = rng.randrange(256)
             file.write_bytes(bad)
             try:
-                rep._read(file)
+                rep.read_weights(file)
             except ValueError as e:
                 assert file.name in str(e)
 

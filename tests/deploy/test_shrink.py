@@ -10,14 +10,15 @@ from fastai.basics import Callback, load_learner
 from torch import nn
 from torch.nn import functional as F
 
-from fastprune.all import SparsifyCallback, digits_convnet, shrink, unwrap
+from fastprune.all import SparsifyCallback, digits_convnet, shrink
+from fastprune.core.names import unwrap
 
 pytest.importorskip('torch_pruning')
 layers = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 def disturb(model, zero=lambda n: True, frac=0.5, seed=0):
-    "Norms and biases that make constants matter, filters of zeros in the layers that `zero` chooses; in evaluation mode"
+    "Norms and biases that make constants matter, filters of zeros in the layers that `zero` chooses; in eval mode"
     gen = torch.Generator().manual_seed(seed)
     rand = lambda t: torch.randn(t.shape, generator=gen).to(t)
     with torch.no_grad():
@@ -45,19 +46,19 @@ def flat(out):
 
 def apart(a, b, *x):
     with torch.no_grad():
-        return max(float((p - q).abs().max() / p.abs().max()) for p, q in zip(flat(a(*x)), flat(b(*x))))
+        return max(float((p - q).abs().max() / p.abs().max()) for p, q in zip(flat(a(*x)), flat(b(*x)), strict=True))
 
 
 def check(model, *x, tol=1e-10):
     "The same outputs, on other inputs too; attributes that agree with shapes; gradients; the original as it was"
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     small, report = shrink(model, x, repeats=0)
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values())) and modes == [
-        m.training for m in model.modules()
-    ] == [m.training for m in small.modules()]
+    assert all(
+        torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True)
+    ) and modes == [m.training for m in model.modules()] == [m.training for m in small.modules()]
     other = tuple(3 * torch.randn_like(t) + 0.5 if t.is_floating_point() else t.flip(0) for t in x)
     assert max(apart(model, small, *x), apart(model, small, *other)) < tol
-    for a, b in zip(model.parameters(), small.parameters()):
+    for a, b in zip(model.parameters(), small.parameters(), strict=True):
         assert a.dtype == b.dtype and a.requires_grad == b.requires_grad
     for m in small.modules():
         if isinstance(m, nn.Linear):
@@ -370,9 +371,7 @@ def test_heads_for_training_alone():
     net = disturb(
         Net(
             lambda s, x: (
-                (s.c(y := s.b(z := s.a(x).relu()).relu()), s.aux(z))
-                if s.training
-                else s.c(y := s.b(s.a(x).relu()).relu())
+                (s.c(s.b(z := s.a(x).relu()).relu()), s.aux(z)) if s.training else s.c(s.b(s.a(x).relu()).relu())
             ),
             a=nn.Conv2d(3, 8, 3),
             b=nn.Conv2d(8, 8, 3),

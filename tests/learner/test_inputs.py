@@ -114,7 +114,7 @@ def test_without_batches_the_error_names_example(loaded, tmp_path, what):
 
 def test_a_wrong_example(loaded, tmp_path):
     for f in (loaded.sparse_inference, loaded.flops, loaded.shrink, partial(loaded.to_onnx, tmp_path / 'm.onnx')):
-        with pytest.raises(ValueError, match='ndarray is no tensor'):
+        with pytest.raises(ValueError, match='ndarray is not a tensor'):
             f(example=x.numpy())
         with pytest.raises(ValueError, match=r"(can't take|itself fails).*, 3, 8, 8\)|can't take the example"):
             f(example=torch.randn(4, 3, 8, 8))

@@ -34,22 +34,12 @@ from helpers import quietly
 from torch import nn
 from torch.nn import functional as F
 
-from fastprune.all import (
-    SparsifyCallback,
-    digits_dls,
-    grasp,
-    magnitude,
-    prunable_weights,
-    seed_round,
-    snip,
-    synflow,
-    taylor,
-    undisturbed,
-    wanda,
-)
+from fastprune.all import SparsifyCallback, digits_dls, grasp, magnitude, prunable_weights, snip, synflow, taylor, wanda
 from fastprune.core.shards import is_dtensor
 from fastprune.learner import batches as passes
 from fastprune.learner import gradients as grads
+from fastprune.learner.batches import undisturbed
+from fastprune.learner.states import seed_round
 
 GRADIENTS = dict(snip=dict(criterion=snip), grasp=dict(criterion=grasp), taylor=dict(criterion=taylor, n_batches=2))
 CRITERIA = dict(**GRADIENTS, synflow=dict(criterion=synflow), wanda=dict(criterion=wanda))
@@ -140,7 +130,7 @@ def test_same_scores_as_of_the_model_inside():
         for l in (learn, plain):
             seed_round(l, 3)
             scores.append(list(criterion(prunable_weights(l.model), l).values()))
-        for a, b in zip(*scores):
+        for a, b in zip(*scores, strict=True):
             assert torch.allclose(a, b, rtol=1e-5, atol=0)
 
 
@@ -179,7 +169,10 @@ def test_gradients_are_those_of_the_callbacks_loss(cb, loss, later):
     seed_round(learn, 1)
     scores, weights = snip(prunable_weights(learn.model), learn), prunable_weights(learn.model)
     for s, w, g in zip(
-        scores.values(), weights.values(), torch.autograd.grad(loss(learn.model, x, y), list(weights.values()))
+        scores.values(),
+        weights.values(),
+        torch.autograd.grad(loss(learn.model, x, y), list(weights.values())),
+        strict=True,
     ):
         assert torch.allclose(s, (w * g).abs(), rtol=1e-4, atol=1e-8)
 
@@ -290,7 +283,9 @@ def test_learner_and_callbacks_are_as_before(fitted, mix):
     assert torch.equal(rng, torch.get_rng_state()) and all(
         torch.equal(t, weights[n]) for n, t in learn.model.state_dict().items()
     )
-    assert all(p.grad is g is None or torch.equal(p.grad, g) for p, g in zip(learn.model.parameters(), grads))
+    assert all(
+        p.grad is g is None or torch.equal(p.grad, g) for p, g in zip(learn.model.parameters(), grads, strict=True)
+    )
 
 
 def test_mixup_mixes_in_training_alone():
@@ -314,11 +309,11 @@ def test_in_the_middle_of_a_fit(criterion):
         learn = make(cbs=[counts, MixUp()])
 
         class Look(Callback):
-            order = 90
+            order, looks = 90, c is criterion
 
             def after_batch(self):
-                if c is criterion and self.training and self.iter % 8 == 0:
-                    c(prunable_weights(self.model), self.learn)
+                if self.looks and self.training and self.iter % 8 == 0:
+                    criterion(prunable_weights(self.model), self.learn)
 
         quietly(learn, learn.fit, 1, 1e-2, cbs=Look())
         assert counts.events.count('before_fit') == 1
@@ -396,7 +391,9 @@ def test_a_criterion_of_ones_own_may_take_gradients(where):
         return {
             n: (p * g).square()
             for (n, p), g in zip(
-                weights.items(), torch.autograd.grad(learn.loss_func(learn.model(x), y), list(weights.values()))
+                weights.items(),
+                torch.autograd.grad(learn.loss_func(learn.model(x), y), list(weights.values())),
+                strict=True,
             )
         }
 

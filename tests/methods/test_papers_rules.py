@@ -20,18 +20,8 @@ from fastai.optimizer import l2_reg, weight_decay
 from helpers import quietly
 from torch import nn
 
-from fastprune.all import (
-    DNW,
-    DPF,
-    GSM,
-    SNFS,
-    at_prune_rate,
-    digits_dls,
-    prunable_weights,
-    s_cyc_max_lr,
-    state_of,
-    taylor,
-)
+from fastprune.all import DNW, DPF, GSM, SNFS, digits_dls, prunable_weights, s_cyc_max_lr, state_of, taylor
+from fastprune.schedules.rates import at_prune_rate
 
 SC = partial(s_cyc_max_lr, eps=0.1, delta=0.2)
 
@@ -44,7 +34,10 @@ def formula(m, p, q=1, beta=5, eps=0.1, delta=0.2):
     return delta / (1 + (g / (1 - g)) ** -beta) + eps
 
 
-def make(opt=partial(SGD, mom=0.9), wd=None):
+momentum = partial(SGD, mom=0.9)
+
+
+def make(opt=momentum, wd=None):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 30), nn.ReLU(), nn.Linear(30, 10))
     return Learner(digits_dls(bs=256), model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, opt_func=opt, wd=wd)
@@ -66,9 +59,9 @@ def test_s_cyc_follows_the_rate_of_tickets(rate):
 
 
 def test_s_cyc_follows_the_rate_of_rounds():
-    table = quietly(make(), make().iterative_prune, 4, 1, rate=0.3, max_lr=SC)
+    table = quietly(make(), make().iterative_prune, 4, 1, prune_rate=0.3, max_lr=SC)
     assert list(table.max_lr) == pytest.approx([formula(m, 0.3) for m in range(5)])
-    bound = quietly(make(), make().iterative_prune, 4, 1, rate=0.3, max_lr=partial(SC, p=0.1))
+    bound = quietly(make(), make().iterative_prune, 4, 1, prune_rate=0.3, max_lr=partial(SC, p=0.1))
     assert list(bound.max_lr) == pytest.approx([formula(m, 0.1) for m in range(5)])
 
 
@@ -231,7 +224,7 @@ def test_snfs_takes_less_from_what_is_nearly_dense():
             super().move(weights)
             got = self.changes[-1]
             assert got['dropped'] == want and sum(got['grown'].values()) == sum(want.values())
-            for n, m in self.learn.masks.items():
+            for n in self.learn.masks:
                 assert got['grown'][n] <= 0.99 * (int((~masks[n]).sum()) + want[n])
             guarded += want['3.weight'] < round(part * int(masks['3.weight'].sum()))
 

@@ -9,11 +9,12 @@ from fastai.callback.schedule import ParamScheduler
 from helpers import quietly
 from torch import nn
 
-from fastprune.all import digits_dls, seed_round
+from fastprune.all import digits_dls
+from fastprune.learner.states import seed_round
 
 RECIPES = dict(
     cyclical=lambda l, **k: l.fit_cyclical(2, 1, 0.8, lr_max=1e-2, **k),
-    cyclic=lambda l, **k: l.fit_cyclic(2, 1, lr=1e-2, **k),
+    cyclic=lambda l, **k: l.fit_cycles(2, 1, lr=1e-2, **k),
     sculpt=lambda l, **k: l.fit_sculpt(0.8, 0.4, 1, 1, lr=1e-2, **k),
     bimp=lambda l, **k: l.fit_bimp(2, 0.8, lr_max=1e-2, **k),
     retrain=lambda l, **k: (l.prune(0.8), l.retrain(2, 'slr', **k)),
@@ -82,7 +83,7 @@ def test_what_is_asked_for_counts(recipe):
 def test_a_schedule_of_momentum_given_with_the_recipe_works():
     learn, cb = make(), Seen()
     quietly(learn, learn.fit_one_cycle, 1, 1e-2)
-    quietly(learn, learn.fit_cyclic, 1, 1, lr=1e-2, cbs=[ParamScheduler({'mom': lambda pos: 0.5 + pos / 10}), cb])
+    quietly(learn, learn.fit_cycles, 1, 1, lr=1e-2, cbs=[ParamScheduler({'mom': lambda pos: 0.5 + pos / 10}), cb])
     assert cb.hypers[0][0]['mom'] == 0.5 and cb.hypers[-1][0]['mom'] > 0.55
 
 
@@ -123,6 +124,6 @@ def test_cyclical_after_one_cycle_is_cyclical_with_a_new_optimizer():
             learn.opt = None
         else:
             learn.opt.clear_state()
-        quietly(learn, learn.fit_cyclic, 2, 1, lr=0.1)
+        quietly(learn, learn.fit_cycles, 2, 1, lr=0.1)
         ends.append(learn.model.state_dict())
     assert all(torch.equal(ends[0][n], ends[1][n]) for n in ends[0])

@@ -1,6 +1,7 @@
-from functools import partial
+from functools import itertools
 
 import numpy as np
+import partial
 import pytest
 import torch
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy, params
@@ -100,14 +101,14 @@ def test_tracking_counts_what_came_back(learner, fit):
     )
     fit(learner(), 2, cbs=[cb, keep])
     ever = None
-    for m, recovered, distance in zip(keep.masks, cb.recovered, cb.mask_distance):
+    for m, recovered in zip(keep.masks, cb.recovered, strict=True):
         if not m:
             continue
         ever = {n: ~k for n, k in m.items()} if ever is None else ever
         assert recovered == sum(int((k & ever[n]).sum()) for n, k in m.items())
         for n, k in m.items():
             ever[n] |= ~k
-    first = next(i for i, (a, b) in enumerate(zip(cb.asked, cb.asked[1:])) if b < a)
+    first = next(i for i, (a, b) in enumerate(itertools.pairwise(cb.asked)) if b < a)
     assert cb.mask_distance[-1] == pytest.approx(Masks(keep.masks[-1]).jaccard(Masks(keep.masks[first])))
 
 
@@ -215,7 +216,7 @@ def test_what_a_round_starts_from(rewind):
             if self.training and self.train_iter == 3 and not hasattr(learn, 'at3'):
                 learn.at3 = {n: p.detach().clone() for n, p in self.model.named_parameters()}
 
-    table = quietly(learn, learn.iterative_prune, 2, 2, rate=0.5, lr=0.1, rewind=rewind, cbs=[ends, At()], **kw)
+    table = quietly(learn, learn.iterative_prune, 2, 2, prune_rate=0.5, lr=0.1, rewind=rewind, cbs=[ends, At()], **kw)
     assert all(torch.equal(p, initial[n]) for n, p in ends.starts[0].items())
     assert [r for r in table.weights] == [2368, 1184, 592]
     for m in (1, 2):
@@ -240,10 +241,19 @@ def test_masks_are_nested_over_rounds_and_exact():
         seen.clear()
         learn = mlp_learner()
         table = quietly(
-            learn, learn.iterative_prune, 4, 1, rate=0.3, lr=0.1, scope=scope, criterion=taylor, n_batches=2, cbs=Keep()
+            learn,
+            learn.iterative_prune,
+            4,
+            1,
+            prune_rate=0.3,
+            lr=0.1,
+            scope=scope,
+            criterion=taylor,
+            n_batches=2,
+            cbs=Keep(),
         )
         total = 64 * 32 + 320
-        for m, (a, b) in enumerate(zip(seen[1:], seen[2:])):
+        for a, b in itertools.pairwise(seen[1:]):
             for n in a:
                 assert not (b[n] & ~a[n]).any()
         for m in range(1, 5):
@@ -260,7 +270,7 @@ def test_masks_are_nested_over_rounds_and_exact():
 def test_early_stopping_and_test_metrics():
     learn = mlp_learner()
     table = quietly(
-        learn, learn.iterative_prune, 1, 6, rate=0.5, lr=0.5, monitor='accuracy', patience=1, test_dl=learn.dls[2]
+        learn, learn.iterative_prune, 1, 6, prune_rate=0.5, lr=0.5, monitor='accuracy', patience=1, test_dl=learn.dls[2]
     )
     assert {'test_loss', 'test_accuracy', 'valid_loss', 'accuracy', 'max_lr', 'sparsity', 'weights'} <= set(
         table.columns
@@ -282,7 +292,7 @@ def test_s_cyc_takes_the_rate_of_pruning_and_groups_keep_their_ratio():
         learn.iterative_prune,
         2,
         1,
-        rate=0.5,
+        prune_rate=0.5,
         lr=slice(1e-3, 1e-1),
         max_lr=partial(s_cyc_max_lr, eps=0.1, delta=0.1),
         shape=lr_decay,
@@ -298,7 +308,7 @@ def test_train_first_false_measures_the_trained_learner():
     quietly(learn, learn.fit, 3, 1e-2)
     with learn.no_bar(), learn.no_logging():
         before = learn.validate()
-    table = quietly(learn, learn.iterative_prune, 1, 1, rate=0.5, lr=0.05, train_first=False)
+    table = quietly(learn, learn.iterative_prune, 1, 1, prune_rate=0.5, lr=0.05, train_first=False)
     assert table.accuracy[0] == pytest.approx(before[1]) and np.isnan(table.max_lr[0]) and len(table) == 2
 
 
@@ -312,7 +322,8 @@ class Kill(Callback):
 learn = mlp_learner()
 torch.rand(int(sys.argv[2]))                                        # other random numbers than in the other process
 with learn.no_bar(), learn.no_logging():
-    table = learn.iterative_prune(5, 1, rate=0.3, lr=0.1, folder=sys.argv[1], histograms=True, cbs=Kill() if sys.argv[2] == '1' else None)
+    kw = dict(prune_rate=0.3, lr=0.1, folder=sys.argv[1], histograms=True)
+    table = learn.iterative_prune(5, 1, cbs=Kill() if sys.argv[2] == '1' else None, **kw)
 table.to_csv(sys.argv[1]+'/table.csv')
 '''
 
@@ -326,14 +337,14 @@ def test_a_killed_run_goes_on_to_the_same_table(tmp_path):
     again = run(2)
     assert again.returncode == 0, again.stderr
     learn = mlp_learner()
-    want = quietly(learn, learn.iterative_prune, 5, 1, rate=0.3, lr=0.1, histograms=True)
+    want = quietly(learn, learn.iterative_prune, 5, 1, prune_rate=0.3, lr=0.1, histograms=True)
     got = pd.read_csv(tmp_path / 'a' / 'table.csv', index_col=0)
     assert np.allclose(got.values, want.values, rtol=1e-12, equal_nan=True) and list(got.columns) == list(want.columns)
     learn = mlp_learner()
-    longer = quietly(learn, learn.iterative_prune, 6, 1, rate=0.3, lr=0.1, folder=tmp_path / 'a', histograms=True)
+    longer = quietly(learn, learn.iterative_prune, 6, 1, prune_rate=0.3, lr=0.1, folder=tmp_path / 'a', histograms=True)
     assert len(longer) == 7 and len(longer.histograms) == 7 and np.allclose(longer.values[:6], want.values)
     with pytest.raises(ValueError, match='rate was 0.3 there, and is 0.2 now'):
-        learn.iterative_prune(5, 1, rate=0.2, lr=0.1, folder=tmp_path / 'a', histograms=True)
+        learn.iterative_prune(5, 1, prune_rate=0.2, lr=0.1, folder=tmp_path / 'a', histograms=True)
     with pytest.raises(ValueError, match='another experiment: weights was'):
         other = Learner(
             learn.dls,
@@ -341,7 +352,7 @@ def test_a_killed_run_goes_on_to_the_same_table(tmp_path):
             loss_func=CrossEntropyLossFlat(),
             metrics=accuracy,
         )
-        other.iterative_prune(5, 1, rate=0.3, lr=0.1, folder=tmp_path / 'a', histograms=True)
+        other.iterative_prune(5, 1, prune_rate=0.3, lr=0.1, folder=tmp_path / 'a', histograms=True)
 
 
 def test_a_crash_loses_its_round_alone():
@@ -353,7 +364,7 @@ def test_a_crash_loses_its_round_alone():
                 raise RuntimeError('no power')
 
     with pytest.raises(RuntimeError):
-        quietly(learn, learn.iterative_prune, 4, 1, rate=0.5, lr=0.1, cbs=Crash())
+        quietly(learn, learn.iterative_prune, 4, 1, prune_rate=0.5, lr=0.1, cbs=Crash())
     assert len(learn.rounds) == 2 and isinstance(learn.rounds, Rounds)
     assert Masks.from_zeros(prunable_weights(learn.model)).n_kept <= learn.masks.n_kept == 592
 
@@ -365,12 +376,12 @@ def test_an_emptied_layer_is_named():
         return {n: p.detach().abs() + (10 if n == '1.weight' else 0) for n, p in weights.items()}
 
     with pytest.warns(UserWarning, match=r"layer collapse: no weight is left in '3.weight'"):
-        quietly(learn, learn.iterative_prune, 1, 1, rate=0.5, lr=0.1, criterion=last_first)
+        quietly(learn, learn.iterative_prune, 1, 1, prune_rate=0.5, lr=0.1, criterion=last_first)
 
 
 def test_oracle_is_the_best_of_its_rates():
     learn = mlp_learner()
-    table = quietly(learn, learn.s_cyc_oracle, 1, 1, [1e-4, 0.1, 0.2], rate=0.5)
+    table = quietly(learn, learn.s_cyc_oracle, 1, 1, [1e-4, 0.1, 0.2], prune_rate=0.5)
     assert (
         table.max_lr.isin([0.1, 0.2]).all()
         and (table.feasible_min <= table.max_lr).all()
@@ -442,22 +453,22 @@ def test_recipes_check_before_training(learner):
         (learn.fit_bimp, (4, None), {}, 'sparsity=None'),
         (learn.fit_bimp, (4, 0.9), dict(dense_epochs='2'), "dense_epochs='2'"),
         (learn.iterative_prune, (0, 2), {}, 'rounds=0'),
-        (learn.iterative_prune, (2, 2), dict(rate=1.0), 'rate=1.0'),
+        (learn.iterative_prune, (2, 2), dict(prune_rate=1.0), 'prune_rate=1.0'),
         (learn.iterative_prune, (2, 2), dict(rewind='all'), "rewind='all'"),
         (learn.iterative_prune, (2, 2), dict(max_lr=partial(s_cyc_max_lr, eps=1, delta=0)), 'delta=0'),
         (learn.iterative_prune, (80, 1), {}, 'would leave no weight'),
         (learn.iterative_prune, (2, 2), dict(shape=partial(lr_cyclical, low=5.0)), 'low=5.0'),
-        (learn.iterative_prune, (2, 2), dict(shape='decay'), 'shape=decay'),
-        (learn.iterative_prune, (2, 2), dict(max_lr='s_cyc'), 'max_lr=s_cyc'),
+        (learn.iterative_prune, (2, 2), dict(shape='decay'), "shape='decay'"),
+        (learn.iterative_prune, (2, 2), dict(max_lr='s_cyc'), "max_lr='s_cyc'"),
         (learn.iterative_prune, (2, 2), dict(max_lr=lambda m: [0.1]), 'for round 0'),
         (learn.iterative_prune, (2, 2), dict(criterion=taylor, n_batches=0), 'n_batches=0'),
         (
             learn.iterative_prune,
             (9, 1),
-            dict(rate=0.5, granularity='filter', scope='local', exclude='5'),
+            dict(prune_rate=0.5, granularity='filter', scope='local', exclude='5'),
             'round 4 would leave no weight of the 72',
         ),
-        (learn.iterative_prune, (12, 1), dict(rate=0.5, scope='erk'), 'would leave no weight of the'),
+        (learn.iterative_prune, (12, 1), dict(prune_rate=0.5, scope='erk'), 'would leave no weight of the'),
         (learn.fit_cyclical, (2, 2, 0.9), dict(shape=lr_decay(0.1)), 'shape='),
         (learn.fit_cyclical, (2, 2, 0.9), dict(lr_max=slice(None)), 'lr_max=slice'),
         (learn.fit_cyclical, (2, 2, 0.9), dict(ramp='a'), "ramp='a'"),
@@ -478,13 +489,10 @@ def test_the_same_learner_goes_on_too(tmp_path):
     "Masks that it has from the rounds before are no start from a sparse network"
     for oracle in (False, True):
         learn, folder = mlp_learner(), tmp_path / str(oracle)
-        run = (
-            (lambda rounds: quietly(learn, learn.s_cyc_oracle, rounds, 1, [0.1], rate=0.2, folder=folder))
-            if oracle
-            else (lambda rounds: quietly(learn, learn.iterative_prune, rounds, 1, lr=0.1, folder=folder))
-        )
-        run(2)
-        assert np.allclose(run(4).sparsity, [1 - 0.8**m for m in range(5)], atol=1e-3)
+        recipe, kw = (learn.s_cyc_oracle, dict(lrs=[0.1])) if oracle else (learn.iterative_prune, dict(lr=0.1))
+        quietly(learn, recipe, 2, 1, prune_rate=0.2, folder=folder, **kw)
+        found = quietly(learn, recipe, 4, 1, prune_rate=0.2, folder=folder, **kw)
+        assert np.allclose(found.sparsity, [1 - 0.8**m for m in range(5)], atol=1e-3)
     sparse = mlp_learner()
     sparse.prune(0.5, scope='global')
     quietly(sparse, sparse.iterative_prune, 1, 1, lr=0.1, folder=tmp_path / 'sparse')
@@ -505,7 +513,7 @@ def test_scores_from_gradients_go_on_to_the_same_table(tmp_path):
             if len(self.learn.rounds) == 2:
                 raise RuntimeError('no power')
 
-    kw = dict(rate=0.4, lr=0.1, criterion=taylor, n_batches=2)
+    kw = dict(prune_rate=0.4, lr=0.1, criterion=taylor, n_batches=2)
     learn = mlp_learner()
     want = quietly(learn, learn.iterative_prune, 3, 1, **kw)
     learn = mlp_learner()
@@ -573,7 +581,7 @@ def test_smaller_is_better_for_mse():
         x = torch.randn(256, 5)
         from fastai.basics import DataLoader, DataLoaders, MSELossFlat
 
-        dl = lambda: DataLoader(list(zip(x, x @ torch.ones(5, 1))), bs=32, num_workers=0)
+        dl = lambda: DataLoader(list(zip(x, x @ torch.ones(5, 1), strict=True)), bs=32, num_workers=0)
         return Learner(
             DataLoaders(dl(), dl()),
             nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 1)),
@@ -582,9 +590,11 @@ def test_smaller_is_better_for_mse():
         )
 
     learn = make()
-    assert (quietly(learn, learn.s_cyc_oracle, 1, 1, [1e-5, 1e-1], rate=0.3).max_lr == 0.1).all()
+    assert (quietly(learn, learn.s_cyc_oracle, 1, 1, [1e-5, 1e-1], prune_rate=0.3).max_lr == 0.1).all()
     learn = make()
-    assert (quietly(learn, learn.s_cyc_oracle, 1, 1, [1e30, 1e-1], rate=0.3, monitor='valid_loss').max_lr == 0.1).all()
+    assert (
+        quietly(learn, learn.s_cyc_oracle, 1, 1, [1e30, 1e-1], prune_rate=0.3, monitor='valid_loss').max_lr == 0.1
+    ).all()
     with pytest.raises(ValueError, match='is not measured'):
         learn.iterative_prune(1, 1, monitor='mae')
 
@@ -643,7 +653,7 @@ def test_torch_dataloaders_have_gradients_too():
     assert learn.gradient_histogram(n_batches=2).gradients.std() > 0
     learn.prune(0.5, criterion=taylor, n_batches=2)
     table = quietly(
-        learn, learn.iterative_prune, 2, 1, rate=0.5, lr=0.1, criterion=taylor, n_batches=1, train_first=False
+        learn, learn.iterative_prune, 2, 1, prune_rate=0.5, lr=0.1, criterion=taylor, n_batches=1, train_first=False
     )
     assert len(table) == 3 and np.isfinite(learn.linear_path(learn, learn, n=2, train=True).train.losses).all()
 
@@ -673,5 +683,5 @@ def test_ends_of_cycles_of_short_epochs(learner):
 
     learn = learner()
     with learn.no_bar(), learn.no_logging():
-        ends = learn.fit_cyclic(3, 1, lr=0.01, ends=True, cbs=ShortEpochCallback(0.3, short_valid=False))
+        ends = learn.fit_cycles(3, 1, lr=0.01, ends=True, cbs=ShortEpochCallback(0.3, short_valid=False))
     assert len(ends) == 3

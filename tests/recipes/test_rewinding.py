@@ -9,20 +9,9 @@ from fastai.callback.all import EarlyStoppingCallback, GradientAccumulation, Sav
 from helpers import quietly
 from torch import nn
 
-from fastprune.all import (
-    SparsifyCallback,
-    StartAt,
-    StateAt,
-    Ticket,
-    count_steps,
-    digits_convnet,
-    digits_dls,
-    one_shot,
-    seed_round,
-    state_of,
-    window,
-)
-from fastprune.learner.states import starting_at
+from fastprune.all import SparsifyCallback, Ticket, digits_convnet, digits_dls, one_shot, state_of, window
+from fastprune.learner.states import StartAt, StateAt, seed_round, starting_at
+from fastprune.recipes.lottery import count_steps
 
 EPOCHS = 3
 
@@ -207,19 +196,19 @@ def test_a_ticket_remembers_where_it_starts(tmp_path):
         with pytest.raises(ValueError, match='has 24 batches, and 30'):
             f(again, short)
     with pytest.raises(ValueError, match='start=1.5'):
-        Ticket(t.state, t.masks, start=1.5).start
+        assert Ticket(t.state, t.masks, start=1.5).start
 
 
 def test_other_rewinding_trains_whole_rounds():
     for rewind in ('lr', 'finetune'):
         learn = make()
-        fits = logged(learn, lambda: learn.find_tickets(1, fit, rewind=rewind))
+        fits = logged(learn, partial(learn.find_tickets, 1, fit, rewind=rewind))
         assert [len(f) for f in fits] == [36, 36]
 
 
 def test_rounds_of_iterative_prune_train_the_rest(tmp_path):
     learn = make()
-    kw = dict(rate=0.5, lr=0.1, rewind='weights', rewind_to=7, folder=tmp_path)
+    kw = dict(prune_rate=0.5, lr=0.1, rewind='weights', rewind_to=7, folder=tmp_path)
     go = lambda rounds: quietly(learn, learn.iterative_prune, rounds, EPOCHS, **kw)
     fits = logged(learn, lambda: go(1))
     assert [len(f) for f in fits] == [36, 29] and fits[1][0][4] == fits[0][7][4]

@@ -254,8 +254,8 @@ others = {
         'pruning was lr_max=0.02 there, and is lr_max=0.05 now',
     ),
     'cycles': (
-        lambda l, more: l.fit_cyclic(2, 2, lr=0.02, cbs=more),
-        lambda l, more: l.fit_cyclic(4, 1, lr=0.02, cbs=more),
+        lambda l, more: l.fit_cycles(2, 2, lr=0.02, cbs=more),
+        lambda l, more: l.fit_cycles(4, 1, lr=0.02, cbs=more),
         {},
         'lr was ',
     ),
