@@ -61,8 +61,9 @@ from .methods.registry import BASELINES
 from .methods.thresholds import DST, STR, search_strength
 
 # recipes
-from .recipes.rounds import Rounds
-from .recipes.tickets import Ticket, Tickets
+from .recipes.table import Rounds
+from .recipes.ticket import Ticket
+from .recipes.tickets import Tickets
 # its modules that add methods to Learner
 from .recipes import compare as _
 from .recipes import cyclical as _
@@ -73,9 +74,11 @@ from .recipes import retrain as _
 
 # analysis
 from .analysis.instability import Stability
+from .analysis.overlap import mask_overlap
+from .analysis.paper_methods import paper_methods
 from .analysis.paths import LinearPath
-from .analysis.sweep import Sweep, paper_methods, sweep
-from .analysis.weights import SignFlips, mask_overlap
+from .analysis.sweep import Sweep, sweep
+from .analysis.weights import SignFlips
 # its modules that add methods to Learner
 from .analysis import hessian as _
 from .analysis import plane as _
@@ -130,123 +133,3 @@ __all__ = [
     # testing
     'check_method',
 ]
-from .analysis.hessian import *
-from .analysis.instability import *
-from .analysis.overlap import *
-from .analysis.paper_methods import *
-from .analysis.paths import *
-from .analysis.plane import *
-from .analysis.sensitivity import *
-from .analysis.states import *
-from .analysis.sweep import *
-from .analysis.weights import *
-from .core.checks import *
-from .core.compute import *
-from .core.computed import *
-from .core.dense import *
-from .core.describe import *
-from .core.differences import *
-from .core.files import *
-from .core.json_files import *
-from .core.folders import *
-from .core.granularity import *
-from .core.layouts import *
-from .core.masks import *
-from .core.names import *
-from .core.protocol import *
-from .core.renamed import *
-from .core.scopes import *
-from .core.selection import *
-from .core.selection_sharded import *
-from .core.shards import *
-from .core.sparse_files import *
-from .core.targets import *
-from .core.units import *
-from .core.usage import *
-from .core.weights import *
-from .criteria.flows import *
-from .criteria.gradients import *
-from .criteria.ranking import *
-from .criteria.registry import *
-from .criteria.weights import *
-from .deploy.export import *
-from .deploy.inference import *
-from .deploy.kernel import *
-from .deploy.modules import copy_model as copy_model
-from .deploy.plain_export import *
-from .deploy.report import *
-from .deploy.report_file import *
-from .deploy.semi_structured import *
-from .deploy.shrink import *
-from .deploy.shrink_learner import *
-from .deploy.threads import *
-from .deploy.timing import *
-from .deploy.torch_prune import *
-from .engine.hooks import *
-from .engine.keep import *
-from .engine.method import *
-from .engine.optimizers import *
-from .engine.plan import *
-from .engine.run import *
-from .engine.sparsifier import *
-from .engine.state import *
-from .engine.targets import *
-from .engine.track import *
-from .learner.batches import *
-from .learner.criteria import *
-from .learner.describe import *
-from .learner.distributed import *
-from .learner.evaluate import *
-from .learner.files import *
-from .learner.fit import *
-from .learner.flops import *
-from .learner.gradients import *
-from .learner.histogram import *
-from .learner.inputs import *
-from .learner.keep import *
-from .learner.report import *
-from .learner.states import *
-from .methods.always_sparse import *
-from .methods.budgeted import *
-from .methods.dense_behind import *
-from .methods.dense_until_end import *
-from .methods.gradual import *
-from .methods.moves import *
-from .methods.registry import *
-from .methods.thresholds import *
-from .recipes.compare import *
-from .recipes.cyclical import *
-from .recipes.fitting import *
-from .recipes.iterative import *
-from .recipes.lottery import *
-from .recipes.oracle import *
-from .recipes.planning import *
-from .recipes.pruning import *
-from .recipes.retrain import *
-from .recipes.round_training import *
-from .recipes.rounds import *
-from .recipes.store import *
-from .recipes.table import *
-from .recipes.ticket import *
-from .recipes.tickets import *
-from .schedules.plot import *
-from .schedules.rates import *
-from .schedules.retraining import *
-from .schedules.sparsity import *
-from .training.adapters import *
-from .training.callback import *
-from .training.callback_state import *
-from .training.checkpoint import *
-from .training.events import *
-from .training.fit_state import *
-from .training.identity import *
-from .training.optimizer_state import *
-from .training.prune import *
-from .training.state import *
-from .zoo.data import *
-from .zoo.folders import *
-from .zoo.images import *
-from .zoo.make import *
-from .zoo.models import *
-from .zoo.learners import *
-from .training.watch import *

@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 MOVED = {
-    'analysis': ('analysis.weights', 'analysis.sensitivity', 'learner.flops'),
+    'analysis': ('analysis.overlap', 'analysis.weights', 'analysis.sensitivity', 'learner.flops'),
     'baselines': (
         'methods.dense_until_end',
         'methods.always_sparse',
@@ -35,27 +35,36 @@ MOVED = {
     'inputs': ('learner.inputs',),
     'kernel': ('deploy.kernel', 'deploy.threads', 'deploy.tiles'),
     'learner': ('training.prune', 'learner.histogram', 'learner.report'),
-    'lottery': ('recipes.lottery', 'recipes.compare', 'recipes.tickets'),
+    'lottery': ('recipes.lottery', 'recipes.compare', 'recipes.tickets', 'recipes.planning', 'recipes.round_training'),
     'lr': ('schedules.rates', 'schedules.retraining'),
     'masks': ('core.masks', 'core.compute', 'core.granularity', 'core.scopes'),
     'models': ('zoo.models',),
     'passes': ('learner.batches', 'core.checks', 'learner.gradients', 'criteria.gradients'),
     'radix': ('core.selection_sharded',),
-    'recipes': ('recipes.cyclical', 'methods.budgeted', 'recipes.iterative', 'recipes.oracle', 'recipes.retrain'),
+    'recipes': (
+        'recipes.cyclical',
+        'recipes.fitting',
+        'recipes.iterative',
+        'recipes.oracle',
+        'recipes.retrain',
+        'recipes.round_training',
+        'methods.budgeted',
+    ),
     'report': ('deploy.report', 'deploy.page', 'deploy.report_file'),
-    'resume': ('training.checkpoint', 'training.optimizer_state', 'training.state'),
-    'rounds': ('recipes.rounds', 'learner.states', 'recipes.store'),
+    'resume': ('training.checkpoint', 'training.fit_state', 'training.optimizer_state', 'training.state'),
+    'rounds': ('recipes.rounds', 'recipes.table', 'learner.states', 'recipes.store'),
     'schedules': ('schedules.sparsity', 'schedules.plot'),
     'selection': ('core.selection',),
     'shards': ('core.shards',),
     'shrink': ('deploy.shrink', 'deploy.cut'),
-    'sweep': ('analysis.sweep',),
+    'sweep': ('analysis.sweep', 'analysis.paper_methods'),
     'torchfile': ('deploy.torchfile', 'deploy.torch_pickle'),
     'usage': ('core.usage',),
     'weights': ('core.weights', 'core.computed', 'core.layouts', 'core.names', 'core.targets'),
 }
 
 RENAMED = {  # names that have changed, too
+    'REWIND': 'REWINDS',
     'borrowed': 'restoring',
     'check_zeros_stay': 'check_preserves_zeros',
 }
@@ -78,7 +87,8 @@ def find_of_all(name):
     present = RENAMED.get(name, name)
     for new in () if name.startswith('__') else dict.fromkeys(new for modules in MOVED.values() for new in modules):
         module = importlib.import_module(f'fastprune.{new}')
-        if present in module.__all__:
+        defined = getattr(getattr(module, present, None), '__module__', '') == module.__name__
+        if defined or present in module.__all__:
             left = f"fastprune.all has no {name!r} any more: import {present!r} from fastprune.{new}"
             warnings.warn(left, FutureWarning, stacklevel=2)
             return getattr(module, present)
