@@ -677,6 +677,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'fastprune/core/units.py'),
                                       'fastprune.core.units.Granularity.count': ( 'core/units.html#granularity.count',
                                                                                   'fastprune/core/units.py'),
+                                      'fastprune.core.units.Granularity.counts': ( 'core/units.html#granularity.counts',
+                                                                                   'fastprune/core/units.py'),
                                       'fastprune.core.units.Granularity.groups': ( 'core/units.html#granularity.groups',
                                                                                    'fastprune/core/units.py'),
                                       'fastprune.core.units.Granularity.parse': ( 'core/units.html#granularity.parse',

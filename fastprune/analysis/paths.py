@@ -45,7 +45,7 @@ def _error(metrics, n=1):
     name, values = next(iter(metrics.items()))
     return values if smaller_is_better(name) else 1 - values
 
-
+# %% ../../nbs/analysis/paths.ipynb #465803f8
 class LinearPath:
     """Losses and metrics on the straight line between two states. `train` is the same on training data, if that was
     asked for; `half` has the metrics half way, if none of the points is there"""
@@ -131,7 +131,7 @@ def _in_order(dl):
     "All items of a DataLoader, in order"
     return dl.new(shuffle=False, drop_last=False) if hasattr(dl, 'new') else dl
 
-
+# %% ../../nbs/analysis/paths.ipynb #a17e9b0b
 @patch
 @torch.no_grad()
 def linear_path(

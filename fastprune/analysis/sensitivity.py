@@ -68,7 +68,7 @@ def _checked(sparsities):
         raise ValueError(f"sparsities={sparsities!r}: needs a list of sparsities to try")
     return [s for s in dict.fromkeys(check_sparsity(s, 'sparsities') for s in sparsities) if s]
 
-
+# %% ../../nbs/analysis/sensitivity.ipynb #b0cb7cef
 @patch
 @torch.no_grad()
 def sensitivity(

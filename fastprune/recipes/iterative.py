@@ -124,7 +124,7 @@ def train(self: TableSearch, m: int, rate=None) -> dict:  # The row of the table
     sparsity = 1 - kept / pruning.sparsity.total
     return dict(sparsity=sparsity, weights=kept, max_lr=training.largest(m, rate), **values)
 
-
+# %% ../../nbs/recipes/iterative.ipynb #e57e9c1b
 @patch
 def next_round(self: TableSearch, m: int):
     "Train and prune round `m`, from 0, and write it"

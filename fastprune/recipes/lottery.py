@@ -120,7 +120,7 @@ def _check_last_rates(self: TicketSearch):
     if len(rates) != n:
         raise ValueError(f"{self.store.table} is damaged: it has {len(rates)} rates for {n} parameter groups")
 
-
+# %% ../../nbs/recipes/lottery.ipynb #ad9c188c
 @patch
 def first(self: TicketSearch) -> Ticket:
     "Ticket 0: the dense network, as it is before training"
@@ -172,7 +172,7 @@ def _warn_of_empty(m, masks):
                 stacklevel=6,
             )
 
-
+# %% ../../nbs/recipes/lottery.ipynb #7df07cae
 @patch
 def measured(self: TicketSearch, m: int, metrics: dict):
     "Ticket `m` has just been trained, with these losses and metrics"

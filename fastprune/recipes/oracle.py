@@ -65,7 +65,7 @@ def _load(learn, state, masks):
     if masks is not None:
         learn.masks = masks
 
-
+# %% ../../nbs/recipes/oracle.ipynb #d7a87407
 @patch
 @renamed(rate='prune_rate')
 def s_cyc_oracle(

@@ -16,6 +16,7 @@ from ..core.compute import layer_counts
 from ..core.describe import describe
 from ..core.granularity import count_units
 from ..core.layouts import transposed_groups
+from ..core.protocol import ranks_magnitude
 from ..core.targets import check_sparsity
 from ..criteria.weights import magnitude
 from ..schedules.sparsity import check_schedule, one_shot
@@ -182,7 +183,7 @@ class RoundPruning:
         check_n_batches(n_batches)
         self.learn, self.schedule, self.criterion, self.options = learn, schedule, criterion, options
         self.within_training = schedule is not one_shot
-        self.n_batches = None if criterion is magnitude else n_batches
+        self.n_batches = None if ranks_magnitude(criterion) else n_batches
         self._same = dict(criterion=criterion, granularity=granularity, **{'recover': False, **options})
         self._where = dict(scope=scope, include=include, exclude=exclude)
         end = 1 - (1 - prune_rate) ** rounds if target is None else target

@@ -190,7 +190,7 @@ def restore(
     if masks is not None:
         set_masks(learn, masks)
 
-
+# %% ../../nbs/recipes/store.ipynb #459c80c2
 def check_numbers(
     row,  # Anything
     *needed: str,  # Names that it has to have

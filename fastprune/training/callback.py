@@ -19,6 +19,7 @@ from ..core.weights import prunable_weights
 from ..engine.method import Method
 from ..engine.sparsifier import Sparsifier
 from ..engine.targets import find_targets, listed
+from ..learner import criteria as criteria  # batches of a Learner, for criteria that need data
 from ..learner.batches import in_fit
 from ..learner.evaluate import validation_values
 from ..learner.fit import is_frozen, is_trained

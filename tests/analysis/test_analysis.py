@@ -180,7 +180,7 @@ def test_ray_gives_the_same_table(tmp_path):
 def test_a_killed_sweep_goes_on(tmp_path):
     code = '''
 import os, sys
-from test_analysis import *
+from test_analysis import good, make, sweep
 def killing(learn, sparsity, seed):
     if seed == 2 and sys.argv[2] == 'kill': os._exit(9)
     good(learn, sparsity, seed)
@@ -263,7 +263,7 @@ def test_random_masks_differ_from_seed_to_seed():
     masks = []
     for seed in range(2):
         learn = make()
-        quietly(learn, lambda: paper_methods(4, 0.1)['random_erk'](learn, 0.5, seed))
+        quietly(learn, paper_methods(4, 0.1)['random_erk'], learn, 0.5, seed)
         masks.append(learn.masks)
     assert masks[0].jaccard(masks[1]) > 0.5
 

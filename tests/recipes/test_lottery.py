@@ -170,10 +170,15 @@ def test_tickets_travel(tmp_path):
     learn = make(convnet)
     t = learn.find_tickets(1, fit, prune_rate=0.95)[1]
     t.save(tmp_path / 't.safetensors')
-    code = (
-        "import sys, torch; from test_lottery import *; learn = make(convnet, seed=3); t = Ticket.load(sys.argv[1]); learn.load_ticket(t); fit(learn, []);"
-        "assert Masks.from_zeros(prunable_weights(learn.model)).n_kept <= learn.masks.n_kept == t.masks.n_kept; t.save(sys.argv[1])"
-    )
+    code = '''
+import sys
+from test_lottery import Masks, Ticket, convnet, fit, make, prunable_weights
+learn, t = make(convnet, seed=3), Ticket.load(sys.argv[1])
+learn.load_ticket(t)
+fit(learn, [])
+assert Masks.from_zeros(prunable_weights(learn.model)).n_kept <= learn.masks.n_kept == t.masks.n_kept
+t.save(sys.argv[1])
+'''
     done = python(code, tmp_path / 't.safetensors', paths=[here])
     assert done.returncode == 0, done.stderr
     again = Ticket.load(tmp_path / 't.safetensors')
@@ -229,8 +234,8 @@ def test_comparison_leaves_the_learner_alone():
 
 
 script = '''
-import os, sys
-from test_lottery import *
+import os, sys, torch
+from test_lottery import Callback, convnet, fit, make
 class Kill(Callback):
     def before_train(self):
         if len(getattr(self.learn, 'tickets', [])) == 3: os._exit(9)
@@ -390,7 +395,7 @@ def test_recalibration_is_that_of_training_data(pair):
     seed_round(a, 0), seed_round(other, 0)
     path = a.linear_path(a, b, n=2, bn='recalibrate')
     with torch.no_grad():
-        for x, y in other.dls.train:
+        for x, _ in other.dls.train:
             other.model(x)
     for m in layers:
         m.momentum = 0.1

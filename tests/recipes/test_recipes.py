@@ -1,6 +1,7 @@
-from functools import partial
+from functools import itertools
 
 import numpy as np
+import partial
 import pytest
 import torch
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy, params
@@ -100,14 +101,14 @@ def test_tracking_counts_what_came_back(learner, fit):
     )
     fit(learner(), 2, cbs=[cb, keep])
     ever = None
-    for m, recovered, distance in zip(keep.masks, cb.recovered, cb.mask_distance):
+    for m, recovered in zip(keep.masks, cb.recovered, strict=True):
         if not m:
             continue
         ever = {n: ~k for n, k in m.items()} if ever is None else ever
         assert recovered == sum(int((k & ever[n]).sum()) for n, k in m.items())
         for n, k in m.items():
             ever[n] |= ~k
-    first = next(i for i, (a, b) in enumerate(zip(cb.asked, cb.asked[1:])) if b < a)
+    first = next(i for i, (a, b) in enumerate(itertools.pairwise(cb.asked)) if b < a)
     assert cb.mask_distance[-1] == pytest.approx(Masks(keep.masks[-1]).jaccard(Masks(keep.masks[first])))
 
 
@@ -252,7 +253,7 @@ def test_masks_are_nested_over_rounds_and_exact():
             cbs=Keep(),
         )
         total = 64 * 32 + 320
-        for m, (a, b) in enumerate(zip(seen[1:], seen[2:])):
+        for a, b in itertools.pairwise(seen[1:]):
             for n in a:
                 assert not (b[n] & ~a[n]).any()
         for m in range(1, 5):
@@ -321,7 +322,8 @@ class Kill(Callback):
 learn = mlp_learner()
 torch.rand(int(sys.argv[2]))                                        # other random numbers than in the other process
 with learn.no_bar(), learn.no_logging():
-    table = learn.iterative_prune(5, 1, prune_rate=0.3, lr=0.1, folder=sys.argv[1], histograms=True, cbs=Kill() if sys.argv[2] == '1' else None)
+    kw = dict(prune_rate=0.3, lr=0.1, folder=sys.argv[1], histograms=True)
+    table = learn.iterative_prune(5, 1, cbs=Kill() if sys.argv[2] == '1' else None, **kw)
 table.to_csv(sys.argv[1]+'/table.csv')
 '''
 
@@ -487,13 +489,10 @@ def test_the_same_learner_goes_on_too(tmp_path):
     "Masks that it has from the rounds before are no start from a sparse network"
     for oracle in (False, True):
         learn, folder = mlp_learner(), tmp_path / str(oracle)
-        run = (
-            (lambda rounds: quietly(learn, learn.s_cyc_oracle, rounds, 1, [0.1], prune_rate=0.2, folder=folder))
-            if oracle
-            else (lambda rounds: quietly(learn, learn.iterative_prune, rounds, 1, lr=0.1, folder=folder))
-        )
-        run(2)
-        assert np.allclose(run(4).sparsity, [1 - 0.8**m for m in range(5)], atol=1e-3)
+        recipe, kw = (learn.s_cyc_oracle, dict(lrs=[0.1])) if oracle else (learn.iterative_prune, dict(lr=0.1))
+        quietly(learn, recipe, 2, 1, prune_rate=0.2, folder=folder, **kw)
+        found = quietly(learn, recipe, 4, 1, prune_rate=0.2, folder=folder, **kw)
+        assert np.allclose(found.sparsity, [1 - 0.8**m for m in range(5)], atol=1e-3)
     sparse = mlp_learner()
     sparse.prune(0.5, scope='global')
     quietly(sparse, sparse.iterative_prune, 1, 1, lr=0.1, folder=tmp_path / 'sparse')
@@ -582,7 +581,7 @@ def test_smaller_is_better_for_mse():
         x = torch.randn(256, 5)
         from fastai.basics import DataLoader, DataLoaders, MSELossFlat
 
-        dl = lambda: DataLoader(list(zip(x, x @ torch.ones(5, 1))), bs=32, num_workers=0)
+        dl = lambda: DataLoader(list(zip(x, x @ torch.ones(5, 1), strict=True)), bs=32, num_workers=0)
         return Learner(
             DataLoaders(dl(), dl()),
             nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 1)),

@@ -196,13 +196,13 @@ def test_a_ticket_remembers_where_it_starts(tmp_path):
         with pytest.raises(ValueError, match='has 24 batches, and 30'):
             f(again, short)
     with pytest.raises(ValueError, match='start=1.5'):
-        Ticket(t.state, t.masks, start=1.5).start
+        assert Ticket(t.state, t.masks, start=1.5).start
 
 
 def test_other_rewinding_trains_whole_rounds():
     for rewind in ('lr', 'finetune'):
         learn = make()
-        fits = logged(learn, lambda: learn.find_tickets(1, fit, rewind=rewind))
+        fits = logged(learn, partial(learn.find_tickets, 1, fit, rewind=rewind))
         assert [len(f) for f in fits] == [36, 36]
 
 

@@ -1,5 +1,6 @@
 "How often masks change by default, in short trainings and in long ones"
 
+import itertools
 import warnings
 from functools import partial
 
@@ -130,7 +131,7 @@ def test_moves(method, until, steps, epochs):
     "At most every fifth step, at least 20 where there are 100, evenly, and what has come is trained"
     at, T = list(method(0.8).planned_moves(steps * epochs, steps)), steps * epochs
     allowed = sum(t < until * T for t in range(T))
-    gaps = {b - a for a, b in zip(at, at[1:])}
+    gaps = {b - a for a, b in itertools.pairwise(at)}
     assert len(gaps) <= 1 and all(k >= 5 for k in gaps) and all(0 < t < until * T for t in at)
     assert len(at) >= (20 if allowed >= 100 else allowed // 5) and at[-1] < T - 1
 
