@@ -2,6 +2,8 @@
 
 from functools import partial
 
+import numpy as np
+import pandas as pd
 import torch
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy
 from torch import nn
@@ -89,3 +91,38 @@ class Check(Callback):
         for n, m in (self.learn.masks or {}).items():
             assert (ps[n][~m] == 0).all(), n
         assert list(self.learn.model.state_dict()) == self.keys
+
+
+def text_learner(tmp_path):
+    "A text classifier on 60 sentences of made-up reviews"
+    from fastai.text.all import AWD_LSTM, TextDataLoaders, text_classifier_learner
+
+    rng = np.random.default_rng(0)
+    words = {'good': 'fine great lovely sweet'.split(), 'bad': 'poor dull awful bitter'.split()}
+    rows = [(' '.join(rng.choice(words[k] + ['film', 'the', 'was'], 12)), k) for k in rng.choice(list(words), 60)]
+    dls = TextDataLoaders.from_df(
+        pd.DataFrame(rows, columns=['text', 'label']),
+        path=tmp_path,
+        text_col='text',
+        label_col='label',
+        bs=16,
+        valid_pct=0.2,
+        seq_len=12,
+        num_workers=0,
+    )
+    config = dict(
+        emb_sz=16,
+        n_hid=24,
+        n_layers=2,
+        pad_token=1,
+        bidir=False,
+        output_p=0.1,
+        hidden_p=0.1,
+        input_p=0.1,
+        embed_p=0.02,
+        weight_p=0.1,
+    )
+    assert len(dls.vocab[0]) > 10
+    return text_classifier_learner(
+        dls, AWD_LSTM, pretrained=False, config=config, lin_ftrs=[10], metrics=accuracy, path=tmp_path, drop_mult=0.5
+    )

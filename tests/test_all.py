@@ -27,6 +27,7 @@ def test_about_90_names_each_from_one_place():
     exec('from fastprune.all import *', scope)
     assert set(scope) - {'__builtins__'} == set(names)
     for name in names:
+        assert getattr(everything, name) is not None
         module = getattr(getattr(everything, name), '__module__', 'fastprune')
         assert module.startswith('fastprune'), f'{name} is of {module}'
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy, error_rate
-from helpers import quietly
+from helpers import quietly, text_learner
 from processes import python
 from torch import nn
 
@@ -430,9 +430,7 @@ def test_stability_of_tickets_keeps_their_masks():
 
 
 def test_connectivity_of_a_text_classifier(tmp_path):
-    from test_kinds import text
-
-    learn = text(tmp_path)
+    learn = text_learner(tmp_path)
     a = state_of(learn)
     quietly(learn, learn.fit, 1, 1e-2)
     path = learn.linear_path(a, learn, n=3)

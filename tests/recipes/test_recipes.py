@@ -1,11 +1,11 @@
-from functools import itertools
+import itertools
+from functools import partial
 
 import numpy as np
-import partial
 import pytest
 import torch
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy, params
-from helpers import mlp_learner, quietly
+from helpers import mlp_learner, quietly, text_learner
 from processes import python
 from torch import nn
 
@@ -424,9 +424,7 @@ def test_histogram_of_known_gradients():
 
 
 def test_text_learner_has_gradients_on_the_side(tmp_path):
-    from test_kinds import text
-
-    learn = text(tmp_path)
+    learn = text_learner(tmp_path)
     quietly(learn, learn.fit, 1, 1e-3)
     assert learn.gradient_histogram(n_batches=2).gradients.std() > 0
 

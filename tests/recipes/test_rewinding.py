@@ -11,7 +11,7 @@ from torch import nn
 
 from fastprune.all import SparsifyCallback, Ticket, digits_convnet, digits_dls, one_shot, state_of, window
 from fastprune.learner.states import StartAt, StateAt, seed_round, starting_at
-from fastprune.recipes.lottery import count_steps
+from fastprune.recipes.planning import count_steps
 
 EPOCHS = 3
 

@@ -3,10 +3,9 @@
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from fastai.basics import Adam, Callback, OptimWrapper, accuracy, load_learner, params, set_seed
+from fastai.basics import Adam, Callback, OptimWrapper, load_learner, params, set_seed
 from fastai.callback.all import (
     ChannelsLast,
     EarlyStoppingCallback,
@@ -15,6 +14,7 @@ from fastai.callback.all import (
     MixUp,
     SaveModelCallback,
 )
+from helpers import text_learner
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
@@ -256,42 +256,8 @@ def test_unet(fit, tmp_path):
     whole_life(unet_learner(dls, resnet18, pretrained=False, path=tmp_path, self_attention=False), fit)
 
 
-def text(tmp_path):
-    from fastai.text.all import AWD_LSTM, TextDataLoaders, text_classifier_learner
-
-    rng = np.random.default_rng(0)
-    words = {'good': 'fine great lovely sweet'.split(), 'bad': 'poor dull awful bitter'.split()}
-    rows = [(' '.join(rng.choice(words[k] + ['film', 'the', 'was'], 12)), k) for k in rng.choice(list(words), 60)]
-    dls = TextDataLoaders.from_df(
-        pd.DataFrame(rows, columns=['text', 'label']),
-        path=tmp_path,
-        text_col='text',
-        label_col='label',
-        bs=16,
-        valid_pct=0.2,
-        seq_len=12,
-        num_workers=0,
-    )
-    config = dict(
-        emb_sz=16,
-        n_hid=24,
-        n_layers=2,
-        pad_token=1,
-        bidir=False,
-        output_p=0.1,
-        hidden_p=0.1,
-        input_p=0.1,
-        embed_p=0.02,
-        weight_p=0.1,
-    )
-    assert len(dls.vocab[0]) > 10
-    return text_classifier_learner(
-        dls, AWD_LSTM, pretrained=False, config=config, lin_ftrs=[10], metrics=accuracy, path=tmp_path, drop_mult=0.5
-    )
-
-
 def test_text_classifier(fit, tmp_path):
-    learn = text(tmp_path)
+    learn = text_learner(tmp_path)
     names = set(prunable_weights(learn.model))
     assert any('weight_hh_l0_raw' in n for n in names) and not any('encoder.weight' in n for n in names)
     whole_life(learn, fit)
