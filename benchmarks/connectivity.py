@@ -15,7 +15,7 @@ from fastcore.script import call_parse
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from fastprune.all import seed_round
+from fastprune.learner.states import seed_round
 from fastprune.zoo.data import TensorData
 
 

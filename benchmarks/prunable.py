@@ -15,7 +15,8 @@ import transformers
 from common import here
 from timm.models._registry import _module_to_models
 
-from fastprune.all import prunable_weights, transposed_groups
+from fastprune.all import prunable_weights
+from fastprune.core.layouts import transposed_groups
 from fastprune.core.names import parameter_names
 
 small = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=99)

@@ -176,6 +176,24 @@ models have left:
 '''
 
 
+def kernel():
+    df = read('kernel_numba', dtype=object, keep_default_na=False)
+    first, df = df[df.network == 'first use'].iloc[0], df[df.network != 'first use']
+    ratios = df.ratio.astype(float)
+    return f'''## The sparse kernel in Numba
+
+The sparse kernel was written in LLVM's language at first, and is Python now that Numba compiles. Outputs are the same
+to the bit in {(df.same_bits == 'True').sum()} of {len(df)} rows. All linear layers and convolutions of a network are
+sparse layers here, in milliseconds of one thread. `ratio` is Numba's time over the older kernel's, from the shortest
+times of each layer, and `worst layer` is its largest value for a single layer. Other work ran on the machine.
+{(ratios <= 1.1).sum()} of {len(df)} rows are within 10%; the median ratio is {ratios.median():.3f}. The first sparse
+layer of a process waits {float(first.numba_ms) / 1000:.1f} s for the compiler; it was
+{float(first.llvm_ms) / 1000:.1f} s before. Machine: {first.machine}.
+
+{table(spaced(df.drop(columns=['machine', 'same_bits'])))}
+'''
+
+
 def loading():
     df = read('loading', keep_default_na=False)
     return f'''## Images a second
@@ -193,7 +211,7 @@ def main():
     head = f'''# Benchmarks
 
 Made by `python benchmarks/report.py` from the CSV files here, which the other scripts write: `mask_update.py`,
-`overhead.py`, `connectivity.py`, `billion.py`, `soak.py`, `inference.py` and `loading.py`. They need
+`overhead.py`, `connectivity.py`, `billion.py`, `soak.py`, `inference.py`, `kernel_numba.py` and `loading.py`. They need
 `pip install '.[bench]'`. Both sides run in one process, in turn; figures are medians. Machine: {df.machine[0]}.
 '''
     foot = '''## What counts as a weight
@@ -203,7 +221,19 @@ transformers: what is pruned unless a user says otherwise, along which layout, a
 
 The papers' tables, on CIFAR-10's images, are in [paper/RESULTS.md](paper/RESULTS.md).
 '''
-    parts = head, overhead(), updates(df), growth(), connectivity(), billion(), soak(), inference(), loading(), foot
+    parts = (
+        head,
+        overhead(),
+        updates(df),
+        growth(),
+        connectivity(),
+        billion(),
+        soak(),
+        inference(),
+        kernel(),
+        loading(),
+        foot,
+    )
     (here / 'README.md').write_text('\n'.join(parts))
 
 

@@ -62,7 +62,6 @@ from torch import nn
 from fastprune.all import (
     BASELINES,
     DST,
-    SCOPES,
     STR,
     Checkpoint,
     Masks,
@@ -80,15 +79,16 @@ from fastprune.all import (
     movement,
     ocp,
     one_shot,
-    opt_state,
     prunable_weights,
     random_score,
-    squared_magnitude,
     taylor,
-    unwrap,
     updating_movement,
     window,
 )
+from fastprune.core.names import unwrap
+from fastprune.core.scopes import SCOPES
+from fastprune.criteria.weights import squared_magnitude
+from fastprune.training.optimizer_state import opt_state
 from fastprune.training.state import pack
 
 # ---- what there is to draw from

@@ -246,7 +246,8 @@ def main(
     start: float = None,
     # local: each layer reaches the sparsity; global, erk or balanced: all of them together do
     scope: str = 'local',
-    granularity: str = 'weight',  # What is pruned together: weight, row, column, kernel, filter, or 2:4 and other n:m
+    # What is pruned together: weight, row, column, kernel, filter, 2:4 and other n:m, or blocks as 4x4
+    granularity: str = 'weight',
     # What decides which weights go: magnitude, taylor, snip, random_score, ... as in `CRITERIA`
     criterion: str = 'magnitude',
     exclude: str = None,  # Layers to leave dense: names or glob patterns, separated by commas

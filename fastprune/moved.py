@@ -9,51 +9,75 @@ import importlib.machinery
 import sys
 import types
 import warnings
+from pathlib import Path
 
 MOVED = {
-    'analysis': ('analysis.weights', 'analysis.sensitivity', 'learner.flops'),
+    'analysis': ('analysis.weights', 'analysis.overlap', 'analysis.sensitivity', 'learner.flops'),
     'baselines': (
         'methods.dense_until_end',
         'methods.always_sparse',
-        'methods.common',
+        'methods.thresholds',
         'methods.dense_behind',
         'methods.gradual',
+        'methods.moves',
         'methods.registry',
-        'methods.thresholds',
+        'training.adapters',
     ),
-    'callback': ('training.callback', 'criteria.ranking', 'learner.keep'),
-    'connectivity': ('analysis.paths', 'analysis.instability', 'analysis.plane', 'learner.evaluate'),
-    'criteria': ('criteria.gradients', 'core.protocol', 'criteria.flows', 'criteria.registry', 'criteria.weights'),
-    'data': ('zoo.data', 'zoo.folders', 'zoo.images'),
-    'distributed': ('learner.distributed',),
-    'export': ('deploy.export', 'deploy.semi_structured', 'deploy.torch_prune'),
+    'callback': ('criteria.ranking', 'learner.keep', 'learner.fit', 'training.callback'),
+    'connectivity': ('analysis.instability', 'analysis.paths', 'analysis.plane'),
+    'criteria': (
+        'criteria.weights',
+        'criteria.gradients',
+        'criteria.flows',
+        'core.protocol',
+        'criteria.registry',
+        'learner.criteria',
+    ),
+    'data': ('zoo.images', 'zoo.data', 'zoo.folders'),
+    'export': ('deploy.semi_structured', 'deploy.stand_ins', 'deploy.torch_prune', 'deploy.export'),
     'folders': ('core.folders',),
-    'identity': ('training.identity', 'core.describe', 'core.differences', 'learner.describe'),
-    'inference': ('deploy.inference', 'deploy.attention', 'deploy.fold', 'deploy.forms', 'deploy.modules'),
-    'inputs': ('learner.inputs',),
-    'kernel': ('deploy.kernel',),
-    'learner': ('training.prune', 'learner.histogram', 'learner.report'),
-    'lottery': ('recipes.lottery', 'recipes.compare', 'recipes.tickets'),
+    'identity': ('training.identity', 'core.describe', 'core.differences'),
+    'inference': (
+        'core.usage',
+        'deploy.attention',
+        'deploy.forms',
+        'deploy.inference',
+        'deploy.modules',
+        'deploy.timing',
+    ),
+    'inputs': ('learner.inputs', 'core.json_files'),
+    'kernel': ('deploy.kernel', 'deploy.tiles', 'deploy.threads'),
+    'learner': ('learner.histogram', 'learner.report'),
+    'lottery': (
+        'recipes.planning',
+        'recipes.compare',
+        'recipes.round_training',
+        'core.selection_sharded',
+        'engine.plan',
+        'recipes.ticket',
+        'recipes.tickets',
+    ),
     'lr': ('schedules.rates', 'schedules.retraining'),
-    'masks': ('core.masks', 'core.compute', 'core.granularity', 'core.scopes'),
+    'masks': ('core.granularity', 'core.masks', 'core.scopes', 'core.compute', 'core.units'),
     'models': ('zoo.models',),
-    'passes': ('learner.batches', 'core.checks', 'learner.gradients', 'criteria.gradients'),
+    'passes': ('learner.batches', 'learner.gradients', 'core.checks', 'core.dense', 'criteria.gradients'),
     'radix': ('core.selection_sharded',),
-    'recipes': ('recipes.cyclical', 'methods.budgeted', 'recipes.iterative', 'recipes.oracle', 'recipes.retrain'),
-    'report': ('deploy.report', 'deploy.page', 'deploy.report_file', 'deploy.sections'),
-    'resume': ('training.checkpoint', 'training.optimizer_state', 'training.state'),
-    'rounds': ('recipes.rounds', 'learner.states', 'recipes.store'),
+    'recipes': ('methods.budgeted', 'recipes.cyclical', 'recipes.fitting', 'recipes.round_training'),
+    'report': ('deploy.report_file',),
+    'resume': ('training.state', 'training.optimizer_state', 'training.fit_state', 'training.checkpoint'),
+    'rounds': ('learner.states', 'recipes.store', 'recipes.table'),
     'schedules': ('schedules.sparsity', 'schedules.plot'),
     'selection': ('core.selection',),
     'shards': ('core.shards',),
-    'shrink': ('deploy.shrink', 'deploy.cut'),
-    'sweep': ('analysis.sweep',),
+    'shrink': ('deploy.shrink',),
+    'sweep': ('analysis.paper_methods', 'analysis.sweep'),
     'torchfile': ('deploy.torchfile', 'deploy.torch_pickle'),
     'usage': ('core.usage',),
-    'weights': ('core.weights', 'core.computed', 'core.layouts', 'core.names', 'core.targets'),
+    'weights': ('core.names', 'core.computed', 'core.targets', 'core.layouts', 'core.weights'),
 }
 
 RENAMED = {  # names that have changed, too
+    'REWIND': 'REWINDS',
     'borrowed': 'restoring',
     'check_zeros_stay': 'check_preserves_zeros',
 }
@@ -64,18 +88,32 @@ def find(old, name):
     for new in MOVED[old]:
         module = importlib.import_module(f'fastprune.{new}')
         for same in (name, name.lstrip('_'), RENAMED.get(name, name)):
-            if hasattr(module, same):
+            if getattr(module, same, None) is not None:
                 public = f"fastprune.{new} has it now; `from fastprune.all import *` has what users need"
                 warnings.warn(f"fastprune.{old} has moved: {public}", FutureWarning, stacklevel=3)
                 return getattr(module, same)
     raise AttributeError(f"module 'fastprune.{old}' has no attribute {name!r}")
 
 
+def find_of_all(name):
+    "What `fastprune.all` had by this name. Raises `AttributeError` if it had nothing"
+    present = RENAMED.get(name, name)
+    for new in () if name.startswith('__') else dict.fromkeys(new for modules in MOVED.values() for new in modules):
+        module = importlib.import_module(f'fastprune.{new}')
+        defined = getattr(getattr(module, present, None), '__module__', '') == module.__name__
+        if defined or present in module.__all__:
+            left = f"fastprune.all has no {name!r} any more: import {present!r} from fastprune.{new}"
+            warnings.warn(left, FutureWarning, stacklevel=2)
+            return getattr(module, present)
+    raise AttributeError(f"module 'fastprune.all' has no attribute {name!r}")
+
+
 def attribute_of(old):
     "A module's `__getattr__`, for names that the old module had"
 
     def __getattr__(name):
-        if name.startswith('__'):
+        present = Path(__file__).parent / old / f'{name}.py'  # that `from package import module` is about to import
+        if name.startswith('__') or present.exists():
             raise AttributeError(f"module 'fastprune.{old}' has no attribute {name!r}")
         return find(old, name)
 

@@ -26,8 +26,8 @@ from fastprune.all import (
     digits_dls,
     linear,
     taylor,
-    unwrap,
 )
+from fastprune.core.names import unwrap
 
 rank = rank_distrib()
 

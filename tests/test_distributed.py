@@ -9,7 +9,8 @@ import torch
 from distributed import losses_alone
 from processes import printed, ranks, torchrun
 
-from fastprune.all import Masks, Ticket, load_tensors
+from fastprune.all import Masks, Ticket
+from fastprune.core.files import load_tensors
 from fastprune.learner import batches as passes
 from fastprune.learner import distributed
 

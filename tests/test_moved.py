@@ -61,8 +61,8 @@ PUBLIC = {  # the flat package's public names, by module
     ),
     'rounds': (
         'Rounds RoundStore check_numbers load_into borrowed state_of seed_round smaller_is_better '
-        'check_rounds BestEpoch StateAt end_before_training StartAt starting_at steps_by_epoch bar_over '
-        'run_rounds'
+        'BestEpoch StateAt end_before_training StartAt starting_at steps_by_epoch bar_over '
+        ''
     ),
     'schedules': (
         'agp SCHEDULES one_shot iterative linear cosine cubic ocp check_schedule progress_at schedule_name '

@@ -3,25 +3,10 @@
 from importlib import import_module
 
 import torch
-from fastai.basics import (
-    load_learner,
-    set_seed,
-)
+from fastai.basics import load_learner, set_seed
 from torch import nn
 
-from .common import (
-    OddNet,
-    case,
-    copies,
-    each,
-    fp,
-    learner,
-    or_error,
-    short,
-    sparsify,
-    trained,
-    weights_and_masks,
-)
+from .common import OddNet, case, copies, each, fp, learner, or_error, short, sparsify, trained, weights_and_masks
 
 
 def line(path):

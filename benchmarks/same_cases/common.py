@@ -8,16 +8,7 @@ from importlib import import_module
 from types import ModuleType
 
 import torch
-from fastai.basics import (
-    SGD,
-    Callback,
-    CrossEntropyLossFlat,
-    Learner,
-    accuracy,
-    noop,
-    params,
-    set_seed,
-)
+from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy, noop, params, set_seed
 from fastai.callback.all import ProgressCallback
 from torch import nn
 

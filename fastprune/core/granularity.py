@@ -87,7 +87,7 @@ class PatternUnits(Units):
         mask = (kept[:, None] | self.pattern).view(n_out, *rest, n_in).movedim(-1, 1)
         return {self.names[0]: from_out_in(mask, self.layout, self.shape).contiguous()}
 
-
+# %% ../../nbs/core/granularity.ipynb #e049f90b
 class Pattern(Granularity):
     "n of every m weights stay"
 

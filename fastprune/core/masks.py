@@ -68,7 +68,7 @@ def _from_packed(packed):
     spread = lambda n, shape, bits: unpack_bits(bits.cpu(), shape, n).to(bits.device)
     return Masks({n: spread(n, *o) if isinstance(o, tuple) else o for n, o in packed.items()})
 
-
+# %% ../../nbs/core/masks.ipynb #bd36ef15
 class Masks(dict):
     "Name -> bool tensor of the weight's shape, True where it is kept"
 

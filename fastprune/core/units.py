@@ -9,6 +9,7 @@ __all__ = ['out_in_shape', 'outputs_apart', 'as_out_in', 'from_out_in', 'Units',
 import math
 
 import torch
+from fastcore.basics import patch
 
 from .layouts import EXPERTS, EXPERTS_TURNED
 
@@ -150,17 +151,6 @@ class Granularity:
         "What a unit is called; several have an s behind it"
         return self.text
 
-    def check(
-        self,
-        sparsity,  # A sparsity, or sparsities by name
-    ):
-        "Make sure that `sparsity` is within reach; raises `ValueError`"
-        for s in sparsity.values() if isinstance(sparsity, dict) else [sparsity]:
-            if self.most < 1 and s > self.most + 1e-9:
-                raise ValueError(
-                    f"sparsity={s!r} is out of reach for granularity={self!r}, which prunes at most {self.most:g}"
-                )
-
     def view(
         self,
         shape: tuple,  # Of a tensor [out, in, ...]
@@ -175,22 +165,6 @@ class Granularity:
     ) -> str | None:  # For the message, '' if there is no more to say; None if it fits
         "Why a tensor has no such units"
 
-    def size(
-        self,
-        shape: tuple,  # Of a tensor [out, in, ...] that it fits
-    ) -> int:
-        "How many weights pruning one unit takes"
-        view, dims = self.view(shape)
-        return math.prod(view[d] for d in dims)
-
-    def rows(
-        self,
-        shape: tuple,  # Of a tensor [out, in, ...] that it fits
-    ) -> int:
-        "How many outputs a unit extends over: a process that has a piece of a tensor needs a multiple of it"
-        view, dims = self.view(shape)
-        return shape[0] // view[0] if len(view) > len(shape) else shape[0] if 0 in dims else 1
-
     def units(
         self,
         name: str,
@@ -203,44 +177,95 @@ class Granularity:
         "The units of one tensor"
         return Units(name, scores, layout, *self.view(out_in_shape(scores.shape, layout)), absolute, whole)
 
-    def groups(
-        self,
-        scores: dict,  # Name -> scores, or weights if `absolute`
-        layouts: dict,  # From `transposed_groups`
-        keep: dict | None = None,  # Name -> mask to stay inside of
-        absolute: bool = False,  # Is it |score| that counts?
-        whole: dict | None = None,  # Name -> shape of the whole tensor, if the scores are of pieces
-    ) -> list:  # Of `Units`; each tensor is in one of them
-        "The units of all tensors, in groups: one for each tensor. Raises `ValueError` if one has no such units"
-        res = []
-        for n, s in scores.items():
-            shape, layout = s.shape if whole is None else whole[n], 0 if self.single else layouts.get(n, 0)
-            self.check_fits(n, shape, layout)
-            res.append(self.units(n, s, layout, keep and keep[n], absolute, shape))
-        return res
+# %% ../../nbs/core/units.ipynb #38668afa
+@patch
+def check(
+    self: Granularity,
+    sparsity,  # A sparsity, or sparsities by name
+):
+    "Make sure that `sparsity` is within reach; raises `ValueError`"
+    for s in sparsity.values() if isinstance(sparsity, dict) else [sparsity]:
+        if self.most < 1 and s > self.most + 1e-9:
+            raise ValueError(
+                f"sparsity={s!r} is out of reach for granularity={self!r}, which prunes at most {self.most:g}"
+            )
 
-    def check_fits(
-        self,
-        name: str,
-        shape,  # Of a tensor as it lies
-        layout: int | str = 0,  # From `transposed_groups`
-    ):
-        "Make sure that a tensor has such units; raises `ValueError`"
-        if (why := self.problem(tuple(shape), layout)) is None:
-            return
-        named = [kind(text) for kind in self.kinds for text in kind.names]
-        fit = [repr(g) for g in named if g.problem(tuple(shape), layout) is None]
-        raise ValueError(
-            f"granularity={self!r} does not fit {name!r} of shape {out_in_shape(shape, layout)}{why}: "
-            f"use {' or '.join(fit)} there, or leave it out by `exclude`"
-        )
 
-    def count(
-        self,
-        name: str,
-        shape,  # Of a tensor as it lies
-        layout: int | str = 0,  # From `transposed_groups`
-    ) -> int:
-        "How many units a tensor has; of n:m as many as pruning m-n weights each takes to prune all weights"
-        self.check_fits(name, shape, layout)
-        return math.prod(shape) // max(1, self.size(out_in_shape(shape, layout)))
+@patch
+def size(
+    self: Granularity,
+    shape: tuple,  # Of a tensor [out, in, ...] that it fits
+) -> int:
+    "How many weights pruning one unit takes"
+    view, dims = self.view(shape)
+    return math.prod(view[d] for d in dims)
+
+
+@patch
+def rows(
+    self: Granularity,
+    shape: tuple,  # Of a tensor [out, in, ...] that it fits
+) -> int:
+    "How many outputs a unit extends over: a process that has a piece of a tensor needs a multiple of it"
+    view, dims = self.view(shape)
+    if len(view) > len(shape):  # the outputs are split in two dimensions
+        return shape[0] // max(1, view[0])
+    return shape[0] if 0 in dims else 1
+
+
+@patch
+def check_fits(
+    self: Granularity,
+    name: str,
+    shape,  # Of a tensor as it lies
+    layout: int | str = 0,  # From `transposed_groups`
+):
+    "Make sure that a tensor has such units; raises `ValueError`"
+    if (why := self.problem(tuple(shape), layout)) is None:
+        return
+    named = [kind(text) for kind in self.kinds for text in kind.names]
+    fit = [repr(g) for g in named if g.problem(tuple(shape), layout) is None]
+    raise ValueError(
+        f"granularity={self!r} does not fit {name!r} of shape {out_in_shape(shape, layout)}{why}: "
+        f"use {' or '.join(fit)} there, or leave it out by `exclude`"
+    )
+
+# %% ../../nbs/core/units.ipynb #6da35416
+@patch
+def count(
+    self: Granularity,
+    name: str,
+    shape,  # Of a tensor as it lies
+    layout: int | str = 0,  # From `transposed_groups`
+) -> int:
+    "How many units a tensor has; of n:m as many as pruning m-n weights each takes to prune all weights"
+    self.check_fits(name, shape, layout)
+    return math.prod(shape) // max(1, self.size(out_in_shape(shape, layout)))
+
+
+@patch
+def counts(
+    self: Granularity,
+    weights: dict,  # Name -> tensor
+    layouts: dict,  # From `transposed_groups`
+) -> dict[str, int]:  # Name -> number of units
+    "How many units each tensor has"
+    return {n: self.count(n, p.shape, layouts.get(n, 0)) for n, p in weights.items()}
+
+# %% ../../nbs/core/units.ipynb #a3a49063
+@patch
+def groups(
+    self: Granularity,
+    scores: dict,  # Name -> scores, or weights if `absolute`
+    layouts: dict,  # From `transposed_groups`
+    keep: dict | None = None,  # Name -> mask to stay inside of
+    absolute: bool = False,  # Is it |score| that counts?
+    whole: dict | None = None,  # Name -> shape of the whole tensor, if the scores are of pieces
+) -> list:  # Of `Units`; each tensor is in one of them
+    "The units of all tensors, in groups: one for each tensor. Raises `ValueError` if one has no such units"
+    res = []
+    for n, s in scores.items():
+        shape, layout = s.shape if whole is None else whole[n], 0 if self.single else layouts.get(n, 0)
+        self.check_fits(n, shape, layout)
+        res.append(self.units(n, s, layout, keep and keep[n], absolute, shape))
+    return res

@@ -215,7 +215,7 @@ def _input_squares(batches, owners, turned, n_batches):
         raise ValueError("wanda: the training DataLoader has no batches")
     return squares
 
-
+# %% ../../nbs/criteria/flows.ipynb #2a31b0e4
 @needs('batches', 'n_batches')
 def wanda(
     weights: dict,  # Name -> weight of a linear layer or a convolution

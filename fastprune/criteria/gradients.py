@@ -115,7 +115,7 @@ def _batches_and_temperature(batches, n_batches, temperature, per_class):
         return batches.take(n_batches or 1), temperature
     return balanced, 200 if temperature is None else temperature
 
-
+# %% ../../nbs/criteria/gradients.ipynb #e8279fb2
 def _sums(batches, taken, temperature, f):
     "Sums over batches of what `f` makes of the loss, a list of tensors; Dropout drops the same weights at each call"
     with batches.losses(taken, temperature) as losses:

@@ -14,6 +14,7 @@ from fastcore.xml import Mark
 
 from .charts import BLUE, GREY, ORANGE, SLATE, plotly_axis, plotly_chart, plotly_text
 from .page import html_section, html_table
+from ..learner import report as report  # adds learn.sparsity_report
 
 # %% ../../nbs/deploy/page_layers.ipynb #81066381
 def with_forms(

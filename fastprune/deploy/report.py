@@ -91,19 +91,20 @@ def _page_layers(report):
 
 def _named(x, cls, argument, maker):
     "One object of a class, or several in a list or by name, as a dict"
+    many = x
     if isinstance(x, cls):
-        x = {argument: x}
+        many = {argument: x}
     elif x is None:
-        x = {}
+        many = {}
     elif isinstance(x, (list, tuple)):
-        x = dict(enumerate(x, 1))
-    if not isinstance(x, dict) or not all(isinstance(o, cls) for o in x.values()):
+        many = dict(enumerate(x, 1))
+    if not isinstance(many, dict) or not all(isinstance(o, cls) for o in many.values()):
         raise ValueError(
             f"{argument}={type(x).__name__}: needs what `{maker}` returns, or several in a list or by name"
         )
-    if any(isinstance(o, list) and not o for o in x.values()):
+    if any(isinstance(o, list) and not o for o in many.values()):
         raise ValueError(f"{argument}: there are none in it")
-    return {str(k): o for k, o in x.items()}
+    return {str(k): o for k, o in many.items()}
 
 
 def _last_callback(learn, callback):

@@ -34,7 +34,7 @@ def _why_dense(p, places, dtype, least):
     if (p.detach().reshape(-1, 4).count_nonzero(1) > 2).any():
         return 'not 2:4: more than 2 of 4 inputs are kept'
     if dtype not in (torch.float16, torch.bfloat16):
-        return f'{str(dtype)[6:]}: needs float16 or bfloat16, such as dtype=torch.float16'
+        return f'{str(dtype)[6:]}: needs float16 or bfloat16, by dtype=torch.float16, say'
     m, n = least[dtype][:2]
     return f'needs outputs in multiples of {m}, and inputs of {n}' if rows % m or cols % n else ''
 

@@ -16,6 +16,7 @@ from ..core.masks import Masks
 from ..core.names import unwrap
 from .cut import cut_channels
 from .shrink import find_cuts
+from ..learner import keep as keep  # adds learn.masks
 from ..learner.batches import in_fit, undisturbed
 from ..learner.inputs import at_most, learner_inputs
 

@@ -58,7 +58,8 @@ class Method(Hooks):
         schedule=ocp,  # Function from the position in training to progress, both in [0,1]
         criterion=magnitude,  # Function from {name: weight} to {name: score}, larger = keep
         scope: str = 'local',  # 'local': each tensor reaches `sparsity`; 'global', 'erk', 'balanced': all together do
-        granularity: str = 'weight',  # What is pruned together: 'weight', 'row', 'column', 'kernel', 'filter', '2:4'
+        # What is pruned together: 'weight', 'row', 'column', 'kernel', 'filter', '2:4' and other n:m, blocks as '4x4'
+        granularity: str = 'weight',
         interval: int | None = None,  # Iterations between mask updates (>= 1); max(1, T//1000) of T if None
         initial: float | dict | None = None,  # Sparsity at the start, like `sparsity`; what the model has, if None
         recover: bool | str = True,  # May pruned weights come back? 'alive': those of dead filters after all others

@@ -10,7 +10,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core.checks import check_whole
-from ..core.granularity import count_units
+from ..core.granularity import check_granularity
 from ..core.layouts import transposed_groups
 from ..core.masks import Masks
 from ..core.protocol import asks_for
@@ -127,8 +127,8 @@ def count(self: Run, sparsity: dict) -> int | dict:
     "How many weights or units a sparsity prunes: masks change when this does"
     if self.method.scope != 'local':
         return round(self.of_scope(sparsity) * self.size)
-    units = lambda n: count_units(n, self.weights[n].shape, self.method.granularity, self.layouts.get(n, 0))
-    return {n: round(s * units(n)) for n, s in sparsity.items()}
+    units = check_granularity(self.method.granularity).counts(self.weights, self.layouts)
+    return {n: round(s * units[n]) for n, s in sparsity.items()}
 
 
 @patch

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core.dense import dense_gradients, sparse_embeddings
+from ..core.granularity import check_granularity
 from ..core.masks import Masks
 from ..core.names import unwrap
 from ..core.targets import expand_sparsity
@@ -108,7 +109,7 @@ class Sparsifier(Run):
             if not present.keys() <= held.keys():
                 self.keeper.hold(present, origin)
             # masks of another kind have to change even if they prune as much
-            if origin != self.origin and (origin or method.granularity != 'weight'):
+            if origin != self.origin and (origin or not check_granularity(method.granularity).single):
                 counts = None
         self.state = State(start_of(self, present), counts, present.sparsity)
         self.state.first_weights, self.state.last_weights = self.copies('initial'), self.copies('previous')

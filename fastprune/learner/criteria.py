@@ -12,6 +12,7 @@ import itertools
 import torch
 from fastai.basics import Callback, Learner
 from fastai.losses import BaseLoss
+from fastcore.basics import patch
 from torch import nn
 
 from ..core.protocol import as_batches
@@ -133,29 +134,6 @@ class LearnerBatches:
             to_model(self.learn, False)
             yield
 
-    @contextlib.contextmanager
-    def losses(
-        self,
-        batches: list,  # From `take` or `balanced`
-        temperature: float | None = None,  # Divides logits
-    ):
-        "A context that gives an iterator over the losses, with graphs, of all batches that callbacks do not cancel"
-        reset_state(self.learn)
-        with random_kept(self.learn), _at_temperature(self.learn, temperature):
-            losses = (loss_of(self.learn, b, i) for i, b in enumerate(batches))
-            yield (loss for loss in losses if loss is not None)
-
-    def predictions(self, n: int):  # Number of batches
-        "An iterator over the predictions for the first `n` batches"
-        for i, b in enumerate(itertools.islice(self.learn.dls.train, n)):
-            yield forward(self.learn, b, i)
-
-    def prediction_of(self, output):  # Of the model
-        "What callbacks make of the model's output"
-        self.learn.pred = output
-        self.learn('after_pred')
-        return self.learn.pred
-
     def summed_gradients(self, n: int):  # Number of batches
         "A context in which the model has the gradients of the loss, summed up over `n` batches, and no others"
         return summed_gradients(self.learn, n)
@@ -163,6 +141,35 @@ class LearnerBatches:
     def mean(self, t: torch.Tensor) -> torch.Tensor:
         "The mean of a tensor over all processes that train together, in place; the tensor itself where there is one"
         return mean_everywhere(t.contiguous()) if together(self.learn) else t
+
+# %% ../../nbs/learner/criteria.ipynb #36aef7c0
+@patch
+@contextlib.contextmanager
+def losses(
+    self: LearnerBatches,
+    batches: list,  # From `take` or `balanced`
+    temperature: float | None = None,  # Divides logits
+):
+    "A context that gives an iterator over the losses, with graphs, of all batches that callbacks do not cancel"
+    reset_state(self.learn)
+    with random_kept(self.learn), _at_temperature(self.learn, temperature):
+        losses = (loss_of(self.learn, b, i) for i, b in enumerate(batches))
+        yield (loss for loss in losses if loss is not None)
+
+
+@patch
+def predictions(self: LearnerBatches, n: int):  # Number of batches
+    "An iterator over the predictions for the first `n` batches"
+    for i, b in enumerate(itertools.islice(self.learn.dls.train, n)):
+        yield forward(self.learn, b, i)
+
+
+@patch
+def prediction_of(self: LearnerBatches, output):  # Of the model
+    "What callbacks make of the model's output"
+    self.learn.pred = output
+    self.learn('after_pred')
+    return self.learn.pred
 
 
 @as_batches.register

@@ -34,7 +34,7 @@ def evaluating(
     inner: bool = False,  # Is a fit running? Then no callback is called
 ):
     """A context in the middle of a validation. Its value is the model's tensors, to copy other weights into. At its
-    end everything is as before"""
+    end everything is as before. Whether BatchNorm and dropout are in training mode is up to the code inside"""
     attributes = {k: learn.__dict__[k] for k in _validation_attributes if k in learn.__dict__}
     state = state_of(learn)
     records = [cb for cb in learn.cbs if isinstance(cb, (Recorder, ProgressCallback))]

@@ -46,7 +46,7 @@ def loss_of(
         )
     return plain(loss)
 
-
+# %% ../../nbs/learner/gradients.ipynb #63424163
 def gradients(
     learn: Learner,
     n_batches: int | None = None,  # Number of training batches; an epoch if None

@@ -87,7 +87,8 @@ class FastaiOptimizer(TorchOptimizer):
     def state_after_step(self, q, i):
         state, hyper = {}, self.inner.hypers[i]
         for cb in self.inner.cbs:
-            state.update(cb(q, **{**state, **hyper}) or {})
+            new = cb(q, **{**state, **hyper})
+            state.update(new if isinstance(new, dict) else {})  # some return the parameter
         return state
 
     def trim(self):

@@ -17,7 +17,7 @@ from torch import nn
 from ..core.checks import check_fraction, check_n_batches, check_whole
 from ..core.compute import check_scope, compute_masks, lamp
 from ..core.computed import check_not_torch_pruned
-from ..core.granularity import count_units
+from ..core.granularity import check_granularity
 from ..core.layouts import transposed_groups
 from ..core.masks import Masks
 from ..core.names import from_state_names
@@ -38,7 +38,7 @@ def _square(weights):
 
 def _protected(scores, absolute, keep, granularity, min_density, layouts):
     "Scores of which the best `min_density` of each tensor, and at least one unit, are infinite"
-    sizes = {n: count_units(n, s.shape, granularity, layouts.get(n, 0)) for n, s in scores.items()}
+    sizes = check_granularity(granularity).counts(scores, layouts)
     sparsity = {n: 1 - max(1, math.ceil(min_density * k)) / k for n, k in sizes.items() if k}
     best = compute_masks(scores, sparsity, 'local', granularity, keep, absolute, layouts)
     return {n: torch.where(best[n], math.inf, s.abs() if absolute else s) for n, s in scores.items()}
@@ -71,7 +71,7 @@ def _masks_of(scores, absolute, target, keep, kind):
     if scope == 'lamp':
         scores, absolute = lamp({n: s.abs() for n, s in scores.items()} if absolute else scores), False
         scope = 'global'
-    if min_density and ':' not in granularity:
+    if min_density and check_granularity(granularity).most == 1:  # n of m never empties a tensor
         scores, absolute = _protected(scores, absolute, keep, granularity, min_density, layouts), False
     return compute_masks(scores, target, scope, granularity, keep, absolute, layouts)
 

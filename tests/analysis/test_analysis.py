@@ -11,7 +11,6 @@ from processes import python
 from torch import nn
 
 from fastprune.all import (
-    CyclePaths,
     SignFlips,
     compute_masks,
     digits_convnet,
@@ -24,6 +23,7 @@ from fastprune.all import (
     state_of,
     sweep,
 )
+from fastprune.analysis.weights import CyclePaths
 
 
 def make(seed=0):

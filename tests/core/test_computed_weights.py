@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import register_parametrization
 
-from fastprune.all import DPF, LC, STR, Masks, RigL, SparsifyCallback, squared_magnitude, taylor
+from fastprune.all import DPF, LC, STR, Masks, RigL, SparsifyCallback, taylor
+from fastprune.criteria.weights import squared_magnitude
 
 
 def old_spectral_norm(m):

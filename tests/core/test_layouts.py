@@ -6,16 +6,9 @@ import torch.nn.functional as F
 from fastai.basics import CrossEntropyLossFlat, DataLoader, DataLoaders, Learner
 from torch import nn
 
-from fastprune.all import (
-    DST,
-    SparsifyCallback,
-    compute_masks,
-    count_units,
-    prunable_weights,
-    sparse_inference,
-    transposed_groups,
-    wanda,
-)
+from fastprune.all import DST, SparsifyCallback, compute_masks, prunable_weights, sparse_inference, wanda
+from fastprune.core.granularity import count_units
+from fastprune.core.layouts import transposed_groups
 
 OUT_IN, IN_OUT = '[experts, out, in]', '[experts, in, out]'
 

@@ -9,17 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fastprune.all import (
-    GRANULARITIES,
-    Masks,
-    SparsifyCallback,
-    check_granularity,
-    compute_masks,
-    layer_counts,
-    linear,
-    prunable_weights,
-)
+from fastprune.all import Masks, SparsifyCallback, compute_masks, linear, prunable_weights
 from fastprune.core import selection
+from fastprune.core.granularity import GRANULARITIES, check_granularity
+from fastprune.core.scopes import layer_counts
 
 dtypes = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
 sparsities = st.one_of(st.sampled_from([0.0, 0.5, 0.9, 0.99, 0.999999, 1 - 2**-53]), st.floats(0, 1, exclude_max=True))

@@ -8,18 +8,10 @@ from fastai.basics import Callback, CrossEntropyLossFlat, DataLoader, DataLoader
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from fastprune.all import (
-    Checkpoint,
-    SparsifyCallback,
-    Ticket,
-    load_sparse,
-    movement,
-    prunable_weights,
-    state_of,
-    transposed_groups,
-)
+from fastprune.all import Checkpoint, SparsifyCallback, Ticket, load_sparse, movement, prunable_weights, state_of
 from fastprune.core import names
 from fastprune.core.files import load_state, save_state
+from fastprune.core.layouts import transposed_groups
 
 
 def net():

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastprune.all import prunable_weights, transposed_groups
+from fastprune.all import prunable_weights
+from fastprune.core.layouts import transposed_groups
 
 P = lambda *shape: nn.Parameter(torch.randn(*shape))
 

@@ -14,30 +14,28 @@ from torch.nn import functional as F
 from fastprune.all import (
     CRITERIA,
     SparsifyCallback,
-    asks_for,
     compute_masks,
     digits_convnet,
     digits_dls,
     grasp,
     lamp,
-    large_init,
-    layer_counts,
     magnitude,
     movement,
     prunable_weights,
     random_score,
-    seed_round,
-    small_magnitude,
     snip,
     state_of,
     synflow,
     taylor,
-    undisturbed,
     updating_movement,
     wanda,
 )
-from fastprune.core.protocol import Batches, needs, ranks_magnitude, usual_iterations
+from fastprune.core.protocol import Batches, asks_for, needs, ranks_magnitude, usual_iterations
+from fastprune.core.scopes import layer_counts
 from fastprune.criteria.ranking import ranked
+from fastprune.criteria.weights import large_init, small_magnitude
+from fastprune.learner.batches import undisturbed
+from fastprune.learner.states import seed_round
 
 
 def make(model=None, bs=64):

@@ -10,7 +10,8 @@ from helpers import quietly
 from torch import nn
 from torch.nn import functional as F
 
-from fastprune.all import SparsifyCallback, digits_dls, grasp, prunable_weights, seed_round
+from fastprune.all import SparsifyCallback, digits_dls, grasp, prunable_weights
+from fastprune.learner.states import seed_round
 
 
 def make(items=None, loss=None, n_out=10, bs=64):

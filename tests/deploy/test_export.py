@@ -19,14 +19,13 @@ from fastprune.all import (
     from_torch_prune,
     one_shot,
     prunable_weights,
-    semi_structured_layers,
     state_of,
     to_onnx,
     to_semi_structured,
     to_torch_prune,
 )
 from fastprune.deploy import export, semi_structured
-from fastprune.deploy.semi_structured import _missing
+from fastprune.deploy.semi_structured import _missing, semi_structured_layers
 
 
 class Tagger(nn.Module):

@@ -10,16 +10,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from fastprune.all import (
-    SparseLinear,
-    SparsifyCallback,
-    compute_masks,
-    digits_convnet,
-    latency,
-    prunable_weights,
-    sparse_inference,
-)
+from fastprune.all import SparsifyCallback, compute_masks, digits_convnet, latency, prunable_weights, sparse_inference
 from fastprune.deploy import attention, fold, forms, inference, timing
+from fastprune.deploy.kernel import SparseLinear
 from fastprune.learner.inputs import tensors_in
 
 
@@ -342,8 +335,8 @@ def test_folding_takes_only_what_it_may():
 
 
 def test_without_kernel(monkeypatch):
-    "llvmlite or MKL missing: what is left is tried, and the report says why"
-    monkeypatch.setattr('fastprune.deploy.kernel.kernel_missing', lambda: "llvmlite can't be imported")
+    "numba or MKL missing: what is left is tried, and the report says why"
+    monkeypatch.setattr('fastprune.deploy.kernel.kernel_missing', lambda: "numba can't be imported")
     torch.manual_seed(0)
     model, x = pruned(nn.Sequential(nn.Linear(512, 512), nn.Conv1d(4, 4, 1)), 0.97), torch.randn(4, 512)
     res = sparse_inference(model, x, seconds=0.05)
@@ -358,7 +351,7 @@ def test_without_kernel(monkeypatch):
     res = sparse_inference(model, x, seconds=0.05)
     assert res.inference_report.form['0'] == 'dense' and res.inference_report.form['total'] == 'as it was'
     assert (
-        "sparse: there is no sparse kernel here: llvmlite can't be imported" in res.inference_report.why['0']
+        "sparse: there is no sparse kernel here: numba can't be imported" in res.inference_report.why['0']
         and 'csr: Calling addmm on a sparse CPU tensor requires Linux platform' in res.inference_report.why['0']
     )
 

@@ -10,7 +10,8 @@ from fastai.basics import Callback, load_learner
 from torch import nn
 from torch.nn import functional as F
 
-from fastprune.all import SparsifyCallback, digits_convnet, shrink, unwrap
+from fastprune.all import SparsifyCallback, digits_convnet, shrink
+from fastprune.core.names import unwrap
 
 pytest.importorskip('torch_pruning')
 layers = (nn.modules.conv._ConvNd, nn.Linear)

@@ -7,7 +7,8 @@ from fastai.basics import CrossEntropyLossFlat, DataLoader, DataLoaders, Learner
 from torch import nn
 from torch.nn import functional as F
 
-from fastprune.all import cifar_resnet, digits_convnet, digits_dls, seed_round
+from fastprune.all import cifar_resnet, digits_convnet, digits_dls
+from fastprune.learner.states import seed_round
 
 XY = [(torch.randn(64, generator=torch.Generator().manual_seed(i)), torch.tensor(i % 4)) for i in range(40)]
 

@@ -34,22 +34,12 @@ from helpers import quietly
 from torch import nn
 from torch.nn import functional as F
 
-from fastprune.all import (
-    SparsifyCallback,
-    digits_dls,
-    grasp,
-    magnitude,
-    prunable_weights,
-    seed_round,
-    snip,
-    synflow,
-    taylor,
-    undisturbed,
-    wanda,
-)
+from fastprune.all import SparsifyCallback, digits_dls, grasp, magnitude, prunable_weights, snip, synflow, taylor, wanda
 from fastprune.core.shards import is_dtensor
 from fastprune.learner import batches as passes
 from fastprune.learner import gradients as grads
+from fastprune.learner.batches import undisturbed
+from fastprune.learner.states import seed_round
 
 GRADIENTS = dict(snip=dict(criterion=snip), grasp=dict(criterion=grasp), taylor=dict(criterion=taylor, n_batches=2))
 CRITERIA = dict(**GRADIENTS, synflow=dict(criterion=synflow), wanda=dict(criterion=wanda))

@@ -29,8 +29,8 @@ from fastprune.all import (
     prunable_weights,
     random_score,
     search_strength,
-    shared_out,
 )
+from fastprune.methods.moves import shared_out
 from fastprune.zoo.data import TensorData
 
 LR, MOM, EPOCHS, STEPS = 0.05, 0.9, 4, 12

@@ -20,18 +20,8 @@ from fastai.optimizer import l2_reg, weight_decay
 from helpers import quietly
 from torch import nn
 
-from fastprune.all import (
-    DNW,
-    DPF,
-    GSM,
-    SNFS,
-    at_prune_rate,
-    digits_dls,
-    prunable_weights,
-    s_cyc_max_lr,
-    state_of,
-    taylor,
-)
+from fastprune.all import DNW, DPF, GSM, SNFS, digits_dls, prunable_weights, s_cyc_max_lr, state_of, taylor
+from fastprune.schedules.rates import at_prune_rate
 
 SC = partial(s_cyc_max_lr, eps=0.1, delta=0.2)
 

@@ -9,7 +9,8 @@ from fastai.callback.schedule import ParamScheduler
 from helpers import quietly
 from torch import nn
 
-from fastprune.all import digits_dls, seed_round
+from fastprune.all import digits_dls
+from fastprune.learner.states import seed_round
 
 RECIPES = dict(
     cyclical=lambda l, **k: l.fit_cyclical(2, 1, 0.8, lr_max=1e-2, **k),

@@ -16,14 +16,13 @@ from fastprune.all import (
     Tickets,
     digits_convnet,
     digits_dls,
-    load_into,
     ocp,
     prunable_weights,
     s_cyc_max_lr,
-    seed_round,
     state_of,
     taylor,
 )
+from fastprune.learner.states import load_into, seed_round
 
 here = Path(__file__).parent
 

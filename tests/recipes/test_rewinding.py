@@ -9,20 +9,9 @@ from fastai.callback.all import EarlyStoppingCallback, GradientAccumulation, Sav
 from helpers import quietly
 from torch import nn
 
-from fastprune.all import (
-    SparsifyCallback,
-    StartAt,
-    StateAt,
-    Ticket,
-    count_steps,
-    digits_convnet,
-    digits_dls,
-    one_shot,
-    seed_round,
-    state_of,
-    window,
-)
-from fastprune.learner.states import starting_at
+from fastprune.all import SparsifyCallback, Ticket, digits_convnet, digits_dls, one_shot, state_of, window
+from fastprune.learner.states import StartAt, StateAt, seed_round, starting_at
+from fastprune.recipes.lottery import count_steps
 
 EPOCHS = 3
 

@@ -15,7 +15,6 @@ from torch import nn
 
 from fastprune.all import (
     SparsifyCallback,
-    at_prune_rate,
     digits_dls,
     linear,
     lr_constant,
@@ -26,6 +25,7 @@ from fastprune.all import (
     window,
 )
 from fastprune.recipes.round_training import REWINDS
+from fastprune.schedules.rates import at_prune_rate
 
 SC = partial(s_cyc_max_lr, eps=0.05, delta=0.1)
 

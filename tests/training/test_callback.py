@@ -35,7 +35,6 @@ from helpers import Check, zeros_and_masks_agree
 from fastprune.all import (
     CRITERIA,
     SCHEDULES,
-    KeepMasks,
     SparsifyCallback,
     compute_masks,
     cubic,
@@ -43,16 +42,17 @@ from fastprune.all import (
     digits_convnet,
     digits_dls,
     iterative,
-    layer_counts,
     linear,
     magnitude,
     ocp,
     prunable_weights,
     random_score,
-    schedule_name,
     taylor,
     window,
 )
+from fastprune.core.scopes import layer_counts
+from fastprune.learner.keep import KeepMasks
+from fastprune.schedules.sparsity import schedule_name
 
 opts = dict(
     sgd=SGD,

@@ -30,24 +30,11 @@ from fastai.callback.all import (
 )
 from torch import nn
 
-from fastprune.all import (
-    DPF,
-    GMP,
-    STR,
-    Checkpoint,
-    RigL,
-    SparseMethod,
-    SparsifyCallback,
-    fit_state,
-    load_opt_state,
-    movement,
-    opt_state,
-    restore_fit,
-    rng_state,
-    set_rng_state,
-)
+from fastprune.all import DPF, GMP, STR, Checkpoint, RigL, SparseMethod, SparsifyCallback, movement
 from fastprune.core.files import load_tensors, save_state
-from fastprune.training.state import pack, unpack
+from fastprune.training.fit_state import fit_state, restore_fit
+from fastprune.training.optimizer_state import load_opt_state, opt_state
+from fastprune.training.state import pack, rng_state, set_rng_state, unpack
 
 SGDM = partial(SGD, mom=0.9)
 TorchAdam = partial(OptimWrapper, opt=torch.optim.Adam)

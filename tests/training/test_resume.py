@@ -23,13 +23,13 @@ from fastprune.all import (
     cyclical,
     digits_convnet,
     load_state,
-    load_tensors,
     movement,
-    opt_state,
     save_state,
     taylor,
     updating_movement,
 )
+from fastprune.core.files import load_tensors
+from fastprune.training.optimizer_state import opt_state
 from fastprune.training.state import pack, unpack
 
 
