@@ -248,7 +248,7 @@ def check_method(
 ):
     """Check that a pruning method keeps fastprune's promises. Raises `AssertionError` that names the check and what is
     wrong, and `ValueError` for an unknown check"""
-    if not callable(method):
+    if isinstance(method, Callback) or not callable(method):
         raise ValueError(f'method={method!r}: needs a class, such as `RigL`, or a function that makes a method')
     names = list(CHECKS if checks is None else [checks] if isinstance(checks, str) else checks)
     for name in names:

@@ -48,7 +48,7 @@ def _check_function(fit, learn, args):
     try:
         inspect.signature(fit).bind(learn, [], *args)
     except TypeError as e:
-        taken = f"a Learner and callbacks{', and a rate' if args else ''}"
+        taken = 'a Learner and callbacks' + (", and the round's rate" if args else '')
         raise ValueError(f"fit={schedule_name(fit)} can't be called with {taken}: {e}") from e
 
 

@@ -8,6 +8,8 @@ __all__ = ['expect', 'check_zeros', 'check_exact', 'check_plain', 'Watch']
 # %% ../../nbs/training/watch.ipynb #8d785a2d
 from fastai.basics import Callback, OptimWrapper
 
+from ..learner import keep as keep  # adds learn.masks
+
 # %% ../../nbs/training/watch.ipynb #feb87ff7
 def expect(
     condition,  # What has to be true
@@ -56,7 +58,7 @@ def check_plain(
         marked = any(state.get('do_wd') is False and p.ndim > 1 for p, _, state, _ in learn.opt.all_params())
         expect(not marked, 'the optimizer does not decay a weight any more')
 
-
+# %% ../../nbs/training/watch.ipynb #720b83de
 class Watch(Callback):
     "Checks zeros, the model and the optimizer after every batch and before every validation"
 
