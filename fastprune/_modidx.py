@@ -496,6 +496,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'fastprune/core/protocol.py'),
                                          'fastprune.core.protocol._parameters_named': ( 'core/protocol.html#_parameters_named',
                                                                                         'fastprune/core/protocol.py'),
+                                         'fastprune.core.protocol._with_old_name': ( 'core/protocol.html#_with_old_name',
+                                                                                     'fastprune/core/protocol.py'),
                                          'fastprune.core.protocol._without_partial': ( 'core/protocol.html#_without_partial',
                                                                                        'fastprune/core/protocol.py'),
                                          'fastprune.core.protocol.as_batches': ( 'core/protocol.html#as_batches',

@@ -37,7 +37,6 @@ from .zoo.models import cifar_mobilenet, cifar_resnet, cifar_vgg, digits_convnet
 # learner
 from .learner.report import plot_layers
 from .learner.states import state_of
-
 # its modules that add methods to Learner
 from .learner import distributed as _
 from .learner import files as _
@@ -49,7 +48,6 @@ from .learner import keep as _
 # training
 from .training.callback import SparseMethod, SparsifyCallback
 from .training.checkpoint import Checkpoint
-
 # its modules that add methods to Learner
 from .training import prune as _
 
@@ -66,7 +64,6 @@ from .methods.thresholds import DST, STR, search_strength
 from .recipes.table import Rounds
 from .recipes.ticket import Ticket
 from .recipes.tickets import Tickets
-
 # its modules that add methods to Learner
 from .recipes import compare as _
 from .recipes import cyclical as _
@@ -82,7 +79,6 @@ from .analysis.paper_methods import paper_methods
 from .analysis.paths import LinearPath
 from .analysis.sweep import Sweep, sweep
 from .analysis.weights import SignFlips
-
 # its modules that add methods to Learner
 from .analysis import hessian as _
 from .analysis import plane as _
@@ -96,7 +92,6 @@ from .deploy.semi_structured import to_semi_structured
 from .deploy.shrink import shrink
 from .deploy.timing import latency
 from .deploy.torch_prune import from_torch_prune, to_torch_prune
-
 # its modules that add methods to Learner
 from .deploy import plain_export as _
 from .deploy import report as _
@@ -107,106 +102,33 @@ from .testing import check_method
 
 __all__ = [
     # core
-    'Masks',
-    'compute_masks',
-    'prunable_weights',
-    'lamp',
-    'needs',
-    'save_sparse',
-    'load_sparse',
-    'save_state',
+    'Masks', 'compute_masks', 'prunable_weights', 'lamp', 'needs', 'save_sparse', 'load_sparse', 'save_state',
     'load_state',
     # schedules
-    'SCHEDULES',
-    'one_shot',
-    'iterative',
-    'linear',
-    'cosine',
-    'cubic',
-    'agp',
-    'ocp',
-    'window',
-    'cyclical',
-    'plot_schedules',
-    'lr_constant',
-    'lr_cyclical',
-    'lr_decay',
-    'lr_warmup',
-    'lr_rounds',
-    'lr_retrain',
-    'plot_lrs',
-    's_cyc_max_lr',
-    'allr_discount',
-    'RETRAINING',
+    'SCHEDULES', 'one_shot', 'iterative', 'linear', 'cosine', 'cubic', 'agp', 'ocp', 'window', 'cyclical',
+    'plot_schedules', 'lr_constant', 'lr_cyclical', 'lr_decay', 'lr_warmup', 'lr_rounds', 'lr_retrain', 'plot_lrs',
+    's_cyc_max_lr', 'allr_discount', 'RETRAINING',
     # criteria
-    'CRITERIA',
-    'magnitude',
-    'magnitude_increase',
-    'movement',
-    'updating_movement',
-    'random_score',
-    'taylor',
-    'snip',
-    'grasp',
-    'synflow',
-    'wanda',
+    'CRITERIA', 'magnitude', 'magnitude_increase', 'movement', 'updating_movement', 'random_score', 'taylor',
+    'snip', 'grasp', 'synflow', 'wanda',
     # engine
-    'Sparsifier',
-    'Method',
+    'Sparsifier', 'Method',
     # zoo
-    'digits_dls',
-    'folder_dls',
-    'cifar10_dls',
-    'TensorData',
-    'FlipAndShift',
-    'digits_convnet',
-    'cifar_resnet',
-    'cifar_vgg',
-    'cifar_mobilenet',
-    'make_model',
+    'digits_dls', 'folder_dls', 'cifar10_dls', 'TensorData', 'FlipAndShift', 'digits_convnet', 'cifar_resnet',
+    'cifar_vgg', 'cifar_mobilenet', 'make_model',
     # learner
-    'plot_layers',
-    'state_of',
+    'plot_layers', 'state_of',
     # training
-    'SparsifyCallback',
-    'SparseMethod',
-    'Checkpoint',
+    'SparsifyCallback', 'SparseMethod', 'Checkpoint',
     # methods
-    'BASELINES',
-    'GMP',
-    'DPF',
-    'DNW',
-    'GSM',
-    'LC',
-    'GradualL2',
-    'STR',
-    'DST',
-    'RigL',
-    'SET',
-    'SNFS',
-    'BudgetedCallback',
-    'search_strength',
-    'DenseBehind',
+    'BASELINES', 'GMP', 'DPF', 'DNW', 'GSM', 'LC', 'GradualL2', 'STR', 'DST', 'RigL', 'SET', 'SNFS',
+    'BudgetedCallback', 'search_strength', 'DenseBehind',
     # recipes
-    'Ticket',
-    'Tickets',
-    'Rounds',
+    'Ticket', 'Tickets', 'Rounds',
     # analysis
-    'LinearPath',
-    'Stability',
-    'SignFlips',
-    'mask_overlap',
-    'Sweep',
-    'sweep',
-    'paper_methods',
+    'LinearPath', 'Stability', 'SignFlips', 'mask_overlap', 'Sweep', 'sweep', 'paper_methods',
     # deploy
-    'sparse_inference',
-    'latency',
-    'shrink',
-    'to_onnx',
-    'to_semi_structured',
-    'to_torch_prune',
-    'from_torch_prune',
+    'sparse_inference', 'latency', 'shrink', 'to_onnx', 'to_semi_structured', 'to_torch_prune', 'from_torch_prune',
     'report_file',
     # testing
     'check_method',

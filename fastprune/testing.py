@@ -58,7 +58,7 @@ def exact_end(make, sparsity, folder):
     check_zeros(learn)
     if not getattr(cb, 'has_target', True):
         return
-    check_exact(learn, sparsity)
+    check_exact(learn, sparsity, cb.scope)
     row = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1], strict=False))
     expect(abs(row.get('sparsity', 0) - sparsity) < 1e-3, "the table's last row does not have the sparsity")
     expect(len(cb.iters) == len(cb.reached) == watch.n_batches, '`iters` and `reached` do not have each step')
@@ -66,7 +66,7 @@ def exact_end(make, sparsity, folder):
     quiet_fit(learn, 1, cbs=Watch())
     expect(learn.masks == masks, 'masks change in a later fit without the method')
     quiet_fit(learn, 1, cbs=make(sparsity))
-    check_exact(learn, sparsity)
+    check_exact(learn, sparsity, cb.scope)
 
 
 def other_optimizers(make, sparsity, folder):
@@ -75,7 +75,7 @@ def other_optimizers(make, sparsity, folder):
     quiet_fit(learn, 1, 1e-3, cbs=[cb := make(sparsity), Watch()])
     check_plain(learn, list(learn.model.state_dict()))
     if getattr(cb, 'has_target', True):
-        check_exact(learn, sparsity)
+        check_exact(learn, sparsity, cb.scope)
 
 
 def other_types(make, sparsity, folder):
@@ -92,7 +92,7 @@ def other_types(make, sparsity, folder):
     quiet_fit(learn, 1, cbs=[cb := make(sparsity, exclude=['0.*']), Cast(), Watch()])
     expect('0.0.weight' not in (learn.masks or {}), '`exclude` does not leave a layer out')
     if getattr(cb, 'has_target', True):
-        check_exact(learn, sparsity)
+        check_exact(learn, sparsity, cb.scope)
 
 # %% ../nbs/testing.ipynb #fd65ba88
 class SkipSteps(Callback):
@@ -125,7 +125,7 @@ def skipped_steps(make, sparsity, folder):
     "Steps are skipped and batches cancelled"
     learn = quiet_fit(digits_learner(folder), 2, cbs=[cb := make(sparsity), SkipSteps(), Watch()])
     if getattr(cb, 'has_target', True):
-        check_exact(learn, sparsity)
+        check_exact(learn, sparsity, cb.scope)
 
 
 def interruption(make, sparsity, folder):
@@ -140,7 +140,7 @@ def interruption(make, sparsity, folder):
             check_plain(learn, names)
     quiet_fit(learn, 1, cbs=[cb := make(sparsity), Watch()])
     if getattr(cb, 'has_target', True):
-        check_exact(learn, sparsity)
+        check_exact(learn, sparsity, cb.scope)
 
 # %% ../nbs/testing.ipynb #a448fbd2
 class StopAfter(Callback):
@@ -201,7 +201,7 @@ def standing_aside(make, sparsity, folder):
     with learn.no_bar(), learn.no_logging():
         learn.fine_tune(1, cbs=(cb := make(sparsity)))
     if getattr(cb, 'has_target', True):
-        check_exact(learn, sparsity)
+        check_exact(learn, sparsity, cb.scope)
 
 
 def bad_input(make, sparsity, folder):
@@ -255,8 +255,7 @@ def check_method(
         if name not in CHECKS:
             raise ValueError(f"checks: {name!r} is unknown: use some of {', '.join(CHECKS)}")
     for name in names:
-        with tempfile.TemporaryDirectory() as folder, random_numbers_kept(), warnings.catch_warnings():
-            warnings.simplefilter('default')
+        with tempfile.TemporaryDirectory() as folder, random_numbers_kept():
             try:
                 CHECKS[name](method, sparsity, folder)
             except AssertionError as e:

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from fastai.basics import Learner, progress_bar, set_seed
 
+from . import instability as instability
 from ..core.checks import check_whole
 from ..core.describe import describe
 from ..core.differences import differences
@@ -26,6 +27,12 @@ from ..core.plotting import add_grid, axes_or_new, choose_metric
 from ..core.targets import check_sparsity
 from ..core.weights import prunable_weights
 from ..learner.states import seed_round
+from ..methods import registry as registry
+from ..recipes import compare as compare
+from ..recipes import cyclical as cyclical
+from ..recipes import lottery as lottery
+from ..recipes import oracle as oracle
+from ..recipes import retrain as retrain
 
 # %% ../../nbs/analysis/sweep.ipynb #237a78b8
 class Sweep(pd.DataFrame):

@@ -9,7 +9,7 @@ __all__ = ['NEEDS', 'needs', 'asks_for', 'ranks_magnitude', 'usual_iterations', 
 import inspect
 import warnings
 from contextlib import AbstractContextManager
-from functools import partial, singledispatch
+from functools import partial, singledispatch, wraps
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -19,6 +19,19 @@ from .checks import check_choice, check_whole
 
 # %% ../../nbs/core/protocol.ipynb #41b67f21
 NEEDS = ('batches', 'n_batches', 'initial', 'previous', 'learn')
+
+
+def _with_old_name(criterion):
+    "For one release, `learn` is another name of the argument `batches`"
+
+    @wraps(criterion)
+    def called(*args, **kwargs):
+        if 'learn' in kwargs:
+            warnings.warn(f"{criterion.__name__}: `learn=` is called `batches=` now", FutureWarning, stacklevel=2)
+            kwargs['batches'] = kwargs.pop('learn')
+        return criterion(*args, **kwargs)
+
+    return called
 
 
 def needs(
@@ -32,8 +45,9 @@ def needs(
     check_whole(iterations=iterations)
 
     def decorate(criterion):
-        criterion.needs, criterion.ranks_magnitude, criterion.iterations = frozenset(names), ranks_magnitude, iterations
-        return criterion
+        called = _with_old_name(criterion) if 'batches' in names else criterion
+        called.needs, called.ranks_magnitude, called.iterations = frozenset(names), ranks_magnitude, iterations
+        return called
 
     return decorate
 
@@ -44,7 +58,7 @@ def _without_partial(criterion):
     while isinstance(criterion, partial):
         given |= criterion.keywords.keys()
         criterion = criterion.func
-    return criterion, given
+    return criterion, given | ({'batches'} if 'learn' in given else set())
 
 
 def _parameters_named(f):
