@@ -56,20 +56,25 @@ def test_default_job_without_torchvision(tmp_path):
         assert (out / name).read_bytes()[:4] == b'\x89PNG'
 
 
-def test_folder_and_architecture(tmp_path):
+@pytest.fixture
+def images(tmp_path):
+    "A folder with 16 images to train on and 16 to validate on, of two classes"
     import numpy as np
     from PIL import Image
 
+    folder = tmp_path / 'data'
     for split in ('train', 'valid'):
         for k, c in enumerate('ab'):
-            (tmp_path / 'data' / split / c).mkdir(parents=True)
+            (folder / split / c).mkdir(parents=True)
             for i in range(8):
-                Image.fromarray(np.full((20, 20, 3), 100 * k + i, 'uint8')).save(
-                    tmp_path / 'data' / split / c / f'{i}.png'
-                )
+                Image.fromarray(np.full((20, 20, 3), 100 * k + i, 'uint8')).save(folder / split / c / f'{i}.png')
+    return folder
+
+
+def test_folder_and_architecture(tmp_path, images):
     r = command(
         '--data',
-        tmp_path / 'data',
+        images,
         '--arch',
         'squeezenet1_1',
         '--size',
@@ -159,7 +164,7 @@ def test_wrong_flags_of_the_process(tmp_path):
     assert r.returncode == 1 and 'fastprune: sparsity=90.0' in r.stderr and 'Traceback' not in r.stderr
 
 
-def test_pretrained_weights_are_loaded(tmp_path, monkeypatch):
+def test_pretrained_weights_are_loaded(tmp_path, images, monkeypatch):
     "The download is replaced by weights made here; the head is new, the body starts from them"
     import torchvision
 
@@ -171,9 +176,10 @@ def test_pretrained_weights_are_loaded(tmp_path, monkeypatch):
         return made.state_dict()
 
     monkeypatch.setattr('torchvision.models._api.load_state_dict_from_url', fake)
-    main(arch='resnet18', pretrained=True, epochs=1, size=32, sparsity=0.6, out=str(tmp_path))
+    out = tmp_path / 'out'
+    main(data=str(images), arch='resnet18', pretrained=True, epochs=1, size=32, bs=8, sparsity=0.6, out=str(out))
     assert asked and 'resnet18' in asked[0]
-    report = pd.read_csv(tmp_path / 'report.csv', index_col='name')
+    report = pd.read_csv(out / 'report.csv', index_col='name')
     assert report.sparsity['total'] == pytest.approx(0.6, abs=1e-4)
 
 
