@@ -85,7 +85,7 @@ class Steps(Callback):
 
 
 @pytest.mark.parametrize('search', [tickets, table, oracle])
-@pytest.mark.parametrize('kw', [dict(), dict(scope='local'), dict(schedule=linear)], ids=str)
+@pytest.mark.parametrize('kw', [dict(), dict(scope='local'), dict(schedule=linear)], ids=['plain', 'local', 'schedule'])
 def test_rounds_end_exactly_at_a_target(search, kw):
     learn = make()
     found = search(learn, None, prune_rate=0.5, sparsity=0.9, **kw)
@@ -319,7 +319,11 @@ class Crash(Callback):
 
 
 @pytest.mark.parametrize('search', [tickets, table, oracle])
-@pytest.mark.parametrize('kw', [dict(), dict(schedule=linear, rewind='weights'), dict(early_stop=True)], ids=str)
+@pytest.mark.parametrize(
+    'kw',
+    [dict(), dict(schedule=linear, rewind='weights'), dict(early_stop=True)],
+    ids=['plain', 'schedule', 'early stop'],
+)
 def test_a_search_to_a_target_goes_on(tmp_path, search, kw):
     kw = dict(prune_rate=0.5, sparsity=0.9, **kw)
     want = search(make(), None, **kw)
