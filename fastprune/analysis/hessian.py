@@ -11,6 +11,7 @@ import itertools
 import numpy as np
 import torch
 from fastai.basics import Learner, find_bs, patch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core.checks import check_fraction, check_n_batches, check_whole
@@ -77,7 +78,7 @@ def hessian_spectrum(
     self: Learner,
     k: int = 1,  # Number of eigenvalues
     n_batches: int | None = 1,  # Training batches for the loss; an epoch if None
-    include=None,  # Name, glob pattern or module, or a list of them; all trainable parameters if None
+    include: str | list | nn.Module | None = None,  # Name, glob pattern or module, or a list; all trainable if None
     tol: float = 1e-3,  # Relative accuracy
     seed: int = 0,  # Of the vector that the search begins with, and of the choice of batches
 ) -> np.ndarray:  # [k], largest first

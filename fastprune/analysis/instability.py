@@ -6,11 +6,13 @@
 __all__ = ['Stability']
 
 # %% ../../nbs/analysis/instability.ipynb #b18a1f2b
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from numbers import Integral, Number
 
 import pandas as pd
 from fastai.basics import Learner, patch
+from torch import nn
 
 from .paths import LinearPath, check_path
 from .states import check_states, state_from
@@ -86,9 +88,9 @@ def _pairs(seeds):
 @patch
 def instability(
     self: Learner,
-    start,  # State to start from: a Ticket, a state_dict or a model; the Learner's present one, with its masks, if None
-    fit,  # Function (learn, cbs) that trains
-    seeds=(0, 1),  # Of the noise in training, one for each copy
+    start: Ticket | dict | nn.Module | None,  # State to start from; the Learner's, with its masks, if None
+    fit: Callable,  # Function (learn, cbs) that trains
+    seeds: tuple | list = (0, 1),  # Of the noise in training, one for each copy
     n: int = 11,  # Points of the path
     skip: int | None = None,  # Batches of `fit` that lie behind `start`, to skip; the ticket's, or 0, if None
     **kwargs,  # As for `linear_path`: dl, metrics, bn, train, ...
@@ -121,8 +123,8 @@ class Stability(pd.DataFrame):
     def plot(
         self,
         metric: str = 'instability',  # Or another column: 'error_barrier', 'error_line_barrier', 'error', ...
-        ax=None,  # Matplotlib axes to draw on; new ones if None
-    ):  # Matplotlib axes
+        ax: object = None,  # Matplotlib axes to draw on; new ones if None
+    ) -> object:  # Matplotlib axes
         "Mean and standard deviation over pairs of seeds"
         x = next(k for k in ('round', 'step') if k in self.columns)
         if metric not in self.columns:
@@ -148,9 +150,9 @@ def _row(path):
 @patch
 def instability_by_round(
     self: Learner,
-    tickets,  # `Tickets`, or by name those of several searches, such as schedules
-    fit,  # Function (learn, cbs) that trains
-    seeds=((0, 1),),  # Pairs of seeds
+    tickets: Ticket | list | dict,  # `Tickets`, or by name those of several searches, such as schedules
+    fit: Callable,  # Function (learn, cbs) that trains
+    seeds: tuple | list = ((0, 1),),  # Pairs of seeds
     n: int = 11,  # Points of each path
     **kwargs,  # As for `linear_path`
 ) -> Stability:  # Columns name, round, sparsity, instability, error of the copies, and barriers; with `.plot()`
@@ -173,9 +175,9 @@ def instability_by_round(
 @patch
 def instability_by_rewind(
     self: Learner,
-    steps,  # Steps of training after which to make copies: whole numbers, 0 for the present state
-    fit,  # Function (learn, cbs) that trains; the copies train the rest of it, from their step on
-    seeds=((0, 1),),  # Pairs of seeds
+    steps: Iterable,  # Steps of training after which to make copies: whole numbers, 0 for the present state
+    fit: Callable,  # Function (learn, cbs) that trains; the copies train the rest of it, from their step on
+    seeds: tuple | list = ((0, 1),),  # Pairs of seeds
     n: int = 11,  # Points of each path
     seed: int = 0,  # Of the first training
     **kwargs,  # As for `linear_path`

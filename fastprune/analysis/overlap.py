@@ -21,8 +21,8 @@ class Overlap(pd.DataFrame):
 
     def plot(
         self,
-        ax=None,  # Matplotlib axes to draw on; new ones if None
-    ):  # Matplotlib axes
+        ax: object = None,  # Matplotlib axes to draw on; new ones if None
+    ) -> object:  # Matplotlib axes
         "The matrix as colours and numbers"
         ax = axes_or_new(ax, figsize=(1.5 + 0.7 * len(self), 1 + 0.6 * len(self)))
         drawn = ax.imshow(self.to_numpy(), vmin=0, vmax=1, cmap='Blues')
@@ -37,7 +37,7 @@ class Overlap(pd.DataFrame):
 
 # %% ../../nbs/analysis/overlap.ipynb #57e906df
 def masks_by_name(
-    masks,  # Masks by name, a list of them, or one
+    masks: dict | list | tuple,  # Masks by name, a list of them, or one
 ) -> dict:
     "Masks by name, from a dict, a list or a single one"
     if isinstance(masks, dict) and not isinstance(masks, Masks):
@@ -46,7 +46,7 @@ def masks_by_name(
 
 
 def mask_overlap(
-    masks,  # Masks by name, or a list of them, of the same weights; tickets will do
+    masks: dict | list | tuple,  # Masks by name, or a list of them, of the same weights; tickets will do
 ) -> Overlap:  # With `.plot()`
     "|A and B| / |A or B| of the kept weights, for each pair"
     named = {}

@@ -70,7 +70,7 @@ def _bimp(epochs, lr, learn, sparsity, seed):
 def paper_methods(
     epochs: int,  # Epochs of each method in all; a multiple of 4, or cycles and rounds leave some out
     lr: float,  # Largest rate
-    names=None,  # Names of those to have, or all if None
+    names: str | list | None = None,  # Names of those to have, or all if None
 ) -> dict:  # Name -> function (learn, sparsity, seed)
     """The papers' methods under one budget. 'one_shot', 'iterative', 'agp', 'ocp': schedules with one-cycle training.
     'cyclical': Cyclical Pruning, 4 cycles. 'imp', 'wr', 'lrr': 3 rounds with weights rewound to the first, rewound to

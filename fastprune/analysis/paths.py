@@ -7,11 +7,13 @@ __all__ = ['Barrier', 'LinearPath', 'check_path']
 
 # %% ../../nbs/analysis/paths.ipynb #fb6b424c
 import inspect
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 import torch
-from fastai.basics import Learner, patch, store_attr
+from fastai.basics import DataLoader, Learner, patch, store_attr
+from torch import nn
 
 from .states import check_bn, check_states, point_setter, state_from
 from ..core.checks import check_n_batches, check_whole
@@ -19,6 +21,7 @@ from ..core.names import unwrap
 from ..core.plotting import add_grid, axes_or_new
 from ..learner.evaluate import as_model_state, evaluate_points, evaluating
 from ..learner.states import smaller_is_better
+from ..recipes.ticket import Ticket
 
 # %% ../../nbs/analysis/paths.ipynb #8c05ad9c
 class Barrier(float):
@@ -50,7 +53,14 @@ class LinearPath:
     """Losses and metrics on the straight line between two states. `train` is the same on training data, if that was
     asked for; `half` has the metrics half way, if none of the points is there"""
 
-    def __init__(self, alphas: np.ndarray, losses: np.ndarray, metrics: dict, train=None, half=None):
+    def __init__(
+        self,
+        alphas: np.ndarray,
+        losses: np.ndarray,
+        metrics: dict,
+        train: 'LinearPath | None' = None,
+        half: dict | None = None,
+    ):
         store_attr()
 
     def __repr__(self):
@@ -91,9 +101,9 @@ class LinearPath:
 @patch
 def plot(
     self: LinearPath,
-    axs=None,  # Matplotlib axes for loss and error, or one for the loss alone; new ones if None
+    axs: object = None,  # Matplotlib axes for loss and error, or one for the loss alone; new ones if None
     label: str | None = None,  # For the legend
-):  # The axes
+) -> np.ndarray:  # The axes
     "Loss and error along the path"
     n = 2 if self.metrics else 1
     axs = np.atleast_1d(axes_or_new(axs, 1, n, figsize=(7 if self.metrics else 4, 2.6)))
@@ -110,9 +120,9 @@ def plot(
 
 # %% ../../nbs/analysis/paths.ipynb #4cc0df91
 def check_path(
-    n,  # Anything
+    n: object,  # Anything
     **kwargs,  # As for `linear_path`
-):
+) -> None:
     "Make sure that these are arguments of `linear_path`, before any training; raises `ValueError` or `TypeError`"
     whole = int(n) if isinstance(n, float) and n.is_integer() else n
     check_whole(least=2, needs='a whole number of points, at least 2, for a path', n=whole)
@@ -136,11 +146,11 @@ def _in_order(dl):
 @torch.no_grad()
 def linear_path(
     self: Learner,
-    a,  # State at 0: a model, a Learner, a state_dict, or a Ticket (its end, if it has one)
-    b,  # State at 1
+    a: nn.Module | Learner | dict | Ticket,  # State at 0; of a Ticket, its end if it has one
+    b: nn.Module | Learner | dict | Ticket,  # State at 1
     n: int = 11,  # Points, at least 2; the literature has 30
-    dl=None,  # DataLoader to evaluate on; the validation set if None
-    metrics=None,  # Metrics to measure; the Learner's if None
+    dl: DataLoader | None = None,  # DataLoader to evaluate on; the validation set if None
+    metrics: list | Callable | None = None,  # Metrics to measure; the Learner's if None
     bn: str = 'interpolate',  # BatchNorm's statistics: 'interpolate' them, or 'recalibrate' them on training data
     train: bool = False,  # Evaluate on training data, too?
     n_batches: int | None = None,  # Training batches to recalibrate on; an epoch if None

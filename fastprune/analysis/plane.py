@@ -8,13 +8,15 @@ __all__ = ['Plane']
 # %% ../../nbs/analysis/plane.ipynb #b1fdcc47
 import numpy as np
 import torch
-from fastai.basics import Learner, patch, store_attr
+from fastai.basics import DataLoader, Learner, patch, store_attr
+from torch import nn
 
 from .states import check_bn, check_states, point_setter, state_from
 from ..core.checks import check_whole
 from ..core.names import state_names, unwrap
 from ..core.plotting import axes_or_new
 from ..learner.evaluate import as_model_state, evaluate_points, evaluating
+from ..recipes.ticket import Ticket
 
 # %% ../../nbs/analysis/plane.ipynb #11229f06
 class Plane:
@@ -29,10 +31,10 @@ class Plane:
 
     def plot(
         self,
-        ax=None,  # Matplotlib axes to draw on; new ones if None
-        labels=('a', 'b', 'c'),  # Names of the states
+        ax: object = None,  # Matplotlib axes to draw on; new ones if None
+        labels: tuple = ('a', 'b', 'c'),  # Names of the states
         levels: int = 20,  # Contours, at equal ratios of the loss
-    ):  # Matplotlib axes
+    ) -> object:  # Matplotlib axes
         "The loss as contours"
         from matplotlib.colors import LogNorm
 
@@ -54,12 +56,12 @@ class Plane:
 @torch.no_grad()
 def plane(
     self: Learner,
-    a,  # First state: a model, a Learner, a state_dict, or a Ticket
-    b,  # Second state; the x axis goes through both
-    c,  # Third state
+    a: nn.Module | Learner | dict | Ticket,  # First state: a model, a Learner, a state_dict, or a Ticket
+    b: nn.Module | Learner | dict | Ticket,  # Second state; the x axis goes through both
+    c: nn.Module | Learner | dict | Ticket,  # Third state
     n: int = 15,  # Points along each axis, at least 2
     margin: float = 0.3,  # How far to go beyond the states, as a fraction of their distances
-    dl=None,  # DataLoader to evaluate on; the validation set if None
+    dl: DataLoader | None = None,  # DataLoader to evaluate on; the validation set if None
     bn: str = 'interpolate',  # BatchNorm's statistics: 'interpolate' them, or 'recalibrate' them on training data
     n_batches: int | None = None,  # Training batches to recalibrate on; an epoch if None
     memory: int = 2**30,  # Bytes of batches to hold at once

@@ -6,11 +6,13 @@
 __all__ = ['Sensitivity']
 
 # %% ../../nbs/analysis/sensitivity.ipynb #9071c27c
+from collections.abc import Callable
 from numbers import Number
 
 import pandas as pd
 import torch
-from fastai.basics import Learner, patch
+from fastai.basics import DataLoader, Learner, patch
+from torch import nn
 
 from ..core.compute import compute_masks
 from ..core.granularity import fitting_weights
@@ -35,8 +37,8 @@ class Sensitivity(pd.DataFrame):
 
     def plot(
         self,
-        ax=None,  # Matplotlib axes to draw on; new ones if None
-    ):  # Matplotlib axes
+        ax: object = None,  # Matplotlib axes to draw on; new ones if None
+    ) -> object:  # Matplotlib axes
         "A line for each tensor"
         ax = axes_or_new(ax, figsize=(6, 3))
         for n, row in self.iterrows():
@@ -73,13 +75,13 @@ def _checked(sparsities):
 @torch.no_grad()
 def sensitivity(
     self: Learner,
-    sparsities=(0.5, 0.8, 0.9, 0.95),  # Sparsities to try, in [0,1)
-    criterion=magnitude,  # Function from {name: weight} to {name: score}, larger = keep
+    sparsities: tuple | list = (0.5, 0.8, 0.9, 0.95),  # Sparsities to try, in [0,1)
+    criterion: Callable = magnitude,  # Function from {name: weight} to {name: score}, larger = keep
     granularity: str = 'weight',  # As for `compute_masks`
     metric: str | None = None,  # Name of a metric, or 'loss'; the first metric if None
-    dl=None,  # DataLoader to evaluate on; the validation set if None
-    include=None,  # Name, glob pattern or module, or a list of them; all that can be pruned, if None
-    exclude=None,  # The same, to leave out
+    dl: DataLoader | None = None,  # DataLoader to evaluate on; the validation set if None
+    include: str | list | nn.Module | None = None,  # Name, glob pattern or module, or a list; all prunable ones if None
+    exclude: str | list | nn.Module | None = None,  # The same, to leave out
     memory: int = 2**30,  # Bytes of batches to hold at once
 ) -> Sensitivity:  # With `.plot()`
     """The metric when each tensor alone is pruned, inside of what `learn.masks` keeps. The Learner has its own weights

@@ -7,6 +7,7 @@ __all__ = ['state_from', 'check_states', 'check_bn', 'point_setter']
 
 # %% ../../nbs/analysis/states.ipynb #3d69e5b7
 import itertools
+from collections.abc import Callable
 
 import torch
 from fastai.basics import Learner
@@ -20,7 +21,7 @@ from ..recipes.ticket import Ticket
 
 # %% ../../nbs/analysis/states.ipynb #a9388f9f
 def state_from(
-    x,  # A model, a Learner, a `state_dict`, or a Ticket: its end if it has one, else its masked start
+    x: nn.Module | Learner | dict | Ticket,  # Of a Ticket, its end if it has one, else its masked start
     what: str,  # Name of the argument, for the message
 ) -> dict:
     "The `state_dict` of whatever was given. Raises `ValueError` if it has none"
@@ -41,7 +42,7 @@ def state_from(
 def check_states(
     mine: dict,  # The Learner's `state_dict`
     **states: dict,  # Other states, by the name of the argument
-):
+) -> None:
     "Make sure that states are of the Learner's model; raises `ValueError`"
     for what, s in states.items():
         for n, t in mine.items():
@@ -112,8 +113,8 @@ def _recalibrated(learn, points, put, n_batches, memory):
 
 # %% ../../nbs/analysis/states.ipynb #ea852d1e
 def check_bn(
-    bn,  # Anything
-):
+    bn: object,  # Anything
+) -> None:
     "Make sure that this is a way to treat BatchNorm's statistics; raises `ValueError`"
     check_choice(('interpolate', 'recalibrate'), bn=bn)
 
@@ -126,7 +127,7 @@ def point_setter(
     bn: str,  # 'interpolate' or 'recalibrate'
     n_batches: int | None = None,  # Training batches to recalibrate on; an epoch if None
     memory: int = 2**30,  # Bytes of batches to hold at once
-):  # Function (coefficients)
+) -> Callable:  # Function (coefficients)
     "A function that sets the model to a weighted sum of states"
     put = lambda coefs: _mix(target, states, coefs)
     if bn == 'interpolate':

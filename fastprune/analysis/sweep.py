@@ -9,6 +9,7 @@ __all__ = ['Sweep', 'sweep']
 import json
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -58,8 +59,8 @@ class Sweep(pd.DataFrame):
     def plot(
         self,
         metric: str | None = None,  # Column to draw; the first metric that is not a loss if None
-        ax=None,  # Matplotlib axes to draw on; new ones if None
-    ):  # Matplotlib axes
+        ax: object = None,  # Matplotlib axes to draw on; new ones if None
+    ) -> object:  # Matplotlib axes
         "Mean and standard deviation over seeds, against sparsity"
         ax = axes_or_new(ax, figsize=(6, 3.2))
         metric, levels = self._metric(metric), sorted(self.sparsity.unique())
@@ -198,15 +199,15 @@ def _check_lists(sparsities, seeds):
 
 # %% ../../nbs/analysis/sweep.ipynb #fc63d532
 def sweep(
-    make,  # Function (seed) that returns a new Learner
+    make: Callable,  # Function (seed) that returns a new Learner
     methods: dict,  # Name -> function (learn, sparsity, seed), such as `paper_methods(...)`
-    sparsities,  # Fractions of zeros, in [0,1)
-    seeds=(0, 1, 2),  # For the first weights and the noise of training
-    folder=None,  # Folder for finished runs, which are not run again
+    sparsities: tuple | list,  # Fractions of zeros, in [0,1)
+    seeds: tuple | list = (0, 1, 2),  # For the first weights and the noise of training
+    folder: str | Path | None = None,  # Folder for finished runs, which are not run again
     n_workers: int = 0,  # Processes on this machine; 0 to run here
     ray: str | None = None,  # Address of a Ray cluster, 'auto', or 'local' to start one here; needs fastprune[ray]
     n_threads: int = 1,  # Threads of each run: the same for all ways of running, so that tables are the same
-    measure=None,  # Function from a trained Learner to a dict of more columns
+    measure: Callable | None = None,  # Function from a trained Learner to a dict of more columns
     bar: bool = True,  # Show a progress bar, where runs are here?
 ) -> Sweep:  # A row a run: method, sparsity, seed, sparsity reached, loss and metrics, seconds
     """Accuracy over sparsity for many methods and seeds. A run that fails is named; finished ones stay in the folder.

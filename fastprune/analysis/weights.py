@@ -11,6 +11,7 @@ import itertools
 import numpy as np
 import pandas as pd
 from fastai.basics import Callback, Learner, patch, store_attr
+from torch import nn
 
 from .overlap import Overlap, masks_by_name
 from .overlap import mask_overlap as overlap_of
@@ -21,6 +22,7 @@ from ..core.names import to_state_names, unwrap
 from ..core.plotting import add_grid, axes_or_new
 from ..core.weights import prunable_weights
 from ..learner.batches import in_fit
+from ..recipes.ticket import Ticket
 
 # %% ../../nbs/analysis/weights.ipynb #0e5fb03c
 def _flips(a, b):
@@ -30,8 +32,8 @@ def _flips(a, b):
 @patch
 def sign_flips(
     self: Learner,
-    a,  # First state: a model, a Learner, a state_dict, or a Ticket (its end, if it has one)
-    b=None,  # Second state; the Learner's present one if None
+    a: nn.Module | Learner | dict | Ticket,  # First state; of a Ticket, its end if it has one
+    b: nn.Module | Learner | dict | Ticket | None = None,  # Second state; the Learner's present one if None
 ) -> pd.DataFrame:  # A row a prunable tensor, and 'total': weights that are nonzero in both, flips, and their fraction
     "Weights with opposite signs in two states (Gadhikar et al. 2024, figure 3a)"
     a, b = state_from(a, 'a'), state_from(self if b is None else b, 'b')
@@ -57,15 +59,15 @@ class SignFlips(Callback):
     def _snapshot(self):
         return {n: p.detach().clone() for n, p in prunable_weights(self.learn.model).items()}
 
-    def before_fit(self):
+    def before_fit(self) -> None:
         if not in_fit(self.learn):
             self._last = None
 
-    def before_train(self):
+    def before_train(self) -> None:
         if self._last is None:
             self.iters, self.flips, self._last, self._t = [], [], self._snapshot(), 0
 
-    def after_batch(self):
+    def after_batch(self) -> None:
         self._t += 1
         if self._t % self.interval:
             return
@@ -74,14 +76,14 @@ class SignFlips(Callback):
         self.flips.append(sum(_flips(self._last[n], w) for n, w in now.items()))
         self._last = now
 
-    def after_fit(self):
+    def after_fit(self) -> None:
         if not in_fit(self.learn):
             self._last = None
 
     def plot(
         self,
-        ax=None,  # Matplotlib axes to draw on; new ones if None
-    ):  # Matplotlib axes
+        ax: object = None,  # Matplotlib axes to draw on; new ones if None
+    ) -> object:  # Matplotlib axes
         "Flips since the snapshot before, along training"
         ax = axes_or_new(ax, figsize=(5, 2.8))
         ax.plot(self.iters, self.flips, marker='.')
@@ -92,7 +94,7 @@ class SignFlips(Callback):
 @patch
 def mask_overlap(
     self: Learner,
-    masks,  # As for the function: to compare with what is pruned now
+    masks: dict | list | tuple,  # As for the function: to compare with what is pruned now
 ) -> Overlap:  # The same, with a last row and column 'now' for `learn.masks`
     "`mask_overlap` of `masks` and the Learner's own"
     if self.masks is None:
@@ -121,7 +123,7 @@ class WeightHistogram:
         self,
         bins: int = 41,  # Number of bins
         n_cols: int = 3,  # Pictures in a row
-    ):  # Array of matplotlib axes
+    ) -> np.ndarray:  # Array of matplotlib axes
         "A histogram for each tensor"
         import matplotlib.pyplot as plt
 
@@ -142,8 +144,8 @@ class WeightHistogram:
 @patch
 def weight_histogram(
     self: Learner,
-    include=None,  # Name, glob pattern or module, or a list of them; all that can be pruned, if None
-    exclude=None,  # The same, to leave out
+    include: str | list | nn.Module | None = None,  # Name, glob pattern or module, or a list; all prunable ones if None
+    exclude: str | list | nn.Module | None = None,  # The same, to leave out
 ) -> WeightHistogram:  # With `.df` and `.plot()`
     "How the weights that are kept are distributed, tensor by tensor"
     masks = self.masks or {}
@@ -179,7 +181,7 @@ class CyclePaths(list):
         rows = [dict(cycles=f'{i + 1} to {i + 2}', **_numbers(p), **trained(p)) for i, p in enumerate(self)]
         return pd.DataFrame(rows).set_index('cycles')
 
-    def plot(self, axs=None):
+    def plot(self, axs: object = None) -> np.ndarray:
         "Losses and errors of all paths"
         for i, p in enumerate(self):
             axs = p.plot(axs, label=f'{i + 1} to {i + 2}')
@@ -189,7 +191,7 @@ class CyclePaths(list):
 @patch
 def cycle_paths(
     self: Learner,
-    ends,  # States at the ends of cycles, as `learn.fit_cycles(..., ends=True)` returns them
+    ends: list | tuple,  # States at the ends of cycles, as `learn.fit_cycles(..., ends=True)` returns them
     n: int = 11,  # Points of each path
     **kwargs,  # As for `linear_path`: dl, metrics, bn, train, ...
 ) -> CyclePaths:  # A list of LinearPaths, with `.df` and `.plot()`

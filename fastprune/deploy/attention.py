@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core.weights import prunable_weights
-from .modules import has_hooks, linear_layer, replace_module, zero_fraction
+from .modules import ModuleCalls, has_hooks, linear_layer, replace_module, zero_fraction
 
 # %% ../../nbs/deploy/attention.ipynb #8de602ec
 def _added(mask, dtype):
@@ -90,15 +90,15 @@ class OpenAttention(nn.Module):
 
     def forward(
         self,
-        query,
-        key,
-        value,
-        key_padding_mask=None,
-        need_weights=True,
-        attn_mask=None,
-        average_attn_weights=True,
-        is_causal=False,
-    ):
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        key_padding_mask: torch.Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: torch.Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple:
         _check_call(query, key, value, attn_mask, is_causal, 0 if self.batch_first else 1)
         batched = query.ndim == 3
         q, k, v = self._project(query, key, value)
@@ -118,7 +118,7 @@ class OpenAttention(nn.Module):
 # %% ../../nbs/deploy/attention.ipynb #508b10f4
 def open_attention(
     model: nn.Module,  # A copy for inference; changed in place
-    calls,  # `ModuleCalls` of one pass
+    calls: ModuleCalls,  # `ModuleCalls` of one pass
     min_sparsity: float,  # Attention in which all weights have fewer zeros stays as it is, fraction in [0,1)
 ) -> dict:  # Name of an attention layer that has to stay -> why
     "Put `OpenAttention` in the place of each pruned `nn.MultiheadAttention`"
@@ -140,7 +140,7 @@ def open_attention(
 
 def without_fused_path(
     model: nn.Module,  # A copy for inference; changed in place
-):
+) -> None:
     "Make PyTorch's Transformer layers call their parts. Their fused path would read dense weights"
     for m in model.modules():
         if isinstance(m, nn.TransformerEncoderLayer):

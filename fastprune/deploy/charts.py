@@ -10,7 +10,7 @@ import json
 import math
 from html import escape
 
-from fastcore.xml import Div, Safe, Script
+from fastcore.xml import FT, Div, Safe, Script
 
 # %% ../../nbs/deploy/charts.ipynb #6da90977
 GREY, BLUE, ORANGE, SLATE = '#c3cad3', '#2166ac', '#d95f02', '#7d8794'  # colours of charts and masks
@@ -52,7 +52,7 @@ def plotly_chart(
     height: int,  # Pixels
     width: int = 0,  # Pixels, at least; on narrow screens the chart scrolls
     **layout,  # Plotly's layout
-):  # Element
+) -> FT:  # Element
     "An interactive chart"
     layout = {
         'font': {'family': 'system-ui, sans-serif', 'size': 12},

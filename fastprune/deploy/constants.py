@@ -18,7 +18,7 @@ from ..learner.inputs import call_model, map_tensors, tensors_in
 # %% ../../nbs/deploy/constants.ipynb #c91b2076
 def model_outputs(
     model: nn.Module,  # Any module; modes are as before afterwards
-    inputs,  # As from `as_inputs`
+    inputs: tuple,  # As from `as_inputs`
     train: bool = False,  # Training mode? Else evaluation mode
 ) -> list:  # The tensors that it returns
     "What a model returns. Random numbers are the same in each call"
@@ -33,8 +33,8 @@ def model_outputs(
 
 
 def similar_inputs(
-    inputs,  # As from `as_inputs`
-):  # Others of the same shapes and types
+    inputs: tuple,  # As from `as_inputs`
+) -> tuple:  # Others of the same shapes and types
     "Random inputs: normal ones with the same mean and deviation, and whole numbers shuffled along the batch"
     gen = torch.Generator().manual_seed(0)
 
@@ -73,7 +73,7 @@ class ChannelRanges:
     def __init__(self):
         self.low, self.high = {}, {}
 
-    def add(self, name, m, x):
+    def add(self, name: str, m: nn.Module, x: torch.Tensor) -> None:
         "Widen the range by an input of the layer `m`"
         x = x.movedim(_channel_dim(m), -1).flatten(0, -2) if x.ndim > 1 else x[None]
         low, high = x.amin(0), x.amax(0)
@@ -81,11 +81,11 @@ class ChannelRanges:
             low, high = torch.minimum(low, self.low[name]), torch.maximum(high, self.high[name])
         self.low[name], self.high[name] = low, high
 
-    def stacked(self):
+    def stacked(self) -> dict:
         "Name -> tensor [2, channels]"
         return {n: torch.stack([self.low[n], self.high[n]]) for n in self.low}
 
-    def constants(self, name):
+    def constants(self, name: str) -> list:
         "For each channel: its value if it is constant, None if it depends on the data, NaN if on the place alone"
         low, high = self.low[name].cpu().double(), self.high[name].cpu().double()
         rounding = (1e-5 + 4 * torch.finfo(self.low[name].dtype).eps) * torch.maximum(low.abs(), high.abs())
@@ -162,6 +162,6 @@ class ChannelObserver:
         self._last = (n, out, out._version)
         return out
 
-    def constants(self, name):
+    def constants(self, name: str) -> list:
         "For each channel that a layer reads: its value if it is constant, None or NaN as in `ChannelRanges`"
         return self._ranges.constants(name)

@@ -63,7 +63,7 @@ def channel_count(
 
 def find_zero_filters(
     m: nn.Module,  # Convolution or linear layer
-):  # Bool tensor [filters]: True where a filter is entirely zero
+) -> torch.Tensor:  # Bool tensor [filters]: True where a filter is entirely zero
     "Which filters of a layer are entirely zero"
     w = m.weight.detach()
     if getattr(m, 'transposed', False):

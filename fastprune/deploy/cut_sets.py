@@ -9,16 +9,18 @@ __all__ = ['torch_pruning', 'Member', 'ChannelGraph', 'obstacle', 'CutPlanner']
 import math
 import warnings
 from collections import Counter, defaultdict
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from .constants import ChannelObserver
 from .cut import CutSet, Move, channel_count, has_channels, has_filters, is_convolution, is_depthwise
 from ..learner.inputs import call_model, tensors_in
 
 # %% ../../nbs/deploy/cut_sets.ipynb #f89df977
-def torch_pruning():
+def torch_pruning() -> ModuleType:
     "The package `torch_pruning`; an `ImportError` says how to install it"
     try:
         import torch_pruning
@@ -45,7 +47,7 @@ class ChannelGraph:
     def __init__(
         self,
         model: nn.Module,  # A copy: all its parameters are set to require gradients
-        inputs,  # As from `as_inputs`
+        inputs: tuple,  # As from `as_inputs`
     ):
         self.output_op = torch_pruning().ops._OutputOp
         self.names = {m: n for n, m in model.named_modules()}
@@ -58,18 +60,18 @@ class ChannelGraph:
             warnings.simplefilter('ignore')
             self._graph = graph.build_dependency(model, inputs, forward_fn=_traced_outputs, verbose=False)
 
-    def has(self, m):
+    def has(self, m: nn.Module) -> bool:
         "Has the module been called?"
         return m in self._graph.module2node
 
-    def has_one_reader(self, m):
+    def has_one_reader(self, m: nn.Module) -> bool:
         "Is the output of the module read once?"
         return len(self._graph.module2node[m].outputs) == 1
 
-    def parameter_name(self, p):
+    def parameter_name(self, p: nn.Parameter) -> str:
         return self._graph._param_to_name.get(p, 'a parameter')
 
-    def members(self, m, filters):
+    def members(self, m: nn.Module, filters: list) -> list:
         "The `Member`s that cutting these filters of a layer concerns"
         cut_outputs = self._graph.get_pruner_of_module(m).prune_out_channels
         res = []
@@ -225,8 +227,8 @@ class CutPlanner:
     def __init__(
         self,
         model: nn.Module,  # A copy: all its parameters are set to require gradients
-        inputs,  # As from `as_inputs`
-        seen,  # `ChannelObserver` of the model, with its filters of zeros
+        inputs: tuple,  # As from `as_inputs`
+        seen: ChannelObserver,  # `ChannelObserver` of the model, with its filters of zeros
     ):
         self.graph, self.seen = ChannelGraph(model, inputs), seen
         self.sets, self.why = [], {}

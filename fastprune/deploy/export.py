@@ -186,8 +186,8 @@ def _onnx_bytes(model, inputs, dynamic_batch, sparse, in_names, out_names):
 # %% ../../nbs/deploy/export.ipynb #53072d1b
 def to_onnx(
     model: nn.Module,  # Any module that `torch.export` can trace; left as it is
-    example,  # A batch of inputs: a tensor, a tuple, or a dict by name, and these may be nested
-    path,  # File to write
+    example: torch.Tensor | tuple | dict,  # A batch of inputs, by name if a dict; may be nested
+    path: str | Path,  # File to write
     # May batches be of any size, in the inputs whose first dimension is as long as the first one's? If not, they are of
     # the example's
     dynamic_batch: bool = True,
@@ -219,9 +219,9 @@ _export = to_onnx  # the method below has the same name
 @patch
 def to_onnx(
     self: Learner,
-    path,  # File to write
+    path: str | Path,  # File to write
     dynamic_batch: bool = True,  # May batches be of any size? If not, they are of one item, or of the example's
-    example=None,  # A batch of inputs: a tensor, a tuple, or a dict by name; from the DataLoaders if None
+    example: torch.Tensor | tuple | dict | None = None,  # A batch of inputs, by name if a dict; from `dls` if None
     **kwargs,  # As for the function `to_onnx`: sparse, input_names, output_names
 ) -> Path:  # `path`
     """Write the model as the function `to_onnx` does, for inputs as the DataLoaders give them, after their

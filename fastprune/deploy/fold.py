@@ -26,7 +26,7 @@ def _can_fold(layer, bn, x):
 
 def fold_batchnorm(
     model: nn.Module,  # A model in evaluation mode; changed in place
-    inputs,  # Inputs to run it with once, as from `as_inputs`
+    inputs: tuple,  # Inputs to run it with once, as from `as_inputs`
 ) -> list:  # Names of the layers that a BatchNorm was folded into
     "Fold each BatchNorm into the convolution or linear layer whose output it takes, where it is the only one that does"
     with torch.no_grad(), TensorUses() as uses, ModuleCalls(model) as calls:

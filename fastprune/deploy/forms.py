@@ -70,19 +70,19 @@ class CSRLayer(nn.Module):
         looks_like(self, layer)
         self.register_buffer('bias', None if layer.bias is None else layer.bias.detach()[:, None].clone())
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f'{"x".join(map(str, self.shape))}, values={len(self.values)}'
 
     @property
-    def weight(self):
+    def weight(self) -> torch.Tensor:
         # Made at each use, as a view of the buffers: a module that stores a CSR tensor can't be copied
         return torch.sparse_csr_tensor(self.crow, self.col, self.values, self.shape, check_invariants=False)
 
-    def product(self, x):
+    def product(self, x: torch.Tensor) -> torch.Tensor:
         "The matrix times `x`, plus the bias"
         return self.weight @ x if self.bias is None else torch.addmm(self.bias.expand(-1, x.shape[1]), self.weight, x)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.linear:
             rows = x.reshape(math.prod(x.shape[:-1]), self.shape[1])
             return self.product(rows.t()).t().reshape(*x.shape[:-1], self.shape[0])

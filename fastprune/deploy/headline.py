@@ -9,11 +9,14 @@ __all__ = ['Attempt', 'attempt', 'file_sizes', 'Latency', 'measure_latency', 'he
 import platform
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
-from fastcore.xml import Div
+from fastai.basics import Learner
+from fastcore.xml import FT, Div
 
 from ..core.names import unwrap
 from ..core.sparse_files import save_sparse
@@ -32,7 +35,7 @@ class Attempt(NamedTuple):
 
 
 def attempt(
-    f,  # Function that measures something
+    f: Callable,  # Function that measures something
     *args,  # Its arguments
 ) -> Attempt:
     "Call `f`. An error that says that it can't be measured, `ValueError` or `RuntimeError`, is the reason"
@@ -73,10 +76,10 @@ def _machine(device):
 
 
 def measure_latency(
-    learn,  # A Learner; it stays as it is
+    learn: Learner,  # A Learner; it stays as it is
     bs: int | None,  # Batch size; if None, that of `example`, or 1 without an example
     seconds: float,  # Time to spend
-    example,  # A batch of inputs; from the DataLoaders if None
+    example: torch.Tensor | tuple | dict | None,  # A batch of inputs; from the DataLoaders if None
 ) -> Latency:
     "Time the model, and what `sparse_inference` makes of it, side by side"
     with undisturbed(learn), torch.no_grad():
@@ -120,11 +123,11 @@ def _latency_card(measured):
 
 
 def headline(
-    layers,  # DataFrame with columns weights and kept
+    layers: pd.DataFrame,  # DataFrame with columns weights and kept
     size: Attempt,  # Of `file_sizes`
     flops: Attempt,  # Of `learn.flops`
     measured: Attempt,  # Of `measure_latency`
-):  # Element
+) -> FT:  # Element
     "Four cards: sparsity, size, FLOPs and latency"
     cards = _sparsity_card(layers), _size_card(size), _flops_card(flops), _latency_card(measured)
     return Div(*cards, cls='cards')

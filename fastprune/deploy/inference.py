@@ -126,7 +126,7 @@ def _inference_report(layers, weights, best, times, folded):
 def sparse_inference(
     model: nn.Module,  # Pruned model; it is not changed
     # An input as it will come: a tensor, a tuple of inputs, or a dict of them by name; of the batch size to be fast for
-    example,
+    example: torch.Tensor | tuple | dict,
     min_sparsity: float = 0.5,  # Layers with fewer zeros stay dense without a trial, fraction in [0,1)
     seconds: float = 10.0,  # About how long to time layers; in any case three passes for each form are timed
     rtol: float = 1e-4,  # How far outputs may differ, relative to the largest one
@@ -166,7 +166,7 @@ _sparse_model = sparse_inference  # the method below has the same name
 def sparse_inference(
     self: Learner,
     bs: int | None = None,  # Batch size to be fast for; if None, that of `example`, or 1 without an example
-    example=None,  # A batch of inputs: a tensor, a tuple, or a dict by name; from the DataLoaders if None
+    example: torch.Tensor | tuple | dict | None = None,  # A batch of inputs, by name if a dict; from `dls` if None
     **kwargs,  # As for the function `sparse_inference`
 ) -> nn.Module:  # A new model for inference
     """The model with each pruned layer in its fastest form on this machine, timed on a batch of the validation set,

@@ -25,7 +25,7 @@ ATTRIBUTES = (
 def looks_like(
     new: nn.Module,  # Module that takes its place
     layer: nn.Module,  # Linear layer or convolution
-):
+) -> None:
     "Give `new` the attributes of a layer that models look at"
     for name in ATTRIBUTES:
         if hasattr(layer, name):
@@ -116,14 +116,14 @@ class SparseLinear(_Sparse):
         super().__init__(layer.weight, layer.bias)
         looks_like(self, layer)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f'{self.in_features}, {self.out_features}, values={len(self.val)}'
 
     def _plan(self, width):
         tile = torch.tensor([0]), torch.tensor([width])  # a chunk is one tile
         return self.offsets(self.col.long() * width, self.in_features * width), tile
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check(x)
         if x.shape[-1] != self.in_features:
             raise ValueError(f"the layer takes {self.in_features} features, got an input of shape {tuple(x.shape)}")
@@ -240,7 +240,7 @@ class SparseConv(_Sparse):
 
     def __init__(
         self,
-        layer,  # `nn.Conv1d` or `nn.Conv2d` to do the work of
+        layer: nn.Conv1d | nn.Conv2d,  # `nn.Conv1d` or `nn.Conv2d` to do the work of
     ):
         if layer.padding_mode != 'zeros':
             raise ValueError(f"the sparse kernel pads by zeros, and the layer by {layer.padding_mode!r}")
@@ -250,7 +250,7 @@ class SparseConv(_Sparse):
         self._kernel, self._stride, self._dilation = map(as_pair, (layer.kernel_size, layer.stride, layer.dilation))
         self._padding = padding_of(layer)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         shape = "x".join(map(str, self.shape))
         sizes = f'stride={self.stride}, padding={self.padding}, groups={self.groups}'
         return f'{shape}, {sizes}, values={len(self.val)}'
@@ -264,7 +264,7 @@ class SparseConv(_Sparse):
         images = x.resolve_neg() if x.ndim > self.dims + 1 else x.resolve_neg()[None]
         return images[:, :, None] if self.dims == 1 else images
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check(x)
         images = self._images(x)
         plain = self._kernel == (1, 1) and self._padding == (0, 0)

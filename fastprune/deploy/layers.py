@@ -37,7 +37,7 @@ class LayerResult:
     def stay_dense(
         self,
         why: str,  # The reason
-    ):
+    ) -> None:
         "Go back to the dense form"
         if self.form != 'dense':
             self.form, self.ms, self.why = 'dense', self.dense_ms, why
@@ -93,7 +93,7 @@ def _users_name(model, name):
 
 def fastest_layers(
     model: nn.Module,  # A copy for inference; changed in place
-    inputs,  # As from `as_inputs`
+    inputs: tuple,  # As from `as_inputs`
     min_sparsity: float,  # Layers with fewer zeros stay dense without a trial, fraction in [0,1)
     seconds: float,  # About how long to time
 ) -> list:  # A `LayerResult` for each layer that has a prunable weight

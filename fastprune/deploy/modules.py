@@ -10,6 +10,7 @@ __all__ = ['copy_model', 'layer_kind', 'has_hooks', 'zero_fraction', 'ModuleCall
 import copy
 from collections import Counter
 
+import torch
 from fastai.callback.hook import Hook, Hooks
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -49,7 +50,7 @@ def has_hooks(
 
 
 def zero_fraction(
-    w,  # A tensor
+    w: torch.Tensor,  # A tensor
 ) -> float:  # In [0,1]; 0 for an empty tensor
     "The fraction of a tensor's values that are zero"
     return 1 - int(w.count_nonzero()) / w.numel() if w.numel() else 0.0
@@ -99,7 +100,7 @@ def replace_module(
     model: nn.Module,  # Changed in place
     name: str,  # One of the names of the module that goes
     new: nn.Module,  # The module that takes its place
-):
+) -> None:
     "Put a module in the place of another one, under all names that the other one has"
     old = model.get_submodule(name)
     for m in list(model.modules()):
@@ -121,8 +122,8 @@ def parameter_places(
 
 
 def linear_layer(
-    weight,  # [out, in]
-    bias,  # [out], or None
+    weight: torch.Tensor,  # [out, in]
+    bias: torch.Tensor | None,  # [out], or None
 ) -> nn.Linear:  # In evaluation mode; its parameters share memory with these tensors and have no gradients
     "A linear layer with this weight and bias"
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device='meta')

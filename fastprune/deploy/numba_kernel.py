@@ -6,6 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/deploy/numba_kernel.ipynb #28fe6f97
+from collections.abc import Callable
+
 import numpy as np
 from llvmlite import ir
 from numba import carray, cfunc, from_dtype, njit, types
@@ -26,7 +28,7 @@ lanes = ir.VectorType(ir.FloatType(), LANES)
 class Vector(types.Type):
     "`width` float32 numbers that are handled together"
 
-    def __init__(self, width):
+    def __init__(self, width: int):
         self.parts = width // LANES
         super().__init__(f'Vector({width})')
 
@@ -35,11 +37,11 @@ class Vector(types.Type):
 class VectorModel(models.PrimitiveModel):
     "In LLVM: vectors of 16 numbers, one for 16 columns each"
 
-    def __init__(self, manager, vector):
+    def __init__(self, manager: object, vector: Vector):
         super().__init__(manager, vector, ir.ArrayType(lanes, vector.parts))
 
 
-def repeated(builder, number):
+def repeated(builder: ir.IRBuilder, number: ir.Value) -> ir.Value:
     "A vector of 16 with `number` at all places"
     place = ir.IntType(32)
     empty = ir.Constant(lanes, ir.Undefined)
@@ -47,13 +49,13 @@ def repeated(builder, number):
     return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(place, LANES), None))
 
 
-def part_at(builder, pointer, k):
+def part_at(builder: ir.IRBuilder, pointer: ir.Value, k: int) -> ir.Value:
     "A pointer to the k-th 16 numbers behind `pointer`"
     return builder.bitcast(builder.gep(pointer, [ir.IntType(64)(k * LANES)]), lanes.as_pointer())
 
 
 @intrinsic(prefer_literal=True)
-def fill(typing, number, width):
+def fill(typing: object, number: types.Type, width: types.Type) -> tuple:
     "A vector with `number` at all places"
     vector = Vector(width.literal_value)
 
@@ -67,7 +69,7 @@ def fill(typing, number, width):
 
 
 @intrinsic
-def add_product(typing, total, number, pointer):
+def add_product(typing: object, total: types.Type, number: types.Type, pointer: types.Type) -> tuple:
     "`total` + `number` * the vector in memory at `pointer`, rounded once"
 
     def build(context, builder, signature, args):
@@ -84,7 +86,7 @@ def add_product(typing, total, number, pointer):
 
 
 @intrinsic
-def store(typing, vector, pointer):
+def store(typing: object, vector: types.Type, pointer: types.Type) -> tuple:
     "Write a vector to memory at `pointer`"
 
     def build(context, builder, signature, args):
@@ -95,7 +97,7 @@ def store(typing, vector, pointer):
     return types.void(vector, floats), build
 
 # %% ../../nbs/deploy/numba_kernel.ipynb #20038696
-def swapped(size):
+def swapped(size: int) -> tuple:
     "Which numbers of two rows, one after the other, the two rows have after a step for blocks of `size`"
     upper = [j if not j & size else LANES + j - size for j in range(LANES)]
     lower = [j + size if not j & size else LANES + j for j in range(LANES)]
@@ -103,7 +105,9 @@ def swapped(size):
 
 
 @intrinsic
-def transpose_square(typing, source, source_step, target, target_step):
+def transpose_square(
+    typing: object, source: types.Type, source_step: types.Type, target: types.Type, target_step: types.Type
+) -> tuple:
     "16 rows at `source`, `source_step` numbers apart, as columns at `target`"
 
     def build(context, builder, signature, args):
@@ -130,7 +134,7 @@ def transpose_square(typing, source, source_step, target, target_step):
     return types.void(floats, whole, floats, whole), build
 
 # %% ../../nbs/deploy/numba_kernel.ipynb #d3df8c7b
-def pointer_to(kind):
+def pointer_to(kind: types.Type) -> Callable:
     "A function that takes an address for a pointer"
 
     @intrinsic
@@ -147,7 +151,7 @@ to_floats, to_ints, to_wholes = map(pointer_to, (floats, ints, wholes))
 
 
 @intrinsic
-def skip(typing, pointer, n):
+def skip(typing: object, pointer: types.Type, n: types.Type) -> tuple:
     "The pointer `n` numbers further"
 
     def build(context, builder, signature, args):
@@ -157,7 +161,7 @@ def skip(typing, pointer, n):
 
 
 @intrinsic
-def scratch(typing):
+def scratch(typing: object) -> tuple:
     "Room on the stack for 16 rows of a tile"
 
     def build(context, builder, signature, args):
@@ -170,7 +174,7 @@ def scratch(typing):
 
 
 @intrinsic
-def take(typing, job):
+def take(typing: object, job: types.Type) -> tuple:
     "The number of the next task"
 
     def build(context, builder, signature, args):
@@ -181,7 +185,7 @@ def take(typing, job):
 
 # %% ../../nbs/deploy/numba_kernel.ipynb #e654449b
 @intrinsic
-def keep_loops(typing):
+def keep_loops(typing: object) -> tuple:
     "Keep LLVM from unrolling the loops of the function that calls this: unrolled, the product is up to 15% slower"
 
     def build(context, builder, signature, args):
@@ -194,12 +198,12 @@ def keep_loops(typing):
     return types.void(), build
 
 
-def compiled(*args):
+def compiled(*args) -> Callable:
     "Compile for these types, without checks and without a way to call it from Python"
     return njit(types.void(*args), error_model='numpy', no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
-def tile_of(width):
+def tile_of(width: int) -> Callable:
     "The product of some rows and a tile of `width` columns"
 
     @compiled(whole, whole, ints, ints, floats, floats, floats, floats, whole)
@@ -218,7 +222,7 @@ tile16, tile32, tile64 = map(tile_of, (16, 32, 64))
 
 # %% ../../nbs/deploy/numba_kernel.ipynb #96ed724c
 @compiled(floats, whole, floats, whole, whole, whole)
-def transpose(source, source_step, target, target_step, rows, columns):
+def transpose(source: object, source_step: int, target: object, target_step: int, rows: int, columns: int) -> None:
     for i in range(0, rows, LANES):
         for j in range(0, columns, LANES):
             if i + LANES <= rows and j + LANES <= columns:
@@ -230,13 +234,13 @@ def transpose(source, source_step, target, target_step, rows, columns):
                         target[m * target_step + k] = source[k * source_step + m]
 
 # %% ../../nbs/deploy/numba_kernel.ipynb #4e54e84d
-def threaded(job):
+def threaded(job: type) -> Callable:
     "Compile a function that threads call with the address of a job"
     return cfunc(types.void(types.CPointer(from_dtype(np.dtype(job)))), error_model='numpy')
 
 
 @threaded(ProductJob)
-def product(shared):
+def product(shared: object) -> None:
     job = carray(shared, 1)[0]
     start, offset, value, bias = to_ints(job.start), to_ints(job.offset), to_floats(job.value), to_floats(job.bias)
     block, column, width_of = to_wholes(job.block), to_wholes(job.column), to_wholes(job.width)
@@ -268,7 +272,7 @@ def product(shared):
 
 
 @threaded(PackJob)
-def pack(shared):
+def pack(shared: object) -> None:
     job = carray(shared, 1)[0]
     while True:
         task = take(shared)

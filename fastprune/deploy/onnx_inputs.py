@@ -50,7 +50,7 @@ def _in_forwards_order(model, kwargs):
 
 def onnx_inputs(
     model: nn.Module,  # Any module
-    example,  # A batch of inputs: a tensor, a tuple, or a dict by name; these may be nested
+    example: torch.Tensor | tuple | dict,  # A batch of inputs, by name if a dict; may be nested
 ) -> Inputs:  # Tensors on the CPU, alone or in tuples and dicts
     "What `model` is called with, for an export. Raises `ValueError` for an input that is no tensor"
     args, kwargs = as_inputs(example, model)
@@ -77,7 +77,7 @@ def argument_names(
 def dynamic_shapes(
     model: nn.Module,  # Any module
     inputs: Inputs,  # As from `onnx_inputs`
-):  # Nested as `forward` takes its arguments: for each tensor, the dimensions that may vary
+) -> dict:  # Nested as `forward` takes its arguments: for each tensor, the dimensions that may vary
     "The batch dimension of each input that has as many items as the first one"
     n, dim = batch_size(inputs), torch.export.Dim('batch')
     arguments = dict(inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments)
@@ -102,7 +102,7 @@ def output_tensors(
 
 
 def check_names(
-    names,  # What the user gave
+    names: list,  # What the user gave
     n: int,  # How many names there must be
     argument: str,  # Name of the argument, for the message
 ) -> list:  # The names

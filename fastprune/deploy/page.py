@@ -15,7 +15,9 @@ from datetime import date
 from numbers import Integral, Number
 
 import numpy as np
+import pandas as pd
 from fastcore.xml import (
+    FT,
     H1,
     H2,
     Body,
@@ -91,7 +93,7 @@ def html_section(
     title: str,  # Heading
     *content,  # Elements of `fastcore.xml`; None is left out
     text: str | None = None,  # A paragraph below the heading
-):  # Element
+) -> FT:  # Element
     "A section of a page"
     return Section(H2(title), *([P(text)] if text else []), *content)
 
@@ -100,7 +102,7 @@ def html_card(
     label: str,  # What the value is
     value: str,  # In large letters
     *notes,  # Lines below; empty ones are left out
-):  # Element
+) -> FT:  # Element
     "A number that the page starts with"
     return Div(Small(label), Strong(value), *map(Small, filter(None, notes)))
 
@@ -144,9 +146,9 @@ def _cell(name, v):
 
 
 def html_table(
-    df,  # DataFrame; its index is the first column
+    df: pd.DataFrame,  # DataFrame; its index is the first column
     total: list | None = None,  # Values of a last row in bold, one for each column
-):  # Element
+) -> FT:  # Element
     "A table. A column 'sparsity' gets bars"
     cols = list(df.columns)
     is_text = [not isinstance(v, Number) for v in (df.iloc[0] if len(df) else cols)]
@@ -169,17 +171,17 @@ def html_image(
     png: bytes,  # A picture
     alt: str,  # What it shows, for readers who can't see it
     width: int | None = None,  # In pixels; its own if None
-    caption=None,  # Elements below it
-):  # Element
+    caption: tuple | None = None,  # Elements below it
+) -> FT:  # Element
     "A picture, inside of the page"
     src = f'data:image/png;base64,{base64.b64encode(png).decode()}'
     return Figure(Img(src=src, alt=alt, width=width), Figcaption(*caption) if caption else None)
 
 
 def html_figure(
-    axes,  # Matplotlib axes; their figure is closed
+    axes: object,  # Matplotlib axes; their figure is closed
     alt: str,  # What it shows
-):  # Element
+) -> FT:  # Element
     "A matplotlib picture, inside of the page"
     import matplotlib.pyplot as plt
 

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 
 import pandas as pd
-from fastcore.xml import Mark
+from fastcore.xml import FT, Mark
 
 from .charts import BLUE, GREY, ORANGE, SLATE, plotly_axis, plotly_chart, plotly_text
 from .page import html_section, html_table
@@ -72,7 +72,7 @@ def _traces(layers, x, timed):
 # %% ../../nbs/deploy/page_layers.ipynb #25e7f26f
 def layer_chart(
     layers: pd.DataFrame,  # Columns shape, weights, kept and sparsity; with times those of `with_forms`, too
-):  # Element
+) -> FT:  # Element
     "Weights, sparsity and latency of layers, above each other"
     x = [plotly_text(o) for o in _short(layers.index)]
     timed = 'ms' in layers and layers.ms.notna().any()
@@ -105,7 +105,7 @@ TOTALS = {  # column -> its value in the last row, from all layers and the milli
 def layer_section(
     layers: pd.DataFrame,  # As for `layer_chart`
     ms: dict | None,  # Milliseconds of the whole model, 'dense' and 'sparse'; None if they were not measured
-):  # Element
+) -> FT:  # Element
     "Chart and table of the layers"
     total = [TOTALS[c](layers, ms) if c in TOTALS else '' for c in layers.columns]
     kept = [Mark('0') if k == 0 and n else int(k) for k, n in zip(layers.kept, layers.weights, strict=True)]

@@ -10,7 +10,8 @@ import io
 import math
 
 import numpy as np
-from fastcore.xml import Div, Small, Strong
+import torch
+from fastcore.xml import FT, Div, Small, Strong
 
 from .charts import BLUE
 from .page import html_image, html_section
@@ -41,7 +42,7 @@ def _in_strips(m, n_strips):
 
 
 def mask_pixels(
-    mask,  # Bool tensor
+    mask: torch.Tensor,  # Bool tensor
 ) -> tuple:  # Pixels [down, across]: 0 pruned, 1 kept, 2 between kernels; and what the picture shows
     "A mask as a picture"
     m, down, across = _kernels(mask)
@@ -66,8 +67,8 @@ def mask_pixels(
 # %% ../../nbs/deploy/page_masks.ipynb #a46eb720
 def mask_picture(
     name: str,  # Of the weight
-    mask,  # Bool tensor
-):  # Element
+    mask: torch.Tensor,  # Bool tensor
+) -> FT:  # Element
     "A picture of a mask, with its caption"
     from matplotlib.colors import ListedColormap
     from matplotlib.image import imsave
@@ -88,7 +89,7 @@ def mask_section(
     weights: dict,  # Name -> tensor
     masks: dict,  # Name -> mask; weights without one are drawn by their zeros
     pictures: int,  # How many, at most
-):  # Element; None if there is nothing to draw
+) -> FT | None:  # Element; None if there is nothing to draw
     "Pictures of the first masks that are pruned and small enough"
     small = {n: masks.get(n, w) for n, w in weights.items() if 0 < w.numel() <= _small}
     pruned = {n: m != 0 for n, m in small.items() if not (m != 0).all()}

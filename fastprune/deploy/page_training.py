@@ -10,11 +10,13 @@ import math
 from contextlib import suppress
 
 import pandas as pd
-from fastcore.xml import Div, P, Strong
+from fastai.basics import Learner
+from fastcore.xml import FT, Div, P, Strong
 
 from .charts import BLUE, GREY, ORANGE, SLATE, plotly_axis, plotly_chart, plotly_text
 from .page import html_figure, html_section, html_table
 from ..schedules.sparsity import schedule_name
+from ..training.callback import SparsifyCallback
 
 # %% ../../nbs/deploy/page_training.ipynb #00dcfb4e
 def _number(v):
@@ -72,9 +74,9 @@ def _sparsity_chart(df, callback, per_epoch):
 
 
 def training_section(
-    learn,  # A Learner, perhaps with a recorder
-    callback,  # The SparsifyCallback of its last fit, or None
-):  # Element; None if nothing was recorded
+    learn: Learner,  # A Learner, perhaps with a recorder
+    callback: SparsifyCallback | None,  # The SparsifyCallback of its last fit, or None
+) -> FT | None:  # Element; None if nothing was recorded
     "The last fit by epoch, and the learning rate and schedule by iteration"
     recorder = getattr(learn, 'recorder', None)
     if not getattr(recorder, 'lrs', None) or not recorder.values:
@@ -97,7 +99,7 @@ def training_section(
 # %% ../../nbs/deploy/page_training.ipynb #d5e7895e
 def ticket_section(
     tickets: dict,  # Name -> `Tickets`
-):  # Element; None if there are none
+) -> FT | None:  # Element; None if there are none
     "Accuracy and sparsity of tickets, round by round"
     parts = []
     for name, t in tickets.items():
@@ -114,7 +116,7 @@ def ticket_section(
 
 def path_section(
     paths: dict,  # Name -> `LinearPath`
-):  # Element; None if there are none
+) -> FT | None:  # Element; None if there are none
     "Barriers of linear paths, and their plots"
     if not paths:
         return None

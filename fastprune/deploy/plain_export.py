@@ -77,7 +77,7 @@ def _imports(path):
 @patch
 def export_plain(
     self: Learner,
-    fname='export.pkl',  # File to write, in `learn.path`
+    fname: str | Path = 'export.pkl',  # File to write, in `learn.path`
 ) -> Path:  # The file
     """As fastai's `learn.export`, for `load_learner` where fastprune is not installed: without `learn.masks` and
     fastprune's callbacks. Pruned weights are zeros, and the Learner stays as it is. If something else in the Learner

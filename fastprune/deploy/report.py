@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import torch
 from fastai.basics import Learner, patch
 
 from ..analysis.paths import LinearPath
@@ -44,11 +45,11 @@ class PageData:
 
 
 def check_report(
-    path,  # File to write
+    path: str | Path,  # File to write
     pictures: int,  # Masks to draw
     bs: int | None,  # Batch size
     seconds: float,  # Time to measure latency
-):
+) -> None:
     "Make sure that the arguments of a report are right; raises `ValueError`"
     if Path(path).is_dir():
         raise ValueError(f"path={str(path)!r} is a folder: needs a file to write")
@@ -59,7 +60,7 @@ def check_report(
 
 
 def write_report(
-    path,  # File to write, whole or not at all; its folder is made
+    path: str | Path,  # File to write, whole or not at all; its folder is made
     title: str,  # Heading
     data: PageData,  # What the page is about
     js: str,  # As from `plotly_js`
@@ -119,16 +120,16 @@ def _last_callback(learn, callback):
 @patch
 def report(
     self: Learner,
-    path='report.html',  # File to write
-    tickets=None,  # `Tickets` to show, or several in a list or by name
-    paths=None,  # `LinearPath` to show, or several in a list or by name
+    path: str | Path = 'report.html',  # File to write
+    tickets: Tickets | list | dict | None = None,  # `Tickets` to show, or several in a list or by name
+    paths: LinearPath | list | dict | None = None,  # `LinearPath` to show, or several in a list or by name
     callback: SparsifyCallback | None = None,  # That of the last fit, for its schedule; the Learner's own if None
     bs: int | None = None,  # Batch size to measure latency with; if None, that of `example`, or 1 without an example
     seconds: float = 20.0,  # Time to measure latency, dense and by `sparse_inference`; 0 for none
     pictures: int = 12,  # Masks to draw, at most
     title: str | None = None,  # Heading; the model's class if None
     # A batch of inputs for FLOPs and latency: a tensor, a tuple, or a dict by name; from the training set if None
-    example=None,
+    example: torch.Tensor | tuple | dict | None = None,
 ) -> Path:  # `path`
     """Write a page about the model: how sparse, small and fast it is, its layers and masks, and the last fit. The
     Learner stays as it is. Raises `ValueError` for arguments that don't fit, `ImportError` without plotly"""

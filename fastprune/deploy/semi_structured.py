@@ -41,8 +41,8 @@ def _why_dense(p, places, dtype, least):
 
 def semi_structured_layers(
     model: nn.Module,  # Any module, on any device
-    include=None,  # Name, glob pattern or module, or a list of them; all prunable weights if None
-    exclude=None,  # The same, to stay dense
+    include: str | list | nn.Module | None = None,  # Name, glob pattern or module, or a list; all prunable ones if None
+    exclude: str | list | nn.Module | None = None,  # The same, to stay dense
     dtype: torch.dtype | None = None,  # The type that it will have, torch.float16 or torch.bfloat16; its own if None
 ) -> pd.DataFrame:  # A row a weight, by name: shape, became ('2:4' or 'dense'), and why it stays dense
     "What `to_semi_structured` makes of each weight; needs no GPU"
@@ -90,8 +90,8 @@ def _check_device(model):
 # %% ../../nbs/deploy/semi_structured.ipynb #aed0fd25
 def to_semi_structured(
     model: nn.Module,  # A module on a GPU; left as it is
-    include=None,  # Name, glob pattern or module to convert, or a list of them; all that can be, if None
-    exclude=None,  # The same, to stay dense
+    include: str | list | nn.Module | None = None,  # Name, glob pattern or module to convert, or a list; all if None
+    exclude: str | list | nn.Module | None = None,  # The same, to stay dense
     dtype: torch.dtype | None = None,  # Type of the copy, torch.float16 or torch.bfloat16; the model's own if None
 ) -> nn.Module:  # A copy in eval mode, without gradients; its `.semi_structured_report` says what became of each weight
     """A copy of `model` for inference, in which 2:4 linear layers have torch's semi-structured tensors. Raises

@@ -149,7 +149,7 @@ def _copy_that_runs(model, example):
 @torch.random.fork_rng(devices=())
 def find_cuts(
     model: nn.Module,  # Any module; it is not changed
-    example,  # A batch of inputs
+    example: torch.Tensor | tuple | dict,  # A batch of inputs
     tol: float,  # Largest difference of outputs, relative to the largest output, in (0,1)
     repeats: int,  # Timed runs of each model
 ) -> tuple:  # `CutSet`s, a copy without these channels, and the table
@@ -181,7 +181,7 @@ def find_cuts(
 
 def shrink(
     model: nn.Module,  # Any module; it is not changed
-    example,  # A tensor, a tuple of the model's inputs, or a dict of them by name, batch first
+    example: torch.Tensor | tuple | dict,  # The model's inputs, by name if a dict; batch first
     tol: float = 1e-4,  # Largest difference of outputs, relative to the largest output, in (0,1)
     repeats: int = 20,  # Timed runs of each model
 ) -> tuple:  # The smaller model, and a DataFrame with a row for each layer concerned and 'total'

@@ -37,7 +37,7 @@ def shrink(
     n_items: int = 8,  # Items of a batch to look at, and to time, at most
     tol: float = 1e-4,  # Largest difference of outputs, relative to the largest output, in (0,1)
     repeats: int = 20,  # Timed runs of each model
-    example=None,  # A batch of inputs: a tensor, a tuple, or a dict by name; from the DataLoaders if None
+    example: torch.Tensor | tuple | dict | None = None,  # A batch of inputs, by name if a dict; from `dls` if None
 ) -> pd.DataFrame:  # A row for each layer that had filters of zeros or got smaller, and 'total'
     """Cut filters that are entirely zero out of the model, in place. Outputs stay the same. `learn.masks` are cut
     alike, and the optimizer is made anew. Raises `ValueError` during a fit, and for a model that can't be followed,

@@ -22,7 +22,7 @@ class FreshLSTM(nn.Module):
         super().__init__()
         self.encoder, self.rnns = m.encoder, nn.ModuleList(_without_dropout(r) for r in m.rnns)
 
-    def run(self, ids, states):
+    def run(self, ids: torch.Tensor, states: list | None) -> tuple:
         "Outputs, and the state of each layer at the end. `states`: those at the start, None for zeros"
         x, ends = self.encoder(ids), []
         for rnn, state in zip(self.rnns, states or [None] * len(self.rnns), strict=True):
@@ -30,7 +30,7 @@ class FreshLSTM(nn.Module):
             ends.append(end)
         return x, ends
 
-    def forward(self, ids):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return self.run(ids, None)[0]
 
 
@@ -53,7 +53,7 @@ class FreshSentences(nn.Module):
         super().__init__()
         self.lstm, self.bptt, self.pad_idx, self.max_len = FreshLSTM(m.module), m.bptt, m.pad_idx, m.max_len
 
-    def forward(self, ids):
+    def forward(self, ids: torch.Tensor) -> tuple:
         n, length = ids.shape
         states, outs, masks = None, [], []
         for i in range(0, length, self.bptt):

@@ -50,7 +50,7 @@ def kernel_missing() -> str | None:  # The reason; None if there is one
         return f"numba can't compile for this processor ({e})"
 
 # %% ../../nbs/deploy/threads.ipynb #944150aa
-def check_not_traced():
+def check_not_traced() -> None:
     "Raise `ValueError` while PyTorch traces a model"
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         raise ValueError("a sparse layer can't be traced: export the model that it was made from")
@@ -58,7 +58,7 @@ def check_not_traced():
 
 def run(
     job: ctypes.Structure,  # `ProductJob` or `PackJob`, with all but `task`
-):
+) -> None:
     "Do all tasks of a job"
     check_not_traced()
     function, address = _compiled()[type(job)], ctypes.addressof(job)

@@ -48,7 +48,7 @@ class LayerTrial(nn.Module):
                 raise
             return getattr(self.forms['dense'], name)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         start = _now(self.device)
         try:
             res = self.forms[self.form](x)
@@ -60,29 +60,29 @@ class LayerTrial(nn.Module):
         self.times[self.form].append(_now(self.device) - start)
         return res
 
-    def start_timing(self):
+    def start_timing(self) -> None:
         "Drop forms that have failed, and all times"
         for f in self.errors:
             if f in self.forms:
                 del self.forms[f]
         self.times = {f: [] for f in self.forms}
 
-    def ms(self, form):
+    def ms(self, form: str) -> float:
         "Milliseconds of a call: the lower quartile, since other programs only ever add time; NaN if it was never timed"
         return 1e3 * float(np.quantile(self.times[form], 0.25)) if self.times.get(form) else math.nan
 
-    def best(self):
+    def best(self) -> str:
         "The fastest form"
         return min(self.forms, key=lambda f: (math.isnan(self.ms(f)), self.ms(f)))
 
 # %% ../../nbs/deploy/timing.ipynb #b0b7da1a
 def time_forms(
     model: nn.Module,  # Model with trials in it
-    inputs,  # As from `as_inputs`
+    inputs: tuple,  # As from `as_inputs`
     trials: list,  # Its `LayerTrial`s
     seconds: float,  # About how long; three passes for each form are run in any case
     rng: np.random.Generator,  # For the orders
-):
+) -> None:
     "Run all forms of all layers inside of the model, and time them"
     most = max(len(t.forms) for t in trials)
     for i in range(most):  # a first round is not timed: layers allocate memory and make plans
@@ -103,7 +103,7 @@ def time_forms(
 # %% ../../nbs/deploy/timing.ipynb #8d5cabc1
 def latency(
     models: dict,  # Name -> model, in evaluation mode
-    example,  # An input, a tuple of inputs, or a dict of them by name
+    example: torch.Tensor | tuple | dict,  # An input, a tuple of inputs, or a dict of them by name
     seconds: float = 2.0,  # Time to spend; each model runs at least five times
 ) -> pd.DataFrame:  # A row a model: median, min and max in milliseconds
     "How long models take. They run in turns, so that other programs disturb all of them alike"

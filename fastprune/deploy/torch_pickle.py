@@ -7,6 +7,7 @@ __all__ = ['OtherObject', 'StoredNumbers', 'StoredTensor', 'TensorPickle']
 
 # %% ../../nbs/deploy/torch_pickle.ipynb #8faed8b7
 import pickle
+from typing import BinaryIO
 
 import torch
 
@@ -50,7 +51,7 @@ class StoredTensor:
         self.key, self.dtype, self.offset, self.size, self.stride = storage.key, storage.dtype, offset, size, stride
 
     @property
-    def spot(self):
+    def spot(self) -> tuple:
         "Equal for two descriptions of the same tensor"
         return self.key, self.dtype, self.offset, self.size, self.stride
 
@@ -167,54 +168,54 @@ class TensorPickle(_unpickler):
 
     def __init__(
         self,
-        f,  # File to read from
+        f: BinaryIO,  # File to read from
         size: int,  # Bytes of the whole file: the limit of what is read at once, and of operations
     ):
         super().__init__(_Bounded(f, size), encoding='utf-8')
         self.dispatch = _Counted(self.operations)
         self.dispatch.left = min(1000 + size // 2, 2_000_000)
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> object:
         try:
             return _known[f'{module} {name}']
         except KeyError:
             what = f'{module[:80]}.{name[:80]}'
             raise ValueError(f'it has more in it than tensors, which is not unpickled: {what}') from None
 
-    def persistent_load(self, pid):
+    def persistent_load(self, pid: object) -> StoredNumbers:
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != 'storage' or pid[5:] not in ((), (None,)):
             raise ValueError('a storage that is not known')
         return StoredNumbers(pid[1], pid[2], pid[4])
 
-    def reduce(self):
+    def reduce(self) -> None:
         args, make = self.stack.pop(), self.stack.pop()
         self.dispatch.left -= sum(len(a) for a in args if isinstance(a, (list, dict)))  # these are copied
         if make is not OtherObject and make not in (_dict, StoredTensor, _typed, _first, _of_type):
             raise ValueError('a call of something else than a function')
         self.stack.append(make(*args))
 
-    def new(self):
+    def new(self) -> None:
         self.stack.pop()
         if self.stack.pop() is not OtherObject:
             raise ValueError('a new object of something else than a class')
         self.stack.append(OtherObject())
 
-    def build(self):
+    def build(self) -> None:
         self.stack.pop()
 
-    def add(self, items):
+    def add(self, items: list) -> None:
         if type(self.stack[-1]) is list:
             self.stack[-1].extend(items)
         elif not isinstance(self.stack[-1], OtherObject):
             raise ValueError('items of something else than a list')
 
-    def put(self, items):
+    def put(self, items: list) -> None:
         if type(self.stack[-1]) is dict:
             self.stack[-1].update(zip(map(_key, items[::2]), items[1::2], strict=False))
         elif not isinstance(self.stack[-1], OtherObject):
             raise ValueError('items of something else than a dict')
 
-    def put_one(self):
+    def put_one(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
         self.put([key, value])
 

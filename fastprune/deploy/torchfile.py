@@ -10,6 +10,7 @@ import io
 import math
 import zipfile
 import zlib
+from pathlib import Path
 
 import torch
 
@@ -145,7 +146,7 @@ def _state(file):
 
 
 def load_torch(
-    path,  # File of `torch.save`, or of fastai's `learn.save`
+    path: str | Path,  # File of `torch.save`, or of fastai's `learn.save`
 ) -> dict:  # Name -> tensor, on the CPU; tensors that share numbers in the file share memory
     "The `state_dict` in a file, of which nothing is run. Raises `ValueError` if it is damaged, or has something else"
     size = size_of(path)

@@ -11,8 +11,10 @@ import zlib
 from bisect import bisect
 
 import torch
+from torch import nn
 
 from ..core.checks import check_fraction, check_whole
+from ..core.masks import Masks
 from ..criteria.weights import random_score
 from ..engine.keep import sparsities
 from ..engine.plan import warn_of_few
@@ -26,14 +28,24 @@ class AlwaysSparse(Moves):
     replaces_step = False  # Does a move take the place of the optimizer's step?
     lasting = dict(changes=list[dict])
 
-    def __init__(self, sparsity, fraction, interval, end, scope, seed, include, exclude):
+    def __init__(
+        self,
+        sparsity: float | dict,
+        fraction: float,
+        interval: int | None,
+        end: float,
+        scope: str,
+        seed: int,
+        include: str | list | nn.Module | None,
+        exclude: str | list | nn.Module | None,
+    ):
         super().__init__(sparsity, schedule=one_shot, scope=scope, interval=interval, include=include, exclude=exclude)
         check_fraction("the part of a tensor's weights that moves, in (0,1]", '(0,1]', fraction=fraction)
         check_fraction('the part of training in which weights move, in (0,1]', '(0,1]', end=end)
         check_whole(needs='a whole number', least=-math.inf, seed=seed)
         self.fraction, self.end, self.every, self.seed, self.changes = fraction, end, interval, seed, []
 
-    def initial_masks(self, weights):
+    def initial_masks(self, weights: dict) -> None:
         run = self.engine
         self.changes.clear()
         self.moves = self.planned_moves(run.total_steps, run.steps_per_epoch)
@@ -44,15 +56,15 @@ class AlwaysSparse(Moves):
             run.hold(present, run.target)
         run.state.counts = run.count(run.target)
 
-    def fits(self, present) -> bool:
+    def fits(self, present: Masks) -> bool:
         "Do these masks have the sparsity?"
         return self.engine.count(sparsities(present, self.scope)) == self.engine.count(self.engine.target)
 
-    def paper_interval(self, steps_per_epoch) -> int:
+    def paper_interval(self, steps_per_epoch: int) -> int:
         "Steps between moves in the paper: an epoch"
         return steps_per_epoch
 
-    def planned_moves(self, total_steps, steps_per_epoch) -> range:
+    def planned_moves(self, total_steps: int, steps_per_epoch: int) -> range:
         "The steps in which weights move"
         until = math.ceil(self.end * total_steps)
         best = move_steps(until, self.paper_interval(steps_per_epoch))
@@ -63,10 +75,10 @@ class AlwaysSparse(Moves):
             warn_of_few(len(moves), len(best), 'moves', self.every, best.step, total_steps)
         return moves
 
-    def update_masks(self, weights):
+    def update_masks(self, weights: dict) -> None:
         pass
 
-    def before_step(self, weights):
+    def before_step(self, weights: dict) -> bool:
         run = self.engine
         self.observe(weights)
         last = self.changes[-1]['iteration'] if self.changes else 0
@@ -97,15 +109,15 @@ class RigL(AlwaysSparse):
         end: float = 0.75,  # Part of training in which weights move
         scope: str = 'erk',  # How the sparsity is shared out between tensors: 'erk', 'local', 'balanced', 'global'
         seed: int = 0,  # Of the first mask, where that is drawn
-        include=None,  # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
-        exclude=None,  # The same, to leave alone
+        include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
+        exclude: str | list | nn.Module | None = None,  # The same, to leave alone
     ):
         super().__init__(sparsity, fraction, interval, end, scope, seed, include, exclude)
 
-    def paper_interval(self, steps_per_epoch):
+    def paper_interval(self, steps_per_epoch: int) -> int:
         return 100
 
-    def growth_scores(self, weights):
+    def growth_scores(self, weights: dict) -> dict:
         return {n: torch.zeros_like(p) if p.grad is None else p.grad.abs() for n, p in weights.items()}
 
 
@@ -121,15 +133,15 @@ class SET(AlwaysSparse):
         end: float = 1.0,  # Part of training in which weights move
         scope: str = 'erk',  # As for `RigL`
         seed: int = 0,  # Of the first mask, where that is drawn, and of what grows
-        include=None,  # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
-        exclude=None,  # The same, to leave alone
+        include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
+        exclude: str | list | nn.Module | None = None,  # The same, to leave alone
     ):
         super().__init__(sparsity, fraction, interval, end, scope, seed, include, exclude)
 
-    def fraction_at(self, t):
+    def fraction_at(self, t: int) -> float:
         return self.fraction
 
-    def growth_scores(self, weights):
+    def growth_scores(self, weights: dict) -> dict:
         return random_score(weights, zlib.crc32(f'{self.seed} {self.engine.t}'.encode()))
 
 # %% ../../nbs/methods/always_sparse.ipynb #5f76cd25
@@ -153,38 +165,38 @@ class SNFS(AlwaysSparse):
         momentum: float = 0.9,  # Of the average of gradients, in [0,1)
         scope: str = 'local',  # How the sparsity is shared out between tensors at the start, as for `RigL`
         seed: int = 0,  # Of the first mask, where that is drawn
-        include=None,  # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
-        exclude=None,  # The same, to leave alone
+        include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
+        exclude: str | list | nn.Module | None = None,  # The same, to leave alone
     ):
         check_fraction('a number in [0,1)', momentum=momentum)
         super().__init__(sparsity, fraction, interval, end, scope, seed, include, exclude)
         self.momentum, self.mean = momentum, None
 
-    def initial_masks(self, weights):
+    def initial_masks(self, weights: dict) -> None:
         super().initial_masks(weights)
         self.mean = {n: torch.zeros_like(p) for n, p in weights.items()}
 
-    def fits(self, present):
+    def fits(self, present: Masks) -> bool:
         if self.scope != 'local':
             return super().fits(present)
         sizes = {n: m.numel() for n, m in present.items()}
         return present.n_kept == sum(k - round(self.engine.target[n] * k) for n, k in sizes.items())
 
-    def observe(self, weights):
+    def observe(self, weights: dict) -> None:
         for n, p in weights.items():
             if p.grad is not None:
                 self.mean[n].lerp_(p.grad, 1 - self.momentum)
 
-    def growth_scores(self, weights):
+    def growth_scores(self, weights: dict) -> dict:
         return {n: m.abs() for n, m in self.mean.items()}
 
-    def drops(self, masks):
+    def drops(self, masks: dict) -> dict:
         return guarded(super().drops(masks), masks, mean_momentum(self.mean, masks))
 
-    def grows(self, masks, drops):
+    def grows(self, masks: dict, drops: dict) -> dict:
         free = {n: int((~m).count_nonzero()) + drops[n] for n, m in masks.items()}
         room, total = {n: int(0.99 * k) for n, k in free.items()}, sum(drops.values())
         return shared_out(total, mean_momentum(self.mean, masks), room if sum(room.values()) >= total else free)
 
-    def close(self):
+    def close(self) -> None:
         self.mean = None

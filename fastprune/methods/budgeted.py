@@ -9,6 +9,8 @@ __all__ = ['BudgetedCallback']
 import math
 from functools import partial
 
+import numpy as np
+
 from ..schedules.retraining import allr_discount, lr_retrain
 from ..training.callback import SparseMethod
 
@@ -37,17 +39,17 @@ class BudgetedCallback(SparseMethod):
         sparsity: float,  # Fraction of zeros at the end, in (0,1)
         dense: float,  # Fraction of training before the first pruning, in (0,1)
         cycles: int,  # Cycles of pruning and retraining in the rest
-        lr_max,  # Rate at the start, or one for each parameter group
+        lr_max: float | np.ndarray,  # Rate at the start, or one for each parameter group
         **kwargs,  # For `SparsifyCallback`
     ):
         super().__init__(sparsity, schedule=partial(_geometric, sparsity, dense, cycles), interval=1, **kwargs)
         self.dense, self.cycles, self.lr_max = dense, cycles, lr_max
         self.discounts, self.budget = [], (1 - dense) / cycles / dense
 
-    def initial_masks(self, weights):
+    def initial_masks(self, weights: dict) -> None:
         self.discounts = []
 
-    def before_forward(self, weights):
+    def before_forward(self, weights: dict) -> None:
         pos = (self.epoch + self.iter / self.n_iter) / self.n_epoch
         if round(pos - self.dense, 9) < 0:
             lr = self.lr_max * (1 - pos / self.dense)
@@ -57,7 +59,7 @@ class BudgetedCallback(SparseMethod):
             lr = rates(_after(self.dense, self.cycles, pos)[1])
         self.opt.set_hyper('lr', lr)
 
-    def update_masks(self, weights):
+    def update_masks(self, weights: dict) -> None:
         if not self.engine.is_due():
             return
         before = {n: p.detach().clone() for n, p in weights.items()}

@@ -6,6 +6,8 @@
 __all__ = ['DenseBehind', 'DPF', 'DNW']
 
 # %% ../../nbs/methods/dense_behind.ipynb #f46f13d1
+from collections.abc import Callable
+
 import torch
 
 from ..schedules.sparsity import cubic, one_shot
@@ -19,49 +21,49 @@ class DenseBehind(SparseMethod):
     is_swapped = False  # Does the model have the dense weights just now?
     lasting = dict(dense=dict[str, torch.Tensor])
 
-    def initial_masks(self, weights):
+    def initial_masks(self, weights: dict) -> None:
         self.dense, self.is_swapped = {n: p.detach().clone() for n, p in weights.items()}, False
 
-    def weights_replaced(self, weights, names):
+    def weights_replaced(self, weights: dict, names: list) -> None:
         self.dense.update({n: weights[n].detach().clone() for n in names})
 
     def to_dense(
         self,
         weights: dict,  # Name -> parameter of the model, with its gradient
-    ):
+    ) -> None:
         "Turn gradients at the model's weights into those of the dense ones, in place"
 
-    def swap(self, weights):
+    def swap(self, weights: dict) -> None:
         "Put the dense weights into the model"
         for n, p in weights.items():
             p.data.copy_(self.dense[n])
         self.is_swapped = True
 
-    def show(self, weights):
+    def show(self, weights: dict) -> None:
         "Show in the model what is left of the dense weights"
         self.engine.project()
         self.is_swapped = False
 
-    def scores(self, weights):
+    def scores(self, weights: dict) -> dict:
         self.swap(weights)
         return super().scores(weights)
 
-    def before_step(self, weights):
+    def before_step(self, weights: dict) -> None:
         self.to_dense(weights)
         self.swap(weights)
 
-    def after_step(self, weights):
+    def after_step(self, weights: dict) -> None:
         if self.is_swapped:
             for n, p in weights.items():
                 self.dense[n].copy_(p.detach())
         super().after_step(weights)
         self.cancel_step(weights)
 
-    def cancel_step(self, weights):
+    def cancel_step(self, weights: dict) -> None:
         if self.is_swapped:
             self.show(weights)
 
-    def close(self):
+    def close(self) -> None:
         self.cancel_step(self.engine.weights)
         self.dense = None
 
@@ -72,14 +74,14 @@ class DPF(DenseBehind):
     def __init__(
         self,
         sparsity: float | dict,  # Fraction of zeros at the end, in [0,1), as for `SparsifyCallback`
-        schedule=cubic,  # Function from the position in training to progress
+        schedule: Callable = cubic,  # Function from the position in training to progress
         interval: int | None = None,  # Iterations between mask updates; if None, 16 as in the paper, at most T//100
         scope: str = 'global',  # As for `SparsifyCallback`
         **kwargs,  # More for `SparsifyCallback`: criterion, granularity, include, exclude, track
     ):
         super().__init__(sparsity, schedule=schedule, interval=interval, scope=scope, **{'refresh': True, **kwargs})
 
-    def usual_interval(self, total_steps):
+    def usual_interval(self, total_steps: int) -> int:
         return max(1, min(16, total_steps // 100))
 
 
@@ -95,7 +97,7 @@ class DNW(DPF):
     ):
         super().__init__(sparsity, **{'schedule': one_shot, 'interval': 1, **kwargs}, scope=scope)
 
-    def initial_masks(self, weights):
+    def initial_masks(self, weights: dict) -> dict:
         super().initial_masks(weights)
         masks = self.new_masks(self.scores(weights), self.engine.asked, self.engine.present())
         self.is_swapped = False

@@ -8,19 +8,21 @@ __all__ = ['at_end', 'HardEnd', 'DenseUntilEnd', 'GSM', 'LC', 'GradualL2']
 # %% ../../nbs/methods/dense_until_end.ipynb #134eb994
 import contextlib
 import warnings
+from collections.abc import Callable
 
 import pandas as pd
 import torch
 
 from ..core.checks import check_number
 from ..core.compute import compute_masks
+from ..core.masks import Masks
 from ..criteria.ranking import ranked
 from ..criteria.weights import magnitude
 from ..schedules.sparsity import check_schedule, linear, progress_at
 from ..training.callback import SparseMethod
 
 # %% ../../nbs/methods/dense_until_end.ipynb #e8fb0c49
-def at_end(pos):
+def at_end(pos: float) -> float:
     "The schedule of a hard step at the end"
     return float(pos >= 1)
 
@@ -30,15 +32,15 @@ class HardEnd(SparseMethod):
 
     hard = None  # DataFrame with rows 'before' and 'after' the last step: sparsity, loss, metrics
 
-    def initial_masks(self, weights):
+    def initial_masks(self, weights: dict) -> dict | None:
         self.hard = None
         return super().initial_masks(weights)
 
     def hard_step(
         self,
         weights: dict,  # Name -> parameter
-        update,  # Function of the weights that prunes them
-    ):
+        update: Callable,  # Function of the weights that prunes them
+    ) -> None:
         "Prune, and measure what that does"
         measured = lambda: dict(sparsity=self.engine.sparsity, **self.engine.evaluate())
         before = measured()
@@ -49,10 +51,10 @@ class HardEnd(SparseMethod):
 class DenseUntilEnd(HardEnd):
     "Trains dense weights in a way that makes the step at the end small"
 
-    def __init__(self, sparsity, scope, **kwargs):
+    def __init__(self, sparsity: float | dict, scope: str, **kwargs):
         super().__init__(sparsity, schedule=at_end, scope=scope, **{'interval': 1, **kwargs})
 
-    def update_masks(self, weights):
+    def update_masks(self, weights: dict) -> None:
         if self.engine.is_due():
             self.hard_step(weights, super().update_masks)
 
@@ -60,7 +62,7 @@ class DenseUntilEnd(HardEnd):
         self,
         scores: dict,  # Name -> score, larger = keep
         absolute: bool = False,  # Rank |score|?
-    ):
+    ) -> Masks:
         "Masks at the sparsity to come"
         run = self.engine
         target = run.of_scope(run.target)
@@ -84,7 +86,7 @@ class GSM(DenseUntilEnd):
     ):
         super().__init__(sparsity, scope, **kwargs)
 
-    def initial_masks(self, weights):
+    def initial_masks(self, weights: dict) -> dict | None:
         if not any(h.get('wd') for h in self.engine.optimizer.hypers):
             warnings.warn(
                 'GSM relies on weight decay to shrink weights, and the optimizer has none: `learn.fit(..., wd=1e-3)`',
@@ -92,7 +94,7 @@ class GSM(DenseUntilEnd):
             )
         return super().initial_masks(weights)
 
-    def before_step(self, weights):
+    def before_step(self, weights: dict) -> None:
         grads = {n: p.grad for n, p in weights.items() if p.grad is not None}
         score = lambda n, p: (p.detach() * grads[n]).abs() if n in grads else torch.zeros_like(p)
         active = self.largest({n: score(n, p) for n, p in weights.items()})
@@ -101,11 +103,11 @@ class GSM(DenseUntilEnd):
         self.coupling = contextlib.ExitStack()
         self.coupling.enter_context(self.engine.optimizer.coupled_decay())
 
-    def after_step(self, weights):
+    def after_step(self, weights: dict) -> None:
         self.cancel_step(weights)
         super().after_step(weights)
 
-    def cancel_step(self, weights):
+    def cancel_step(self, weights: dict) -> None:
         if self.coupling:
             self.coupling.close()
         self.coupling = None
@@ -127,12 +129,12 @@ class LC(DenseUntilEnd):
         super().__init__(sparsity, scope, **kwargs)
         self.growth, self.correction = growth, {}
 
-    def initial_masks(self, weights):
+    def initial_masks(self, weights: dict) -> dict | None:
         if not any(h.get('wd') for h in self.engine.optimizer.hypers):
             raise ValueError('LC needs weight decay, and the optimizer has none: `learn.fit(..., wd=1e-3)`')
         return super().initial_masks(weights)
 
-    def before_step(self, weights):
+    def before_step(self, weights: dict) -> None:
         "The optimizer will decay all: the difference goes into gradients, or is made up for after the step"
         run, self.correction = self.engine, {}
         large = self.largest(*ranked(magnitude, weights, run.model))
@@ -149,13 +151,13 @@ class LC(DenseUntilEnd):
             else:
                 self.correction[n] = extra.mul_(-h['lr'] * h['wd'])
 
-    def after_step(self, weights):
+    def after_step(self, weights: dict) -> None:
         for n, o in self.correction.items():
             weights[n].data.add_(o)
         self.cancel_step(weights)
         super().after_step(weights)
 
-    def cancel_step(self, weights):
+    def cancel_step(self, weights: dict) -> None:
         self.correction = {}
 
 # %% ../../nbs/methods/dense_until_end.ipynb #6e41af92
@@ -167,7 +169,7 @@ class GradualL2(DenseUntilEnd):
         self,
         sparsity: float | dict,  # Fraction of zeros at the end, in [0,1), as for `SparsifyCallback`
         penalty: float = 0.01,  # What the sum of squared weights is multiplied by in the loss, at the end
-        growth=linear,  # Schedule of the penalty: function from the position in training to progress
+        growth: Callable = linear,  # Schedule of the penalty: function from the position in training to progress
         scope: str = 'global',  # As for `SparsifyCallback`
         **kwargs,  # More for `SparsifyCallback`: criterion for the last step, granularity, include, exclude
     ):
@@ -176,7 +178,7 @@ class GradualL2(DenseUntilEnd):
         check_schedule(growth, whole=False)
         self.penalty, self.growth = penalty, growth
 
-    def before_step(self, weights):
+    def before_step(self, weights: dict) -> None:
         run = self.engine
         strength = 2 * self.penalty * progress_at(self.growth, (run.t + 1) / run.total_steps)
         for p in weights.values():

@@ -6,6 +6,8 @@
 __all__ = ['GMP']
 
 # %% ../../nbs/methods/gradual.ipynb #346c26cf
+from collections.abc import Callable
+
 from ..schedules.sparsity import cubic
 from ..training.callback import SparseMethod
 
@@ -16,7 +18,7 @@ class GMP(SparseMethod):
     def __init__(
         self,
         sparsity: float | dict,  # Fraction of zeros at the end, in [0,1), as for `SparsifyCallback`
-        schedule=cubic,  # Function from the position in training to progress
+        schedule: Callable = cubic,  # Function from the position in training to progress
         interval: int | None = None,  # Iterations between mask updates, as for `SparsifyCallback` (paper: 100-1,000)
         scope: str = 'global',  # As for `SparsifyCallback`
         **kwargs,  # More for `SparsifyCallback`: criterion, granularity, include, exclude, track

@@ -16,11 +16,12 @@ from ..criteria.ranking import hold_rows
 from ..criteria.weights import random_score
 from ..engine.keep import sparsities
 from ..engine.optimizers import clear_momentum
+from ..engine.run import Run
 from ..training.callback import SparseMethod
 
 # %% ../../nbs/methods/moves.ipynb #7c69db64
 def first_masks(
-    run,  # A `Run` of a method that is sparse from the start
+    run: Run,  # A `Run` of a method that is sparse from the start
     present: Masks,  # The masks that the model has
     seed: int,  # Of the random scores
 ) -> Masks:
@@ -53,7 +54,7 @@ def move_steps(
     return range(usual // 2, until // usual * usual, usual)
 
 
-def largest(scores, k):
+def largest(scores: torch.Tensor, k: int) -> torch.Tensor:
     "Mask of the `k` largest"
     return compute_masks({'': scores}, 1 - k / scores.numel())[''] if k else torch.zeros_like(scores, dtype=torch.bool)
 
@@ -71,7 +72,7 @@ def without_smallest(
 class Moves(SparseMethod):
     "What a move of weights is"
 
-    def observe(self, weights):
+    def observe(self, weights: dict) -> None:
         "Before each step, with the gradients of all weights"
 
     def fraction_at(
@@ -81,20 +82,20 @@ class Moves(SparseMethod):
         "Part of a tensor's weights that moves, falling along half a cosine"
         return self.fraction / 2 * (1 + math.cos(math.pi * t / (self.end * self.engine.total_steps)))
 
-    def drops(self, masks) -> dict:
+    def drops(self, masks: dict) -> dict:
         "Name -> number of weights that go"
         part, kept = self.fraction_at(self.engine.t), {n: int(m.count_nonzero()) for n, m in masks.items()}
         return {n: min(round(part * k), k - 1) if k else 0 for n, k in kept.items()}
 
-    def grows(self, masks, drops) -> dict:
+    def grows(self, masks: dict, drops: dict) -> dict:
         "Name -> number of weights that come"
         return drops
 
-    def growth_scores(self, weights) -> dict:
+    def growth_scores(self, weights: dict) -> dict:
         "Name -> score: those with the largest come"
         raise NotImplementedError
 
-    def move(self, weights):
+    def move(self, weights: dict) -> None:
         "Drop and grow; weights that are new start without momentum"
         run = self.engine
         masks, sizes = run.masks, check_nan({n: p.detach().abs() for n, p in weights.items()})

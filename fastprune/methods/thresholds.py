@@ -8,6 +8,7 @@ __all__ = ['LearnedThresholds', 'STR', 'DST', 'search_strength']
 # %% ../../nbs/methods/thresholds.ipynb #3128d3f2
 import math
 import warnings
+from collections.abc import Callable
 
 import pandas as pd
 import torch
@@ -18,20 +19,21 @@ from ..core.computed import normed_rows
 from ..core.layouts import EXPERTS, EXPERTS_TURNED, transposed_groups
 from ..core.masks import Masks
 from ..engine.optimizers import Guests, after_a_step, check_param_state
+from ..engine.run import Run
 from ..engine.state import is_like
 from .dense_behind import DenseBehind
 from .dense_until_end import HardEnd, at_end
 from ..training.callback import SparseMethod
 
 # %% ../../nbs/methods/thresholds.ipynb #f6770bc2
-def are_thresholds(value, method, run) -> bool:
+def are_thresholds(value: object, method: 'ThresholdRule', run: Run) -> bool:
     "Are these thresholds of STR or DST, one for each weight?"
     layouts = transposed_groups(run.model)
     fits = lambda n, t: is_like(t, method.first_threshold(run.weights[n], layouts.get(n, 0)))
     return isinstance(value, dict) and value.keys() == run.weights.keys() and all(fits(n, t) for n, t in value.items())
 
 
-def are_states(value, method, run) -> bool:
+def are_states(value: object, method: 'ThresholdRule', run: Run) -> bool:
     "Is this what an optimizer keeps for each threshold?"
     if not isinstance(value, dict) or value.keys() != run.weights.keys():
         return False
@@ -46,7 +48,14 @@ def are_states(value, method, run) -> bool:
 class ThresholdRule(HardEnd, DenseBehind):
     "What a method of learned thresholds has to say"
 
-    def __init__(self, sparsity, scope, include, exclude, decay):
+    def __init__(
+        self,
+        sparsity: float | None,
+        scope: str,
+        include: str | list | nn.Module | None,
+        exclude: str | list | nn.Module | None,
+        decay: float | None,
+    ):
         kwargs = dict(scope=scope, interval=1, include=include, exclude=exclude, recover=False)
         super().__init__(0.0 if sparsity is None else sparsity, schedule=at_end, **kwargs)
         if decay is not None:
@@ -54,7 +63,7 @@ class ThresholdRule(HardEnd, DenseBehind):
         self.target, self.decay, self.has_target = sparsity, decay, sparsity is not None
         self.thresholds, self.threshold_states, self.guests = None, {}, None
 
-    def sparsity_at(self, t):
+    def sparsity_at(self, t: int) -> dict:
         run = self.engine
         at_target = self.target is not None and run.progress[t] == 1
         return super().sparsity_at(t) if at_target else dict.fromkeys(run.weights, run.sparsity)
@@ -62,7 +71,7 @@ class ThresholdRule(HardEnd, DenseBehind):
     def first_threshold(
         self,
         p: torch.Tensor,  # A weight
-        layout,  # How it lies, from `transposed_groups`
+        layout: int | str,  # How it lies, from `transposed_groups`
     ) -> torch.Tensor:
         "Where the threshold of a weight starts"
         raise NotImplementedError
@@ -88,7 +97,7 @@ class ThresholdRule(HardEnd, DenseBehind):
 def check_thresholds(
     method: ThresholdRule,
     weights: dict,  # Name -> parameter
-):
+) -> None:
     "What does not go with thresholds"
     run = method.engine
     if method.decay is not None and not run.optimizer.skips_decay:
@@ -105,7 +114,7 @@ def check_thresholds(
         Guests(run.optimizer, {}).group(n, p)
 
 
-def falls_short(run) -> bool:
+def falls_short(run: Run) -> bool:
     "Do the masks prune less than is asked for?"
     zeros = {n: int((~m).count_nonzero()) for n, m in run.masks.items()}
     due = run.count(run.asked)
@@ -119,7 +128,7 @@ class LearnedThresholds(ThresholdRule):
 
     lasting = dict(thresholds=are_thresholds, threshold_states=are_states)
 
-    def initial_masks(self, weights):
+    def initial_masks(self, weights: dict) -> None:
         super().initial_masks(weights)
         check_thresholds(self, weights)
         run = self.engine
@@ -129,7 +138,7 @@ class LearnedThresholds(ThresholdRule):
         self.guests = Guests(run.optimizer, self.thresholds)
         self.show(weights)
 
-    def to_dense(self, weights):
+    def to_dense(self, weights: dict) -> None:
         for n, p in weights.items():
             if p.grad is None:
                 continue
@@ -139,7 +148,7 @@ class LearnedThresholds(ThresholdRule):
                 t.grad.add_(t.detach(), alpha=self.decay)
         self.guests.join(weights, self.threshold_states)
 
-    def show(self, weights):
+    def show(self, weights: dict) -> None:
         self.guests.leave(self.threshold_states)
         shown = {n: self.shown(w, self.thresholds[n].data) for n, w in self.dense.items()}
         for n, p in weights.items():
@@ -147,13 +156,13 @@ class LearnedThresholds(ThresholdRule):
         self.engine.hold(Masks({n: w != 0 for n, w in shown.items()}))
         self.is_swapped = False
 
-    def update_masks(self, weights):
+    def update_masks(self, weights: dict) -> None:
         self.show(weights)
         run = self.engine
         if self.target is not None and run.progress[run.t] == 1 and falls_short(run):
             self.hard_step(weights, self.prune_rest)
 
-    def prune_rest(self, weights):
+    def prune_rest(self, weights: dict) -> None:
         "What thresholds have left goes by magnitude, and stays so whatever they say"
         scores = SparseMethod.scores(self, weights)
         run = self.engine
@@ -161,7 +170,7 @@ class LearnedThresholds(ThresholdRule):
         for n, m in run.masks.items():
             self.dense[n].mul_(m)
 
-    def close(self):
+    def close(self) -> None:
         if self.thresholds and not self.engine.sparsity:
             warnings.warn(
                 f'{type(self).__name__}: thresholds have pruned nothing, so they need more strength: '
@@ -186,20 +195,20 @@ class STR(LearnedThresholds):
         s_init: float = -3200.0,  # Where s starts
         decay: float | None = None,  # Weight decay of s, added to its gradient; the optimizer's if None (paper: 2.3e-5)
         scope: str = 'global',  # For the step that makes up for what thresholds have left, as for `SparsifyCallback`
-        include=None,  # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
-        exclude=None,  # The same, to leave alone
+        include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
+        exclude: str | list | nn.Module | None = None,  # The same, to leave alone
     ):
         check_number('a number, such as -3200, or -5 for short trainings', '(-inf,inf)', s_init=s_init)
         super().__init__(sparsity, scope, include, exclude, decay)
         self.s_init = s_init
 
-    def first_threshold(self, p, layout):
+    def first_threshold(self, p: torch.Tensor, layout: int | str) -> torch.Tensor:
         return torch.tensor(float(self.s_init), dtype=p.dtype, device=p.device)
 
-    def shown(self, w, s):
+    def shown(self, w: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         return w.sign() * (w.abs() - s.sigmoid()).relu()
 
-    def backward(self, g, w, s):
+    def backward(self, g: torch.Tensor, w: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         τ = s.sigmoid()
         g.mul_(w.abs() > τ)
         return -(g * w.sign()).sum() * τ * (1 - τ)
@@ -217,27 +226,27 @@ class DST(LearnedThresholds):
         alpha: float = 1e-6,  # Strength of the sparse regulariser (1e-9 to 1e-3 in the paper)
         decay: float | None = None,  # Weight decay of thresholds, added to their gradients; the optimizer's own if None
         scope: str = 'global',  # For the step that makes up for what thresholds have left, as for `SparsifyCallback`
-        include=None,  # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
-        exclude=None,  # The same, to leave alone
+        include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
+        exclude: str | list | nn.Module | None = None,  # The same, to leave alone
     ):
         check_number('the strength of the regulariser, at least 0', '[0,inf)', alpha=alpha)
         super().__init__(sparsity, scope, include, exclude, decay)
         self.alpha = alpha
 
-    def first_threshold(self, p, layout):
+    def first_threshold(self, p: torch.Tensor, layout: int | str) -> torch.Tensor:
         # one for each output
         of = {EXPERTS: (0, 1), EXPERTS_TURNED: (0, 2)}.get(layout, (1,) if layout else (0,))
         shape = [k if d in of else 1 for d, k in enumerate(p.shape)]
         return torch.zeros(shape, dtype=p.dtype, device=p.device)
 
-    def shown(self, w, t):
+    def shown(self, w: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         mask = w.abs() > t
         if mask.count_nonzero() <= 0.01 * mask.numel():
             t.zero_()
             mask = w.abs() > t
         return w * mask
 
-    def backward(self, g, w, t):
+    def backward(self, g: torch.Tensor, w: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         x = w.abs() - t
         # long-tailed estimate of the step's derivative
         slope = torch.where(x.abs() <= 0.4, 2 - 4 * x.abs(), 0.4 * (x.abs() <= 1)).to(x.dtype)
@@ -247,7 +256,7 @@ class DST(LearnedThresholds):
 
 # %% ../../nbs/methods/thresholds.ipynb #a71baa3b
 def search_strength(
-    train,  # Function from a strength to the sparsity that training a new Learner with it ends at, in [0,1]
+    train: Callable,  # Function from a strength to the sparsity that training a new Learner with it ends at, in [0,1]
     sparsity: float,  # Fraction of zeros to find the strength for
     low: float,  # Strengths to search between, above 0: less sparse
     high: float,  # ... and more

@@ -6,6 +6,8 @@
 __all__ = ['KINDS', 'Comparison']
 
 # %% ../../nbs/recipes/compare.ipynb #d272df80
+from collections.abc import Callable
+
 import pandas as pd
 import torch
 from fastai.basics import Learner, patch
@@ -43,8 +45,8 @@ class Comparison(pd.DataFrame):
     def plot(
         self,
         metric: str | None = None,  # Column to draw; the first metric that is not a loss if None
-        ax=None,  # Matplotlib axes to draw on; new ones if None
-    ):  # Matplotlib axes
+        ax: object = None,  # Matplotlib axes to draw on; new ones if None
+    ) -> object:  # Matplotlib axes
         "Mean and standard deviation over seeds, over the weights that are left"
         metric = self._metric(metric)
         if ax is None:
@@ -86,9 +88,9 @@ def _controls(tickets, kinds, seeds):
 @patch
 def compare_tickets(
     self: Learner,
-    tickets,  # A Ticket, or a list of them
-    fit,  # Function (learn, cbs) that trains
-    seeds=(0, 1, 2),  # For the fresh weights, the shuffled places, and the noise of training
+    tickets: Ticket | list,  # A Ticket, or a list of them
+    fit: Callable,  # Function (learn, cbs) that trains
+    seeds: int | tuple | list = (0, 1, 2),  # For the fresh weights, the shuffled places, and the noise of training
     kinds: tuple = KINDS,  # Of 'ticket', 'reinit', 'shuffle', 'dense'
 ) -> Comparison:  # Columns round, kind, sparsity, seed, and metrics; with `.summary()` and `.plot()`
     """Train tickets and their controls under the same budget: fresh weights, shuffled masks (Frankle and Carbin 2019),

@@ -8,10 +8,12 @@ __all__ = []
 # %% ../../nbs/recipes/cyclical.ipynb #a6c85b9b
 import math
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 from fastai.basics import Callback, Learner, patch
 from fastai.callback.schedule import ParamScheduler
+from torch import nn
 
 from ..core.checks import check_fraction, check_whole
 from ..core.targets import check_sparsity
@@ -40,14 +42,14 @@ def fit_cyclical(
     n_cycles: int,  # Number of cycles (3 to 5 in the paper)
     epochs_per_cycle: int,  # Epochs in each (20 in the paper)
     sparsity: float | dict,  # Fraction of zeros at the end of each cycle, as for `SparsifyCallback`
-    schedule=cubic,  # Sparsity schedule of a cycle; `one_shot` prunes in its middle (the paper's 'step')
+    schedule: Callable = cubic,  # Sparsity schedule of a cycle; `one_shot` prunes in its middle (the paper's 'step')
     restart: float = 0.5,  # Progress at which later cycles start, in [0,1]; the first starts at 0
     ramp: float = 0.8,  # Fraction of a cycle in which sparsity rises, in (0,1]; it is held in the rest
-    lr_max=None,  # Largest rate: a number, a slice or one for each parameter group; `learn.lr` if None
-    shape=_step_decay,  # Function from the largest rate to a cycle's schedule
+    lr_max: float | slice | list | None = None,  # Largest rate, or one for each parameter group; `learn.lr` if None
+    shape: Callable = _step_decay,  # Function from the largest rate to a cycle's schedule
     prune_cycles: int | None = None,  # Cycles that prune, the first ones; all if None. 1 is the paper's control
-    wd=None,  # Weight decay; the Learner's if None
-    cbs=None,  # More callbacks
+    wd: float | None = None,  # Weight decay; the Learner's if None
+    cbs: list | Callback | None = None,  # More callbacks
     reset_opt: bool = False,  # Start with a new optimizer?
     **kwargs,  # For `SparsifyCallback`: criterion, scope, granularity, track, ...; `initial` is 0 if not given
 ) -> SparsifyCallback:  # For its `.plot()` and what it recorded
@@ -104,10 +106,10 @@ def fit_cycles(
     self: Learner,
     n_cycles: int,  # Number of cycles
     epochs_per_cycle: int,  # Epochs in each
-    lr=None,  # Largest rate: a number, a slice or one for each parameter group; `learn.lr` if None
-    shape=_two_drops,  # Function from the largest rate to a cycle's schedule
-    wd=None,  # Weight decay; the Learner's if None
-    cbs=None,  # More callbacks
+    lr: float | slice | list | None = None,  # Largest rate, or one for each parameter group; `learn.lr` if None
+    shape: Callable = _two_drops,  # Function from the largest rate to a cycle's schedule
+    wd: float | None = None,  # Weight decay; the Learner's if None
+    cbs: list | Callback | None = None,  # More callbacks
     reset_opt: bool = False,  # Start with a new optimizer?
     ends: bool = False,  # Return the states at the ends of cycles?
 ) -> list | None:  # `state_dict`s, one for each cycle, if `ends`
@@ -149,16 +151,16 @@ def fit_sculpt(
     start_sparsity: float,  # Fraction of zeros at the start, in [0,`sparsity`]
     n_cycles: int,  # Cycles before the pruning step; one more comes after it
     epochs_per_cycle: int,  # Epochs in each
-    criterion=random_score,  # What the first mask is chosen by
+    criterion: Callable = random_score,  # What the first mask is chosen by
     start_scope: str = 'erk',  # How the first mask is shared out between layers
     scope: str = 'global',  # How the pruning step to the target is
-    lr=None,  # Largest rate: a number, a slice or one for each parameter group; `learn.lr` if None
-    shape=_two_drops,  # Function from the largest rate to a cycle's schedule
+    lr: float | slice | list | None = None,  # Largest rate, or one for each parameter group; `learn.lr` if None
+    shape: Callable = _two_drops,  # Function from the largest rate to a cycle's schedule
     n_batches: int | None = None,  # For the criterion, as for `learn.prune`
-    wd=None,  # Weight decay; the Learner's if None
-    cbs=None,  # More callbacks
-    include=None,  # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
-    exclude=None,  # The same, to leave alone
+    wd: float | None = None,  # Weight decay; the Learner's if None
+    cbs: list | Callback | None = None,  # More callbacks
+    include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
+    exclude: str | list | nn.Module | None = None,  # The same, to leave alone
 ) -> SparsifyCallback:  # For its `.plot()`
     """SCULPT: cyclic training of a sparse mask, one magnitude-pruning step to the target, and one more cycle, all in
     one fit (Gadhikar et al. 2024)"""

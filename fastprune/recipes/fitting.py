@@ -6,8 +6,10 @@
 __all__ = ['group_rates', 'shaped_schedule', 'fit_afresh', 'check_unfrozen', 'callback_list', 'last_metrics']
 
 # %% ../../nbs/recipes/fitting.ipynb #7735ce7f
+from collections.abc import Callable
+
 import numpy as np
-from fastai.basics import Learner, OptimWrapper, even_mults
+from fastai.basics import Callback, Learner, OptimWrapper, even_mults
 from fastai.optimizer import detuplify_pg
 
 from ..learner.fit import is_frozen
@@ -16,9 +18,9 @@ from ..schedules.sparsity import schedule_name
 # %% ../../nbs/recipes/fitting.ipynb #f4478650
 def group_rates(
     learn: Learner,
-    lr=None,  # A rate, a slice as fastai takes it, or one for each parameter group; `learn.lr` if None
+    lr: float | slice | list | None = None,  # A rate, a slice, or one for each parameter group; `learn.lr` if None
     what: str = 'lr',  # Name of the argument, for the message
-):  # A number, or an array with one for each parameter group
+) -> float | np.ndarray:  # A number, or an array with one for each parameter group
     "Learning rates for the parameter groups of `learn`, a slice spread over them"
     lr = learn.lr if lr is None else lr
     if learn.opt is None:
@@ -38,9 +40,9 @@ def group_rates(
 
 
 def shaped_schedule(
-    shape,  # Function from the largest rate to a schedule
-    rate,  # Largest rate, or an array with one for each parameter group
-):  # The schedule
+    shape: Callable,  # Function from the largest rate to a schedule
+    rate: float | np.ndarray,  # Largest rate, or an array with one for each parameter group
+) -> Callable:  # The schedule
     "The schedule of `shape` up to `rate`. Raises `ValueError` if it does not return rates"
     try:
         res = shape(rate)
@@ -70,7 +72,7 @@ def fit_afresh(
     learn: Learner,
     *args,  # For `learn.fit`
     **kwargs,  # For `learn.fit`
-):
+) -> None:
     "`learn.fit` with the hyper-parameters that the optimizer was made with, not those that an earlier fit has left"
     if learn.opt is None:
         learn.create_opt()
@@ -79,7 +81,7 @@ def fit_afresh(
     learn.fit(*args, **kwargs)
 
 
-def check_unfrozen(learn: Learner):
+def check_unfrozen(learn: Learner) -> None:
     "Make sure that `learn` is not frozen; raises `ValueError`"
     if is_frozen(learn):
         raise ValueError(
@@ -88,7 +90,7 @@ def check_unfrozen(learn: Learner):
 
 
 def callback_list(
-    cbs,  # None, a callback, or a list of them
+    cbs: list | Callback | None,  # None, a callback, or a list of them
 ) -> list:
     "Callbacks as a list"
     if cbs is None:
@@ -98,7 +100,7 @@ def callback_list(
 # %% ../../nbs/recipes/fitting.ipynb #87ffa27d
 def last_metrics(
     learn: Learner,
-    values=None,  # Losses and metrics of another epoch, as the Recorder has them; those of the last one if None
+    values: list | None = None,  # Losses and metrics of an epoch, as the Recorder has them; the last one's if None
 ) -> dict:  # Name -> number
     "The losses and metrics of the last epoch. Raises `ValueError` if none was finished"
     if not learn.recorder.values:

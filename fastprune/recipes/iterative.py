@@ -6,10 +6,13 @@
 __all__ = ['TableSearch']
 
 # %% ../../nbs/recipes/iterative.ipynb #b3341ae5
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
-from fastai.basics import Learner, patch
+from fastai.basics import Callback, DataLoader, Learner, patch
+from torch import nn
 
 from ..core.files import load_state, save_state
 from ..core.names import unwrap
@@ -37,7 +40,7 @@ class TableSearch(RoundSearch):
         self,
         pruning: RoundPruning,  # How far rounds prune, which Learner
         training: EpochTraining,  # How they train
-        folder=None,  # Folder for finished rounds
+        folder: str | Path | None = None,  # Folder for finished rounds
         histograms: bool = False,  # Keep each round's `learn.gradient_histogram()`?
     ):
         self.histograms, self.found = histograms, []
@@ -68,7 +71,7 @@ class TableSearch(RoundSearch):
         return {**res, **search()}
 
     @staticmethod
-    def check_row(row):
+    def check_row(row: object) -> None:
         "Make sure that a row of the folder's table is one of this search; raises `ValueError`"
         check_numbers(row, 'sparsity', 'weights', 'max_lr')
 
@@ -88,7 +91,7 @@ def restore(self: TableSearch) -> int:
 
 
 @patch
-def prune(self: TableSearch, m: int):
+def prune(self: TableSearch, m: int) -> None:
     "From the end of round `m-1` to the start of round `m`"
     learn, pruning, training = self.learn, self.pruning, self.training
     if not pruning.within_training:
@@ -102,7 +105,7 @@ def prune(self: TableSearch, m: int):
 
 
 @patch
-def train(self: TableSearch, m: int, rate=None) -> dict:  # The row of the table
+def train(self: TableSearch, m: int, rate: float | None = None) -> dict:  # The row of the table
     "Train round `m`, at its largest rate or another one"
     learn, training, pruning = self.learn, self.training, self.pruning
     if m == 0 and not training.train_first:
@@ -126,7 +129,7 @@ def train(self: TableSearch, m: int, rate=None) -> dict:  # The row of the table
 
 # %% ../../nbs/recipes/iterative.ipynb #e57e9c1b
 @patch
-def next_round(self: TableSearch, m: int):
+def next_round(self: TableSearch, m: int) -> None:
     "Train and prune round `m`, from 0, and write it"
     learn, store, training = self.learn, self.store, self.training
     if m > 0:
@@ -169,29 +172,29 @@ def iterative_prune(
     rounds: int | None,  # Rounds of pruning and training, after the first training; as `sparsity` takes if None
     epochs: int,  # Epochs of training in each round, and before the first
     prune_rate: float = 0.2,  # Fraction of the remaining weights that each round prunes, in (0,1)
-    lr=None,  # Largest rate of a round: a number, a slice or one for each parameter group; `learn.lr` if None
-    max_lr=None,  # Function from completed rounds to the largest rate, or a number; `lr` if None
-    shape=_s_cyc_shape,  # From the largest rate to a round's schedule
-    criterion=magnitude,  # Function from {name: weight} to {name: score}, larger = keep
+    lr: float | slice | list | None = None,  # A round's largest rate, or one for each group; `learn.lr` if None
+    max_lr: Callable | float | None = None,  # Largest rate, or a function from completed rounds to it; `lr` if None
+    shape: Callable = _s_cyc_shape,  # From the largest rate to a round's schedule
+    criterion: Callable = magnitude,  # Function from {name: weight} to {name: score}, larger = keep
     scope: str = 'global',  # 'global', 'local', 'erk' or 'balanced'
     granularity: str = 'weight',  # As for `compute_masks`
     rewind: str = 'lr',  # 'lr', 'finetune' or 'weights'
     rewind_to: int | float | str = 0,  # Where later rounds start: steps of the first one, a fraction, or '1 epoch'
-    include=None,  # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
-    exclude=None,  # The same, to leave alone
+    include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
+    exclude: str | list | nn.Module | None = None,  # The same, to leave alone
     n_batches: int = 10,  # Training batches to sum gradients over, for criteria other than magnitude
     monitor: str = 'valid_loss',  # Loss or metric that early stopping looks at
     early_stop: bool = False,  # Go back to a round's best epoch on the validation set?
     patience: int | None = None,  # Stop a round after so many epochs without a better one; implies `early_stop`
-    test_dl=None,  # DataLoader to report metrics of, too, from the state that a round ends with
+    test_dl: DataLoader | None = None,  # DataLoader to report metrics of, too, from the state that a round ends with
     histograms: bool = False,  # Keep each round's `learn.gradient_histogram()` in the result's `.histograms`?
     train_first: bool = True,  # Train before the first pruning? False for a Learner that is trained already
     seed: int = 0,  # Round m begins with random numbers from `seed+m`
-    folder=None,  # Folder for finished rounds: a second call with it goes on after the last of them
-    wd=None,  # Weight decay; the Learner's if None
-    cbs=None,  # More callbacks
+    folder: str | Path | None = None,  # Folder for finished rounds: a second call goes on after the last of them
+    wd: float | None = None,  # Weight decay; the Learner's if None
+    cbs: list | Callback | None = None,  # More callbacks
     sparsity: float | None = None,  # Sparsity after the last round, with `rounds=None`
-    schedule=one_shot,  # Sparsity schedule inside of a round; `one_shot` prunes at its start
+    schedule: Callable = one_shot,  # Sparsity schedule inside of a round; `one_shot` prunes at its start
     interval: int | None = None,  # Iterations between mask updates inside of a round, as for `SparsifyCallback`
     **kwargs,  # For `SparsifyCallback` inside of rounds: recover, refresh, track
 ) -> Rounds:  # A DataFrame with a row a round: sparsity, weights left, max_lr, losses, metrics; with `.plot()`

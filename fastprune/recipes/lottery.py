@@ -8,9 +8,12 @@ __all__ = ['TicketSearch']
 # %% ../../nbs/recipes/lottery.ipynb #19a73600
 import math
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from fastai.basics import Learner, patch
+from fastai.basics import DataLoader, Learner, patch
+from torch import nn
 
 from ..core.checks import check_choice
 from ..core.files import save_state
@@ -39,7 +42,7 @@ class TicketSearch(RoundSearch):
         training: FunctionTraining,  # How they train
         measure: str = 'last',  # Tickets to train once more for their metrics alone: 'last', 'all' or 'none'
         ends: bool = False,  # Keep the state after training a ticket, as its `.end`?
-        folder=None,  # Folder for finished rounds
+        folder: str | Path | None = None,  # Folder for finished rounds
     ):
         check_choice(('last', 'all', 'none'), measure=measure)
         self.measure, self.ends = measure, ends
@@ -60,7 +63,7 @@ class TicketSearch(RoundSearch):
         )
 
     @staticmethod
-    def check_row(row):
+    def check_row(row: object) -> None:
         "Make sure that a row of the folder's table is one of this search; raises `ValueError`"
         if not isinstance(row, dict) or row.keys() != {'metrics', 'rates'}:
             raise ValueError('a row has no metrics and rates')
@@ -144,7 +147,7 @@ def ticket(self: TicketSearch, m: int, state: dict, masks: dict, start: int = 0)
 
 # %% ../../nbs/recipes/lottery.ipynb #54141198
 @patch
-def next_round(self: TicketSearch, m: int):
+def next_round(self: TicketSearch, m: int) -> None:
     "Train ticket `m-1`, and find ticket `m` by it"
     learn, pruning, training, last = self.learn, self.pruning, self.training, self.tickets[m - 1]
     learn.load_ticket(last)
@@ -174,7 +177,7 @@ def _warn_of_empty(m, masks):
 
 # %% ../../nbs/recipes/lottery.ipynb #7df07cae
 @patch
-def measured(self: TicketSearch, m: int, metrics: dict):
+def measured(self: TicketSearch, m: int, metrics: dict) -> None:
     "Ticket `m` has just been trained, with these losses and metrics"
     ticket = self.tickets[m]
     ticket.metrics = metrics
@@ -184,7 +187,7 @@ def measured(self: TicketSearch, m: int, metrics: dict):
 
 
 @patch
-def write(self: TicketSearch, m: int):
+def write(self: TicketSearch, m: int) -> None:
     "Write ticket `m` to the folder"
     ticket, store = self.tickets[m], self.store
     if store.folder:
@@ -210,28 +213,28 @@ def result(self: TicketSearch) -> Tickets:
 def find_tickets(
     self: Learner,
     rounds: int | None,  # Rounds of training and pruning; as many as `sparsity` takes if None
-    fit,  # Function (learn, cbs) that trains; (learn, cbs, rate) with `max_lr`
+    fit: Callable,  # Function (learn, cbs) that trains; (learn, cbs, rate) with `max_lr`
     prune_rate: float = 0.2,  # Fraction of the remaining weights that each round prunes, in (0,1)
     rewind: str = 'weights',  # 'weights', 'lr' or 'finetune'
     rewind_to: int | float | str = 0,  # Where weights go back to: steps of the first round, a fraction, or '1 epoch'
     scope: str = 'global',  # 'global', 'local', 'erk' or 'balanced'
-    schedule=one_shot,  # Sparsity schedule inside of a round; `one_shot` prunes at its end
-    criterion=magnitude,  # Function from {name: weight} to {name: score}, larger = keep
+    schedule: Callable = one_shot,  # Sparsity schedule inside of a round; `one_shot` prunes at its end
+    criterion: Callable = magnitude,  # Function from {name: weight} to {name: score}, larger = keep
     granularity: str = 'weight',  # As for `compute_masks`
-    include=None,  # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
-    exclude=None,  # The same, to leave alone
-    max_lr=None,  # Function from completed rounds to the rate that `fit` is called with, or a number
+    include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
+    exclude: str | list | nn.Module | None = None,  # The same, to leave alone
+    max_lr: Callable | float | None = None,  # Rate that `fit` is called with, or a function from completed rounds to it
     n_batches: int = 10,  # Training batches to sum gradients over, for criteria other than magnitude
     seed: int = 0,  # Round m, from 0, begins with random numbers from `seed+m`
     measure: str = 'last',  # Tickets to train once more for their metrics alone: 'last', 'all' or 'none'
     ends: bool = False,  # Keep the state after training a ticket, as its `.end`?
-    folder=None,  # Folder for finished rounds: a second call with it goes on after the last of them
+    folder: str | Path | None = None,  # Folder for finished rounds: a second call goes on after the last of them
     interval: int | None = None,  # Iterations between mask updates inside of a round, as for `SparsifyCallback`
     sparsity: float | None = None,  # Sparsity after the last round, with `rounds=None`
     monitor: str = 'valid_loss',  # Loss or metric that early stopping looks at
     early_stop: bool = False,  # Go back to a training's best epoch on the validation set?
     patience: int | None = None,  # Stop a training after so many epochs without a better one; implies `early_stop`
-    test_dl=None,  # DataLoader to report metrics of, too, from the state that a training ends with
+    test_dl: DataLoader | None = None,  # DataLoader to report metrics of, too, from the state that a training ends with
     **kwargs,  # For `SparsifyCallback` inside of rounds: recover, refresh, track
 ) -> Tickets:  # One more than rounds, the dense network first
     """Lottery tickets by iterative pruning (Frankle and Carbin 2019; Frankle et al. 2020; Renda et al. 2020; inside of

@@ -21,7 +21,7 @@ class RateSearch:
 
     def __init__(
         self,
-        lrs,  # Largest rates to try in each round
+        lrs: list,  # Largest rates to try in each round
         feasible: float = 0.005,  # Rates that are worse by no more than this are feasible, too
     ):
         self.lrs, self.feasible = [float(o) for o in lrs], feasible
@@ -72,7 +72,7 @@ def s_cyc_oracle(
     self: Learner,
     rounds: int | None,  # Rounds of pruning and training, after the first training of the dense network
     epochs: int,  # Epochs of each training
-    lrs,  # Largest rates to try in each round
+    lrs: list,  # Largest rates to try in each round
     monitor: str | None = None,  # Metric or loss on the validation set that decides; the first metric if None
     feasible: float = 0.005,  # Rates that are worse by no more than this are feasible, too
     **kwargs,  # As for `iterative_prune`

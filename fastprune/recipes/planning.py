@@ -8,6 +8,7 @@ __all__ = ['TrainingPlan', 'plan_of', 'count_steps', 'rewind_step']
 # %% ../../nbs/recipes/planning.ipynb #0db3702a
 import inspect
 import re
+from collections.abc import Callable
 from numbers import Integral, Number
 
 from fastai.basics import Callback, Learner
@@ -76,7 +77,7 @@ def _dry_run(learn, fit, args, plan):
 
 def plan_of(
     learn: Learner,
-    fit,  # Function (learn, cbs) that trains
+    fit: Callable,  # Function (learn, cbs) that trains
     *args,  # More arguments for `fit`
     start: int = 0,  # Batches of the training that are passed over
 ) -> TrainingPlan:
@@ -100,7 +101,7 @@ def plan_of(
 
 def count_steps(
     learn: Learner,
-    fit,  # Function (learn, cbs) that trains
+    fit: Callable,  # Function (learn, cbs) that trains
     *args,  # More arguments for `fit`
 ) -> int:
     "How many optimizer steps `fit` takes, without training. Raises `ValueError` as `plan_of` does"

@@ -7,9 +7,11 @@ __all__ = ['RoundSparsity', 'check_options', 'RoundPruning']
 
 # %% ../../nbs/recipes/pruning.ipynb #9871c08a
 import inspect
+from collections.abc import Callable
 from itertools import count
 
 from fastai.basics import Learner, patch
+from torch import nn
 
 from ..core.checks import check_choice, check_fraction, check_n_batches, check_whole
 from ..core.compute import layer_counts
@@ -42,7 +44,7 @@ class RoundSparsity:
     def start_from(
         self,
         kept: dict,  # Name -> number of weights that the first masks keep
-    ):
+    ) -> None:
         "Start from a network that may be sparse"
         self.kept, self.rounds = kept, self._asked
         if self.rounds is None:
@@ -95,7 +97,7 @@ def mean_after(
 def asked(
     self: RoundSparsity,
     m: int,  # Rounds of pruning
-):  # A number, or name -> sparsity where each tensor has its own
+) -> float | dict:  # A number, or name -> sparsity where each tensor has its own
     "The sparsity after `m` rounds, as `learn.prune` and `SparsifyCallback` take it"
     if self.by_name and self.kept != self.sizes:
         return {n: self.after(m, n) for n in self.sizes}
@@ -107,8 +109,8 @@ _own = ('sparsity', 'schedule', 'criterion', 'scope', 'granularity', 'initial', 
 
 def check_options(
     options: dict,  # Arguments for `SparsifyCallback`
-    schedule,  # Sparsity schedule inside of a round
-):
+    schedule: Callable,  # Sparsity schedule inside of a round
+) -> None:
     "Make sure that rounds can have these options of `SparsifyCallback`; raises `ValueError`, or `TypeError` for a name"
     allowed = [k for k in inspect.signature(SparsifyCallback.__init__).parameters if k not in ('self', *_own)]
     for k in options:
@@ -165,13 +167,13 @@ class RoundPruning:
         rounds: int | None,  # Number of rounds; as many as `target` takes if None
         prune_rate: float,  # Fraction of the remaining weights that each round prunes, in (0,1)
         target: float | None = None,  # Sparsity after the last round, where `rounds` is None
-        schedule=one_shot,  # Sparsity schedule inside of a round; `one_shot` prunes between trainings
-        criterion=magnitude,  # Function from {name: weight} to {name: score}, larger = keep
+        schedule: Callable = one_shot,  # Sparsity schedule inside of a round; `one_shot` prunes between trainings
+        criterion: Callable = magnitude,  # Function from {name: weight} to {name: score}, larger = keep
         scope: str = 'global',  # 'global', 'local', 'erk' or 'balanced'
         granularity: str = 'weight',  # As for `compute_masks`
         n_batches: int | None = 10,  # Training batches to sum gradients over, for criteria other than magnitude
-        include=None,  # Name, glob pattern or module to prune, or a list of them; all that can be pruned, if None
-        exclude=None,  # The same, to leave alone
+        include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
+        exclude: str | list | nn.Module | None = None,  # The same, to leave alone
         **options,  # For `SparsifyCallback` inside of rounds: interval, recover, refresh, track
     ):
         _check_rounds(rounds, target)
@@ -205,7 +207,7 @@ class RoundPruning:
 
 # %% ../../nbs/recipes/pruning.ipynb #522a4dd1
 @patch
-def check(self: RoundPruning):
+def check(self: RoundPruning) -> None:
     "Make sure that there is something to prune, and that something is left; raises `ValueError`"
     s = self.sparsity
     if s.target is not None and s.is_reached(0):
@@ -218,7 +220,7 @@ def check(self: RoundPruning):
 
 
 @patch
-def prune_to(self: RoundPruning, m: int):
+def prune_to(self: RoundPruning, m: int) -> None:
     "Prune at once to the sparsity after `m` rounds"
     same = {k: self._same[k] for k in ('criterion', 'granularity', 'recover')}
     wanted = dict(scope=self.scope, include=list(self.weights), n_batches=self.n_batches)

@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../nbs/recipes/retrain.ipynb #b2b0f1aa
 import numpy as np
-from fastai.basics import Learner, patch
+from fastai.basics import Callback, Learner, patch
 from fastai.callback.schedule import ParamScheduler
 
 from ..core.checks import check_number, check_whole
@@ -44,13 +44,13 @@ def retrain(
     self: Learner,
     epochs: int,  # Epochs of retraining
     schedule: str = 'allr',  # 'ft', 'lrw', 'slr', 'clr', 'llr' or 'allr'; see `lr_retrain`
-    history=None,  # Rates of the original training, one for each epoch; what the Recorder has, if None
+    history: list | np.ndarray | None = None,  # Rates of the original training, by epoch; the Recorder's if None
     original_epochs: float | None = None,  # Epochs of the original training, where `history` has a rate an iteration
     discount: float | None = None,  # ALLR's d, in [0,1]; from how `learn.prune` changed the weights if None
     warmup: float = 0.1,  # Length of the warm-up, as a fraction of retraining
-    wd=None,  # Weight decay; the Learner's if None
-    cbs=None,  # More callbacks
-):
+    wd: float | None = None,  # Weight decay; the Learner's if None
+    cbs: list | Callback | None = None,  # More callbacks
+) -> None:
     "Train a pruned model on, by the rates of its original training (Zimmer et al. 2023)"
     check_whole(epochs=epochs)
     check_retraining(schedule)
@@ -82,10 +82,10 @@ def fit_bimp(
     sparsity: float,  # Fraction of zeros at the end, in (0,1)
     dense_epochs: float | None = None,  # Epochs of dense training, less than `epochs`; three quarters of them if None
     cycles: int = 1,  # Cycles of pruning and retraining in the rest, of equal length
-    lr_max=None,  # Rate at the start: a number, a slice or one for each parameter group; `learn.lr` if None
+    lr_max: float | slice | list | None = None,  # First rate, or one for each parameter group; `learn.lr` if None
     scope: str = 'global',  # As for `SparsifyCallback`
-    wd=None,  # Weight decay; the Learner's if None
-    cbs=None,  # More callbacks
+    wd: float | None = None,  # Weight decay; the Learner's if None
+    cbs: list | Callback | None = None,  # More callbacks
     **kwargs,  # For `SparsifyCallback`: criterion, granularity, include, exclude, track
 ) -> BudgetedCallback:  # For its `.plot()`, and the `.discounts` of ALLR
     "Budgeted Iterative Magnitude Pruning, within exactly `epochs` (Zimmer et al. 2023)"

@@ -7,11 +7,12 @@ __all__ = ['REWINDS', 'BestSparseEpoch', 'RoundTraining', 'EpochTraining', 'Func
 
 # %% ../../nbs/recipes/round_training.ipynb #7e6c417e
 import math
+from collections.abc import Callable
 from functools import partial
 from numbers import Real
 
 import numpy as np
-from fastai.basics import Callback, patch
+from fastai.basics import Callback, DataLoader, patch
 from fastai.callback.schedule import ParamScheduler
 
 from ..core.checks import check_choice, check_whole
@@ -49,7 +50,7 @@ class BestSparseEpoch(BestEpoch):
         super().__init__(**kwargs)
         self.pruner, self.sparsity, self.masks = pruner, sparsity, None
 
-    def after_epoch(self):
+    def after_epoch(self) -> None:
         if self.pruner and (not self.pruner.asked or self.pruner.asked[-1] < self.sparsity - 1e-9):
             return
         before = self.state
@@ -57,7 +58,7 @@ class BestSparseEpoch(BestEpoch):
         if self.state is not before:
             self.masks = self.learn.masks
 
-    def after_fit(self):
+    def after_fit(self) -> None:
         if self.state is not None and self.learn.masks != self.masks:
             set_masks(self.learn, self.masks)
         super().after_fit()
@@ -71,12 +72,12 @@ class RoundTraining:
         pruning: RoundPruning,  # What is pruned, in which Learner
         rewind: str = 'lr',  # 'weights', 'lr' or 'finetune'
         rewind_to: int | float | str = 0,  # Where in the first round: after so many steps, a fraction, or '1 epoch'
-        max_lr=None,  # Function from completed rounds to the largest rate, or a number
+        max_lr: Callable | float | None = None,  # Function from completed rounds to the largest rate, or a number
         seed: int = 0,  # Round m begins with random numbers from `seed+m`
         monitor: str = 'valid_loss',  # Loss or metric that early stopping looks at
         early_stop: bool = False,  # Go back to a round's best epoch?
         patience: int | None = None,  # Stop a round after so many epochs without a better one
-        test_dl=None,  # DataLoader to report metrics of, too
+        test_dl: DataLoader | None = None,  # DataLoader to report metrics of, too
     ):
         self.pruning, self.learn, self.seed, self.test_dl = pruning, pruning.learn, seed, test_dl
         self.rewind, self.rewind_to, self.monitor, self.patience = rewind, rewind_to, monitor, patience
@@ -104,7 +105,7 @@ class RoundTraining:
                 )
         return rates
 
-    def rate_of(self, m: int):
+    def rate_of(self, m: int) -> float | None:
         "The largest rate of round `m`"
         return self.max_lr(m) if callable(self.max_lr) else self.max_lr
 
@@ -122,7 +123,7 @@ def run(
     pruned_to: int | None = None,  # Round whose sparsity this training prunes to, if it prunes
     start: int = 0,  # Batches of the training that are passed over
     mark: bool = False,  # Remember the state after `rewind_to` steps as `.state`, and its `.batches`?
-    rate=None,  # Largest rate; that of the round if None
+    rate: float | None = None,  # Largest rate; that of the round if None
 ) -> dict:  # Losses and metrics, those of `test_dl` with 'test_' in front
     "Train from the present weights, with a new optimizer"
     learn, pruning = self.learn, self.pruning
@@ -139,7 +140,7 @@ def run(
 
 
 @patch
-def measured(self: RoundTraining, dl) -> dict:
+def measured(self: RoundTraining, dl: DataLoader) -> dict:
     "Loss and metrics of a DataLoader"
     with self.learn.no_bar(), self.learn.no_logging():
         values = self.learn.validate(dl=dl)
@@ -174,11 +175,11 @@ class EpochTraining(RoundTraining):
         self,
         pruning: RoundPruning,  # What is pruned, in which Learner
         epochs: int,  # Epochs of each round
-        lr,  # Largest rate: a number, a slice or one for each parameter group; `learn.lr` if None
-        shape,  # Function from the largest rate to a round's schedule
+        lr: float | slice | list | None,  # Largest rate, or one for each parameter group; `learn.lr` if None
+        shape: Callable,  # Function from the largest rate to a round's schedule
         train_first: bool = True,  # Train before the first pruning?
-        wd=None,  # Weight decay; the Learner's if None
-        cbs=None,  # More callbacks
+        wd: float | None = None,  # Weight decay; the Learner's if None
+        cbs: list | Callback | None = None,  # More callbacks
         **kwargs,  # For `RoundTraining`
     ):
         super().__init__(pruning, **kwargs)
@@ -200,7 +201,7 @@ class EpochTraining(RoundTraining):
     def _of_groups(self, rate):
         return rate * (self.group_rates / self.top)
 
-    def fit(self, m, cbs, rate):
+    def fit(self, m: int, cbs: list, rate: float | None) -> None:
         "Train round `m`"
         lr = self.schedule(m, self.rate_of(m) if rate is None else rate)
         fit_afresh(self.learn, self.epochs, cbs=[ParamScheduler({'lr': lr}), *cbs, *self.cbs], wd=self.wd)
@@ -221,7 +222,7 @@ class EpochTraining(RoundTraining):
 
 # %% ../../nbs/recipes/round_training.ipynb #e7c0a510
 @patch
-def schedule(self: EpochTraining, m: int, rate):
+def schedule(self: EpochTraining, m: int, rate: float) -> Callable:
     "The schedule of the learning rate in round `m`"
     lr = self.shape(self._of_groups(rate))
     if self.rewind != 'finetune' or m == 0:
@@ -230,7 +231,7 @@ def schedule(self: EpochTraining, m: int, rate):
 
 
 @patch
-def largest(self: EpochTraining, m: int, rate=None) -> float:
+def largest(self: EpochTraining, m: int, rate: float | None = None) -> float:
     "The largest rate that round `m` trains with"
     if m == 0 and not self.train_first:
         return math.nan
@@ -256,7 +257,7 @@ class FunctionTraining(RoundTraining):
     def __init__(
         self,
         pruning: RoundPruning,  # What is pruned, in which Learner
-        function,  # Function (learn, cbs) that trains; (learn, cbs, rate) with `max_lr`
+        function: Callable,  # Function (learn, cbs) that trains; (learn, cbs, rate) with `max_lr`
         **kwargs,  # For `RoundTraining`
     ):
         super().__init__(pruning, **kwargs)
@@ -269,7 +270,7 @@ class FunctionTraining(RoundTraining):
     def _rate(self, rate):
         return () if self.max_lr is None else (rate,)
 
-    def fit(self, m, cbs, rate):
+    def fit(self, m: int, cbs: list, rate: float | None) -> None:
         "Train round `m`"
         hold = [_HoldRate(self.last_rates)] if self.rewind == 'finetune' and m > 0 else []
         self.function(self.learn, [*cbs, *hold], *self._rate(self.rate_of(m) if rate is None else rate))

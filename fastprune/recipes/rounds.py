@@ -6,6 +6,8 @@
 __all__ = ['RoundSearch']
 
 # %% ../../nbs/recipes/rounds.ipynb #5012a2f3
+from pathlib import Path
+
 from ..core.files import check_state
 from ..core.names import unwrap
 from ..learner.batches import everyones
@@ -26,7 +28,7 @@ class RoundSearch:
         self,
         pruning: RoundPruning,  # How far rounds prune, which Learner
         training: RoundTraining,  # How they train
-        folder=None,  # Folder for finished rounds
+        folder: str | Path | None = None,  # Folder for finished rounds
     ):
         self.pruning, self.training, self.learn = pruning, training, pruning.learn
         if folder:
@@ -36,7 +38,7 @@ class RoundSearch:
         config.update(self.start_identity)
         self.store = RoundStore(folder, config, self.check_row, older=self.older, old_names=self.old_names)
 
-    def run(self):
+    def run(self) -> object:
         "What the search finds. Nobody else may write to its folder in the meantime"
         with self.store.owned(self.learn, self.start_identity):
             finished = self.restore()
@@ -49,17 +51,17 @@ class RoundSearch:
         return {}
 
     @staticmethod
-    def check_row(row):
+    def check_row(row: object) -> None:
         "Make sure that a row of the folder's table is one of this search; raises `ValueError`"
 
     def restore(self) -> int:
         "Take the finished rounds from the folder. The number of those"
         return len(self.store.rows)
 
-    def next_round(self, m: int):
+    def next_round(self, m: int) -> None:
         "Train and prune round `m`, from 0, and write it"
         raise NotImplementedError
 
-    def result(self):
+    def result(self) -> object:
         "What `run` returns"
         raise NotImplementedError

@@ -8,6 +8,7 @@ __all__ = ['RoundStore', 'check_numbers']
 # %% ../../nbs/recipes/store.ipynb #a393b3b8
 import contextlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fastai.basics import Learner, patch
@@ -29,9 +30,9 @@ class RoundStore:
 
     def __init__(
         self,
-        folder,  # Folder to keep rounds in, made if it is not there; nothing is written if None
+        folder: str | Path | None,  # Folder to keep rounds in, made if it is not there; nothing is written if None
         config: dict,  # What makes this experiment: names to numbers, strings and lists; `rates` is a list by round
-        check=None,  # Function that raises `ValueError` for a wrong row; rows are numbers by name if None
+        check: Callable | None = None,  # Function that raises `ValueError` for a wrong row; `check_numbers` if None
         older: dict | None = None,  # Name -> its value in folders of older versions, which don't have the name
         old_names: dict | None = None,  # Name in folders of older versions -> name now
     ):
@@ -43,7 +44,7 @@ class RoundStore:
                 self.read()
 
     @contextlib.contextmanager
-    def owned(self, learn, start):
+    def owned(self, learn: Learner, start: dict) -> Iterator['RoundStore']:
         """A context in which nobody else writes to the folder. Reads what is finished when it begins; `learn` may go on
         from where it ends, as from its `start`. Raises `ValueError` that says who is at work there, if somebody is"""
         with sole_owner(self.folder):
@@ -90,7 +91,7 @@ def _same_length(then, now):
 
 
 @patch
-def read(self: RoundStore):
+def read(self: RoundStore) -> None:
     "Read the table, if there is one. Raises `ValueError` if it is damaged, or of another experiment"
     if not self.folder or not self.table.exists():
         return
@@ -114,7 +115,7 @@ def add(
     row: dict,  # Row of the table
     learn: Learner,  # As the round has left it
     **tensors: dict,  # More tensors to write, by kind
-):
+) -> None:
     "Write a round that is finished"
     m = len(self.rows)
     if self.folder:
@@ -131,7 +132,7 @@ def put(
     self: RoundStore,
     m: int,  # Round
     row: dict,
-):
+) -> None:
     "Write row `m` of the table, a new one or in place of another"
     self.rows[m : m + 1] = [row]
     if not self.folder:
@@ -182,7 +183,7 @@ def restore(
     self: RoundStore,
     learn: Learner,
     m: int,  # Round
-):
+) -> None:
     "Put the state after round `m` into `learn`"
     model = unwrap(learn.model)
     state, masks = self.load('state', m, model.state_dict()), self.load_masks(m, dict(model.named_parameters()))
@@ -192,9 +193,9 @@ def restore(
 
 # %% ../../nbs/recipes/store.ipynb #459c80c2
 def check_numbers(
-    row,  # Anything
+    row: object,  # Anything
     *needed: str,  # Names that it has to have
-):
+) -> None:
     "Make sure that a row of a table has numbers by name; raises `ValueError`"
     if not isinstance(row, dict) or not all(map(is_number, row.values())):
         raise ValueError(f'a row is {str(row)[:80]}, and has to be numbers by name')

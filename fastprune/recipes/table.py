@@ -25,9 +25,9 @@ class Rounds(pd.DataFrame):
     def plot(
         self,
         metric: str | None = None,  # Column to draw; the last one that is not a loss if None
-        ax=None,  # Matplotlib axes to draw on; new ones if None
+        ax: object = None,  # Matplotlib axes to draw on; new ones if None
         **kwargs,  # For matplotlib's `plot`, such as `label`
-    ):  # Matplotlib axes
+    ) -> object:  # Matplotlib axes
         "A metric of each round over the weights that are left"
         if metric is None:
             drawn = [c for c in self.columns if c not in _not_drawn and 'loss' not in c]

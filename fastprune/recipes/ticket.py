@@ -10,6 +10,7 @@ import json
 import math
 import zlib
 from numbers import Number
+from pathlib import Path
 
 import torch
 from fastai.basics import Learner, patch
@@ -156,8 +157,8 @@ def dense(self: Ticket) -> Ticket:
 @patch
 def save(
     self: Ticket,
-    path,  # File to write, in safetensors format
-):
+    path: str | Path,  # File to write, in safetensors format
+) -> None:
     "Write to `path`: the state, and the masks with one bit a weight"
     bits = {f'mask {n}': pack_bits(m) for n, m in self.masks.items()}
     parts = dict(story=self.story, metrics=self.metrics, initial=self.initial, names=self.names)
@@ -168,7 +169,7 @@ def save(
 @patch(cls_method=True)
 def load(
     cls: Ticket,
-    path,  # File that `save` wrote
+    path: str | Path,  # File that `save` wrote
 ) -> Ticket:  # On the CPU; it goes to a model's device when it is loaded there
     "Read from `path`. Raises `ValueError` for a file that is damaged, or not one of a ticket"
     tensors, meta = load_tensors(path, foreign=True, extra=True)
@@ -203,8 +204,8 @@ def _from_parts(tensors, story, metrics, initial, names):
 # %% ../../nbs/recipes/ticket.ipynb #99b68bdd
 def check_ticket(
     learn: Learner,
-    ticket,  # Anything
-):
+    ticket: object,  # Anything
+) -> None:
     "Make sure that `ticket` is one for the model of `learn`. Raises `ValueError` with the first tensor that differs"
     if not isinstance(ticket, Ticket):
         raise ValueError(f"ticket={type(ticket).__name__}: needs a Ticket, from `find_tickets` or `Ticket.load`")
@@ -225,7 +226,7 @@ def check_ticket(
 def load_ticket(
     self: Learner,
     ticket: Ticket,  # From `find_tickets`, or `Ticket.load`
-):
+) -> None:
     """Start from a ticket: its state and masks, with a new optimizer. Every later fit keeps the masks. Raises
     `ValueError` with the first tensor that differs"""
     check_ticket(self, ticket)

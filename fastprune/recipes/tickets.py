@@ -6,12 +6,14 @@
 __all__ = ['default_metric', 'Tickets']
 
 # %% ../../nbs/recipes/tickets.ipynb #a5ba90dd
+from collections.abc import Iterable
+
 import pandas as pd
 from fastai.basics import patch
 
 # %% ../../nbs/recipes/tickets.ipynb #8fcbd44d
 def default_metric(
-    names,  # Names of losses and metrics
+    names: Iterable,  # Names of losses and metrics
 ) -> str:
     "The first metric that is not a loss; 'valid_loss' if there is none"
     return next((n for n in names if 'loss' not in n), 'valid_loss')
@@ -56,9 +58,9 @@ def _axes(ylabel):
 def plot(
     self: Tickets,
     metric: str | None = None,  # Column to draw; the first that is not a loss if None
-    ax=None,  # Matplotlib axes to draw on; new ones if None
+    ax: object = None,  # Matplotlib axes to draw on; new ones if None
     label: str | None = None,  # For the legend
-):  # Matplotlib axes
+) -> object:  # Matplotlib axes
     "A metric over the weights that are left"
     df = self.df
     metric = metric or default_metric(df.columns[4:])
