@@ -11,6 +11,7 @@ import zlib
 from bisect import bisect
 
 import torch
+from fastai.basics import patch
 from torch import nn
 
 from ..core.checks import check_fraction, check_whole
@@ -64,17 +65,6 @@ class AlwaysSparse(Moves):
         "Steps between moves in the paper: an epoch"
         return steps_per_epoch
 
-    def planned_moves(self, total_steps: int, steps_per_epoch: int) -> range:
-        "The steps in which weights move"
-        until = math.ceil(self.end * total_steps)
-        best = move_steps(until, self.paper_interval(steps_per_epoch))
-        if self.every is None:
-            return best
-        moves = range(self.every, until, self.every)
-        if not self.quiet:
-            warn_of_few(len(moves), len(best), 'moves', self.every, best.step, total_steps)
-        return moves
-
     def update_masks(self, weights: dict) -> None:
         pass
 
@@ -91,6 +81,19 @@ class AlwaysSparse(Moves):
             if p.grad is not None:
                 p.grad.mul_(masks[n])
         return not (moves and self.replaces_step)
+
+# %% ../../nbs/methods/always_sparse.ipynb #5f0c27a2
+@patch
+def planned_moves(self: AlwaysSparse, total_steps: int, steps_per_epoch: int) -> range:
+    "The steps in which weights move"
+    until = math.ceil(self.end * total_steps)
+    best = move_steps(until, self.paper_interval(steps_per_epoch))
+    if self.every is None:
+        return best
+    moves = range(self.every, until, self.every)
+    if not self.quiet:
+        warn_of_few(len(moves), len(best), 'moves', self.every, best.step, total_steps)
+    return moves
 
 # %% ../../nbs/methods/always_sparse.ipynb #b00263a2
 class RigL(AlwaysSparse):
