@@ -2,6 +2,7 @@
 
 On CPUs or on a GPU each. Each process trains on its part of each batch, and all have the same masks, to the bit."""
 
+import importlib
 import json
 import sys
 from functools import partial
@@ -25,6 +26,8 @@ from fastprune.all import (
     taylor,
     wanda,
 )
+
+importlib.import_module('fastai.distributed')  # adds learn.distrib_ctx
 
 
 def learner():

@@ -3,6 +3,7 @@ everywhere; what each process evaluates of a path; fits that find tickets. `firs
 run"""
 
 import contextlib
+import importlib
 import json
 import random
 import sys
@@ -29,6 +30,7 @@ from fastprune.all import (
 )
 from fastprune.core.names import unwrap
 
+importlib.import_module('fastai.distributed')  # adds learn.distrib_ctx
 rank = rank_distrib()
 
 
