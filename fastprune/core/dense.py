@@ -18,7 +18,7 @@ def sparse_embeddings(model: nn.Module) -> list:  # Any module
 
 
 def dense_gradients(
-    params: Iterable,  # Iterable of parameters
+    params: Iterable,  # Parameters
 ) -> None:
     "Gradients of `nn.Embedding(sparse=True)` and the like as plain tensors, in place"
     for p in params:

@@ -136,11 +136,8 @@ class Granularity:
         self.text = text
 
     @classmethod
-    def parse(
-        cls,
-        text: str,  # What users write
-    ) -> 'Granularity | None':
-        "The granularity of this class that a string means; None if it means another one"
+    def parse(cls, text: str) -> 'Granularity | None':
+        "The granularity of this class that users mean by a string; None if they mean another one"
         return cls(text) if text in cls.names else None
 
     def __str__(self):

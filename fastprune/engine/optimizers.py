@@ -25,7 +25,7 @@ class TorchOptimizer:
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,  # A `torch.optim.Optimizer`, perhaps inside of accelerate's
+        optimizer: torch.optim.Optimizer,  # One of torch's, perhaps inside of accelerate's
     ):
         while hasattr(optimizer, 'optimizer') and hasattr(optimizer.optimizer, 'param_groups'):
             optimizer = optimizer.optimizer

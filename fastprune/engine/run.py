@@ -34,7 +34,7 @@ class Run:
     def __init__(
         self,
         model: nn.Module,  # The model to prune
-        method: Method,  # A `Method`
+        method: Method,
         total_steps: int,  # Steps of the optimizer in the whole training
         optimizer: TorchOptimizer | None = None,  # The optimizer
         steps_per_epoch: int | None = None,  # All steps if None

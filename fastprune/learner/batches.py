@@ -14,18 +14,8 @@ from copy import copy
 
 import numpy as np
 import torch
-from fastai.basics import (
-    Callback,
-    CancelBatchException,
-    DataLoader,
-    Learner,
-    Metric,
-    Recorder,
-    apply,
-    noop,
-    num_distrib,
-    to_device,
-)
+from fastai.basics import Callback, CancelBatchException, Learner, Metric, Recorder, apply, noop, num_distrib, to_device
+from fastai.data.load import DataLoader
 from fastai.losses import BaseLoss
 from fastcore.foundation import L
 

@@ -166,10 +166,9 @@ def s_cyc_max_lr(
 def at_prune_rate(
     max_lr: Callable | float,  # Function from completed rounds to a rate, or a number
     prune_rate: float,  # Fraction of the remaining weights that each round prunes, in (0,1)
-) -> (
-    Callable | float
-):  # `max_lr`; with `p=prune_rate` if it is a function with an optional parameter `p` that is not bound, as S-Cyc's
-    "The largest rates of rounds that prune `prune_rate` of the remaining weights each"
+) -> Callable | float:  # `max_lr`, with `p=prune_rate` if it takes that
+    """The largest rates of rounds that prune `prune_rate` of the remaining weights each. A function takes `p` if that
+    is an optional parameter that is not bound, as S-Cyc's"""
     if not callable(max_lr) or 'p' in getattr(max_lr, 'keywords', {}):
         return max_lr
     try:

@@ -9,8 +9,8 @@ __all__ = []
 import contextlib
 from collections.abc import Iterator
 
-from fastai.basics import Learner, Optimizer
-from fastai.optimizer import OptimWrapper, l2_reg, weight_decay
+from fastai.basics import Learner
+from fastai.optimizer import Optimizer, OptimWrapper, l2_reg, weight_decay
 from torch import nn
 
 from ..core.masks import Masks
@@ -61,10 +61,7 @@ class FastaiOptimizer(TorchOptimizer):
 
     skips_decay = True
 
-    def __init__(
-        self,
-        opt: Optimizer,  # A fastai `Optimizer`
-    ):
+    def __init__(self, opt: Optimizer):
         self.inner = opt
 
     @property

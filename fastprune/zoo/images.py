@@ -101,6 +101,7 @@ class FlipAndShift(Transform):
         check_whole('pixels', 0, most=most)
         self.most = most
 
+    # not `-> TensorImage`: fastai casts to the class that is named there, also images of a subclass
     def encodes(self, x: TensorImage) -> Any:
         (n, _, h, w), m = x.shape, self.most
 
