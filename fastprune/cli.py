@@ -259,7 +259,7 @@ def main(
     seed: int = 42,  # Seed of split, weights and batches
     pretrained: store_true = False,  # Start from pretrained weights (they are downloaded), and fine-tune
     out: str = 'fastprune_out',  # Folder to write model.pth, report.csv, training.png and layers.png to
-):
+) -> None:
     """Train a network dense and pruned with the same budget, print a table, and write the pruned network, a report
     and pictures. Or `fastprune report FILE`: write a page about a file of weights; see `fastprune report --help`"""
     flags = SimpleNamespace(**locals())

@@ -9,6 +9,7 @@ import importlib.machinery
 import sys
 import types
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 MOVED = {
@@ -83,7 +84,7 @@ RENAMED = {  # names that have changed, too
 }
 
 
-def find(old, name):
+def find(old: str, name: str) -> object:
     "What was called `name` in the module `fastprune.<old>`. Raises `AttributeError` if nothing was"
     for new in MOVED[old]:
         module = importlib.import_module(f'fastprune.{new}')
@@ -95,7 +96,7 @@ def find(old, name):
     raise AttributeError(f"module 'fastprune.{old}' has no attribute {name!r}")
 
 
-def find_of_all(name):
+def find_of_all(name: str) -> object:
     "What `fastprune.all` had by this name. Raises `AttributeError` if it had nothing"
     present = RENAMED.get(name, name)
     for new in () if name.startswith('__') else dict.fromkeys(new for modules in MOVED.values() for new in modules):
@@ -108,7 +109,7 @@ def find_of_all(name):
     raise AttributeError(f"module 'fastprune.all' has no attribute {name!r}")
 
 
-def attribute_of(old):
+def attribute_of(old: str) -> Callable:
     "A module's `__getattr__`, for names that the old module had"
 
     def __getattr__(name):
@@ -123,21 +124,23 @@ def attribute_of(old):
 class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     "Imports of old module paths"
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(
+        self, fullname: str, path: list | None = None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
         package, _, old = fullname.partition('.')
         if package == 'fastprune' and old in MOVED:
             return importlib.machinery.ModuleSpec(fullname, self)
 
-    def create_module(self, spec):
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         module = types.ModuleType(spec.name)
         module.__getattr__ = attribute_of(spec.name.partition('.')[2])
         return module
 
-    def exec_module(self, module):
+    def exec_module(self, module: types.ModuleType) -> None:
         "There is nothing to run: names are looked up when they are asked for"
 
 
-def install():
+def install() -> None:
     "Serve old paths, where no present module has the name"
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(MovedModules())

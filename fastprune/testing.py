@@ -14,6 +14,7 @@ import pickle
 import random
 import tempfile
 import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from .zoo.models import digits_convnet
 
 # %% ../nbs/testing.ipynb #76d82d4e
 @contextlib.contextmanager
-def random_numbers_kept():
+def random_numbers_kept() -> Iterator[None]:
     "A context after which random numbers go on as if it had not been"
     python, numpy, state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     settings = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
@@ -48,7 +49,7 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(x, b[k]) for k, x in a.items())
 
 # %% ../nbs/testing.ipynb #ba6652b9
-def exact_end(make, sparsity, folder):
+def exact_end(make: Callable, sparsity: float, folder: str | Path) -> None:
     "The end is exact, pruned weights stay zero, and model and optimizer are left as they were"
     learn, cb, watch = digits_learner(folder), make(sparsity), Watch()
     names, kind = list(learn.model.state_dict()), type(learn.model)
@@ -69,7 +70,7 @@ def exact_end(make, sparsity, folder):
     check_exact(learn, sparsity, cb.scope)
 
 
-def other_optimizers(make, sparsity, folder):
+def other_optimizers(make: Callable, sparsity: float, folder: str | Path) -> None:
     "The same with one of torch's optimizers"
     learn = digits_learner(folder, opt_func=partial(OptimWrapper, opt=torch.optim.AdamW))
     quiet_fit(learn, 1, 1e-3, cbs=[cb := make(sparsity), Watch()])
@@ -78,7 +79,7 @@ def other_optimizers(make, sparsity, folder):
         check_exact(learn, sparsity, cb.scope)
 
 
-def other_types(make, sparsity, folder):
+def other_types(make: Callable, sparsity: float, folder: str | Path) -> None:
     "bfloat16 weights, and a layer that is left out"
 
     class Cast(Callback):
@@ -100,11 +101,11 @@ class SkipSteps(Callback):
 
     order = 60
 
-    def before_step(self):
+    def before_step(self) -> None:
         if self.iter % 5 == 3 or self.iter == self.n_iter - 1:
             raise CancelStepException()
 
-    def after_step(self):
+    def after_step(self) -> None:
         if self.iter % 5 == 1:
             raise CancelBatchException()
 
@@ -112,23 +113,23 @@ class SkipSteps(Callback):
 class Interrupt(Callback):
     "Stops a fit as Ctrl-C does, at an event of the second epoch's 12th batch"
 
-    def __init__(self, event, order):
+    def __init__(self, event: str, order: int):
         self.order = order
         setattr(self, event, self.stop)
 
-    def stop(self):
+    def stop(self) -> None:
         if self.training and self.epoch == 1 and self.iter == 11:
             raise KeyboardInterrupt
 
 
-def skipped_steps(make, sparsity, folder):
+def skipped_steps(make: Callable, sparsity: float, folder: str | Path) -> None:
     "Steps are skipped and batches cancelled"
     learn = quiet_fit(digits_learner(folder), 2, cbs=[cb := make(sparsity), SkipSteps(), Watch()])
     if getattr(cb, 'has_target', True):
         check_exact(learn, sparsity, cb.scope)
 
 
-def interruption(make, sparsity, folder):
+def interruption(make: Callable, sparsity: float, folder: str | Path) -> None:
     "Ctrl-C before and after the method's own work, and a fit after it"
     for event in ('before_batch', 'after_backward', 'before_step', 'after_step'):
         for order in (-99, 99):
@@ -148,15 +149,15 @@ class StopAfter(Callback):
 
     order = -99
 
-    def __init__(self, epoch):
+    def __init__(self, epoch: int):
         self.stop_at = epoch
 
-    def before_epoch(self):
+    def before_epoch(self) -> None:
         if self.epoch == self.stop_at:
             raise KeyboardInterrupt
 
 
-def resumption(make, sparsity, folder):
+def resumption(make: Callable, sparsity: float, folder: str | Path) -> None:
     "With `Checkpoint`, a stopped fit goes on to the bit"
     whole = quiet_fit(digits_learner(folder), 3, cbs=make(sparsity))
     with contextlib.suppress(KeyboardInterrupt):
@@ -166,7 +167,7 @@ def resumption(make, sparsity, folder):
     expect(equal, 'a fit that was stopped and started again ends with other weights: is there state not in `lasting`?')
 
 
-def copies(make, sparsity, folder):
+def copies(make: Callable, sparsity: float, folder: str | Path) -> None:
     "Pickles, copies and exports"
     learn = digits_learner(folder, cbs=pickle.loads(pickle.dumps(make(sparsity))))
     twin = copy.deepcopy(learn)
@@ -181,7 +182,7 @@ def copies(make, sparsity, folder):
     expect(equal, 'an exported Learner has other weights or masks')
 
 # %% ../nbs/testing.ipynb #e7f5e2af
-def standing_aside(make, sparsity, folder):
+def standing_aside(make: Callable, sparsity: float, folder: str | Path) -> None:
     "Nothing changes in `lr_find`, and while the Learner is frozen"
     learn = digits_learner(folder)
     before = copy.deepcopy(learn.model.state_dict())
@@ -204,7 +205,7 @@ def standing_aside(make, sparsity, folder):
         check_exact(learn, sparsity, cb.scope)
 
 
-def bad_input(make, sparsity, folder):
+def bad_input(make: Callable, sparsity: float, folder: str | Path) -> None:
     "Wrong sparsities and names are errors at once, and change nothing"
     for wrong in (90, -0.1, 'x', 1.0):
         try:
@@ -242,10 +243,10 @@ CHECKS = {
 
 
 def check_method(
-    method,  # Class of a pruning method, or a function that makes one, called as `method(sparsity, **kwargs)`
+    method: Callable,  # Class of a pruning method, or a function that makes one, called as `method(sparsity, **kwargs)`
     sparsity: float = 0.8,  # Fraction of zeros to train to
-    checks=None,  # Names of the checks to make; all of `CHECKS` if None
-):
+    checks: str | list | None = None,  # Names of the checks to make; all of `CHECKS` if None
+) -> None:
     """Check that a pruning method keeps fastprune's promises. Raises `AssertionError` that names the check and what is
     wrong, and `ValueError` for an unknown check"""
     if isinstance(method, Callback) or not callable(method):

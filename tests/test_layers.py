@@ -258,6 +258,32 @@ def test_what_knows_no_learner_imports_without_fastai():
     assert run.returncode == 0, run.stderr
 
 
+def public_functions(tree):
+    "(qualified name, function) of public functions, and of public methods and constructors of public classes"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith('_'):
+            yield node.name, node
+        elif isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
+            for inner in node.body:
+                public = isinstance(inner, ast.FunctionDef) and not inner.name.startswith('_')
+                if public or getattr(inner, 'name', '') == '__init__':
+                    yield f'{node.name}.{inner.name}', inner
+
+
+def test_public_parameters_are_annotated():
+    "But for `self`, `cls`, `*args` and `**kwargs`; ruff looks at what functions return"
+    problems = []
+    for name, tree in modules().items():
+        for where, node in public_functions(tree):
+            args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            if '.' in where and 'staticmethod' not in decorator_names(node):
+                args = args[1:]
+            bare = [a.arg for a in args if a.annotation is None]
+            if bare:
+                problems.append(f'{name}:{node.lineno} {where}: {", ".join(bare)}')
+    listing(problems, 'public parameters have a type')
+
+
 def test_modules_have_at_most_300_lines():
     problems = []
     for path in sorted(package.rglob('*.py')):

@@ -8,6 +8,7 @@ __all__ = ['check_whole', 'check_n_batches', 'check_number', 'check_fraction', '
 # %% ../../nbs/core/checks.ipynb #de49f490
 import math
 import operator
+from collections.abc import Iterable
 from functools import lru_cache
 from numbers import Integral, Real
 
@@ -19,7 +20,7 @@ def check_whole(
     *,
     needs: str | None = None,  # What is right, for the message; made from the other arguments if None
     **named,  # Name -> anything
-):  # The value; the last one of several
+) -> int:  # The value; the last one of several
     "Make sure that all values are whole numbers from `least` to `most`; raises `ValueError`"
     v = None
     for name, v in named.items():
@@ -31,8 +32,8 @@ def check_whole(
 
 
 def check_n_batches(
-    n,  # Anything
-):  # `n`
+    n: object,  # Anything
+) -> int | None:  # `n`
     "Make sure that `n` is None or a number of training batches; raises `ValueError`"
     return None if n is None else check_whole('training batches', n_batches=n)
 
@@ -50,7 +51,7 @@ def check_number(
     needs: str = 'a number',  # What is right, for the message
     within: str = '(-inf,inf)',  # Interval, as '[0,1)'
     **named,  # Name -> anything
-):  # The value; the last one of several
+) -> float:  # The value; the last one of several
     "Make sure that all values are real numbers in the interval; raises `ValueError`"
     v = None
     for name, v in named.items():
@@ -64,16 +65,16 @@ def check_fraction(
     needs: str | None = None,  # What is right, for the message; 'a fraction in [0,1)', say, if None
     within: str = '[0,1)',  # Interval
     **named,  # Name -> anything
-):  # The value; the last one of several
+) -> float:  # The value; the last one of several
     "Make sure that all values are fractions in the interval; raises `ValueError`"
     return check_number(needs or f'a fraction in {within}', within, **named)
 
 # %% ../../nbs/core/checks.ipynb #29e0216b
 def check_choice(
-    choices,  # Dict, or iterable, of what is allowed
+    choices: Iterable,  # Dict, or iterable, of what is allowed
     needs: str | None = None,  # What is right, for the message; the choices one by one if None
     **named,  # Name -> anything
-):  # What `choices` has for the value if it is a dict, else the value
+) -> object:  # What `choices` has for the value if it is a dict, else the value
     "Make sure that the value is one of the choices; raises `ValueError`"
     v, allowed = None, tuple(choices)
     for name, v in named.items():

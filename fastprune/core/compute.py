@@ -27,9 +27,9 @@ def _check_meta(n, t):
 
 
 def check_scores(
-    scores,  # Anything, from a criterion
+    scores: object,  # Anything, from a criterion
     weights: dict | None = None,  # Name -> weight that the scores are for, if there are any to compare with
-):  # `scores`, if they are sound; else raises `ValueError`
+) -> dict:  # `scores`, if they are sound; else raises `ValueError`
     "Make sure that `scores` are float tensors with the names and shapes of `weights`"
     if not isinstance(scores, dict):
         raise ValueError(f"scores are of type {type(scores).__name__}: needs a dict from name to tensor")
@@ -111,8 +111,8 @@ def _spread(parts, granularity, layouts):
 # %% ../../nbs/core/compute.ipynb #ee02c12d
 def compute_masks(
     scores: dict,  # Name -> float tensor, larger = keep
-    sparsity: float
-    | dict,  # Fraction of zeros in [0,1); for local scope also by name or pattern, tensors without one stay whole
+    # Fraction of zeros in [0,1); for local scope also by name or pattern, tensors without one stay whole
+    sparsity: float | dict,
     # 'local' = 'uniform' (each tensor reaches `sparsity`), or all together do: 'global', 'erk', 'balanced', 'lamp'
     scope: str = 'local',
     # What is pruned together: 'weight', 'row', 'column', 'kernel', 'filter', '2:4' and other n:m, or blocks as '4x4'
@@ -122,7 +122,7 @@ def compute_masks(
     transposed: dict | None = None,  # From `transposed_groups`: how weights lie that are not [out, in, ...], by name
     # Process group, if scores are this process's pieces of plain tensors, along the first dimension, in the order of
     # ranks; DTensors need none
-    group=None,
+    group: object = None,
 ) -> Masks:  # A mask for each score, on its device, and laid out as it is
     """Masks that prune the lowest scores; of equal ones those that come first. *Exact*: of the n weights (or rows,
     filters, ...) of each tensor, or of all together, round(s*n) are pruned, more only if `keep` has pruned more. Units

@@ -6,6 +6,7 @@
 __all__ = ['in_use', 'check_preserves_zeros', 'normed_rows', 'torch_pruned', 'check_not_torch_pruned']
 
 # %% ../../nbs/core/computed.ipynb #c3856c0e
+from collections.abc import Iterable
 from copy import deepcopy
 from functools import partial
 
@@ -77,8 +78,8 @@ def _preserves_zeros(f, p):
 
 def check_preserves_zeros(
     model: nn.Module,  # Any module
-    names,  # Names of parameters to prune
-):
+    names: Iterable,  # Names of parameters to prune
+) -> None:
     "Check that zeros of parameters are zeros of the weights. Raises `ValueError`, for example under `orthogonal`"
     params = dict(unwrap(model).named_parameters())
     for n, f in in_use(model).items():
@@ -133,7 +134,9 @@ def torch_pruned(
     ]
 
 
-def check_not_torch_pruned(model: nn.Module):  # Any module
+def check_not_torch_pruned(
+    model: nn.Module,  # Any module
+) -> None:
     "Check that `torch.nn.utils.prune` does not prune `model`. Raises `ValueError`"
     for prefix, _, name in torch_pruned(model):
         raise ValueError(

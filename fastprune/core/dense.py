@@ -6,6 +6,8 @@
 __all__ = ['sparse_embeddings', 'dense_gradients']
 
 # %% ../../nbs/core/dense.ipynb #8c8a1509
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -15,7 +17,9 @@ def sparse_embeddings(model: nn.Module) -> list:  # Any module
     return [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse]
 
 
-def dense_gradients(params):  # Iterable of parameters
+def dense_gradients(
+    params: Iterable,  # Parameters
+) -> None:
     "Gradients of `nn.Embedding(sparse=True)` and the like as plain tensors, in place"
     for p in params:
         if p.grad is not None and p.grad.layout != torch.strided:

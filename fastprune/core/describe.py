@@ -29,20 +29,20 @@ _most = 1000  # items of a list, or rows of a large tensor, that a description l
 
 
 def describe(
-    x,  # Anything that training may depend on: numbers, functions, losses, tensors, datasets
-):  # Numbers, strings, lists and dicts of them
+    x: object,  # Anything that training may depend on: numbers, functions, losses, tensors, datasets
+) -> object:  # Numbers, strings, lists and dicts of them
     """A description of `x` that is the same in another process: functions by their code, defaults and closures, objects
     by their class and attributes, tensors by a checksum"""
     return json.loads(json.dumps(_described(x, (itertools.count(),))))
 
 
-def crc_of(obj) -> str:  # Of numbers, strings, lists and dicts
+def crc_of(obj: object) -> str:  # Of numbers, strings, lists and dicts
     "A checksum of a description"
     return f'{zlib.crc32(json.dumps(obj, sort_keys=True).encode()):08x}'
 
 
 def is_fastai(
-    x,  # Anything
+    x: object,  # Anything
     *names: str,  # Names of classes of fastai
 ) -> bool:
     "Is `x` an instance of a class of fastai? This does not import fastai"

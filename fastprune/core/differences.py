@@ -42,7 +42,7 @@ def _listing(found, most):
 
 
 def differences(
-    old,  # Description that was written down: a dict
+    old: object,  # Description that was written down: a dict
     new: dict,  # Description now
     most: int = 4,  # Differences to show of each key
 ) -> str:  # Empty if they are the same

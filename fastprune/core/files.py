@@ -16,6 +16,7 @@ import re
 import secrets
 import stat
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,10 @@ from .json_files import error_line, size_of, strict_json
 
 # %% ../../nbs/core/files.ipynb #90ff55c3
 def atomically(
-    write,  # Function that writes to a path
+    write: Callable,  # Function that writes to a path
     path: Path,  # Its final place
     each_process: bool = False,  # Let each of several processes write its own file? Else only the first one writes
-):
+) -> None:
     "`write` a new file beside `path`, and move it there when it is complete. Raises `OSError` with `path`"
     if int(os.environ.get('RANK', 0)) and not each_process:
         return
@@ -93,10 +94,10 @@ _types = {k: getattr(torch, v) for k, v in _names.items() if hasattr(torch, v)}
 
 def save_state(
     state: dict,  # A `state_dict`
-    path,  # File to write
+    path: str | Path,  # File to write
     metadata: dict | None = None,  # Strings by name
     each_process: bool = False,  # Let each of several processes write a file of its own?
-):
+) -> None:
     """Write a `state_dict` in safetensors format, as a whole or not at all; extra state of modules becomes JSON in the
     metadata. Raises `ValueError` for what can't be saved, and `OSError` if the file can't be written"""
     check_state(state)
@@ -107,7 +108,9 @@ def save_state(
     atomically(lambda p: save_file(state, p, meta), Path(path), each_process)
 
 # %% ../../nbs/core/files.ipynb #cb310106
-def check_state(state: dict):  # A `state_dict`
+def check_state(
+    state: dict,  # A `state_dict`
+) -> None:
     """Check that a model's state can be saved: tensors, and extra state that JSON can hold. Raises `ValueError`"""
     for n, v in state.items():
         if isinstance(v, torch.Tensor):
@@ -123,7 +126,7 @@ def check_state(state: dict):  # A `state_dict`
 def check_tensor(
     name: str,  # In a `state_dict`
     t: torch.Tensor,  # Any tensor
-):
+) -> None:
     "Check that a file can hold a tensor. Raises `ValueError` that names it"
     plain = t.layout == torch.strided and not (t.is_meta or t.is_quantized or t.is_nested)
     if not plain or t.dtype not in _types.values():
@@ -200,7 +203,7 @@ def _fill(f, n, dtype, shape, name):
 
 # %% ../../nbs/core/files.ipynb #b859addb
 def load_tensors(
-    path,  # File that `save_state` wrote
+    path: str | Path,  # File that `save_state` wrote
     foreign: bool = False,  # Accept a file of another program, without a checksum?
     extra: bool = False,  # Accept extra state, which is no tensor?
 ) -> tuple:  # Name -> tensor, on the CPU; and the metadata
@@ -226,7 +229,7 @@ def load_tensors(
 
 
 def load_state(
-    path,  # File that `save_state` wrote
+    path: str | Path,  # File that `save_state` wrote
 ) -> dict:  # Name -> tensor, on the CPU, or extra state
     "Read a `state_dict`. Raises `ValueError` for a damaged file"
     return load_tensors(path, extra=True)[0]
@@ -241,7 +244,7 @@ def pack_bits(
 
 def unpack_bits(
     bits: torch.Tensor,  # From `pack_bits`
-    shape,  # Of the mask
+    shape: tuple | list,  # Of the mask
     name: str,  # For the message
 ) -> torch.Tensor:  # Bool tensor
     "Unpack a mask. Raises `ValueError`, before it allocates memory, if `bits` have another size than `shape`"

@@ -14,6 +14,7 @@ import socket
 import stat
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from .json_files import read_json
@@ -147,8 +148,9 @@ def _release(path, fd):
 # %% ../../nbs/core/folders.ipynb #4b490ec5
 @contextlib.contextmanager
 def sole_owner(
-    folder,  # Folder, which is made if it does not exist; the context does nothing if this is None or empty
-):
+    # Folder, which is made if it does not exist; the context does nothing if this is None or empty
+    folder: str | Path | None,
+) -> Iterator[None]:
     """A context in which no other process, and no other thread of this one, owns `folder`. Raises `ValueError` that
     names the owner, if there is one"""
     if not folder or int(os.environ.get('RANK', 0)):

@@ -42,10 +42,10 @@ class Slice(Granularity):
 
     names = tuple(_conv)
 
-    def problem(self, shape, layout):
+    def problem(self, shape: tuple, layout: int | str) -> str | None:
         return None if self.text in _extent(out_in_shape(shape, layout), layout) else ''
 
-    def view(self, shape):
+    def view(self, shape: tuple) -> tuple:
         nd = len(shape)
         dims = {**_experts, **_linear}[self.text] if nd == 2 else _conv[self.text]
         return shape, tuple(d % nd for d in (range(nd)[dims] if isinstance(dims, slice) else dims))
@@ -54,7 +54,17 @@ class Slice(Granularity):
 class PatternUnits(Units):
     "Groups of m weights along the input, of which n stay if a group is pruned"
 
-    def __init__(self, name, scores, layout, n, m, keep=None, absolute=False, whole=None):
+    def __init__(
+        self,
+        name: str,
+        scores: torch.Tensor,
+        layout: int | str,
+        n: int,
+        m: int,
+        keep: torch.Tensor | None = None,
+        absolute: bool = False,
+        whole: tuple | None = None,
+    ):
         self.n, self.m, self.inside = n, m, keep
         super().__init__(name, scores, layout, out_in_shape(scores.shape, layout), (), absolute, whole)
         self.size, self.n_units = m - n, self.n_weights // m
@@ -62,7 +72,7 @@ class PatternUnits(Units):
     def _by_group(self, x):
         return as_out_in(x, self.layout).movedim(1, -1).reshape(-1, self.m)
 
-    def score(self, x, absolute):
+    def score(self, x: torch.Tensor, absolute: bool) -> torch.Tensor:
         "The sum of the scores that pruning a group takes"
         x = (x.abs() if absolute else x).movedim(1, -1).reshape(-1, self.m)
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -76,12 +86,12 @@ class PatternUnits(Units):
         self.pattern = torch.ones_like(x, dtype=torch.bool).scatter_(1, pruned, False)
         return torch.where(self.pattern, 0, x).sum(1, dtype=dtype)
 
-    def present(self, masks):
+    def present(self, masks: dict) -> torch.Tensor:
         "Which groups are not pruned yet"
         mask = masks[self.names[0]].to(self.scores.device)
         return self._by_group(mask).logical_not().sum(1) < self.size
 
-    def masks(self, kept):
+    def masks(self, kept: torch.Tensor) -> dict:
         "A mask of groups as one of weights"
         n_out, n_in, *rest = self.view
         mask = (kept[:, None] | self.pattern).view(n_out, *rest, n_in).movedim(-1, 1)
@@ -93,30 +103,38 @@ class Pattern(Granularity):
 
     form, example = 'n:m', "n of m as '2:4'"
 
-    def __init__(self, text, n, m):
+    def __init__(self, text: str, n: int, m: int):
         super().__init__(text)
         self.n, self.m, self.most = n, m, 1 - n / m
 
     @classmethod
-    def parse(cls, text):
+    def parse(cls, text: str) -> 'Pattern | None':
         found = re.fullmatch(r'(\d+):(\d+)', text)
         n, m = map(int, found.groups()) if found else (0, 0)
         return cls(text, n, m) if 0 < n < m else None
 
     @property
-    def unit(self):
+    def unit(self) -> str:
         return f'{self.text} group'
 
-    def problem(self, shape, layout):
+    def problem(self, shape: tuple, layout: int | str) -> str | None:
         shape = out_in_shape(shape, layout)
         if len(shape) < 2:
             return ''
         return f", whose {shape[1]} inputs are no multiple of {self.m}" if shape[1] % self.m else None
 
-    def size(self, shape):
+    def size(self, shape: tuple) -> int:
         return self.m - self.n
 
-    def units(self, name, scores, layout, keep=None, absolute=False, whole=None):
+    def units(
+        self,
+        name: str,
+        scores: torch.Tensor,
+        layout: int | str,
+        keep: torch.Tensor | None = None,
+        absolute: bool = False,
+        whole: tuple | None = None,
+    ) -> PatternUnits:
         return PatternUnits(name, scores, layout, self.n, self.m, keep, absolute, whole)
 
 # %% ../../nbs/core/granularity.ipynb #096e7e2a
@@ -125,20 +143,20 @@ class Blocks(Granularity):
 
     form, example = 'RxC', "blocks as '4x4'"
 
-    def __init__(self, text, n_rows, n_columns):
+    def __init__(self, text: str, n_rows: int, n_columns: int):
         super().__init__(text)
         self.n_rows, self.n_columns = n_rows, n_columns
 
     @classmethod
-    def parse(cls, text):
+    def parse(cls, text: str) -> 'Blocks | None':
         found = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
         return cls(text, *map(int, found.groups())) if found else None
 
     @property
-    def unit(self):
+    def unit(self) -> str:
         return f'{self.text} block'
 
-    def problem(self, shape, layout):
+    def problem(self, shape: tuple, layout: int | str) -> str | None:
         if len(out_in_shape(shape, layout)) < 2:
             return ''
         n_out, n_in = outputs_apart(shape, layout), out_in_shape(shape, layout)[1]
@@ -146,7 +164,7 @@ class Blocks(Granularity):
         wrong = [f"{n} {side} are no multiple of {k}" for n, side, k in sides if n % k]
         return f", whose {' and '.join(wrong)}" if wrong else None
 
-    def view(self, shape):
+    def view(self, shape: tuple) -> tuple:
         r, c = self.n_rows, self.n_columns
         return (shape[0] // r, r, shape[1] // c, c, *shape[2:]), (1, 3)
 
@@ -161,7 +179,7 @@ def _parsed(text):
 
 def check_granularity(
     granularity: str | Granularity,  # Anything
-    sparsity=None,  # Sparsity, or sparsities by name, that go with it
+    sparsity: float | dict | None = None,  # Sparsity, or sparsities by name, that go with it
 ) -> Granularity:
     "The `Granularity` of a string, if it can reach `sparsity`; else raises `ValueError`"
     found = _parsed(granularity) if isinstance(granularity, str) else granularity
@@ -175,7 +193,7 @@ def check_granularity(
 
 def unit_dims(
     name: str,  # Name of the tensor, for the message
-    shape,  # Its shape
+    shape: tuple,  # Its shape
     granularity: str | Granularity,  # As for `compute_masks`
     transposed: int | str = 0,  # From `transposed_groups`
 ) -> tuple:  # Of its view as [out, in, ...], of experts [experts*out, in]; () for 'weight' and 'n:m'
@@ -187,7 +205,7 @@ def unit_dims(
 
 def count_units(
     name: str,  # Name of the tensor, for the message
-    shape,  # Its shape
+    shape: tuple,  # Its shape
     granularity: str | Granularity,  # As for `compute_masks`
     transposed: int | str = 0,  # From `transposed_groups`
 ) -> int:
@@ -214,7 +232,7 @@ def fitting_weights(
     weights: dict,  # Name -> weight
     granularity: str | Granularity,  # As for `compute_masks`
     transposed: dict,  # From `transposed_groups`
-    asked=(),  # Lists of names that were asked for: of each, at least one has to fit
+    asked: list | tuple = (),  # Lists of names that were asked for: of each, at least one has to fit
 ) -> dict:  # Those that can have the granularity
     """Leave out weights that have no such units, with a warning that names them. Raises `ValueError` if none is left of
     all, or of those in one list of `asked`"""

@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 
 # %% ../../nbs/core/json_files.ipynb #3b84cc78
-def is_number(v) -> bool:  # Anything
+def is_number(v: object) -> bool:  # Anything
     "Is it an int or a float, and not a bool?"
     return type(v) in (int, float)
 
@@ -40,9 +40,9 @@ def _unique(pairs):
 
 
 def strict_json(
-    text,  # String, or bytes in UTF-8
+    text: str | bytes,  # String, or bytes in UTF-8
     kind: type,  # Type that the result needs to have
-):  # Of type `kind`
+) -> object:  # Of type `kind`
     "Read JSON. Raises `ValueError`, without the name of a file"
     try:
         res = json.loads(text if isinstance(text, str) else text.decode(), parse_int=_whole, object_pairs_hook=_unique)
@@ -54,10 +54,10 @@ def strict_json(
 
 # %% ../../nbs/core/json_files.ipynb #6758c5a7
 def parse_json(
-    text,  # String, or bytes in UTF-8
-    path,  # Its file, for the message
+    text: str | bytes,  # String, or bytes in UTF-8
+    path: str | Path,  # Its file, for the message
     kind: type = dict,  # Type that the result needs to have
-):  # Of type `kind`
+) -> object:  # Of type `kind`
     "Read JSON. Raises `ValueError` that names the file"
     try:
         return strict_json(text, kind)
@@ -65,7 +65,7 @@ def parse_json(
         raise ValueError(f"{path} is damaged: {error_line(e, 200)}") from e
 
 
-def size_of(path) -> int:  # Bytes
+def size_of(path: str | Path) -> int:  # Bytes
     "The size of a file. Raises `ValueError` if there is no regular file at `path`"
     try:
         info = os.stat(path)
@@ -76,7 +76,7 @@ def size_of(path) -> int:  # Bytes
     return info.st_size
 
 
-def read_json(path) -> dict:
+def read_json(path: str | Path) -> dict:
     "Read a file of JSON. Raises `ValueError` for a damaged file"
     size_of(path)
     return parse_json(Path(path).read_bytes(), path)

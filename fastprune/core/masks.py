@@ -8,6 +8,7 @@ __all__ = ['nonzeros', 'Masks', 'check_bool']
 # %% ../../nbs/core/masks.ipynb #4d1d3590
 import os
 import re
+from pathlib import Path
 
 import torch
 from fastcore.basics import patch
@@ -135,7 +136,7 @@ class Masks(dict):
 def check(
     self: Masks,
     weights: dict,  # Name -> tensor
-):  # self; raises `ValueError` with the first tensor that differs
+) -> Masks:  # self; raises `ValueError` with the first tensor that differs
     "Make sure that there is a weight of the same shape for each mask"
     for n, m in self.items():
         if n not in weights:
@@ -187,8 +188,8 @@ def jaccard(
 @patch
 def save(
     self: Masks,
-    path,  # File to write, in safetensors format with 1 bit a weight
-):
+    path: str | Path,  # File to write, in safetensors format with 1 bit a weight
+) -> None:
     """Write to `path`. DTensors are gathered one after the other: all processes of their mesh have to call it, and the
     first one writes. Of pieces of plain tensors, each process writes its own: give each a name"""
     packed = {n: pack_bits(m.full_tensor() if is_dtensor(m) else m) for n, m in self.items()}
@@ -209,7 +210,7 @@ def _shape(n, text):
 @patch(cls_method=True)
 def load(
     cls: Masks,
-    path,  # File that `save` wrote
+    path: str | Path,  # File that `save` wrote
 ) -> Masks:  # On the CPU; they go to a weight's device when applied
     "Read from `path`. Raises `ValueError` for a file that is damaged, or not one of masks"
     os.stat(path)  # FileNotFoundError
@@ -227,9 +228,9 @@ def load(
 
 # %% ../../nbs/core/masks.ipynb #22b87c17
 def check_bool(
-    masks,  # Anything
+    masks: object,  # Anything
     what: str = 'masks',  # Name of the argument, for the message
-):  # `masks`, if they are a dict of bool tensors; else raises `ValueError`
+) -> dict:  # `masks`, if they are a dict of bool tensors; else raises `ValueError`
     "Make sure that `masks` are bool tensors by name"
     if not isinstance(masks, dict):
         raise ValueError(f"{what}={type(masks).__name__}: needs a dict from name to bool tensor, such as `Masks`")

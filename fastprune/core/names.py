@@ -47,7 +47,7 @@ def state_names(
 
 def shape_of(
     name: str,  # Name in a `state_dict`
-    t,  # Its entry: a tensor, or what a module's `get_extra_state` returns
+    t: object,  # Its entry: a tensor, or what a module's `get_extra_state` returns
 ) -> tuple:  # The shape of a tensor; () for extra state, which may be anything
     "The shape of an entry of a `state_dict`"
     return () if name.rpartition('.')[2] == '_extra_state' else tuple(getattr(t, 'shape', ()))

@@ -5,13 +5,22 @@
 # %% auto #0
 __all__ = ['axes_or_new', 'add_grid', 'show_weights_left', 'choose_metric']
 
+# %% ../../nbs/core/plotting.ipynb #5a7e0a11
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+else:
+    Axes = object
+
 # %% ../../nbs/core/plotting.ipynb #407c4cc1
 def axes_or_new(
-    ax,  # Matplotlib axes, or an array of them; new ones if None
+    ax: object,  # Matplotlib axes, or an array of them; new ones if None
     rows: int = 1,  # Rows of new axes
     cols: int = 1,  # Columns of new axes
     **kwargs,  # For `plt.subplots`, such as `figsize`
-):  # `ax`, or new matplotlib axes: an array of them if there are several
+) -> object:  # `ax`, or new matplotlib axes: an array of them if there are several
     "The axes to draw on"
     if ax is not None:
         return ax
@@ -21,9 +30,9 @@ def axes_or_new(
 
 
 def add_grid(
-    ax,  # Matplotlib axes
+    ax: Axes,  # Matplotlib axes
     legend: bool | str = True,  # Draw a legend inside of the axes? 'outside' draws it to the right of them
-):  # `ax`
+) -> Axes:  # `ax`
     "Finish a plot: a light grid and a small legend"
     if legend == 'outside':
         ax.legend(fontsize='x-small', loc='upper left', bbox_to_anchor=(1, 1))
@@ -34,9 +43,9 @@ def add_grid(
 
 
 def show_weights_left(
-    ax,  # Matplotlib axes
+    ax: Axes,  # Matplotlib axes
     metric: str,  # What the vertical axis shows
-):  # `ax`
+) -> Axes:  # `ax`
     "Make the horizontal axis the percentage of weights left: logarithmic, dense on the left"
     ax.set(xscale='log', xlabel='weights left (%)', ylabel=metric)
     ax.xaxis.set_major_formatter('{x:g}')
@@ -46,7 +55,7 @@ def show_weights_left(
 # %% ../../nbs/core/plotting.ipynb #334c5893
 def choose_metric(
     metric: str | None,  # Name of a metric; the first of `names` that is not a loss if None
-    names,  # Names of the metrics that were measured
+    names: Iterable,  # Names of the metrics that were measured
 ) -> str:
     "The metric to show. Raises `ValueError` for one that was not measured"
     names = list(names)

@@ -8,6 +8,7 @@ __all__ = ['NEEDS', 'needs', 'asks_for', 'ranks_magnitude', 'usual_iterations', 
 # %% ../../nbs/core/protocol.ipynb #16003aa6
 import inspect
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial, singledispatch, wraps
 from typing import Protocol, runtime_checkable
@@ -38,7 +39,7 @@ def needs(
     *names: str,  # Of `NEEDS`: keyword arguments that the criterion needs in addition to the weights
     ranks_magnitude: bool = False,  # Are the scores the absolute weights? Then nothing has to be computed
     iterations: int = 1,  # Steps to the sparsity in `learn.prune`, where its caller gives no number
-):  # A decorator
+) -> Callable:  # A decorator
     "Say what a criterion needs, as attributes of the function"
     for name in names:
         check_choice(NEEDS, name=name)
@@ -80,7 +81,7 @@ def _parameters_named(f):
 
 
 def asks_for(
-    criterion,  # A criterion
+    criterion: Callable,  # A criterion
 ) -> set:  # Names of `NEEDS`
     "The arguments that a criterion has to get in addition to the weights"
     f, given = _without_partial(criterion)
@@ -89,14 +90,14 @@ def asks_for(
 
 
 def ranks_magnitude(
-    criterion,  # A criterion
+    criterion: Callable,  # A criterion
 ) -> bool:
     "Are the scores the absolute weights, so that there is nothing to compute?"
     return getattr(_without_partial(criterion)[0], 'ranks_magnitude', False)
 
 
 def usual_iterations(
-    criterion,  # A criterion
+    criterion: Callable,  # A criterion
 ) -> int:
     "Steps to the sparsity in `learn.prune`, where its caller gives no number"
     return getattr(_without_partial(criterion)[0], 'iterations', 1)
@@ -131,10 +132,10 @@ class Batches(Protocol):
         """A context that gives an iterator over the batches' losses with their graphs, with the same random numbers at
         each use; logits are divided by `temperature`; inside of `training`"""
 
-    def predictions(self, n: int):
+    def predictions(self, n: int) -> Iterator:
         "An iterator over the predictions for the first `n` batches; inside of `evaluating`"
 
-    def prediction_of(self, output):
+    def prediction_of(self, output: object) -> object:
         "What callbacks make of the model's output; inside of `evaluating`"
 
     def summed_gradients(self, n: int) -> AbstractContextManager:
@@ -146,7 +147,8 @@ class Batches(Protocol):
 
 @singledispatch
 def as_batches(
-    source,  # A `Batches`, or what one can be made of: a fastai Learner, once `fastprune.learner.criteria` is imported
+    # A `Batches`, or what one can be made of: a fastai Learner, once `fastprune.learner.criteria` is imported
+    source: object,
 ) -> Batches:
     "The `Batches` that a criterion gets"
     if isinstance(source, Batches):

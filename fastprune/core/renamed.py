@@ -8,11 +8,12 @@ __all__ = ['renamed']
 # %% ../../nbs/core/renamed.ipynb #c2e9a3a6
 import functools
 import warnings
+from collections.abc import Callable
 
 # %% ../../nbs/core/renamed.ipynb #d39622b4
 def renamed(
     **names: str,  # Old name of an argument -> its name now
-):  # A decorator
+) -> Callable:  # A decorator
     "A decorator for functions that takes old names of arguments, too, with a `FutureWarning`"
 
     def decorate(func):

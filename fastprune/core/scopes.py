@@ -19,7 +19,7 @@ SCOPES = ('local', 'global', 'erk', 'balanced', 'lamp', 'uniform')
 
 def check_scope(
     scope: str,  # Anything
-    sparsity=None,  # Sparsity that goes with it
+    sparsity: float | dict | None = None,  # Sparsity that goes with it
 ) -> str:  # `scope`, 'local' for 'uniform'
     "Make sure that `scope` is known, and fits `sparsity`; raises `ValueError`"
     check_choice(SCOPES, scope=scope)

@@ -8,6 +8,7 @@ __all__ = ['PIECE', 'PIECE_ELSEWHERE', 'SMALL', 'SPREAD', 'NaNError', 'compare_s
 
 # %% ../../nbs/core/selection.ipynb #e2a30630
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ def _on_cpu(x):
 
 
 def compare_scores(
-    op,  # `torch.gt`, `torch.lt`, `torch.le` or `torch.eq`
+    op: Callable,  # `torch.gt`, `torch.lt`, `torch.le` or `torch.eq`
     x: torch.Tensor,  # Flat scores
     value: float,  # Number to compare with
     out: torch.Tensor,  # Flat bool tensor to write to
@@ -104,23 +105,23 @@ class Pieces:
             size = PIECE if _on_cpu(x) else PIECE_ELSEWHERE
             yield from ((i, slice(a, min(a + size, n))) for a in range(0, n, size))
 
-    def has_nan(self, i, where, x):
+    def has_nan(self, i: int, where: slice, x: torch.Tensor) -> bool:
         "Is any of the scores `x` of a piece NaN? Scores that don't count may be"
         nan = x.isnan()
         return bool((nan if self.keep is None else nan.logical_and_(self.keep[i][where])).any())
 
-    def count_nan(self):
+    def count_nan(self) -> int:
         "The number of pieces with NaN"
         return sum(self.has_nan(*piece, self.read(*piece)) for piece in self)
 
-    def buffer(self, like, dtype):
+    def buffer(self, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         "A scratch buffer as long as `like`, on its device"
         key, n = (like.device, dtype), like.numel()
         if key not in self.scratch or self.scratch[key].numel() < n:
             self.scratch[key] = torch.empty(n, dtype=dtype, device=like.device)
         return self.scratch[key][:n]
 
-    def read(self, i, where):
+    def read(self, i: int, where: slice) -> torch.Tensor:
         "The scores of a piece: float32 or float64, absolute if asked for"
         x = self.xs[i][where]
         if x.dtype != self.dtype:
@@ -134,12 +135,12 @@ class Pieces:
 @patch
 def compare(
     self: Pieces,
-    op,  # `torch.gt`, `torch.lt`, `torch.le` or `torch.eq`
+    op: Callable,  # `torch.gt`, `torch.lt`, `torch.le` or `torch.eq`
     i: int,  # Tensor of a piece
     where: slice,  # Its place there
     x: torch.Tensor,  # Its scores
     value: float,  # Number to compare with
-    out=None,  # Bool tensor to write to; a buffer if None
+    out: torch.Tensor | None = None,  # Bool tensor to write to; a buffer if None
 ) -> torch.Tensor:  # Bool; False at scores that don't count
     "Compare the scores of a piece with a number"
     compare_scores(op, x, value, out := self.buffer(x, torch.bool) if out is None else out)
@@ -151,7 +152,7 @@ def compare(
 @patch
 def count(
     self: Pieces,
-    op,  # As for `compare`
+    op: Callable,  # As for `compare`
     value: float,
 ) -> int:
     "How many scores compare so with `value`"

@@ -8,12 +8,13 @@ __all__ = ['is_dtensor', 'Parts', 'shard_like', 'agree']
 # %% ../../nbs/core/shards.ipynb #bad38328
 import math
 import sys
+from collections.abc import Callable
 
 import torch
 from fastcore.basics import patch
 
 # %% ../../nbs/core/shards.ipynb #6810389f
-def is_dtensor(t) -> bool:  # Anything
+def is_dtensor(t: object) -> bool:  # Anything
     "Is `t` one of torch's DTensors?"
     # there is none where nobody has imported the module, or where another thread is importing it
     kind = getattr(sys.modules.get('torch.distributed.tensor'), 'DTensor', None)
@@ -118,13 +119,13 @@ class Parts(_Layout):
     def __init__(
         self,
         tensors: dict,  # Name -> DTensor, or tensor that all processes have; with `group`, name -> this process's piece
-        group=None,  # Process group of plain pieces along the first dimension, in the order of ranks
+        group: object = None,  # Process group of plain pieces along the first dimension, in the order of ranks
     ):
         self.group, self.mesh, self.placed = group, None, {}
         (self._from_dtensors if group is None else self._from_pieces)(tensors)
 
     @classmethod
-    def of(cls, tensors: dict, group=None):
+    def of(cls, tensors: dict, group: object = None) -> 'Parts | None':
         "`Parts`, or None if all tensors are whole and there is no `group`"
         if tensors and (group is not None or any(map(is_dtensor, tensors.values()))):
             return cls(tensors, group)
@@ -200,7 +201,7 @@ def places(
     a: int,  # First of its numbers, in the flat local shard
     b: int,  # Number after the last
     n_units: int | None = None,  # Units of the whole tensor, if these are units; None for weights
-    device=None,  # Device of the result
+    device: torch.device | str | None = None,  # Device of the result
 ) -> torch.Tensor:  # [b-a] int64
     "The places of numbers of the local shard in the whole flat tensor"
     i, shape, local, start = torch.arange(a, b, device=device), self.shapes[n], self.local[n].shape, self.starts[n]
@@ -220,10 +221,10 @@ def shard_like(
 
 # %% ../../nbs/core/shards.ipynb #dbff5f3f
 def agree(
-    check,  # Function without arguments that raises `ValueError`
+    check: Callable,  # Function without arguments that raises `ValueError`
     arguments: dict,  # What has to be the same in all processes, by name of the argument
-    group,  # Process group
-):  # What `check` returns
+    group: object,  # Process group
+) -> object:  # What `check` returns
     "Call `check` in all processes. Raises `ValueError` in all of them if it does in one, or if `arguments` differ"
     if not torch.distributed.is_initialized():
         raise ValueError("group: there is no process group yet: call `torch.distributed.init_process_group` first")

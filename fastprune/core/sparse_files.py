@@ -7,6 +7,7 @@ __all__ = ['save_sparse', 'load_sparse', 'load_sparse_masks', 'read_sparse']
 
 # %% ../../nbs/core/sparse_files.ipynb #3ac104de
 import json
+from pathlib import Path
 
 import torch
 
@@ -62,10 +63,10 @@ def _halved(n, values):
 # %% ../../nbs/core/sparse_files.ipynb #1537cdcb
 def save_sparse(
     state: dict,  # A `state_dict`, of a model or an optimizer's tensors
-    path,  # File to write
+    path: str | Path,  # File to write
     half: bool = False,  # Write the values of tensors with zeros as float16? They take half the bytes, and are rounded
     masks: dict | None = None,  # `Masks` to write, too: a weight that is kept may be 0, so zeros alone don't tell
-):
+) -> None:
     """Write a `state_dict` without its zeros. Raises `ValueError` for a state that can't be saved, for masks that don't
     fit it, and for values that are too large for float16"""
     check_state(state)
@@ -95,14 +96,14 @@ def save_sparse(
 
 # %% ../../nbs/core/sparse_files.ipynb #a5115538
 def load_sparse(
-    path,  # File that `save_sparse` wrote
+    path: str | Path,  # File that `save_sparse` wrote
 ) -> dict:  # The `state_dict`: dense tensors on the CPU
     "Read a `state_dict`, with its zeros. Raises `ValueError` for a damaged file, or one of another kind"
     return load_sparse_masks(path)[0]
 
 
 def load_sparse_masks(
-    path,  # File that `save_sparse` wrote
+    path: str | Path,  # File that `save_sparse` wrote
 ) -> tuple:  # The `state_dict`; and name -> mask, of the tensors that had one
     "Read a `state_dict`, with its zeros. Raises `ValueError` for a damaged file, or one of another kind"
     tensors, meta = load_tensors(path, foreign=True, extra=True)
@@ -110,7 +111,7 @@ def load_sparse_masks(
 
 # %% ../../nbs/core/sparse_files.ipynb #bf9cbbe2
 def read_sparse(
-    path,  # File, for messages
+    path: str | Path,  # File, for messages
     tensors: dict,  # Its tensors, from `load_tensors`; all are taken out
     meta: dict,  # Its metadata
 ) -> tuple:  # As of `load_sparse_masks`

@@ -8,6 +8,7 @@ __all__ = ['match', 'as_patterns', 'classes_to_names', 'no_match', 'check_sparsi
 
 # %% ../../nbs/core/targets.ipynb #e45e57c3
 import difflib
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 from numbers import Real
 
@@ -18,7 +19,7 @@ from .names import unwrap
 # %% ../../nbs/core/targets.ipynb #770c6f0f
 def match(
     pattern: str,  # A name, a glob pattern (`'*.conv?.weight'`), or the name of a module (`'layer1'`)
-    names,  # Names of parameters
+    names: Collection,  # Names of parameters
 ) -> list:  # Those that match, in order
     "The `names` that `pattern` matches; an exact name matches itself alone"
     if pattern in names:
@@ -27,7 +28,7 @@ def match(
 
 
 def as_patterns(
-    patterns,  # A pattern, a list of them, or None
+    patterns: str | list | None,  # A pattern, a list of them, or None
     argument: str,  # Name of the argument, for the message
 ) -> list:
     "`patterns` as a list. Raises `ValueError` for anything but strings"
@@ -45,12 +46,13 @@ def _in_class(kind, model, params):
 
 
 def classes_to_names(
-    patterns,  # A pattern or a class of modules, or a list of both
+    patterns: str | type | list | None,  # A pattern or a class of modules, or a list of both
     argument: str,  # Name of the argument, for the message
     model: nn.Module,  # Model to look for modules of a class
     params: dict,  # Its parameters, by name
-    preferred,  # Names that a class stands for if any of them is in its modules; else it stands for all in them
-):
+    # Names that a class stands for if any of them is in its modules; else it stands for all in them
+    preferred: Collection,
+) -> str | list | None:
     "`patterns` with the names of parameters in the place of classes"
     many = patterns if isinstance(patterns, (list, tuple, set)) else [patterns]
     if not any(isinstance(o, type) for o in many):
@@ -81,7 +83,7 @@ def _classes(model):
 def no_match(
     argument: str,  # Name of the argument
     pattern: str,  # Pattern that matches nothing
-    names,  # Names that there are
+    names: Collection,  # Names that there are
 ) -> ValueError:  # To raise
     "An error that shows the names closest to a pattern that matches nothing"
     close = difflib.get_close_matches(pattern, list(names), n=3, cutoff=0.3) or list(names)[:5]
@@ -90,7 +92,7 @@ def no_match(
 
 # %% ../../nbs/core/targets.ipynb #29716ac5
 def check_sparsity(
-    s,  # Anything
+    s: object,  # Anything
     argument: str = 'sparsity',  # Name of the argument, for the message
 ) -> float:  # `s`
     "Check that `s` is a fraction of zeros in [0,1). Raises `ValueError`"
@@ -103,9 +105,9 @@ def check_sparsity(
 
 
 def check_sparsities(
-    s,  # Anything
+    s: object,  # Anything
     argument: str = 'sparsity',  # Name of the argument, for the message
-):  # `s`
+) -> float | dict:  # `s`
     "Check that `s` is a sparsity, or a dict of sparsities by name, pattern or class. Raises `ValueError`"
     if not isinstance(s, dict):
         return check_sparsity(s, argument)
@@ -134,9 +136,9 @@ def _class_names(kind, names, argument, model):
 
 
 def asked_for(
-    include,  # As for `prunable_weights`
-    sparsity,  # As for `expand_sparsity`
-    names,  # Names of weights
+    include: str | type | list | None,  # As for `prunable_weights`
+    sparsity: float | dict,  # As for `expand_sparsity`
+    names: Collection,  # Names of weights
     model: nn.Module,  # Their model
 ) -> list:  # A list of names for each pattern or class in `include`, and then for each in `sparsity`
     "Which weights the user has asked for by name or by class"
@@ -149,7 +151,7 @@ def asked_for(
 
 def expand_sparsity(
     sparsity: float | dict,  # One sparsity for all weights, or a dict by name, glob pattern, module or class
-    names,  # Names of weights
+    names: Collection,  # Names of weights
     argument: str = 'sparsity',  # Name of the argument, for the messages
     model: nn.Module | None = None,  # Their model, which sparsities by class need, as in {nn.Linear: 0.5}
 ) -> dict[str, float]:  # Name -> sparsity, for the names that have one

@@ -15,7 +15,7 @@ from .layouts import EXPERTS, EXPERTS_TURNED
 
 # %% ../../nbs/core/units.ipynb #2e5fcb54
 def out_in_shape(
-    shape,  # Of a weight
+    shape: tuple,  # Of a weight
     layout: int | str,  # From `transposed_groups`, 0 for [out, in, ...]
 ) -> tuple:
     "The shape as [out, in, ...]; experts' outputs, and those of groups, one after the other"
@@ -29,7 +29,7 @@ def out_in_shape(
 
 
 def outputs_apart(
-    shape,  # Of a weight
+    shape: tuple,  # Of a weight
     layout: int | str,  # As above
 ) -> int:  # Outputs of one expert or one group; all where the layout has neither
     "The number of outputs that follow each other and see the same inputs"
@@ -55,7 +55,7 @@ def as_out_in(
 def from_out_in(
     x: torch.Tensor,  # From `as_out_in`
     layout: int | str,  # As above
-    shape,  # As it was before
+    shape: tuple,  # As it was before
 ) -> torch.Tensor:
     "A tensor [out, in, ...] as the weight lies"
     if not layout:
@@ -78,7 +78,7 @@ class Units:
         view: tuple,  # Shape that the scores [out, in, ...] are viewed as
         dims: tuple,  # Dimensions of the view that a unit extends over; () if each weight is a unit
         absolute: bool = False,  # Is it |score| that counts? Single weights stay signed; the selection takes |score|
-        whole=None,  # Shape of the whole tensor, if this is a piece of it
+        whole: tuple | None = None,  # Shape of the whole tensor, if this is a piece of it
     ):
         self.names, self.layout, self.shape, self.view, self.dims = (name,), layout, scores.shape, view, dims
         whole = scores.shape if whole is None else whole
@@ -88,7 +88,7 @@ class Units:
         self.n_units = self.n_weights // self.size  # in the whole tensor
         self.scores = self.score(as_out_in(scores.detach(), layout), absolute)
 
-    def score(self, x, absolute):
+    def score(self, x: torch.Tensor, absolute: bool) -> torch.Tensor:
         "The mean score of each unit"
         if not self.dims:
             return x
@@ -136,8 +136,8 @@ class Granularity:
         self.text = text
 
     @classmethod
-    def parse(cls, text: str):  # What users write
-        "The granularity of this class that a string means; None if it means another one"
+    def parse(cls, text: str) -> 'Granularity | None':
+        "The granularity of this class that users mean by a string; None if they mean another one"
         return cls(text) if text in cls.names else None
 
     def __str__(self):
@@ -172,7 +172,7 @@ class Granularity:
         layout: int | str,  # From `transposed_groups`
         keep: torch.Tensor | None = None,  # Mask to stay inside of
         absolute: bool = False,  # Is it |score| that counts?
-        whole=None,  # Shape of the whole tensor, if the scores are of a piece
+        whole: tuple | None = None,  # Shape of the whole tensor, if the scores are of a piece
     ) -> Units:
         "The units of one tensor"
         return Units(name, scores, layout, *self.view(out_in_shape(scores.shape, layout)), absolute, whole)
@@ -181,8 +181,8 @@ class Granularity:
 @patch
 def check(
     self: Granularity,
-    sparsity,  # A sparsity, or sparsities by name
-):
+    sparsity: float | dict,  # A sparsity, or sparsities by name
+) -> None:
     "Make sure that `sparsity` is within reach; raises `ValueError`"
     for s in sparsity.values() if isinstance(sparsity, dict) else [sparsity]:
         if self.most < 1 and s > self.most + 1e-9:
@@ -217,9 +217,9 @@ def rows(
 def check_fits(
     self: Granularity,
     name: str,
-    shape,  # Of a tensor as it lies
+    shape: tuple,  # Of a tensor as it lies
     layout: int | str = 0,  # From `transposed_groups`
-):
+) -> None:
     "Make sure that a tensor has such units; raises `ValueError`"
     if (why := self.problem(tuple(shape), layout)) is None:
         return
@@ -235,7 +235,7 @@ def check_fits(
 def count(
     self: Granularity,
     name: str,
-    shape,  # Of a tensor as it lies
+    shape: tuple,  # Of a tensor as it lies
     layout: int | str = 0,  # From `transposed_groups`
 ) -> int:
     "How many units a tensor has; of n:m as many as pruning m-n weights each takes to prune all weights"

@@ -73,7 +73,7 @@ def _is_weight(owner, name, p):
 
 def named_as_weight(
     name: str,  # Name of a tensor in a file
-    t,  # The tensor
+    t: torch.Tensor,  # The tensor
 ) -> bool:
     "Does a tensor look like a weight by its name and shape? An embedding does, too"
     words = _words(name.rpartition('.')[2])
@@ -153,8 +153,9 @@ def parameter_places(
 # %% ../../nbs/core/weights.ipynb #74da0656
 def prunable_weights(
     model: nn.Module,  # Any module
-    include=None,  # What to prune: names of weights or modules, glob patterns, classes such as `nn.Linear`; all if None
-    exclude=None,  # What to leave alone, given in the same ways
+    # What to prune: names of weights or modules, glob patterns, classes such as `nn.Linear`; all if None
+    include: str | type | list | None = None,
+    exclude: str | type | list | None = None,  # What to leave alone, given in the same ways
 ) -> dict[str, nn.Parameter]:  # Name in `named_parameters()` -> parameter, tied ones once; empty if there is none
     """The parameters of `model` to prune: the tensors of two or more dimensions that a layer multiplies its input by.
     Biases, norms, scales, gains, embeddings, positions, tokens, latents, queries, prompts, codebooks, and weights that

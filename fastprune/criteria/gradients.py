@@ -7,6 +7,7 @@ __all__ = ['has_gradients', 'taylor', 'snip', 'second_derivatives', 'grasp']
 
 # %% ../../nbs/criteria/gradients.ipynb #9590059a
 import contextlib
+from collections.abc import Iterator
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -74,7 +75,9 @@ def snip(
 
 # %% ../../nbs/criteria/gradients.ipynb #aac36cf7
 @contextlib.contextmanager
-def second_derivatives(what: str):  # What needs them, for the message
+def second_derivatives(
+    what: str,  # What needs them, for the message
+) -> Iterator[None]:
     """A context for gradients of gradients; raises `ValueError` for a function that has none, such as
     `nn.EmbeddingBag`'s"""
     try:

@@ -7,6 +7,7 @@ __all__ = ['hold_rows', 'check_rows', 'ranked', 'try_criterion']
 
 # %% ../../nbs/criteria/ranking.ipynb #3e004e36
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from ..core.computed import in_use, normed_rows
 from ..core.dense import dense_gradients
 from ..core.granularity import check_granularity
 from ..core.layouts import EXPERTS, EXPERTS_TURNED, transposed_groups
-from ..core.protocol import as_batches, asks_for, ranks_magnitude
+from ..core.protocol import Batches, as_batches, asks_for, ranks_magnitude
 from ..core.scopes import layer_counts
 from ..schedules.sparsity import schedule_name
 
@@ -73,10 +74,10 @@ def hold_rows(
 def check_rows(
     model: nn.Module,  # The model to prune
     weights: dict,  # Name -> parameter
-    sparsity,  # Fraction of zeros of all together, or by name for scope 'local'
+    sparsity: float | dict,  # Fraction of zeros of all together, or by name for scope 'local'
     scope: str,  # As for `compute_masks`
     granularity: str = 'weight',  # As for `compute_masks`
-):
+) -> None:
     """Make sure that each row under weight_norm, and each weight under spectral_norm, keeps something; raises
     `ValueError`"""
     rows = {
@@ -135,11 +136,11 @@ def _dead_last(scores, masks, absolute, transposed):
 
 # %% ../../nbs/criteria/ranking.ipynb #bdba6468
 def ranked(
-    criterion,  # Function from weights to scores
+    criterion: Callable,  # Function from weights to scores
     weights: dict,  # Name -> parameter
     model: nn.Module,  # The model that they are of
-    held: dict
-    | None = None,  # Name -> mask of what is kept now, if weights of filters of which it keeps nothing are to come last
+    # Name -> mask of what is kept now, if weights of filters of which it keeps nothing are to come last
+    held: dict | None = None,
     **given,  # What the criterion may ask for: learn, batches, n_batches, initial, previous
 ) -> tuple:  # Scores for `compute_masks`, and its `absolute`
     """What to rank weights by. Where weights are computed, as under spectral_norm, what is in use counts. Rows under
@@ -165,11 +166,11 @@ def _with_gradient(used, p):
 
 # %% ../../nbs/criteria/ranking.ipynb #57ef711e
 def try_criterion(
-    criterion,  # Function from weights to scores
+    criterion: Callable,  # Function from weights to scores
     weights: dict,  # Name -> parameter
-    learn=None,  # Learner, for a criterion that needs batches
-    batches=None,  # `Batches`, where there is no Learner
-):
+    learn: object = None,  # Learner, for a criterion that needs batches
+    batches: Batches | None = None,  # `Batches`, where there is no Learner
+) -> None:
     """Call `criterion` once, with gradients of 1, and leave nothing behind; raises `ValueError` if its scores are
     unsound"""
     if ranks_magnitude(criterion):

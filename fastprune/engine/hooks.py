@@ -24,7 +24,7 @@ class MaskHooks:
     engine = None  # the `Run` while the method trains a network
     has_target = True  # Does the method promise a sparsity at the end?
 
-    def initial_masks(self, weights):
+    def initial_masks(self, weights: dict) -> dict | None:
         "Masks before the first step, or None for those that the model has. Attributes that a run needs are set up here"
 
     def usual_interval(
@@ -70,7 +70,7 @@ class MaskHooks:
         absolute = getattr(scores, 'absolute', False)
         return compute_masks(scores, target, self.scope, self.granularity, keep, absolute, run.layouts)
 
-    def update_masks(self, weights):
+    def update_masks(self, weights: dict) -> None:
         "New masks, if they are due"
         run = self.engine
         if run.is_due():
@@ -80,29 +80,29 @@ class MaskHooks:
 class Hooks(MaskHooks):
     "The parts of TV-PGD that a method may replace, with their defaults"
 
-    def before_forward(self, weights):
+    def before_forward(self, weights: dict) -> None:
         "Before each forward pass in training"
 
-    def before_step(self, weights):
+    def before_step(self, weights: dict) -> bool | None:
         "Before the optimizer's step. Return False to replace it"
 
-    def after_step(self, weights):
+    def after_step(self, weights: dict) -> None:
         "After the optimizer's step"
         self.update_masks(weights)
 
-    def cancel_step(self, weights):
+    def cancel_step(self, weights: dict) -> None:
         "The step that has begun does not happen: undo what `before_step` has set up"
 
-    def weights_replaced(self, weights, names):
+    def weights_replaced(self, weights: dict, names: list) -> None:
         "The weights called `names` are other parameters than before"
 
-    def epoch_end(self):
+    def epoch_end(self) -> None:
         "After an epoch of training"
 
-    def finish(self):
+    def finish(self) -> None:
         "After the last epoch. The last step may have been skipped: the end is exact all the same"
         if not self.engine.has_ended:
             self.update_masks(self.engine.weights)
 
-    def close(self):
+    def close(self) -> None:
         "The training is over, however it ended: free what it needed"

@@ -29,20 +29,20 @@ class MaskKeeper:
     def hold(
         self,
         masks: dict,  # Name -> bool tensor; masks of other weights stay as they are
-        origin=None,  # What made them
-    ):
+        origin: tuple | None = None,  # What made them
+    ) -> None:
         "Prune by these masks from now on"
         weights = self.parameters()
         masks = {n: m.to(weights[n].device) for n, m in Masks(masks).check(weights).items()}
         self.masks, self.origin = Masks({**(self.masks or {}), **masks}), origin
         self.project()
 
-    def project(self):
+    def project(self) -> None:
         "Set pruned weights to zero"
         if self.masks is not None:
             self.masks.apply_(self.parameters())
 
-    def end_step(self):
+    def end_step(self) -> None:
         "After a step of the optimizer"
         self.project()
 

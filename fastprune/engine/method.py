@@ -6,6 +6,8 @@
 __all__ = ['check_arguments', 'Method']
 
 # %% ../../nbs/engine/method.ipynb #9e106be1
+from collections.abc import Callable
+
 from torch import nn
 
 from ..core.checks import check_whole
@@ -20,12 +22,12 @@ from ..schedules.sparsity import check_schedule, ocp
 
 # %% ../../nbs/engine/method.ipynb #5fcc0720
 def check_arguments(
-    sparsity,  # As for `Method`
-    criterion=magnitude,  # As for `Method`
-    scope='local',  # As for `Method`
-    granularity='weight',  # As for `Method`
-    initial=None,  # As for `Method`
-):
+    sparsity: float | dict,  # As for `Method`
+    criterion: Callable = magnitude,  # As for `Method`
+    scope: str = 'local',  # As for `Method`
+    granularity: str = 'weight',  # As for `Method`
+    initial: float | dict | None = None,  # As for `Method`
+) -> None:
     "Make sure that these arguments are sound, before there is a model; raises `ValueError`"
     for name, s in (('sparsity', sparsity), ('initial', initial)):
         if s is not None or name == 'sparsity':
@@ -55,16 +57,17 @@ class Method(Hooks):
     def __init__(
         self,
         sparsity: float | dict,  # Fraction of zeros at the end, in [0,1); or by name, pattern, module or class
-        schedule=ocp,  # Function from the position in training to progress, both in [0,1]
-        criterion=magnitude,  # Function from {name: weight} to {name: score}, larger = keep
+        schedule: Callable = ocp,  # Function from the position in training to progress, both in [0,1]
+        criterion: Callable = magnitude,  # Function from {name: weight} to {name: score}, larger = keep
         scope: str = 'local',  # 'local': each tensor reaches `sparsity`; 'global', 'erk', 'balanced': all together do
         # What is pruned together: 'weight', 'row', 'column', 'kernel', 'filter', '2:4' and other n:m, blocks as '4x4'
         granularity: str = 'weight',
         interval: int | None = None,  # Iterations between mask updates (>= 1); max(1, T//1000) of T if None
         initial: float | dict | None = None,  # Sparsity at the start, like `sparsity`; what the model has, if None
         recover: bool | str = True,  # May pruned weights come back? 'alive': those of dead filters after all others
-        include=None,  # Name, glob pattern, module or class to prune, or a list of them; all that can be, if None
-        exclude=None,  # The same, to leave alone
+        # Name, glob pattern, module or class to prune, or a list of them; all that can be, if None
+        include: str | type | list | None = None,
+        exclude: str | type | list | None = None,  # The same, to leave alone
         refresh: bool = False,  # Recompute masks every `interval` iterations, also while sparsity stands still?
         track: bool = False,  # Record `recovered` and `mask_distance`? Takes two more bytes a weight
     ):
@@ -85,7 +88,7 @@ class Method(Hooks):
     def targets(
         self,
         model: nn.Module,  # The model to prune
-        learn=None,  # The Learner, for a criterion that asks for it
+        learn: object = None,  # The Learner, for a criterion that asks for it
     ) -> tuple:  # Name -> parameter, and name -> sparsity at the end
         "What would be pruned of `model`, and how far. Raises `ValueError` for whatever does not fit it"
         return find_targets(self, model, learn)

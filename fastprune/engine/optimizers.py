@@ -9,6 +9,7 @@ __all__ = ['TorchOptimizer']
 import contextlib
 import inspect
 import math
+from collections.abc import Iterator
 
 import torch
 from fastcore.basics import patch
@@ -24,7 +25,7 @@ class TorchOptimizer:
 
     def __init__(
         self,
-        optimizer,  # A `torch.optim.Optimizer`, perhaps inside of accelerate's
+        optimizer: torch.optim.Optimizer,  # One of torch's, perhaps inside of accelerate's
     ):
         while hasattr(optimizer, 'optimizer') and hasattr(optimizer.optimizer, 'param_groups'):
             optimizer = optimizer.optimizer
@@ -45,7 +46,7 @@ class TorchOptimizer:
         "Parameter -> what is kept for it"
         return self.inner.state
 
-    def step(self):
+    def step(self) -> None:
         "Change the parameters by their gradients"
         self.inner.step()
 
@@ -57,13 +58,13 @@ class TorchOptimizer:
         decoupled = self.inner.param_groups[i].get('decoupled_weight_decay')
         return not isinstance(self.inner, torch.optim.AdamW) and not decoupled
 
-    def trim(self):
+    def trim(self) -> None:
         "Forget what is kept of parameters that have left the groups"
 
 # %% ../../nbs/engine/optimizers.ipynb #1cb401c9
 @patch
 @contextlib.contextmanager
-def coupled_decay(self: TorchOptimizer):
+def coupled_decay(self: TorchOptimizer) -> Iterator[None]:
     "A context in which weight decay goes into the gradients, and does not shrink weights directly"
     groups = [g for g in self.inner.param_groups if 'decoupled_weight_decay' in g]
     had = [g['decoupled_weight_decay'] for g in groups]
@@ -90,7 +91,7 @@ def state_after_step(
 
 # %% ../../nbs/engine/optimizers.ipynb #1bcd0c60
 def group_of(
-    optimizer,  # A `TorchOptimizer`, or another with its members
+    optimizer: TorchOptimizer,  # A `TorchOptimizer`, or another with its members
     p: torch.Tensor,  # A parameter
 ) -> list | None:  # The parameters of its group
     "The group that a parameter is in, None if it is in none"
@@ -98,10 +99,10 @@ def group_of(
 
 
 def clear_momentum(
-    optimizer,  # A `TorchOptimizer`, or another with its members
+    optimizer: TorchOptimizer,  # A `TorchOptimizer`, or another with its members
     p: torch.Tensor,  # A parameter
     where: torch.Tensor,  # Mask of its shape
-):
+) -> None:
     "Set to zero, where `where` is True, what an optimizer keeps for each number of a parameter"
     for v in optimizer.state.get(p, {}).values():
         if isinstance(v, torch.Tensor) and v.shape == p.shape:
@@ -113,7 +114,7 @@ class Guests:
 
     def __init__(
         self,
-        optimizer,  # As `Run.optimizer`
+        optimizer: TorchOptimizer,  # As `Run.optimizer`
         parameters: dict,  # Name of a weight -> parameter, which goes into the weight's group
     ):
         self.optimizer, self.parameters, self.groups = optimizer, parameters, {}
@@ -122,7 +123,7 @@ class Guests:
         self,
         weights: dict,  # Name -> parameter of the model
         states: dict,  # Name -> what the optimizer keeps for it
-    ):
+    ) -> None:
         "Into the optimizer"
         for n, t in self.parameters.items():
             self.groups[n] = self.group(n, weights[n])
@@ -132,7 +133,7 @@ class Guests:
     def leave(
         self,
         states: dict,  # Filled with what the optimizer keeps
-    ):
+    ) -> None:
         "Out of it, if they are there"
         for n, group in self.groups.items():
             t = self.parameters[n]
@@ -140,7 +141,7 @@ class Guests:
             states[n] = self.optimizer.state.pop(t, {})
         self.groups = {}
 
-    def group(self, name, p):
+    def group(self, name: str, p: torch.Tensor) -> list:
         "The group that a weight is in; raises `ValueError` if it is in none"
         group = group_of(self.optimizer, p)
         if group is None:
@@ -155,7 +156,7 @@ flags = ('do_wd', 'force_train')
 
 
 def after_a_step(
-    optimizer,  # A `TorchOptimizer`, or another with its members
+    optimizer: TorchOptimizer,  # A `TorchOptimizer`, or another with its members
     p: torch.Tensor,  # A parameter
     i: int,  # Its group
 ) -> tuple | None:  # A dict, and a small parameter of as many dimensions
@@ -169,17 +170,17 @@ def after_a_step(
         return None  # an optimizer of the user's own, with other needs
 
 
-def is_scalar(v) -> bool:
+def is_scalar(v: object) -> bool:
     "Is it a number, or a tensor with one?"
     return is_number(v) or isinstance(v, torch.Tensor) and v.numel() == 1 and v.is_floating_point()
 
 
 def check_param_state(
     name: str,  # Of the parameter, for messages
-    state,  # Anything
+    state: object,  # Anything
     p: torch.Tensor,  # The parameter
     usual: tuple | None,  # From `after_a_step`
-):
+) -> None:
     "Is this what an optimizer keeps for a parameter: what it has after a step, or nothing yet? Raises `ValueError`"
     what = f"the optimizer's state of {name!r}"
     if not isinstance(state, dict) or not all(isinstance(k, str) and k.isidentifier() and k != 'p' for k in state):

@@ -8,6 +8,7 @@ __all__ = ['Plan']
 # %% ../../nbs/engine/plan.ipynb #7b216818
 import warnings
 from bisect import bisect
+from collections.abc import Callable
 
 from ..schedules.sparsity import check_schedule, progress_at, update_steps
 
@@ -17,7 +18,7 @@ class Plan:
 
     def __init__(
         self,
-        schedule,  # Function from the position in training to progress, both in [0,1]
+        schedule: Callable,  # Function from the position in training to progress, both in [0,1]
         total_steps: int,  # Steps in the training
         interval: int = 1,  # Steps between updates while progress changes
         refresh: bool = False,  # Update every `interval` steps, also while progress stands still?
@@ -70,7 +71,7 @@ def warn_of_few(
     interval: int,  # The interval that was asked for
     usual: int,  # The usual one
     total_steps: int,  # Steps in the training
-):
+) -> None:
     "Warn if an interval leaves fewer than 10 events, and the usual one would give more"
     if n < min(10, best):
         warnings.warn(

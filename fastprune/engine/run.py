@@ -6,6 +6,8 @@
 __all__ = ['Run']
 
 # %% ../../nbs/engine/run.ipynb #c5e698ac
+from collections.abc import Callable
+
 from fastcore.basics import patch
 from torch import nn
 
@@ -15,6 +17,8 @@ from ..core.layouts import transposed_groups
 from ..core.masks import Masks
 from ..core.protocol import asks_for
 from .keep import MaskKeeper, present_masks
+from .method import Method
+from .optimizers import TorchOptimizer
 from .track import follow
 
 # %% ../../nbs/engine/run.ipynb #748c1403
@@ -30,14 +34,14 @@ class Run:
     def __init__(
         self,
         model: nn.Module,  # The model to prune
-        method,  # A `Method`
+        method: Method,
         total_steps: int,  # Steps of the optimizer in the whole training
-        optimizer=None,  # The optimizer
+        optimizer: TorchOptimizer | None = None,  # The optimizer
         steps_per_epoch: int | None = None,  # All steps if None
         first_step: int = 0,  # Step to begin at, in a training that goes on
-        keeper=None,  # Where masks live; with the engine if None
+        keeper: MaskKeeper | None = None,  # Where masks live; with the engine if None
         given: dict | None = None,  # What a criterion may ask for, such as `learn`
-        evaluate=None,  # Function that returns loss and metrics by name
+        evaluate: Callable | None = None,  # Function that returns loss and metrics by name
     ):
         check_whole(total_steps=total_steps)
         self.model, self.method, self.total_steps, self.optimizer = model, method, total_steps, optimizer
@@ -69,8 +73,8 @@ def hold(
     self: Run,
     masks: dict,  # Name -> mask
     asked: dict | None = None,  # The sparsity by name that they were made for
-    origin=None,  # What made them: criterion, scope, granularity
-):
+    origin: tuple | None = None,  # What made them: criterion, scope, granularity
+) -> None:
     "Prune by these masks from now on"
     self.keeper.hold(masks, origin)
     held, state = self.keeper.masks, self.state
@@ -82,7 +86,7 @@ def hold(
 
 
 @patch
-def project(self: Run):
+def project(self: Run) -> None:
     "Set pruned weights to zero"
     self.keeper.project()
 
@@ -117,7 +121,7 @@ def scheduled(self: Run, t: int) -> dict:
 
 
 @patch
-def of_scope(self: Run, sparsity: dict):
+def of_scope(self: Run, sparsity: dict) -> float | dict:
     "A sparsity by name as `compute_masks` takes it: one number where all weights are ranked together"
     return sparsity if self.method.scope == 'local' else next(iter(sparsity.values()))
 

@@ -81,7 +81,8 @@ class Sparsifier(Run):
         model: nn.Module,  # The model to prune
         method: float | Method,  # A sparsity, as 0.9, or a method, as `RigL(0.9)`
         total_steps: int,  # Steps of the optimizer in the whole training
-        optimizer=None,  # The optimizer; some methods, and `step`, need it
+        # The optimizer; some methods, and `step`, need it
+        optimizer: torch.optim.Optimizer | TorchOptimizer | None = None,
         **kwargs,  # For `Run`: steps_per_epoch, first_step, keeper, given, evaluate
     ):
         method = method if isinstance(method, Hooks) else Method(method)
@@ -96,7 +97,7 @@ class Sparsifier(Run):
             method.engine = None
             raise
 
-    def begin(self):
+    def begin(self) -> None:
         "Plan the training. Everything that can go wrong goes wrong here"
         method = self.method
         self.sparse = sparse_gradients_of(self)
@@ -125,14 +126,14 @@ class Sparsifier(Run):
 # %% ../../nbs/engine/sparsifier.ipynb #cc9977d9
 @patch
 @torch.no_grad()
-def before_forward(self: Sparsifier):
+def before_forward(self: Sparsifier) -> None:
     "Before each forward pass in training, for methods that need it"
     self.forward_seen = True
     self.method.before_forward(self.weights)
 
 
 @patch
-def after_backward(self: Sparsifier):
+def after_backward(self: Sparsifier) -> None:
     "Pruning, and most optimizers, read gradients as plain tensors"
     dense_gradients(self.sparse.values())
 
@@ -153,7 +154,7 @@ def before_step(self: Sparsifier) -> bool:  # Is the optimizer to step?
 
 @patch
 @torch.no_grad()
-def after_step(self: Sparsifier):
+def after_step(self: Sparsifier) -> None:
     "After the optimizer's step"
     self.is_open = self.forward_seen = False
     self._advance(lambda: self.method.after_step(self.weights))
@@ -164,7 +165,7 @@ def after_step(self: Sparsifier):
 
 
 @patch
-def step(self: Sparsifier):
+def step(self: Sparsifier) -> None:
     "One step of training: call it in place of `optimizer.step()`"
     if self.optimizer is None:
         raise ValueError('`step` needs an optimizer: give it to the Sparsifier')
@@ -178,7 +179,7 @@ def step(self: Sparsifier):
 # %% ../../nbs/engine/sparsifier.ipynb #f37ef9bb
 @patch
 @torch.no_grad()
-def cancel_step(self: Sparsifier):
+def cancel_step(self: Sparsifier) -> None:
     "A step that has begun does not happen"
     if self.is_open:
         self.method.cancel_step(self.weights)
@@ -205,7 +206,7 @@ def _advance(self: Sparsifier, hook):
 # %% ../../nbs/engine/sparsifier.ipynb #d9d5b78d
 @patch
 @torch.no_grad()
-def epoch_end(self: Sparsifier):
+def epoch_end(self: Sparsifier) -> None:
     "An epoch of training is over"
     self.method.epoch_end()
 
@@ -215,7 +216,7 @@ def epoch_end(self: Sparsifier):
 def finish(
     self: Sparsifier,
     close: bool = True,  # Is the training over, too?
-):
+) -> None:
     "The last epoch is over. The end is exact, also if the last step was skipped"
     self.cancel_step()
     if not self.is_finished and self.has_ended:
@@ -230,7 +231,7 @@ def finish(
 
 @patch
 @torch.no_grad()
-def close(self: Sparsifier):
+def close(self: Sparsifier) -> None:
     "Free what the training needed, however it ended. Masks stay"
     if self.is_over:
         return
@@ -245,7 +246,7 @@ def close(self: Sparsifier):
 def refresh(
     self: Sparsifier,
     model: nn.Module,  # The model, as it is now
-):
+) -> None:
     "Look up the weights by name: others may have come into the model"
     self.model, old = model, self.weights
     now = dict(unwrap(model).named_parameters())
@@ -281,7 +282,7 @@ def state_dict(
 def load_state_dict(
     self: Sparsifier,
     state: dict,  # From `state_dict`
-):
+) -> None:
     "Go on from there. Raises `ValueError` for what is of another method or model"
     types = state_types(self.method) | ({'masks': Masks | None} if 'masks' in state else {})
     check_state(self.method, state, self, types)

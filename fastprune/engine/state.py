@@ -43,7 +43,7 @@ recorded = dict(
 
 # %% ../../nbs/engine/state.ipynb #827f9d87
 def lasting_types(
-    method,  # A method, or its class
+    method: object,  # A method, or its class
 ) -> dict:  # Attribute -> type
     "What a method and its bases have declared"
     cls = method if isinstance(method, type) else type(method)
@@ -54,7 +54,7 @@ def lasting_types(
 
 
 def state_types(
-    method,  # A method, or its class
+    method: object,  # A method, or its class
 ) -> dict:  # Name -> type
     "All that the state of a training has"
     own, more = {**recorded, **{f.name: f.type for f in fields(State)}}, lasting_types(method)
@@ -63,28 +63,28 @@ def state_types(
     return {**own, **more}
 
 # %% ../../nbs/engine/state.ipynb #1302b46a
-def is_whole(v, low: int = 0, high: int = 2**63 - 1) -> bool:
+def is_whole(v: object, low: int = 0, high: int = 2**63 - 1) -> bool:
     "Is it a whole number between two others?"
     return isinstance(v, int) and not isinstance(v, bool) and low <= v <= high
 
 
-def is_number(v) -> bool:
+def is_number(v: object) -> bool:
     "Is it a number, and not True or False?"
     return isinstance(v, (int, float)) and not isinstance(v, bool)
 
 
 def is_like(
-    v,  # Anything
+    v: object,  # Anything
     p: torch.Tensor,  # With the shape
-    dtype=None,  # That of `p` if None
+    dtype: torch.dtype | None = None,  # That of `p` if None
 ) -> bool:
     "Is it a tensor of that shape and type?"
     return isinstance(v, torch.Tensor) and v.shape == p.shape and v.dtype == (dtype or p.dtype)
 
 
 def has_type(
-    v,  # Anything, as from a file
-    t,  # A type that is declared
+    v: object,  # Anything, as from a file
+    t: object,  # A type that is declared
     weights: dict,  # Name -> parameter
 ) -> bool:
     "Is `v` of a type that a state declares? `dict[str, ...]` and `Masks` have the names and shapes of weights"
@@ -114,11 +114,11 @@ def has_type(
 
 # %% ../../nbs/engine/state.ipynb #e016d996
 def check_state(
-    method,  # A method
-    state,  # Anything, as from a file
-    run,  # A `Run`, or what has its model, weights and optimizer
+    method: object,  # A method
+    state: object,  # Anything, as from a file
+    run: object,  # A `Run`, or what has its model, weights and optimizer
     declared: dict | None = None,  # Name -> type; all that the method's state has, if None
-):
+) -> None:
     "Make sure that a state is one of this method and of this run; raises `ValueError`"
     name, declared = type(method).__name__, state_types(method) if declared is None else declared
     if not isinstance(state, dict):
@@ -132,12 +132,12 @@ def check_state(
 
 # %% ../../nbs/engine/state.ipynb #9d693724
 def restore(
-    owner,  # What has the attribute
+    owner: object,  # What has the attribute
     name: str,  # The attribute
-    value,  # Its value in a state
-    t,  # Its type
+    value: object,  # Its value in a state
+    t: object,  # Its type
     weights: dict,  # Name -> parameter
-):
+) -> None:
     "Set one attribute as it was"
     now = getattr(owner, name, None)
     if isinstance(value, dict) and value.keys() == weights.keys():

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/engine/targets.ipynb #00905654
 import warnings
+from collections.abc import Callable
 
 from torch import nn
 
@@ -19,7 +20,7 @@ from ..criteria.ranking import check_rows, try_criterion
 
 # %% ../../nbs/engine/targets.ipynb #cd3f9fc4
 def listed(
-    names,  # Strings
+    names: list | tuple,  # Strings
     most: int = 3,  # How many to show
 ) -> str:
     "Names for a message: the first ones, and how many more there are"
@@ -39,10 +40,10 @@ def no_weights(model: nn.Module) -> str:
 def fit_targets(
     model: nn.Module,  # The model to prune
     weights: dict,  # Name -> parameter, what may be pruned of it
-    sparsity,  # Fraction of zeros, or a dict by name, pattern, module or class
+    sparsity: float | dict,  # Fraction of zeros, or a dict by name, pattern, module or class
     scope: str,  # As for `compute_masks`
     granularity: str,  # As for `compute_masks`
-    include=None,  # What was asked for
+    include: str | type | list | None = None,  # What was asked for
 ) -> tuple:  # Name -> parameter, and name -> sparsity
     "The weights that a sparsity is for. Raises `ValueError` for what can't be pruned so"
     target, layouts = expand_sparsity(sparsity, weights, model=model), transposed_groups(model)
@@ -55,10 +56,11 @@ def fit_targets(
 
 # %% ../../nbs/engine/targets.ipynb #69953e85
 def find_targets(
-    method,  # A `Method`
+    method: object,  # A `Method`
     model: nn.Module,  # The model to prune
-    learn=None,  # The Learner, for a criterion that asks for it
-    is_trained=None,  # Function from the name and the parameter to whether it is trained; `requires_grad` if None
+    learn: object = None,  # The Learner, for a criterion that asks for it
+    # Function from the name and the parameter to whether it is trained; `requires_grad` if None
+    is_trained: Callable | None = None,
 ) -> tuple:  # Name -> parameter, and name -> sparsity at the end
     "What a method would prune of `model`, and how far. Raises `ValueError` for whatever does not fit it"
     check_not_torch_pruned(model)
@@ -75,10 +77,10 @@ def find_targets(
 
 
 def check_frozen(
-    method,  # A `Method`
+    method: object,  # A `Method`
     can: dict,  # Name -> parameter that can be pruned
     frozen: list,  # Names of those that are not trained
-):
+) -> None:
     "What was asked for and is frozen is an error, and what is left out for it is told once"
     if not frozen:
         return

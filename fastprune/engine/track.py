@@ -13,7 +13,7 @@ from .state import State
 def start_tracking(
     state: State,
     present: Masks,  # Masks at the start
-):
+) -> None:
     "Begin with these masks"
     state.present, state.ever = present, Masks({n: ~m for n, m in present.items()})
 
@@ -21,7 +21,7 @@ def start_tracking(
 def follow(
     state: State,
     masks: Masks,  # New masks
-):
+) -> None:
     "Count what has come back, and how far the masks have moved"
     state.present = masks
     state.n_recovered = sum(int(m.logical_and(state.ever[n]).count_nonzero()) for n, m in masks.items())
@@ -31,7 +31,7 @@ def follow(
         state.distance = masks.jaccard(state.first)
 
 
-def end_cycle(state: State):
+def end_cycle(state: State) -> None:
     "The first cycle is over: distances are from its masks"
     if state.first is None:
         state.first, state.distance = state.present, 0.0

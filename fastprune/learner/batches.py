@@ -9,18 +9,20 @@ __all__ = ['reset_state', 'in_fit', 'train_loader', 'random_kept', 'undisturbed'
 # %% ../../nbs/learner/batches.ipynb #d8c7dccc
 import contextlib
 import random
+from collections.abc import Iterator
 from copy import copy
 
 import numpy as np
 import torch
 from fastai.basics import Callback, CancelBatchException, Learner, Metric, Recorder, apply, noop, num_distrib, to_device
+from fastai.data.load import DataLoader
 from fastai.losses import BaseLoss
 from fastcore.foundation import L
 
 from ..core.dense import sparse_embeddings
 
 # %% ../../nbs/learner/batches.ipynb #434717f9
-def reset_state(learn: Learner):
+def reset_state(learn: Learner) -> None:
     "Models that carry a state from batch to batch, as fastai's for text, start afresh"
     if hasattr(learn.model, 'reset'):
         learn.model.reset()
@@ -31,14 +33,14 @@ def in_fit(learn: Learner) -> bool:
     return learn.__dict__.get('_in_fit', False)
 
 
-def train_loader(learn: Learner):
+def train_loader(learn: Learner) -> DataLoader:
     "The training DataLoader whose random numbers shuffle; the one inside, in a distributed fit"
     dl = learn.dls.train
     return dl.dl if type(dl).__name__ == 'DistributedDL' else dl
 
 
 @contextlib.contextmanager
-def random_kept(learn: Learner):
+def random_kept(learn: Learner) -> Iterator[None]:
     "A context that leaves the random numbers of torch, numpy and Python as they were"
     py, npy = random.getstate(), np.random.get_state()
     devices = list({p.device for p in learn.model.parameters() if p.is_cuda})
@@ -51,7 +53,7 @@ def random_kept(learn: Learner):
 
 # %% ../../nbs/learner/batches.ipynb #21e5bcf4
 @contextlib.contextmanager
-def undisturbed(learn: Learner):
+def undisturbed(learn: Learner) -> Iterator[None]:
     """A context that leaves the model's mode, buffers and gradients, and all random numbers, as they were; gradients of
     embeddings are dense in it"""
     modes, grads = [(m, m.training) for m in learn.model.modules()], [(p, p.grad) for p in learn.model.parameters()]
@@ -96,7 +98,7 @@ def together(learn: Learner) -> bool:
 
 def everyones(
     learn: Learner,
-    state,  # Anything that can be pickled
+    state: object,  # Anything that can be pickled
 ) -> list:  # One for each process, the same in all
     "What each process has; all of them have to ask"
     if not together(learn):
@@ -112,7 +114,7 @@ def mean_everywhere(t: torch.Tensor) -> torch.Tensor:  # `t`
     return t.div_(torch.distributed.get_world_size())
 
 
-def device_of(learn: Learner):
+def device_of(learn: Learner) -> torch.device:
     """Where batches go: to the process's own device if there are several processes, else to the DataLoaders' device, or
     to the model's where they have none, as torch's"""
     if together(learn):
@@ -187,7 +189,7 @@ _restored = (
 def as_in_fit(
     learn: Learner,
     train: bool = True,  # As in training? As in validation, if not
-):
+) -> Iterator[None]:
     """A context in which `loss_of` and `forward` run those callbacks that take part in the loss; use it inside of
     `undisturbed`. Outside of a fit they get the events of its start and end, as in `learn.validate`. At the end the
     Learner and its callbacks are as before; the optimizer takes no step"""
@@ -235,7 +237,7 @@ def as_in_fit(
 def to_model(
     learn: Learner,
     train: bool = True,  # In training mode?
-):  # The device
+) -> torch.device:  # The device
     "The model, and a loss with weights of its own, where batches go"
     device = device_of(learn)
     learn.model.to(device).train(train)
@@ -244,7 +246,7 @@ def to_model(
     return device
 
 
-def plain(x):
+def plain(x: object) -> object:
     "Without fastai's types, as in a fit: a compiled model does not take them"
     if isinstance(x, tuple):
         return tuple(map(plain, x))
@@ -253,7 +255,7 @@ def plain(x):
 
 def a_batch(
     learn: Learner,
-    device=None,  # Where to; the Learner's if None
+    device: torch.device | str | None = None,  # Where to; the Learner's if None
     valid: bool = False,  # From the validation set, if that has any?
 ) -> tuple:  # The inputs
     """Inputs of the first batch, as callbacks hand them to the model in validation; use it inside of
@@ -269,14 +271,14 @@ def a_batch(
 
 def forward(
     learn: Learner,
-    b,  # A batch; not changed
+    b: object,  # A batch; not changed
     i: int = 0,  # Its position
-):  # The prediction, as it is after the callbacks; None if one of them has cancelled the batch
+) -> object:  # The prediction, as it is after the callbacks; None if one of them has cancelled the batch
     "What the model predicts for a batch, by `learn.one_batch`; use it inside of `as_in_fit(learn, False)`"
     learn.pred = None
     learn.one_batch(i, copied(b))
     return learn.pred
 
 
-def copied(b):
+def copied(b: object) -> object:
     return apply(lambda t: t.clone() if isinstance(t, torch.Tensor) else t, b)

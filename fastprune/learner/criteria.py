@@ -8,6 +8,7 @@ __all__ = ['LearnerBatches']
 # %% ../../nbs/learner/criteria.ipynb #3182e41d
 import contextlib
 import itertools
+from collections.abc import Iterator
 
 import torch
 from fastai.basics import Callback, Learner
@@ -104,7 +105,7 @@ class LearnerBatches:
     ):
         self.learn, self.model = learn, learn.model
 
-    def undisturbed(self):
+    def undisturbed(self) -> contextlib.AbstractContextManager:
         "A context that leaves the model's mode, buffers and gradients, and all random numbers, as they were"
         return undisturbed(self.learn)
 
@@ -121,20 +122,23 @@ class LearnerBatches:
         return _balanced(self.learn, per_class)
 
     @contextlib.contextmanager
-    def training(self):
+    def training(self) -> Iterator[None]:
         "A context in which the model runs as in training"
         with as_in_fit(self.learn):
             to_model(self.learn)
             yield
 
     @contextlib.contextmanager
-    def evaluating(self):
+    def evaluating(self) -> Iterator[None]:
         "A context in which the model runs as in validation"
         with as_in_fit(self.learn, False):
             to_model(self.learn, False)
             yield
 
-    def summed_gradients(self, n: int):  # Number of batches
+    def summed_gradients(
+        self,
+        n: int,  # Number of batches
+    ) -> contextlib.AbstractContextManager:
         "A context in which the model has the gradients of the loss, summed up over `n` batches, and no others"
         return summed_gradients(self.learn, n)
 
@@ -149,7 +153,7 @@ def losses(
     self: LearnerBatches,
     batches: list,  # From `take` or `balanced`
     temperature: float | None = None,  # Divides logits
-):
+) -> Iterator[Iterator]:
     "A context that gives an iterator over the losses, with graphs, of all batches that callbacks do not cancel"
     reset_state(self.learn)
     with random_kept(self.learn), _at_temperature(self.learn, temperature):
@@ -158,14 +162,20 @@ def losses(
 
 
 @patch
-def predictions(self: LearnerBatches, n: int):  # Number of batches
+def predictions(
+    self: LearnerBatches,
+    n: int,  # Number of batches
+) -> Iterator:
     "An iterator over the predictions for the first `n` batches"
     for i, b in enumerate(itertools.islice(self.learn.dls.train, n)):
         yield forward(self.learn, b, i)
 
 
 @patch
-def prediction_of(self: LearnerBatches, output):  # Of the model
+def prediction_of(
+    self: LearnerBatches,
+    output: object,  # Of the model
+) -> object:
     "What callbacks make of the model's output"
     self.learn.pred = output
     self.learn('after_pred')

@@ -18,7 +18,9 @@ from fastcore.foundation import L
 from ..core.describe import arguments_of, describe
 
 # %% ../../nbs/learner/describe.ipynb #7dae0cdd
-def describe_items(ds):  # Dataset
+def describe_items(
+    ds: object,  # Dataset
+) -> object:
     "A description of the items of a dataset, before any transform; of a long one, of some of them"
     if isinstance(name := getattr(ds, '_fingerprint', None), str):
         return name  # HuggingFace has one of its own
@@ -31,13 +33,15 @@ def describe_items(ds):  # Dataset
     return [describe(items), [p.stat().st_size for p in some if isinstance(p, Path) and p.exists()]]
 
 
-def describe_transforms(dl) -> list:  # DataLoader
+def describe_transforms(dl: object) -> list:  # DataLoader
     "Descriptions of the transforms of items and batches"
     fs = [f for k in ('after_item', 'before_batch', 'after_batch') for f in getattr(getattr(dl, k, None), 'fs', [])]
     return [describe_transform(f) for f in fs]
 
 
-def describe_transform(o):  # A transform, or a list of them
+def describe_transform(
+    o: object,  # A transform, or a list of them
+) -> object:
     "The class of a transform, its arguments, and the functions inside; not the random numbers that it has drawn"
     if isinstance(o, (list, tuple, L)):
         return [describe_transform(x) for x in o]

@@ -62,6 +62,6 @@ _allow_cpus()
 
 
 @patch
-def add_cbs(self: Learner, cbs):
+def add_cbs(self: Learner, cbs: list | None) -> Learner:
     _allow_cpus()
     return self._orig_add_cbs(cbs)

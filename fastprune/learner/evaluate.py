@@ -7,6 +7,7 @@ __all__ = ['evaluating', 'as_model_state', 'batch_chunks', 'evaluate_points', 'v
 
 # %% ../../nbs/learner/evaluate.ipynb #2b25778e
 import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 
 import numpy as np
@@ -32,7 +33,7 @@ def _tensors_of(learn):
 def evaluating(
     learn: Learner,
     inner: bool = False,  # Is a fit running? Then no callback is called
-):
+) -> Iterator[dict]:
     """A context in the middle of a validation. Its value is the model's tensors, to copy other weights into. At its
     end everything is as before. Whether BatchNorm and dropout are in training mode is up to the code inside"""
     attributes = {k: learn.__dict__[k] for k in _validation_attributes if k in learn.__dict__}
@@ -61,10 +62,10 @@ def as_model_state(
 
 
 def batch_chunks(
-    dl,  # DataLoader
+    dl: Iterable,  # DataLoader
     memory: int,  # Bytes of batches in a list
-    device,  # Device to move batches to
-):
+    device: torch.device,  # Device to move batches to
+) -> Iterator[list]:
     "Lists of batches on a device, of up to `memory` bytes each"
     chunk, size = [], 0
     for b in dl:
@@ -110,10 +111,10 @@ class _Totals:
 
 def evaluate_points(
     learn: Learner,  # Inside of `evaluating`
-    dl,  # DataLoader to evaluate on
+    dl: Iterable,  # DataLoader to evaluate on
     points: list,  # What to evaluate
-    put,  # Function (point) that sets the weights
-    metrics,  # fastai's metrics
+    put: Callable,  # Function (point) that sets the weights
+    metrics: list,  # fastai's metrics
     memory: int,  # Bytes of batches on the device
 ) -> tuple:  # Losses [points], and name of a metric -> values [points]
     "Loss and metrics at each of several points. Each batch is loaded once, for all points"

@@ -6,6 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/learner/files.ipynb #c8eec10e
+from pathlib import Path
+
 from fastai.basics import Learner, patch
 
 from ..core import sparse_files
@@ -17,9 +19,9 @@ from .keep import set_masks
 @patch
 def save_sparse(
     self: Learner,
-    path,  # File to write
+    path: str | Path,  # File to write
     half: bool = False,  # Write the values of tensors with zeros as float16? They take half the bytes, and are rounded
-):
+) -> None:
     "Write the model without its zeros, and its masks"
     masks = self.masks and to_state_names(self.model, self.masks)
     sparse_files.save_sparse(unwrap(self.model).state_dict(), path, half, masks)
@@ -28,8 +30,8 @@ def save_sparse(
 @patch
 def load_sparse(
     self: Learner,
-    path,  # File that `save_sparse` wrote
-):
+    path: str | Path,  # File that `save_sparse` wrote
+) -> None:
     """Read a model and its masks. Raises `ValueError`, and leaves the Learner as it is, for a damaged file and for one
     of another model"""
     state, masks = sparse_files.load_sparse_masks(path)

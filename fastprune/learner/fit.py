@@ -9,8 +9,9 @@ __all__ = []
 import contextlib
 import warnings
 
-from fastai.basics import CancelFitException, patch
+from fastai.basics import Callback, CancelFitException, patch
 from fastai.callback.schedule import Learner  # with fit_one_cycle and fine_tune
+from torch import nn
 
 from ..core.names import unwrap
 from ..core.weights import prunable_weights
@@ -22,7 +23,7 @@ def parameters_of(learn: Learner) -> dict:
     return dict(unwrap(learn.model).named_parameters())
 
 
-def keeper_of(learn: Learner):
+def keeper_of(learn: Learner) -> Callback | None:
     "The `KeepMasks` of a Learner, None while it has no masks"
     return learn.__dict__.get('keep_masks')
 
@@ -61,7 +62,7 @@ def _do_fit(self: Learner):
 
 
 @patch
-def all_batches(self: Learner):
+def all_batches(self: Learner) -> None:
     "Bring masks up to date after all of `before_train` and `before_validate`, whatever callbacks have swapped there"
     if not in_fit(self):
         return self._orig_all_batches()
@@ -77,7 +78,15 @@ def all_batches(self: Learner):
 
 # %% ../../nbs/learner/fit.ipynb #d1b5a5a6
 @patch
-def fit(self: Learner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
+def fit(
+    self: Learner,
+    n_epoch: int,
+    lr: float | slice | None = None,
+    wd: float | None = None,
+    cbs: Callback | list | None = None,
+    reset_opt: bool = False,
+    start_epoch: int = 0,
+) -> None:
     "Fit `self.model` for `n_epoch` using `cbs`. Optionally `reset_opt`."
     frozen, ended = self.__dict__.pop('_frozen_in_turn', set()), False
     self._trained_names = trained = {n for n, p in parameters_of(self).items() if p.requires_grad or n in frozen}
@@ -96,7 +105,7 @@ def fit(self: Learner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, sta
 def is_trained(
     learn: Learner | None,
     name: str,  # Of a parameter
-    p,  # The parameter
+    p: nn.Parameter,  # The parameter
 ) -> bool:
     "Is a weight trained, perhaps in turns?"
     if p.requires_grad or learn is None:
@@ -105,7 +114,7 @@ def is_trained(
 
 
 @patch
-def freeze_to(self: Learner, n):
+def freeze_to(self: Learner, n: int) -> None:
     self._orig_freeze_to(n)
     self.opt.frozen_to = n
 
@@ -137,7 +146,7 @@ def _unknown_weights(learn):
     return {n: p for n, p in prunable_weights(learn.model).items() if counts(n, p)}
 
 
-def warn_of_zeros(learn: Learner):
+def warn_of_zeros(learn: Learner) -> None:
     "Once, if a fit would bring back what was pruned in a model that has come without its masks"
     if '_zeros_known' in learn.__dict__ or 'lr_finder' in learn.__dict__:
         return

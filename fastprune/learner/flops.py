@@ -48,9 +48,11 @@ def _no_mkldnn():
 @patch
 def flops(
     self: Learner,
-    include=None,  # Weights whose zeros count: names, glob patterns, modules or classes; all prunable ones if None
-    exclude=None,  # Weights to leave out, given in the same ways
-    example=None,  # A batch of inputs: a tensor, a tuple, or a dict by name; from the DataLoaders if None
+    # Weights whose zeros count: names, glob patterns, modules or classes; all prunable ones if None
+    include: str | type | list | None = None,
+    exclude: str | type | list | None = None,  # Weights to leave out, given in the same ways
+    # A batch of inputs: a tensor, a tuple, or a dict by name; from the DataLoaders if None
+    example: torch.Tensor | tuple | list | dict | None = None,
 ) -> pd.DataFrame:  # A row for each weight, for 'other' operations and for 'total': dense, nonzero, speedup
     """FLOPs of a forward pass for one item, the first of a batch: all of them (dense), those with a weight that is not
     0 (nonzero), and the ratio of both (speedup)"""

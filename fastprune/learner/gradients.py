@@ -8,6 +8,7 @@ __all__ = ['loss_of', 'gradients', 'summed_gradients']
 # %% ../../nbs/learner/gradients.ipynb #d7cd4609
 import contextlib
 import itertools
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -28,9 +29,9 @@ def _no_step(learn):
 
 def loss_of(
     learn: Learner,
-    b,  # A batch; not changed
+    b: object,  # A batch; not changed
     i: int = 0,  # Its position
-):  # The loss with a graph behind it; None if a callback has cancelled the batch
+) -> torch.Tensor | None:  # The loss with a graph behind it; None if a callback has cancelled the batch
     "The loss of a batch, as `learn.one_batch` comes to it; use it inside of `as_in_fit`"
     learn.loss_grad, learn._do_grad_opt = None, partial(_no_step, learn)
     try:
@@ -50,7 +51,7 @@ def loss_of(
 def gradients(
     learn: Learner,
     n_batches: int | None = None,  # Number of training batches; an epoch if None
-):  # Iterator over the batches' losses; the model's gradients add up until they are cleared
+) -> Iterator[torch.Tensor]:  # Iterator over the batches' losses; the model's gradients add up until they are cleared
     "Backpropagates the loss of training batches, in training mode; use it inside of `undisturbed`"
     check_n_batches(n_batches)
     to_model(learn)
@@ -73,7 +74,7 @@ def gradients(
 
 
 @contextlib.contextmanager
-def summed_gradients(learn: Learner, n_batches: int | None = None):
+def summed_gradients(learn: Learner, n_batches: int | None = None) -> Iterator[None]:
     "A context in which the model has the gradients of training batches, summed up, and those alone"
     with undisturbed(learn), torch.enable_grad():
         for p in learn.model.parameters():

@@ -36,8 +36,9 @@ class GradientHistogram:
         self,
         *others,  # More histograms, to draw over this one
         bins: int = 31,  # Number of bins
-        axs=None,  # Two matplotlib axes, for gradients and hidden representations; new ones if None
-    ):  # The axes
+        # Two matplotlib axes, for gradients and hidden representations; new ones if None
+        axs: np.ndarray | list | None = None,
+    ) -> np.ndarray | list:  # The axes
         "Draw the share of values in each bin, on a logarithmic scale"
         histograms = [self, *others]
         axs = axes_or_new(axs, 1, 2, figsize=(8, 2.8))

@@ -8,7 +8,7 @@ __all__ = ['map_tensors', 'tensors_in', 'Inputs', 'call_model', 'shapes_of', 'ca
 
 # %% ../../nbs/learner/inputs.ipynb #0aeeda2f
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from typing import NamedTuple
 
@@ -22,9 +22,9 @@ from .batches import a_batch, device_of
 
 # %% ../../nbs/learner/inputs.ipynb #d253d6c5
 def map_tensors(
-    f,  # Function of a tensor
-    o,  # A tensor, or anything in tuples, lists and dicts
-):  # The same structure, with `f(tensor)` in the place of each tensor
+    f: Callable,  # Function of a tensor
+    o: object,  # A tensor, or anything in tuples, lists and dicts
+) -> object:  # The same structure, with `f(tensor)` in the place of each tensor
     "Apply `f` to all tensors; anything else is left as it is"
     if isinstance(o, torch.Tensor):
         return f(o)
@@ -41,7 +41,7 @@ def map_tensors(
 
 
 def tensors_in(
-    o,  # Anything
+    o: object,  # Anything
 ) -> list:
     "All tensors in tuples, lists and dicts"
     if isinstance(o, torch.Tensor):
@@ -61,9 +61,9 @@ class Inputs(NamedTuple):
 
 
 def call_model(
-    model,  # Module, or function
+    model: Callable,  # Module, or function
     inputs: tuple,  # `Inputs`, or a tuple of positional ones
-):  # What it returns
+) -> object:  # What it returns
     "Call `model`; the state of fastai's models for text is reset first"
     if type(model).__module__.startswith('fastai') and hasattr(model, 'reset'):
         model.reset()
@@ -78,10 +78,10 @@ def shapes_of(inputs: Inputs) -> str:
 
 
 def call_example(
-    model,  # Module, or function
+    model: Callable,  # Module, or function
     inputs: Inputs,
     who: str = 'the model',  # Name of `model`, for the message
-):  # What it returns
+) -> object:  # What it returns
     "`call_model`, with any error of the model as a `ValueError` about the example"
     try:
         return call_model(model, inputs)
@@ -136,8 +136,9 @@ def _plain(t):
 
 
 def as_inputs(
-    example,  # A tensor, a tuple or list of the model's inputs, or a dict of them by name
-    model,  # Module, or function, to call with it
+    # A tensor, a tuple or list of the model's inputs, or a dict of them by name
+    example: torch.Tensor | tuple | list | dict,
+    model: Callable,  # Module, or function, to call with it
     argument: str = 'example',  # Name of the argument, for the messages
 ) -> Inputs:  # On the model's device
     "The arguments of `model` for an example. Raises `ValueError` for arrays, and for an example without tensors"
@@ -173,7 +174,7 @@ def _check_tensors(inputs, example, argument):
     )
 
 # %% ../../nbs/learner/inputs.ipynb #060a59f4
-def model_device(model) -> torch.device | None:  # Of a module, or function
+def model_device(model: Callable) -> torch.device | None:  # Of a module, or function
     "The device of a module's parameters or buffers; None for one without any, and for the meta device"
     if not isinstance(model, nn.Module):
         return None
@@ -182,8 +183,10 @@ def model_device(model) -> torch.device | None:  # Of a module, or function
 
 def learner_inputs(
     learn: Learner,
-    example=None,  # A batch, as for `as_inputs`; the first batch of the DataLoaders if None
-    device=None,  # Device of the result; if None, that of the DataLoaders, to which the model is moved, too
+    # A batch, as for `as_inputs`; the first batch of the DataLoaders if None
+    example: torch.Tensor | tuple | list | dict | None = None,
+    # Device of the result; if None, that of the DataLoaders, to which the model is moved, too
+    device: torch.device | str | None = None,
     valid: bool = False,  # Take the batch from the validation set, if there is one?
 ) -> Inputs:
     "A batch for the Learner's model. Use it inside of `undisturbed`. Raises `ValueError` if there is no batch"

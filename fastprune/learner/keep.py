@@ -8,6 +8,7 @@ __all__ = ['KeepMasks', 'set_masks']
 # %% ../../nbs/learner/keep.ipynb #68217926
 import contextlib
 import warnings
+from collections.abc import Iterator
 
 import torch
 from fastai.basics import Callback, Learner, patch
@@ -33,8 +34,8 @@ class KeepMasks(Callback):
     def hold(
         self,
         masks: Masks,  # Masks of weights of the model
-        origin=None,  # What made them: criterion, scope, granularity
-    ):
+        origin: tuple | None = None,  # What made them: criterion, scope, granularity
+    ) -> None:
         "Set pruned weights to zero, and hold `masks` from now on"
         weights = parameters_of(self.learn)
         masks = {n: m.to(weights[n].device) for n, m in masks.check(weights).items()}
@@ -43,7 +44,7 @@ class KeepMasks(Callback):
         self._masks.apply_(weights)
         self._fresh = True
 
-    def project(self):
+    def project(self) -> None:
         "Set pruned weights to zero"
         if self._weights is not None:
             self._masks.apply_(self._weights)
@@ -61,15 +62,15 @@ class KeepMasks(Callback):
         weights = parameters_of(self.learn)
         return {n: weights[n] for n in self._masks.check(weights)}
 
-    def before_step(self):
+    def before_step(self) -> None:
         self._fresh, self._open = False, True
 
-    def after_step(self):
+    def after_step(self) -> None:
         if not self._fresh:
             self.project()
         self._open = False
 
-    def after_cancel_batch(self):
+    def after_cancel_batch(self) -> None:
         if self._open:
             self.after_step()
 
@@ -81,7 +82,7 @@ class KeepMasks(Callback):
 
 # %% ../../nbs/learner/keep.ipynb #1271f807
 @patch
-def before_fit(self: KeepMasks):
+def before_fit(self: KeepMasks) -> None:
     if in_fit(self.learn):
         return
     self._weights, self._swapped, now = None, False, parameters_of(self.learn)
@@ -90,7 +91,7 @@ def before_fit(self: KeepMasks):
 
 
 @patch
-def before_train(self: KeepMasks):  # not in before_fit, which `learn.validate` calls too
+def before_train(self: KeepMasks) -> None:  # not in before_fit, which `learn.validate` calls too
     if self._weights is None:
         self._weights = self._look_up()
         self._restore(
@@ -99,7 +100,7 @@ def before_train(self: KeepMasks):  # not in before_fit, which `learn.validate` 
 
 
 @patch
-def begin_epoch(self: KeepMasks):
+def begin_epoch(self: KeepMasks) -> None:
     "Before an epoch's first batch: what callbacks have replaced or swapped since the last one is masked, too"
     old, self._weights = self._weights or {}, self._look_up()
     if new := [n for n, p in self._weights.items() if p is not old.get(n, p)]:
@@ -109,7 +110,7 @@ def begin_epoch(self: KeepMasks):
 # %% ../../nbs/learner/keep.ipynb #5a0b11c3
 @patch
 @contextlib.contextmanager
-def masked(self: KeepMasks):
+def masked(self: KeepMasks) -> Iterator[None]:
     """A context in which pruned weights are zero in what is validated, such as averages that a schedule-free
     optimizer swaps in; what they were is put back, so that they can be swapped out"""
     fits = lambda n, p: n in self._masks and p.shape == self._masks[n].shape
@@ -126,7 +127,7 @@ def masked(self: KeepMasks):
 
 
 @patch
-def after_fit(self: KeepMasks):
+def after_fit(self: KeepMasks) -> None:
     if not in_fit(self.learn) and self._weights is not None:
         if not hasattr(self.learn, 'lr_finder'):
             self.change = None
@@ -137,7 +138,7 @@ def after_fit(self: KeepMasks):
 def finish(
     self: KeepMasks,
     drop: bool,  # Drop masks of weights that are not in the model any more?
-):
+) -> None:
     "Whatever callbacks have loaded or replaced at a fit's end, weights and masks agree"
     weights = parameters_of(self.learn)
     lost = [n for n, m in self._masks.items() if n not in weights or weights[n].shape != m.shape]
@@ -179,8 +180,8 @@ Learner.masks = Learner.masks.setter(_replace_masks)
 def set_masks(
     learn: Learner,
     masks: dict,  # Name -> bool tensor
-    origin=None,  # What made them: criterion, scope, granularity
-):
+    origin: tuple | None = None,  # What made them: criterion, scope, granularity
+) -> None:
     "Prune by `masks` and keep them, as setting `learn.masks` does"
     Masks(check_bool(masks)).check(parameters_of(learn))
     if together(learn):
@@ -199,7 +200,7 @@ def _first_ones(masks):
 
 
 @patch
-def remove_masks(self: Learner):
+def remove_masks(self: Learner) -> None:
     "Forget the masks: pruned weights stay zero until they are trained again"
     self.remove_cb(KeepMasks)
     self._zeros_known = True

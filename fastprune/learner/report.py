@@ -15,7 +15,7 @@ from fastai.basics import Learner, patch
 from ..core.computed import in_use
 from ..core.masks import nonzeros
 from ..core.names import unwrap
-from ..core.plotting import axes_or_new
+from ..core.plotting import Axes, axes_or_new
 from ..core.weights import prunable_weights
 from . import keep as keep  # adds learn.masks
 
@@ -78,8 +78,8 @@ def sparsity_report(
 # %% ../../nbs/learner/report.ipynb #893fd862
 def plot_layers(
     report: pd.DataFrame,  # From `learn.sparsity_report()`
-    ax=None,  # Matplotlib axes to draw on; new ones if None
-):  # Matplotlib axes
+    ax: Axes | None = None,  # Matplotlib axes to draw on; new ones if None
+) -> Axes:  # Matplotlib axes
     "Draw the number of weights of each tensor, and how many are kept, on a logarithmic scale"
     df = report.drop('total')
     ax = axes_or_new(ax, figsize=(5.5, 1.2 + 0.22 * len(df)))

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import random
 import re
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from .fit import is_frozen
 from .keep import set_masks
 
 # %% ../../nbs/learner/states.ipynb #46ccc659
-def load_into(learn: Learner, state: dict):
+def load_into(learn: Learner, state: dict) -> None:
     "Load a `state_dict` into the model of `learn`, and remove its masks"
     learn.remove_masks()
     unwrap(learn.model).load_state_dict(
@@ -34,7 +35,7 @@ def load_into(learn: Learner, state: dict):
 
 
 @contextlib.contextmanager
-def restoring(learn: Learner):
+def restoring(learn: Learner) -> Iterator[None]:
     """A context for other trainings with a Learner. It restores weights and masks at the end, however that comes, and
     leaves a new optimizer"""
     if is_frozen(learn):
@@ -60,7 +61,7 @@ def state_of(learn: Learner) -> dict:  # Name -> tensor, or extra state of a mod
 def seed_round(
     learn: Learner,
     seed: int,  # Any whole number
-):
+) -> None:
     "Set the seeds of all random numbers and of the order of training batches, and remove gradients"
     set_seed(seed)
     for p in learn.model.parameters():
@@ -90,11 +91,11 @@ class BestEpoch(TrackerCallback):
         super().__init__(monitor=monitor, comp=np.less if smaller_is_better(monitor) else np.greater)
         self.patience = patience
 
-    def before_fit(self):
+    def before_fit(self) -> None:
         super().before_fit()
         self.state, self.waited = None, 0
 
-    def after_epoch(self):
+    def after_epoch(self) -> None:
         super().after_epoch()
         if self.new_best or self.state is None:
             self.state, self.values, self.waited = state_of(self.learn), list(self.recorder.values[-1]), 0
@@ -103,7 +104,7 @@ class BestEpoch(TrackerCallback):
         if self.patience and self.waited >= self.patience:
             raise CancelFitException
 
-    def after_fit(self):
+    def after_fit(self) -> None:
         if self.state is not None:
             unwrap(self.learn.model).load_state_dict(self.state)
         self.state = None
@@ -119,14 +120,14 @@ class StateAt(Callback):
         self.iteration, self.steps, self.batches, self.state = iteration, 0, 0, None
         self._seen, self._stepped = 0, False
 
-    def before_train(self):
+    def before_train(self) -> None:
         if self.iteration == 0 and self.state is None:
             self._take()
 
-    def after_step(self):
+    def after_step(self) -> None:
         self._stepped = True  # not called where gradients are only accumulated
 
-    def after_batch(self):
+    def after_batch(self) -> None:
         self._seen += 1
         self.steps += self._stepped
         if self._stepped and self.steps == self.iteration:
@@ -146,7 +147,7 @@ class StateAt(Callback):
         return self.state
 
 # %% ../../nbs/learner/states.ipynb #ad02d8ce
-def end_before_training(learn: Learner):
+def end_before_training(learn: Learner) -> None:
     "End a fit before its first step, without `after_cancel_fit` of callbacks: there is nothing for them to undo"
     for cb in learn.cbs:
         if hasattr(type(cb), 'after_cancel_fit'):
@@ -171,12 +172,12 @@ class StartAt(Callback):
     def __init__(
         self,
         batches: int,  # Number of batches to skip, over all fits with this callback
-        begin=None,  # Function (learn) to call right before the first batch that is not skipped
+        begin: Callable | None = None,  # Function (learn) to call right before the first batch that is not skipped
     ):
         check_whole('batches', 0, batches=batches)
         self.left, self.begin, self._begun, self._disabled = batches, begin or noop, False, []
 
-    def before_epoch(self):
+    def before_epoch(self) -> None:
         if not self._begun:
             self.learn.all_batches = self._remaining_batches
 
@@ -208,11 +209,11 @@ class StartAt(Callback):
             cb.run = False
         raise CancelEpochException
 
-    def after_train(self):
+    def after_train(self) -> None:
         "Give the Learner its own `all_batches` again"
         self.learn.__dict__.pop('all_batches', None)
 
-    def after_epoch(self):
+    def after_epoch(self) -> None:
         self.after_train()
         for cb in self._disabled:
             cb.run = True
@@ -229,7 +230,7 @@ def starting_at(batches: int) -> list:  # Callbacks for `fit`
 def steps_by_epoch(
     learn: Learner,
     n_epoch: int,  # Epochs of a fit
-    cbs=(),  # Callbacks beside the Learner's
+    cbs: tuple | list = (),  # Callbacks beside the Learner's
 ) -> list:  # Optimizer steps after 1, 2, ... epochs
     "The number of optimizer steps of a fit after each epoch, also with `GradientAccumulation`"
     dl, n = learn.dls.train, len(learn.dls.train)
@@ -251,7 +252,7 @@ def steps_by_epoch(
 # %% ../../nbs/learner/states.ipynb #23a7ed92
 def bar_over(
     learn: Learner,
-    rounds,  # Range of rounds
-):  # Iterator over `rounds`
+    rounds: range,  # Range of rounds
+) -> Iterable:  # Iterator over `rounds`
     "A progress bar over rounds, if the Learner has one and there are rounds"
     return progress_bar(rounds, leave=False) if len(rounds) and hasattr(learn, 'progress') else rounds

@@ -6,7 +6,7 @@
 __all__ = ['plot_schedules']
 
 # %% ../../nbs/schedules/plot.ipynb #e791b380
-from ..core.plotting import add_grid, axes_or_new
+from ..core.plotting import Axes, add_grid, axes_or_new
 from fastprune.schedules.sparsity import (
     agp,
     check_schedule,
@@ -25,9 +25,9 @@ def plot_schedules(
     initial: float = 0.0,  # Sparsity at the start, in [0,1)
     final: float = 1.0,  # Sparsity at the end, in [0,1]; the default of 1 shows progress
     n: int = 500,  # Points a curve
-    ax=None,  # Matplotlib axes to draw on; new ones if None
+    ax: Axes | None = None,  # Matplotlib axes to draw on; new ones if None
     **named,  # More schedules, by label
-):  # Matplotlib axes
+) -> Axes:  # Matplotlib axes
     "Draw schedules over training"
     if not (schedules or named):
         named = {

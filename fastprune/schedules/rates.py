@@ -8,21 +8,22 @@ __all__ = ['as_rate', 'lr_constant', 'lr_decay', 'lr_cyclical', 'lr_warmup', 'pl
 
 # %% ../../nbs/schedules/rates.ipynb #0b8ae979
 import inspect
+from collections.abc import Callable
 from functools import partial
 from numbers import Number
 
 import numpy as np
 
 from ..core.checks import check_fraction, check_number
-from ..core.plotting import add_grid, axes_or_new
+from ..core.plotting import Axes, add_grid, axes_or_new
 from ..core.renamed import renamed
 from .sparsity import schedule_name
 
 # %% ../../nbs/schedules/rates.ipynb #ec245f7c
 def as_rate(
-    lr,  # Rate, or a list or array with one for each parameter group
+    lr: float | list | np.ndarray,  # Rate, or a list or array with one for each parameter group
     argument: str = 'lr',  # Name of the argument, for the message
-):  # A float, or an array
+) -> float | np.ndarray:  # A float, or an array
     "Check a learning rate. Raises `ValueError`"
     if isinstance(lr, slice):
         raise ValueError(
@@ -55,8 +56,8 @@ def _constant(lr, pos):
 
 
 def lr_constant(
-    lr,  # Rate, or an array with one for each parameter group
-):  # Function from the position in training, in [0,1), to the rate
+    lr: float | list | np.ndarray,  # Rate, or an array with one for each parameter group
+) -> Callable:  # Function from the position in training, in [0,1), to the rate
     "A constant rate"
     return partial(_constant, as_rate(lr))
 
@@ -66,10 +67,10 @@ def _decay(lr, end, pos):
 
 
 def lr_decay(
-    lr,  # Rate at the start, or an array with one for each parameter group
+    lr: float | list | np.ndarray,  # Rate at the start, or an array with one for each parameter group
     end: float = 1.0,  # Time at which it reaches 0: a fraction of training, or iterations
     iters: int | None = None,  # Length of training, if times are given in iterations
-):  # Function from the position in training, in [0,1), to the rate
+) -> Callable:  # Function from the position in training, in [0,1), to the rate
     "Linear decay from `lr` to 0"
     (end,) = _times(iters, end=end)
     if not end:
@@ -82,11 +83,11 @@ def _triangle(low, lr, half, pos):
 
 
 def lr_cyclical(
-    lr,  # Upper bound of the rate, or an array with one for each parameter group
-    low=0.0,  # Lower bound
+    lr: float | list | np.ndarray,  # Upper bound of the rate, or an array with one for each parameter group
+    low: float | list | np.ndarray = 0.0,  # Lower bound
     half: float = 0.125,  # Time from one bound to the other: a fraction of training, or iterations
     iters: int | None = None,  # Length of training, if times are given in iterations
-):  # Function from the position in training, in [0,1), to the rate
+) -> Callable:  # Function from the position in training, in [0,1), to the rate
     "A triangle wave between two bounds (Smith 2017)"
     lr, (half,) = as_rate(lr), _times(iters, half=half)
     if not half:
@@ -101,12 +102,12 @@ def _warmup(lr, warmup, drops, factor, pos):
 
 
 def lr_warmup(
-    lr,  # Largest rate, or an array with one for each parameter group
+    lr: float | list | np.ndarray,  # Largest rate, or an array with one for each parameter group
     warmup: float = 0.1,  # Length of the linear rise from 0: a fraction of training, or iterations
     drops: tuple = (),  # Times at which the rate is divided by `factor`: fractions of training, or iterations
     factor: float = 10.0,  # Divisor of the rate at each drop
     iters: int | None = None,  # Length of training, if times are given in iterations
-):  # Function from the position in training, in [0,1), to the rate
+) -> Callable:  # Function from the position in training, in [0,1), to the rate
     """Linear warm-up, then drops (Frankle and Carbin 2019). With `warmup=0` this is the step decay that Srinivas et al.
     2022 use in each cycle"""
     if isinstance(drops, Number):
@@ -122,9 +123,9 @@ def plot_lrs(
     *schedules,  # Functions from position to rate, or lists with one for each round
     rounds: int = 1,  # Rounds to draw of a single function
     n: int = 500,  # Points in each round
-    ax=None,  # Matplotlib axes to draw on; new ones if None
+    ax: Axes | None = None,  # Matplotlib axes to draw on; new ones if None
     **named,  # More schedules, by label
-):  # Matplotlib axes
+) -> Axes:  # Matplotlib axes
     "Draw learning rates over training, or over rounds of training"
     for i, s in enumerate(schedules):
         name = f'{i + 1}' if isinstance(s, (list, tuple)) else schedule_name(s)
@@ -163,10 +164,11 @@ def s_cyc_max_lr(
 
 @renamed(rate='prune_rate')
 def at_prune_rate(
-    max_lr,  # Function from completed rounds to a rate, or a number
+    max_lr: Callable | float,  # Function from completed rounds to a rate, or a number
     prune_rate: float,  # Fraction of the remaining weights that each round prunes, in (0,1)
-):  # `max_lr`; with `p=prune_rate` if it is a function with an optional parameter `p` that is not bound, as S-Cyc's
-    "The largest rates of rounds that prune `prune_rate` of the remaining weights each"
+) -> Callable | float:  # `max_lr`, with `p=prune_rate` if it takes that
+    """The largest rates of rounds that prune `prune_rate` of the remaining weights each. A function takes `p` if that
+    is an optional parameter that is not bound, as S-Cyc's"""
     if not callable(max_lr) or 'p' in getattr(max_lr, 'keywords', {}):
         return max_lr
     try:
@@ -178,8 +180,9 @@ def at_prune_rate(
 
 # %% ../../nbs/schedules/rates.ipynb #be3a2014
 def lr_rounds(
-    shape,  # Function from the largest rate to a schedule, such as `lr_decay` or `partial(lr_warmup, drops=(0.5,))`
-    max_lr,  # Function from the number of completed rounds to the largest rate, or a rate for all
+    # Function from the largest rate to a schedule, such as `lr_decay` or `partial(lr_warmup, drops=(0.5,))`
+    shape: Callable,
+    max_lr: Callable | float,  # Function from the number of completed rounds to the largest rate, or a rate for all
     rounds: int,  # Number of rounds, of which the first one trains the dense network
     prune_rate: float = 0.2,  # Fraction of the remaining weights that each round prunes, in (0,1), for S-Cyc's p
 ) -> list:  # A schedule for each round

@@ -7,6 +7,7 @@ __all__ = ['RETRAINING', 'check_retraining', 'lr_retrain', 'allr_discount']
 
 # %% ../../nbs/schedules/retraining.ipynb #a5781b19
 import math
+from collections.abc import Callable
 from functools import partial
 from numbers import Number
 
@@ -19,7 +20,7 @@ from .rates import as_rate
 RETRAINING = ('ft', 'lrw', 'slr', 'clr', 'llr', 'allr')
 
 
-def check_retraining(name) -> str:  # `name`
+def check_retraining(name: str) -> str:  # `name`
     "Check that `name` is a retraining schedule. Raises `ValueError`"
     return check_choice(RETRAINING, schedule=name)
 
@@ -58,12 +59,12 @@ def _check_arguments(history, length, discount, warmup):
 
 def lr_retrain(
     name: str,  # 'ft', 'lrw', 'slr', 'clr', 'llr' or 'allr'
-    history,  # Rates of the original training, at equal steps: one an epoch, or one an iteration
+    history: list | np.ndarray,  # Rates of the original training, at equal steps: one an epoch, or one an iteration
     length: float = 1.0,  # Length of retraining as a fraction of the original training, T_rt/T
     discount: float = 1.0,  # For 'allr': d, from `allr_discount`
     warmup: float = 0.1,  # Length of the linear rise from 0 as a fraction of retraining; none for 'ft' and 'lrw'
-    scale=1.0,  # Factor of all rates: a number, or an array with one for each parameter group
-):  # Function from the position in retraining, in [0,1), to the rate
+    scale: float | np.ndarray = 1.0,  # Factor of all rates: a number, or an array with one for each parameter group
+) -> Callable:  # Function from the position in retraining, in [0,1), to the rate
     """The rate while retraining (Zimmer et al. 2023):
 
     - FT: the last rate of the original training.
@@ -98,8 +99,8 @@ def lr_retrain(
 
 # %% ../../nbs/schedules/retraining.ipynb #a0c1fbe4
 def allr_discount(
-    before,  # Prunable weights before pruning: name -> tensor, or a list
-    after,  # Weights after pruning, with the same names and shapes
+    before: dict | list,  # Prunable weights before pruning: name -> tensor, or a list
+    after: dict | list,  # Weights after pruning, with the same names and shapes
     sparsity: float,  # Fraction of the weights that this step has pruned, in (0,1]
     budget: float = 0.0,  # Length of retraining as a fraction of the original training, T_rt/T
 ) -> float:  # d, in [0,1]

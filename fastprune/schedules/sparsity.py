@@ -9,6 +9,7 @@ __all__ = ['agp', 'SCHEDULES', 'one_shot', 'iterative', 'linear', 'cosine', 'cub
 # %% ../../nbs/schedules/sparsity.ipynb #5df0bd85
 import itertools
 import math
+from collections.abc import Callable
 from functools import partial
 
 from ..core.checks import check_fraction, check_whole
@@ -70,10 +71,10 @@ _rounding = 1e-6  # a value that is closer than this to 0 or 1 counts as 0 or 1
 
 
 def check_schedule(
-    schedule,  # Anything
+    schedule: object,  # Anything
     n: int = 100,  # Number of steps at which to try it
     whole: bool = True,  # Does it need to end at 1?
-):  # `schedule`
+) -> Callable:  # `schedule`
     "Check that `schedule` maps [0,1] to [0,1] and ends at 1. Raises `ValueError`"
     if not callable(schedule):
         known = isinstance(schedule, str) and schedule in SCHEDULES
@@ -110,7 +111,7 @@ def _remedy(schedule, first, last):
 
 # %% ../../nbs/schedules/sparsity.ipynb #24064385
 def progress_at(
-    schedule,  # A schedule
+    schedule: Callable,  # A schedule
     pos: float,  # Position in training, in [0,1]
 ) -> float:  # In [0,1]
     "The progress of a schedule at `pos`. Raises `ValueError` if that is no number in [0,1]"
@@ -134,7 +135,7 @@ def progress_at(
 
 
 def schedule_name(
-    schedule,  # A schedule
+    schedule: Callable,  # A schedule
 ) -> str:
     "The name of a schedule with its parameters, for labels"
     if name := _annealer(schedule):
@@ -156,10 +157,10 @@ def _window(sched, start, end, pos):
 
 
 def window(
-    sched,  # A schedule
+    sched: Callable,  # A schedule
     start: float = 0.0,  # Position at which it starts; progress is 0 before it
     end: float = 1.0,  # Position at which it ends; progress is constant after it
-):  # A schedule
+) -> Callable:  # A schedule
     "Run `sched` in the part `[start,end]` of training"
     if not 0 <= start < end <= 1:
         raise ValueError(f"start={start!r}, end={end!r}: a window needs 0 <= start < end <= 1")
@@ -174,10 +175,10 @@ def _cyclical(sched, n_cycles, restart, pos):
 
 
 def cyclical(
-    sched,  # A schedule, for one cycle
+    sched: Callable,  # A schedule, for one cycle
     n_cycles: int,  # Number of cycles, at least 1 (3 to 5 in the paper)
     restart: float = 0.5,  # Progress at which later cycles start, in [0,1]; the first cycle starts at 0
-):  # A schedule
+) -> Callable:  # A schedule
     """Repeat `sched` in `n_cycles` cycles. Sparsity falls at each restart, so that weights can recover (Srinivas et al.
     2022, section 3)"""
     check_whole(n_cycles=n_cycles)

@@ -7,10 +7,13 @@ __all__ = []
 
 # %% ../../nbs/training/adapters.ipynb #53731266
 import contextlib
+from collections.abc import Iterator
 
 from fastai.basics import Learner
-from fastai.optimizer import OptimWrapper, l2_reg, weight_decay
+from fastai.optimizer import Optimizer, OptimWrapper, l2_reg, weight_decay
+from torch import nn
 
+from ..core.masks import Masks
 from ..engine.optimizers import TorchOptimizer
 from ..learner.fit import parameters_of
 from ..learner.keep import set_masks
@@ -23,29 +26,29 @@ class LearnerMasks:
         self.learn = learn
 
     @property
-    def masks(self):
+    def masks(self) -> Masks | None:
         "`learn.masks`"
         return self.learn.masks
 
     @property
-    def origin(self):
+    def origin(self) -> tuple | None:
         "What made the masks"
         return self.learn.masks and self.learn.keep_masks.origin
 
     def hold(
         self,
         masks: dict,  # Name -> bool tensor; masks of other weights stay as they are
-        origin=None,  # What made them
-    ):
+        origin: tuple | None = None,  # What made them
+    ) -> None:
         "Prune by these masks from now on"
         set_masks(self.learn, {**(self.learn.masks or {}), **masks}, origin)
 
-    def project(self):
+    def project(self) -> None:
         "Set pruned weights to zero"
         if self.learn.masks is not None:
             self.learn.keep_masks.project()
 
-    def end_step(self):
+    def end_step(self) -> None:
         "`KeepMasks` does it"
 
     def parameters(self) -> dict:
@@ -58,25 +61,22 @@ class FastaiOptimizer(TorchOptimizer):
 
     skips_decay = True
 
-    def __init__(
-        self,
-        opt,  # A fastai `Optimizer`
-    ):
+    def __init__(self, opt: Optimizer):
         self.inner = opt
 
     @property
-    def groups(self):
+    def groups(self) -> list:
         return self.inner.param_lists
 
     @property
-    def hypers(self):
+    def hypers(self) -> list:
         return self.inner.hypers
 
-    def couples_decay(self, i):
+    def couples_decay(self, i: int) -> bool:
         return l2_reg in self.inner.cbs
 
     @contextlib.contextmanager
-    def coupled_decay(self):
+    def coupled_decay(self) -> Iterator[None]:
         had = list(self.inner.cbs)
         self.inner.cbs[:] = [l2_reg if f is weight_decay else f for f in had]
         try:
@@ -84,14 +84,14 @@ class FastaiOptimizer(TorchOptimizer):
         finally:
             self.inner.cbs[:] = had
 
-    def state_after_step(self, q, i):
+    def state_after_step(self, q: nn.Parameter, i: int) -> dict:
         state, hyper = {}, self.inner.hypers[i]
         for cb in self.inner.cbs:
             new = cb(q, **{**state, **hyper})
             state.update(new if isinstance(new, dict) else {})  # some return the parameter
         return state
 
-    def trim(self):
+    def trim(self) -> None:
         if getattr(self.inner, 'slow_weights', None) is not None:  # Lookahead
             pairs = zip(self.inner.slow_weights, self.inner.param_lists, strict=True)
             self.inner.slow_weights = [slow[: len(ps)] for slow, ps in pairs]
@@ -110,12 +110,14 @@ class LearnerOptimizer:
 
 # %% ../../nbs/training/adapters.ipynb #e88274df
 def optimizer_of(
-    opt,  # fastai's optimizer, or one of torch's in an `OptimWrapper`
+    opt: Optimizer | OptimWrapper,  # fastai's optimizer, or one of torch's in an `OptimWrapper`
 ) -> TorchOptimizer:
     "An optimizer as the engine sees it"
     return TorchOptimizer(opt.opt) if isinstance(opt, OptimWrapper) else FastaiOptimizer(opt)
 
 
-def coupled_decay(opt):  # As for `optimizer_of`
+def coupled_decay(
+    opt: Optimizer | OptimWrapper,  # As for `optimizer_of`
+) -> contextlib.AbstractContextManager:
     "A context in which an optimizer adds its weight decay to the gradients, and does not shrink weights directly"
     return optimizer_of(opt).coupled_decay()

@@ -11,10 +11,12 @@ import warnings
 from functools import partial
 from traceback import walk_stack
 
-from fastai.basics import patch
+from fastai.basics import Learner, Recorder, patch
 from fastai.callback.tracker import SaveModelCallback
+from torch import nn
 
 from ..core.masks import Masks
+from ..core.plotting import Axes
 from ..core.weights import prunable_weights
 from ..engine.method import Method
 from ..engine.sparsifier import Sparsifier
@@ -35,19 +37,19 @@ class SparsifyCallback(Method, EngineEvents):
     _planned = False  # Has this fit been looked at?
     _aside = False  # Is it a fit that nothing prunes in, such as `lr_find`?
 
-    def targets(self, model, learn=None):
+    def targets(self, model: nn.Module, learn: Learner | None = None) -> tuple:
         "What would be pruned of `model`, and how far. Raises `ValueError` for whatever does not fit it"
         learn = learn or self.__dict__.get('learn')
         return find_targets(self, model, learn, lambda n, p: is_trained(learn, n, p))
 
-    def before_fit(self):
+    def before_fit(self) -> None:
         if not in_fit(self.learn):
             self._planned = False
             self._aside = 'lr_finder' in self.learn.__dict__ or 'gather_preds' in self.learn.__dict__
         if not self._aside and 'recorder' in self.learn.__dict__:
             add_columns(self.recorder, ['sparsity'] + ['recovered', 'mask_distance'] * self.track)
 
-    def before_train(self):
+    def before_train(self) -> None:
         "Plan before the first batch of a fit; not in before_fit, which `learn.validate` calls too"
         if self._aside or self._planned:
             return
@@ -61,7 +63,7 @@ class SparsifyCallback(Method, EngineEvents):
                 stacklevel=2,
             )
 
-    def after_validate(self):
+    def after_validate(self) -> None:
         if self._planned and 'recorder' in self.learn.__dict__:
             self.recorder.log.append(total_sparsity(self.learn))
             if self.track:
@@ -83,7 +85,7 @@ class SparsifyCallback(Method, EngineEvents):
     def load_state_dict(
         self,
         state: dict,  # From `state_dict`, in a fit that has begun
-    ):
+    ) -> None:
         "Go on from there"
         if self.active:
             self.engine.load_state_dict(state)
@@ -93,7 +95,7 @@ class SparseMethod(SparsifyCallback):
     "A pruning method: override hooks of `fastprune.engine.hooks.Hooks`. It is used as `SparsifyCallback` is"
 
 # %% ../../nbs/training/callback.ipynb #e6c818e2
-def plan_fit(cb: SparsifyCallback):
+def plan_fit(cb: SparsifyCallback) -> None:
     "Make the engine of a fit. Everything that can go wrong goes wrong here, before training"
     learn, steps = cb.learn, len(cb.dls.train)
     check_alone(learn)
@@ -111,16 +113,16 @@ def plan_fit(cb: SparsifyCallback):
 
 
 def add_columns(
-    recorder,  # fastai's Recorder
+    recorder: Recorder,  # fastai's Recorder
     columns: list,  # Their names
-):
+) -> None:
     "Put columns into the table, before the time"
     names = recorder.metric_names
     at = len(names) - 1 if recorder.add_time else len(names)
     recorder.metric_names = names[:at] + columns + names[at:]
 
 
-def check_alone(learn):
+def check_alone(learn: Learner) -> None:
     "One callback prunes, and what loads weights at the end may undo it"
     if len(learn.cbs.filter(lambda cb: isinstance(cb, SparsifyCallback))) > 1:
         raise ValueError(
@@ -134,7 +136,7 @@ def check_alone(learn):
         )
 
 
-def total_sparsity(learn) -> float:
+def total_sparsity(learn: Learner) -> float:
     "Of the whole model, as `learn.sparsity_report` counts it: by masks, and by zeros where there are none"
     held = learn.masks or {}
     rest = {n: p.detach() != 0 for n, p in prunable_weights(learn.model).items() if n not in held and not p.is_meta}
@@ -165,8 +167,9 @@ def end_notes(cb: SparsifyCallback) -> list:
 @patch
 def plot(
     self: SparsifyCallback,
-    ax=None,  # Matplotlib axes to draw on; new ones if None, with a second picture below of what was tracked
-):  # Matplotlib axes
+    # Matplotlib axes to draw on; new ones if None, with a second picture below of what was tracked
+    ax: Axes | None = None,
+) -> Axes:  # Matplotlib axes
     """Sparsity asked for and reached, and the learning rate, over the iterations of the last fit (with `track` as in
     Srinivas et al. 2022, figure 1)"""
     if not self.iters:
@@ -194,7 +197,7 @@ def plot(
     return ax
 
 # %% ../../nbs/training/callback.ipynb #33f0c1c5
-def plot_tracked(cb: SparsifyCallback, ax):
+def plot_tracked(cb: SparsifyCallback, ax: Axes) -> None:
     "Weights that have come back, and the mask distance"
     ax.step(cb.iters, cb.recovered, label='recovered', color='C2', where='post')
     ax.set(xlabel='iteration', ylabel='weights')

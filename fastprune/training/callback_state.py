@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/training/callback_state.ipynb #2e0d10cc
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,8 +25,8 @@ from .state import need
 def check_lasting(
     learn: Learner,
     cb: SparsifyCallback,
-    state,  # Anything
-):
+    state: object,  # Anything
+) -> None:
     "Make sure that it is the state of a pruning callback; raises `ValueError`"
     run = SimpleNamespace(model=learn.model, weights=pruned_by(cb, learn.model), optimizer=optimizer_of(learn.opt))
     check_state(cb, state, run, {} if is_frozen(learn) else None)
@@ -43,12 +44,12 @@ def _may_last(cb, k):
     return k in _moving or k not in arguments_of(type(cb))
 
 
-def plain_state(cb):
+def plain_state(cb: Callback) -> dict:
     plain = {k: v for k, v in vars(cb).items() if isinstance(v, (bool, int, float, np.generic)) and _may_last(cb, k)}
     return {k: v.item() if isinstance(v, np.generic) else v for k, v in plain.items()}
 
 
-def live_attributes(cb):
+def live_attributes(cb: Callback) -> dict:
     "The attributes that a callback has now, those of its class, too, unless that is one of fastai's"
     own = [c for c in reversed(type(cb).__mro__) if not c.__module__.startswith('fastai.')]
     return {k: v for o in (*own, cb) for k, v in vars(o).items()}
@@ -73,7 +74,7 @@ def resumed(learn: Learner) -> list:
     return [cb for cb in learn.cbs.sorted('order') if is_kept(cb)]
 
 # %% ../../nbs/training/callback_state.ipynb #46433342
-def matched(learn, states):
+def matched(learn: Learner, states: list) -> Iterator[tuple]:
     "Callbacks that there were then, too, with their states"
     left = list(states)
     for cb in resumed(learn):
@@ -82,7 +83,7 @@ def matched(learn, states):
             yield cb, left.pop(at)[1]
 
 
-def check_callbacks(learn, states):
+def check_callbacks(learn: Learner, states: object) -> None:
     ok = isinstance(states, list) and all(isinstance(o, list) and len(o) == 2 and isinstance(o[0], str) for o in states)
     need(ok, 'callbacks are no list of names and states')
     for cb, state in matched(learn, states):

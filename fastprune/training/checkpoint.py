@@ -44,7 +44,7 @@ class FitFile(Callback):
 
     def __init__(
         self,
-        file,  # Name of the file, in `learn.path/learn.model_dir`; '.safetensors' is added
+        file: str | Path,  # Name of the file, in `learn.path/learn.model_dir`; '.safetensors' is added
         every: int = 1,  # Epochs between writing; the last one is always written
         resume: bool = True,  # Go on from the file, if there is one? If False, it is written over
     ):
@@ -60,7 +60,7 @@ class FitFile(Callback):
         p = self.learn.path / self.learn.model_dir / self.file
         return p.with_name(p.name + '.safetensors')
 
-    def identity(self):
+    def identity(self) -> dict:
         "What makes this fit, to tell it from others; in several processes, the first one's"
         learn = self.learn
         start = start_identity(learn, self.path)
@@ -68,10 +68,10 @@ class FitFile(Callback):
         self.left_over |= scheduled_names(learn)
         return everyones(learn, res)[0]
 
-    def damaged(self, e):
+    def damaged(self, e: Exception) -> ValueError:
         return ValueError(f"{self.path} is no checkpoint of a fit, or is damaged: {e}")
 
-    def check_same(self, then, kept=None):
+    def check_same(self, then: object, kept: str | None = None) -> None:
         "Is what was written there this fit? It may start from the weights that are `kept` there, too"
         now = self.fits[-1]
         if isinstance(then, dict) and (self.skipped or kept == now['first_weights']):
@@ -83,7 +83,7 @@ class FitFile(Callback):
         raise ValueError(f"{self.path} is of another fit: {text}{hint}. Use another file, or resume=False")
 
 # %% ../../nbs/training/checkpoint.ipynb #c0ffee02
-def read_fit(cb: FitFile):
+def read_fit(cb: FitFile) -> dict:
     "What is in the file; of a later fit than this one, what it says of those before it"
     tensors, meta = load_tensors(cb.path)
     try:
@@ -103,7 +103,7 @@ def read_fit(cb: FitFile):
         raise cb.damaged(e) from e
 
 
-def run_others(cb: FitFile, run: bool):
+def run_others(cb: FitFile, run: bool) -> None:
     "Let the other callbacks hear of the fit, or not"
     for other in cb.learn.cbs:
         if other is not cb:
@@ -113,7 +113,7 @@ def run_others(cb: FitFile, run: bool):
 def go_on(
     cb: FitFile,
     state: dict,  # From `read_fit`
-):
+) -> None:
     "Go on from a file, or load what a finished fit has come to; raises `ValueError` if it is of another fit"
     if state['phase'] > cb.phase:  # an earlier one of this call, which was finished
         if not isinstance(earlier := state.get('earlier'), list) or len(earlier) != state['phase']:
@@ -149,11 +149,11 @@ class Checkpoint(FitFile):
     order = 200  # after all that has to do with an epoch
     is_checkpoint = True
 
-    def before_epoch(self):
+    def before_epoch(self) -> None:
         if in_fit(self.learn) and self.epoch < self._at:
             raise CancelEpochException
 
-    def begin_fit(self):
+    def begin_fit(self) -> None:
         self._at, self._left, self._trained, self._running = 0, None, False, False
         if 'lr_finder' in self.learn.__dict__:
             return
@@ -167,20 +167,20 @@ class Checkpoint(FitFile):
         if state['phase'] >= self.phase:
             go_on(self, state)
 
-    def end_fit(self):
+    def end_fit(self) -> None:
         "However the fit ends: this Learner may go on from here"
         if self._running:
             remember_start(self.learn, self.path, {k: self.fits[-1].get(k) for k in _start})
         self._running = False
 
-    def before_train(self):
+    def before_train(self) -> None:
         "Late, when other callbacks have made their plans"
         self._trained = True
         if self._left is not None:
             state, self._left = self._left, None
             restore_fit(self.learn, state)
 
-    def after_epoch(self):
+    def after_epoch(self) -> None:
         if in_fit(self.learn) and self.epoch == self._at - 1:
             run_others(self, True)
         if not self._trained or not in_fit(self.learn):

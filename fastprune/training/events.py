@@ -12,7 +12,7 @@ from fastai.basics import Callback, CancelStepException
 _renamed = {'before_step': 'begin_step', 'after_step': 'end_step'}
 
 
-def sync(cb):
+def sync(cb: 'EngineEvents') -> None:
     "Tell the engine where the fit is"
     run, pos = cb.engine, (cb.epoch + (cb.iter + 1) / cb.n_iter) / cb.n_epoch
     run.t = min(max(0, round(pos * run.total_steps) - 1), run.total_steps - 1)
@@ -29,30 +29,30 @@ class EngineEvents(Callback):
     def __call__(self, event_name):
         return super().__call__(_renamed.get(event_name, event_name))
 
-    def begin_batches(self):
+    def begin_batches(self) -> None:
         if self.engine:
             self.engine.refresh(self.learn.model)
 
-    def before_batch(self):
+    def before_batch(self) -> None:
         if self.engine:
             sync(self)
             self.engine.before_forward()
 
-    def after_backward(self):
+    def after_backward(self) -> None:
         if self.engine:
             self.engine.after_backward()
 
-    def begin_step(self):
+    def begin_step(self) -> None:
         if self.engine:
             sync(self)
         self._replaced = self.engine and not self.engine.before_step()
         if self._replaced:
             raise CancelStepException
 
-    def after_cancel_step(self):
+    def after_cancel_step(self) -> None:
         self._skipped, self._replaced = not self._replaced, False
 
-    def end_step(self):
+    def end_step(self) -> None:
         if self._skipped:
             self.after_cancel_batch()
         elif self.engine:
@@ -60,18 +60,18 @@ class EngineEvents(Callback):
             self.engine.after_step()
         self._skipped = False
 
-    def after_cancel_batch(self):
+    def after_cancel_batch(self) -> None:
         if self.engine:
             self.engine.cancel_step()
 
     after_cancel_train = after_cancel_batch
 
-    def after_train(self):
+    def after_train(self) -> None:
         if self.engine:
             self.engine.epoch_end()
         self.after_cancel_epoch()
 
-    def after_cancel_epoch(self):
+    def after_cancel_epoch(self) -> None:
         self.after_cancel_batch()
         if self.engine and self.epoch == self.n_epoch - 1:
             self.engine.finish(close=False)

@@ -27,7 +27,7 @@ from .state import check_rng_state, need, rng_state, set_rng_state, to_device
 _records = ('values', 'losses', 'lrs', 'iters')
 
 
-def mine(learn, states):
+def mine(learn: Learner, states: list) -> dict:
     return states[min(rank_distrib(), len(states) - 1) if together(learn) else 0]
 
 # %% ../../nbs/training/fit_state.ipynb #4d2662bf
@@ -103,8 +103,8 @@ parts = ('epoch', 'n_epoch', 'model', 'opt', 'masks', 'grads', 'callbacks', 'rec
 # %% ../../nbs/training/fit_state.ipynb #b1c58846
 def check_fit_state(
     learn: Learner,  # In a fit that has begun
-    state,  # Anything
-):
+    state: object,  # Anything
+) -> None:
     """Make sure that it is what `fit_state` gives for this Learner and fit. Raises `ValueError` for what is missing or
     does not fit, and changes nothing"""
     need(isinstance(state, dict), 'it is no dict')
@@ -132,7 +132,7 @@ def check_fit_state(
 def restore_fit(
     learn: Learner,
     state: dict,  # From `fit_state`
-):
+) -> None:
     """Put all that a fit had come to into a Learner, in the fit that goes on. Raises `ValueError`, and changes nothing,
     for what does not fit"""
     check_fit_state(learn, state)

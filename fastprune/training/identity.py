@@ -10,6 +10,7 @@ __all__ = ['loader_identity', 'data_identity', 'pruned_by', 'pruning_identity', 
 import inspect
 import json
 import zlib
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -28,7 +29,7 @@ from ..learner.describe import describe_items, describe_transforms
 from .callback import SparsifyCallback
 
 # %% ../../nbs/training/identity.ipynb #82d503b5
-def loader_identity(dl) -> dict:
+def loader_identity(dl: object) -> dict:
     "A description of a DataLoader: size and items of its dataset, batches and transforms. It draws no batch"
     ds = getattr(dl, 'dataset', None)
     bs = getattr(dl, 'bs', getattr(dl, 'batch_size', None))
@@ -99,7 +100,7 @@ _changing = (
 )
 
 
-def callbacks_identity(cbs) -> list:  # Dicts: a class as 'name', and arguments
+def callbacks_identity(cbs: Iterable) -> list:  # Dicts: a class as 'name', and arguments
     "A description of the callbacks that change training; a user's own callbacks are left out"
     res = []
     for cb in cbs:
@@ -161,7 +162,7 @@ def _frozen(learn):
 
 def fit_identity(
     learn: Learner,  # In a fit that has begun
-    left_over=(),  # Names of hyper-parameters whose values come from an earlier fit: these don't count
+    left_over: Collection = (),  # Names of hyper-parameters whose values come from an earlier fit: these don't count
 ) -> dict:
     "A description of a fit: its length, pruning, optimizer, hyper-parameters, loss and other callbacks"
     cbs = learn.cbs.sorted('order')
@@ -191,7 +192,7 @@ def model_identity(learn: Learner) -> dict:  # Keys 'model' and 'layers'
 
 def learner_identity(
     learn: Learner,
-    cbs=(),  # Callbacks beside its own
+    cbs: tuple | list = (),  # Callbacks beside its own
 ) -> dict:
     "A description of a Learner before a fit: optimizer, loss, callbacks, data, and model"
     all_cbs = [*learn.cbs, *cbs]
@@ -232,7 +233,7 @@ _stopped = WeakKeyDictionary()
 
 def start_identity(
     learn: Learner,  # As it is before training
-    place,  # File or folder of the experiment
+    place: str | Path,  # File or folder of the experiment
 ) -> dict:  # Keys 'first_masks' and 'first_weights'
     """Checksums of the masks and weights that training starts from. If this Learner was stopped or has ended at
     `place`, they are those at its start"""
@@ -243,8 +244,8 @@ def start_identity(
 
 def remember_start(
     learn: Learner,  # After training, stopped or ended
-    place,  # File or folder of the experiment
+    place: str | Path,  # File or folder of the experiment
     start: dict,  # From `start_identity`, before training
-):
+) -> None:
     "Let a Learner that was stopped go on at the same place"
     _stopped.setdefault(learn, {})[str(Path(place).resolve())] = (start, _start(learn))

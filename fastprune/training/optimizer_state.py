@@ -9,7 +9,7 @@ __all__ = ['states_of', 'opt_state', 'check_opt_state', 'load_opt_state']
 import math
 from numbers import Number
 
-from fastai.basics import L, Learner, OptimWrapper
+from fastai.basics import L, Learner, Optimizer, OptimWrapper
 
 from ..engine.optimizers import after_a_step, check_param_state
 from ..engine.state import is_like, is_number, is_whole
@@ -18,7 +18,7 @@ from .state import names_by_id, need, to_device
 
 # %% ../../nbs/training/optimizer_state.ipynb #7c7ad279
 def states_of(
-    opt,  # fastai's optimizer, or one of torch's in an `OptimWrapper`
+    opt: Optimizer | OptimWrapper,  # fastai's optimizer, or one of torch's in an `OptimWrapper`
 ) -> dict:  # Parameter -> dict, the optimizer's own
     "What an optimizer keeps for each parameter"
     return (opt.opt if isinstance(opt, OptimWrapper) else opt).state
@@ -43,8 +43,8 @@ def opt_state(learn: Learner) -> dict:  # Of the parameters, by name, and hyper-
 
 def check_opt_state(
     learn: Learner,
-    saved,  # Anything
-):
+    saved: object,  # Anything
+) -> None:
     "Make sure that it is what `opt_state` gives for this Learner. Raises `ValueError`"
     opt, names = learn.opt, names_by_id(learn)
     more = {'count', 'slow'} if hasattr(opt, 'slow_weights') else set()  # Lookahead
@@ -85,7 +85,7 @@ def _check_slow(opt, saved):
         need(ok, "the optimizer's slow weights have other shapes")
 
 
-def load_opt_state(learn: Learner, saved: dict):
+def load_opt_state(learn: Learner, saved: dict) -> None:
     "Put back what `opt_state` gave. Raises `ValueError`, and changes nothing, for what does not fit the Learner"
     check_opt_state(learn, saved)
     opt, names = learn.opt, names_by_id(learn)

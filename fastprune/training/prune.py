@@ -9,6 +9,7 @@ __all__ = []
 import contextlib
 import math
 import warnings
+from collections.abc import Callable
 
 import torch
 from fastai.basics import Learner, patch
@@ -153,17 +154,18 @@ def _warn_of_empty(masks):
 def prune(
     self: Learner,
     sparsity: float | dict,  # Fraction of zeros in [0,1); or by name, pattern, module or class: {nn.Linear:0.5}
-    criterion=magnitude,  # Function from {name: weight} to {name: score}, larger = keep
+    criterion: Callable = magnitude,  # Function from {name: weight} to {name: score}, larger = keep
     scope: str = 'local',  # 'local': each tensor reaches `sparsity`; 'global', 'erk', 'balanced', 'lamp': all do
     granularity: str = 'weight',  # What is pruned together, as for `SparsifyCallback`
-    include=None,  # Name, glob pattern, module or class to prune, or a list of them; all that can be pruned, if None
-    exclude=None,  # The same, to leave alone
+    # Name, glob pattern, module or class to prune, or a list of them; all that can be pruned, if None
+    include: str | type | list | None = None,
+    exclude: str | type | list | None = None,  # The same, to leave alone
     recover: bool = True,  # May what `learn.masks` prunes come back, where the criterion says so?
     n_batches: int | None = None,  # Training batches for the criterion or its gradients; its default if None
     iterations: int | None = None,  # Steps to the sparsity, with new scores at each; 100 for `synflow`, else 1, if None
     min_density: float = 0.0,  # Fraction of each tensor that stays in any case, in [0,1): against layer collapse
     initial: dict | None = None,  # Name -> weight as it was at first, for criteria that ask for it
-):
+) -> None:
     """Prune to exactly `sparsity`: sets `learn.masks`. At initialisation, too: apart from weights that are pruned,
     everything is as before. Warns of tensors that are left without any weight. Raises `ValueError` for arguments that
     don't fit the model"""

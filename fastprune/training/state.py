@@ -21,9 +21,9 @@ from ..learner.batches import train_loader
 
 # %% ../../nbs/training/state.ipynb #db375c17
 def need(
-    ok,  # What has to hold
+    ok: object,  # What has to hold
     message: str,  # What is wrong, if it does not
-):
+) -> None:
     "Raise `ValueError` unless something holds"
     if not ok:
         raise ValueError(message)
@@ -77,7 +77,9 @@ def _check_numpy_rng(s):
 _generators = {'python', 'numpy', 'torch', 'cuda', 'loader', 'generator'}
 
 # %% ../../nbs/training/state.ipynb #c40bea01
-def check_rng_state(state):  # Anything
+def check_rng_state(
+    state: object,  # Anything
+) -> None:
     """Make sure that it is what `rng_state` gives, before a generator is touched: a wrong position crashes numpy.
     Raises `ValueError`"""
     ok = isinstance(state, dict) and state.keys() == _generators
@@ -98,7 +100,7 @@ def check_rng_state(state):  # Anything
 def set_rng_state(
     learn: Learner,
     state: dict,  # From `rng_state`
-):
+) -> None:
     "Set all random numbers as they were. Raises `ValueError`, and sets nothing, for what is no such state"
     check_rng_state(state)
     tupled = lambda s: (s[0], tuple(s[1]), s[2])
@@ -117,9 +119,9 @@ def set_rng_state(
 
 # %% ../../nbs/training/state.ipynb #ef9dfd70
 def pack(
-    obj,  # Dicts with names or whole numbers as keys, lists, tensors, numbers, strings, None
+    obj: object,  # Dicts with names or whole numbers as keys, lists, tensors, numbers, strings, None
     tensors: dict,  # Where tensors go, by a running number
-):  # The same without tensors, fit for JSON
+) -> object:  # The same without tensors, fit for JSON
     "Take the tensors out, and long lists of numbers with them. Raises `ValueError` for whatever else there is"
     if isinstance(obj, torch.Tensor):
         tensors[key := str(len(tensors))] = obj.detach().cpu().clone()
@@ -143,10 +145,10 @@ def pack(
 
 
 def unpack(
-    obj,  # From `pack`
+    obj: object,  # From `pack`
     tensors: dict,  # With the tensors
     most: int | None = None,  # Length of the longest list of scalar tensors, each far larger than in the file
-):  # What was packed; lists where there were tuples
+) -> object:  # What was packed; lists where there were tuples
     "Put the tensors back, each in one place alone. Raises `ValueError` for what `pack` has not written"
     left = dict(tensors)
     res = unpacked(obj, left, most)
@@ -156,10 +158,10 @@ def unpack(
 
 # %% ../../nbs/training/state.ipynb #83fa7011
 def unpacked(
-    obj,  # From `pack`
+    obj: object,  # From `pack`
     left: dict,  # Tensors by name, which are taken out
     most: int | None,  # Length of the longest list of scalar tensors
-):
+) -> object:
     "Put tensors back into a part of what was packed"
     if not isinstance(obj, dict):
         need(obj is None or isinstance(obj, (bool, int, float, str)), f"a {type(obj).__name__} was not packed")
@@ -188,7 +190,9 @@ def unpacked(
     return list(t.unbind())
 
 # %% ../../nbs/training/state.ipynb #2fda5ea4
-def check_kept(state: dict):  # A `state_dict`
+def check_kept(
+    state: dict,  # A `state_dict`
+) -> None:
     """Make sure that a checkpoint can keep what `get_extra_state` gives, as it is: tensors, numbers, strings, None, and
     lists and dicts of them. Raises `ValueError`"""
 
@@ -213,9 +217,9 @@ def check_kept(state: dict):  # A `state_dict`
 
 # %% ../../nbs/training/state.ipynb #115f2711
 def to_device(
-    obj,  # Tensors in dicts and lists
-    device,  # Where to
-):
+    obj: object,  # Tensors in dicts and lists
+    device: torch.device | str,  # Where to
+) -> object:
     "Copies of all tensors on a device"
     if isinstance(obj, torch.Tensor):
         return obj.detach().to(device, copy=True)  # not a view of the file's

@@ -6,21 +6,21 @@
 __all__ = ['expect', 'check_zeros', 'check_exact', 'check_plain', 'Watch']
 
 # %% ../../nbs/training/watch.ipynb #8d785a2d
-from fastai.basics import Callback, OptimWrapper
+from fastai.basics import Callback, Learner, OptimWrapper
 
 from ..learner import keep as keep  # adds learn.masks
 
 # %% ../../nbs/training/watch.ipynb #feb87ff7
 def expect(
-    condition,  # What has to be true
+    condition: object,  # What has to be true
     message: str,  # What is wrong if it is not
-):
+) -> None:
     "Raise an `AssertionError` unless `condition` is true"
     if not condition:
         raise AssertionError(message)
 
 
-def check_zeros(learn):
+def check_zeros(learn: Learner) -> None:
     "Pruned weights are exactly zero"
     weights = dict(learn.model.named_parameters())
     for n, mask in (learn.masks or {}).items():
@@ -29,10 +29,10 @@ def check_zeros(learn):
 
 
 def check_exact(
-    learn,
+    learn: Learner,
     sparsity: float,  # What was asked for
     scope: str = 'local',  # Of the method: 'local' if each tensor has to reach it, else all together
-):
+) -> None:
     "The zeros are exactly as many as `sparsity` asks for, in each tensor or in all together"
     check_zeros(learn)
     expect(learn.masks, 'there are no masks after the fit')
@@ -45,9 +45,9 @@ def check_exact(
 
 
 def check_plain(
-    learn,
+    learn: Learner,
     names: list,  # Of the state_dict, from before the fit
-):
+) -> None:
     "Nothing of the method is left in the model or in the optimizer"
     expect(list(learn.model.state_dict()) == names, "the names in the model's state_dict have changed")
     mine = {id(p) for p in learn.model.parameters()}
@@ -65,21 +65,21 @@ class Watch(Callback):
 
     order, n_batches, n_validations = 99, 0, 0
 
-    def before_fit(self):
+    def before_fit(self) -> None:
         self.names = list(self.learn.model.state_dict())
 
-    def look(self, when):
+    def look(self, when: str) -> None:
         try:
             check_zeros(self.learn)
             check_plain(self.learn, self.names)
         except AssertionError as e:
             raise AssertionError(f'{when}: {e}') from None
 
-    def after_batch(self):
+    def after_batch(self) -> None:
         if self.training:
             self.n_batches += 1
             self.look(f'after batch {self.n_batches}')
 
-    def before_validate(self):
+    def before_validate(self) -> None:
         self.n_validations += 1
         self.look('in validation')

@@ -27,7 +27,7 @@ def _digits():
 class TensorData:
     "A dataset of rows of `x`, each with its row of `y`"
 
-    def __init__(self, x, y, vocab):
+    def __init__(self, x: torch.Tensor, y: torch.Tensor, vocab: list):
         store_attr()
 
     def __len__(self):
@@ -36,19 +36,19 @@ class TensorData:
     def __getitem__(self, i):
         return self.x[i], self.y[i]
 
-    def new_empty(self):
+    def new_empty(self) -> 'TensorData':
         return TensorData(self.x[:0].clone(), self.y[:0].clone(), self.vocab)  # a view would be pickled with all rows
 
     @property
-    def c(self):
+    def c(self) -> int:
         return len(self.vocab)
 
 
 def check_split(
-    valid_pct,  # Fraction of the data to validate on, in (0,1)
-    seed,  # Seed of the split, from 0 to 2**32 - 1
+    valid_pct: float,  # Fraction of the data to validate on, in (0,1)
+    seed: int,  # Seed of the split, from 0 to 2**32 - 1
     **whole,  # Whole numbers of at least 1, or None
-):
+) -> None:
     "Check the arguments of functions that make DataLoaders. Raises `ValueError`"
     check_whole(**{k: v for k, v in whole.items() if v is not None})
     check_whole(least=0, seed=seed)
@@ -73,7 +73,7 @@ def digits_dls(
     size: int = 8,  # Images are scaled to this many pixels a side
     channels: int = 1,  # 1, or 3 for networks that take colour images
     seed: int = 42,  # Seed of the split, in which all parts have the same share of each class
-    device=None,  # fastai's default device if None
+    device: torch.device | str | None = None,  # fastai's default device if None
     test_pct: float = 0.0,  # Fraction of the images to test on, in [0,1): a third DataLoader, `dls[2]`
 ) -> DataLoaders:  # Batches of images [bs,channels,size,size] in [0,1] and classes [bs]
     """scikit-learn's handwritten digits as `DataLoaders`. Raises `ValueError` for a split with a part that has fewer

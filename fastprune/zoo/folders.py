@@ -39,7 +39,7 @@ def _check_labelled(path, parts, images):
 
 # %% ../../nbs/zoo/folders.ipynb #f0c249fa
 def folder_dls(
-    path,  # Folder of images: class/image, or train/class/image and valid/class/image
+    path: str | Path,  # Folder of images: class/image, or train/class/image and valid/class/image
     bs: int = 64,  # Batch size; all training images, if there are fewer
     size: int = 224,  # Images are cropped and scaled to this many pixels a side
     valid_pct: float = 0.2,  # Fraction of the images to validate on, in (0,1), if there is no folder for it

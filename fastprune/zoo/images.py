@@ -6,10 +6,12 @@
 __all__ = ['TRAIN_FOLDERS', 'first_folder', 'read_image', 'FlipAndShift', 'cifar10_dls']
 
 # %% ../../nbs/zoo/images.ipynb #8a3be611
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,13 +41,13 @@ TRAIN_FOLDERS = 'train', 'training'
 
 def first_folder(
     path: Path,
-    names,  # Names to look for
+    names: Iterable,  # Names to look for
 ) -> str | None:
     "The first of `names` that is a folder in `path`; None if there is none"
     return next((n for n in names if (path / n).is_dir()), None)
 
 
-def read_image(path):  # [3,height,width] uint8
+def read_image(path: str | Path) -> np.ndarray:  # [3,height,width] uint8
     "Read an image as RGB. Raises `ValueError` that names the file"
     from PIL import Image
 
@@ -99,7 +101,8 @@ class FlipAndShift(Transform):
         check_whole('pixels', 0, most=most)
         self.most = most
 
-    def encodes(self, x: TensorImage):
+    # not `-> TensorImage`: fastai casts to the class that is named there, also images of a subclass
+    def encodes(self, x: TensorImage) -> Any:
         (n, _, h, w), m = x.shape, self.most
 
         def draw(high):
@@ -193,7 +196,8 @@ def _mean_and_std(x, train):
 
 # %% ../../nbs/zoo/images.ipynb #d5c97638
 def cifar10_dls(
-    path=None,  # Folder with train/class/image and test/class/image; if None, CIFAR-10 is downloaded once
+    # Folder with train/class/image and test/class/image; if None, CIFAR-10 is downloaded once
+    path: str | Path | None = None,
     bs: int = 128,  # Batch size in training; twice as large in validation
     n_train: int | None = None,  # Number of training images, with the same share of each class; all if None
     n_test: int | None = None,  # Number of test images, likewise
@@ -201,7 +205,7 @@ def cifar10_dls(
     augment: bool = True,  # Flip and shift images in training?
     size: int | None = None,  # Pixels a side to scale images to, batch by batch; as they are if None
     seed: int = 42,  # Seed of the choice of images for `n_train`, `n_test` and `valid_pct`
-    device=None,  # Device of the images and batches; fastai's default if None
+    device: torch.device | str | None = None,  # Device of the images and batches; fastai's default if None
 ) -> DataLoaders:  # Batches of normalised images [bs,3,height,width] and classes [bs]
     """Small images as one tensor on the device, where batches are taken and augmented. With `valid_pct`, test images
     are a third DataLoader, `dls[2]`. In training the last batch of an epoch is dropped if it is not full. The folder is

@@ -7,6 +7,7 @@ __all__ = ['digits_learner', 'quiet_fit']
 
 # %% ../../nbs/zoo/learners.ipynb #270b6774
 from functools import partial
+from pathlib import Path
 
 from fastai.basics import SGD, CrossEntropyLossFlat, Learner, accuracy, set_seed
 from fastai.callback.progress import ProgressCallback
@@ -16,7 +17,7 @@ from .models import digits_convnet
 
 # %% ../../nbs/zoo/learners.ipynb #4a06bd11
 def digits_learner(
-    path='.',  # Folder of the Learner's files
+    path: str | Path = '.',  # Folder of the Learner's files
     seed: int = 42,  # Of the first weights and the batches
     **kwargs,  # For `Learner`, such as `opt_func`, `wd`, or another `model`
 ) -> Learner:
