@@ -15,7 +15,7 @@ from .selection import NaNError, lowest
 from .selection_sharded import lowest_everywhere
 from .shards import Parts, agree, is_dtensor
 from .targets import expand_sparsity
-from .units import out_in_shape
+from .units import out_in_shape, outputs_per_unit
 
 # %% ../../nbs/core/compute.ipynb #769cfd7e
 def _check_meta(n, t):
@@ -97,7 +97,7 @@ def _spread(parts, granularity, layouts):
     for n, shape in parts.shapes.items():
         layout, split = layouts.get(n, 0), parts.split_dims(n)
         granularity.check_fits(n, shape, layout)
-        rows = granularity.rows(out_in_shape(shape, layout))
+        rows = outputs_per_unit(granularity, out_in_shape(shape, layout))
         if split and (split != {0} or layout or rows == shape[0] > 1):
             broken.append(n)
         elif split and rows > 1:

@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from .threads import check_not_traced, kernel_missing, run
@@ -83,27 +84,47 @@ class _Sparse(nn.Module):
         super().__setstate__(state)
         self.plans = {}
 
-    def check(self, x):
-        for what, t in (('takes', x), ('works in', self.val), ('works in', self.bias)):
-            if t.dtype != torch.float32 or not t.is_cpu:
-                raise ValueError(f"a sparse layer {what} float32 on a CPU, got {str(t.dtype)[6:]} on {t.device}")
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise ValueError("a sparse layer has no gradients: use torch.no_grad()")
-        check_not_traced()
+# %% ../../nbs/deploy/kernel.ipynb #c02e5925
+@patch
+def check(self: _Sparse, x: torch.Tensor) -> None:
+    "Make sure that the kernel can take an input; raises `ValueError`"
+    for what, t in (('takes', x), ('works in', self.val), ('works in', self.bias)):
+        if t.dtype != torch.float32 or not t.is_cpu:
+            raise ValueError(f"a sparse layer {what} float32 on a CPU, got {str(t.dtype)[6:]} on {t.device}")
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise ValueError("a sparse layer has no gradients: use torch.no_grad()")
+    check_not_traced()
 
-    def offsets(self, offset, most):
-        if most >= 2**31:  # they are 32 bits long
-            raise ValueError(f"an input of {most} numbers an image is too large for a sparse layer")
-        return offset.int()
 
-    def product(self, x, out, images, offset, tiles, **steps):
-        "`out` = weight times `x`, for all images (or chunks of samples)"
-        (column, width), blocks = tiles, len(self.blocks) - 1
-        job = ProductJob(tasks=images * len(column) * blocks, blocks=blocks, tiles=len(column), **steps)
-        job.start, job.offset, job.value, job.bias = (t.data_ptr() for t in (self.start, offset, self.val, self.bias))
-        job.block, job.column, job.width = self.blocks.data_ptr(), column.data_ptr(), width.data_ptr()
-        job.input, job.output = x.data_ptr(), out.data_ptr()
-        run(job)
+@patch
+def offsets(
+    self: _Sparse,
+    offset: torch.Tensor,  # Where in the input each weight reads, in numbers
+    most: int,  # Numbers in an image
+) -> torch.Tensor:
+    "The offsets as 32-bit numbers; raises `ValueError` if they do not fit"
+    if most >= 2**31:  # they are 32 bits long
+        raise ValueError(f"an input of {most} numbers an image is too large for a sparse layer")
+    return offset.int()
+
+
+@patch
+def product(
+    self: _Sparse,
+    x: torch.Tensor,
+    out: torch.Tensor,  # Where the product goes
+    images: int,  # Images, or chunks of samples
+    offset: torch.Tensor,  # From `offsets`
+    tiles: tuple,  # Columns and widths of the tiles
+    **steps: int,  # Distances in the input and output, for `ProductJob`
+) -> None:
+    "`out` = weight times `x`, for all images (or chunks of samples)"
+    (column, width), blocks = tiles, len(self.blocks) - 1
+    job = ProductJob(tasks=images * len(column) * blocks, blocks=blocks, tiles=len(column), **steps)
+    job.start, job.offset, job.value, job.bias = (t.data_ptr() for t in (self.start, offset, self.val, self.bias))
+    job.block, job.column, job.width = self.blocks.data_ptr(), column.data_ptr(), width.data_ptr()
+    job.input, job.output = x.data_ptr(), out.data_ptr()
+    run(job)
 
 # %% ../../nbs/deploy/kernel.ipynb #f1673968
 class SparseLinear(_Sparse):
