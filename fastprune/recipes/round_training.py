@@ -17,6 +17,7 @@ from fastai.callback.schedule import ParamScheduler
 
 from ..core.checks import check_choice, check_whole
 from ..core.describe import describe
+from ..core.names import to_state_names
 from ..learner.keep import set_masks
 from ..learner.states import BestEpoch, StateAt, seed_round, starting_at, steps_by_epoch
 from fastprune.recipes.fitting import (
@@ -264,6 +265,7 @@ class FunctionTraining(RoundTraining):
         self.function, self.last_rates = function, None
         if self.max_lr is not None:
             self.rates(pruning.rounds)
+        to_state_names(self.learn.model, pruning.weights)  # a plan trains, and puts the weights back by name
         self.plan = plan_of(self.learn, function, *self._rate(self.rate_of(0)))
         self.step = rewind_step(self.rewind_to, self.plan.steps)
 

@@ -118,5 +118,5 @@ def test_sparsity_by_class(vision, fit):
         assert {n: round(s, 2) for n, s in learn.sparsity_report().sparsity[:-1].items()} == want
     with pytest.raises(ValueError, match='sparsity: ReLU matches no weight'):
         vision().prune({nn.ReLU: 0.5})
-    with pytest.raises(ValueError, match='3 is no name'):
+    with pytest.raises(ValueError, match='3 is not a name or pattern'):
         vision().prune({3: 0.5})

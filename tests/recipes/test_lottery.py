@@ -572,7 +572,7 @@ def test_metrics_of_one_name_and_those_that_are_no_numbers():
     path = learn.linear_path(learn, learn, n=2)
     assert len(path.metrics) == 2
     learn.metrics = F1Score(average=None)
-    with pytest.raises(ValueError, match='no single number'):
+    with pytest.raises(ValueError, match='is not a single number'):
         learn.linear_path(learn, learn, n=2)
     assert 'f1_score' not in learn.find_tickets(1, fit)[1].metrics
 
