@@ -204,7 +204,7 @@ class ConvPlan(NamedTuple):
     offset: torch.Tensor
     tiles: tuple
 
-
+# %% ../../nbs/deploy/kernel.ipynb #d46d3086
 def _channel_of(layer):
     "The input channel that each value's filter begins at: 0, or the first one of its group"
     return layer.row // (layer.shape[0] // layer.groups) * layer.shape[1]

@@ -53,7 +53,7 @@ def part_at(builder: ir.IRBuilder, pointer: ir.Value, k: int) -> ir.Value:
     "A pointer to the k-th 16 numbers behind `pointer`"
     return builder.bitcast(builder.gep(pointer, [ir.IntType(64)(k * LANES)]), lanes.as_pointer())
 
-
+# %% ../../nbs/deploy/numba_kernel.ipynb #420badf0
 @intrinsic(prefer_literal=True)
 def fill(typing: object, number: types.Type, width: types.Type) -> tuple:
     "A vector with `number` at all places"
