@@ -199,7 +199,7 @@ def units():
                     absolute=True,
                     transposed={'a': groups},
                 ),
-                f'granularity={g!r}: those of',
+                f'granularity={g!r}: units of',
             )
     for g in ('row', '2:4', '1:4'):
         for f in (lambda x: x, torch.ones_like):
@@ -215,7 +215,7 @@ def units():
                 masks = compute_masks(even, s, scope, g)
                 pieces = compute_masks(mine, s, scope, g, group=dist.group.WORLD)
                 assert all(torch.equal(m, masks[n].chunk(size)[rank]) for n, m in pieces.items())
-    fails(lambda: compute_masks({'fc': spread['fc']}, 0.5, granularity='16x1'), "granularity='16x1': those of 'fc'")
+    fails(lambda: compute_masks({'fc': spread['fc']}, 0.5, granularity='16x1'), "granularity='16x1': units of 'fc'")
     uneven = {'x': torch.rand((3, 4) if rank == 0 else (5, 4) if rank == 1 else (4, 4))}
     fails(lambda: compute_masks(uneven, 0.5, granularity='2x2', group=dist.group.WORLD), "those of 'x' are spread")
     fails(lambda: compute_masks(lin, 0.5, granularity='column'), "granularity='column'")

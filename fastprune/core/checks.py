@@ -18,7 +18,7 @@ def check_whole(
     least: int = 1,  # Smallest number that is allowed
     most: int | None = None,  # Largest number that is allowed; no limit if None
     *,
-    needs: str | None = None,  # What is right, for the message; made from the other arguments if None
+    needs: str | None = None,  # Allowed values, for the message; made from the other arguments if None
     **named,  # Name -> anything
 ) -> int:  # The value; the last one of several
     "Make sure that all values are whole numbers from `least` to `most`; raises `ValueError`"
@@ -40,7 +40,7 @@ def check_n_batches(
 # %% ../../nbs/core/checks.ipynb #6d37be62
 @lru_cache
 def _inside(within):
-    "A function that tells whether a number is in the interval"
+    "A function that checks whether a number is in the interval"
     low, high = map(float, within[1:-1].split(','))
     above = operator.ge if within[0] == '[' else operator.gt
     below = operator.le if within[-1] == ']' else operator.lt
@@ -48,7 +48,7 @@ def _inside(within):
 
 
 def check_number(
-    needs: str = 'a number',  # What is right, for the message
+    needs: str = 'a number',  # Allowed values, for the message
     within: str = '(-inf,inf)',  # Interval, as '[0,1)'
     **named,  # Name -> anything
 ) -> float:  # The value; the last one of several
@@ -62,7 +62,7 @@ def check_number(
 
 
 def check_fraction(
-    needs: str | None = None,  # What is right, for the message; 'a fraction in [0,1)', say, if None
+    needs: str | None = None,  # Allowed values, for the message; such as 'a fraction in [0,1)' if None
     within: str = '[0,1)',  # Interval
     **named,  # Name -> anything
 ) -> float:  # The value; the last one of several
@@ -71,10 +71,10 @@ def check_fraction(
 
 # %% ../../nbs/core/checks.ipynb #29e0216b
 def check_choice(
-    choices: Iterable,  # Dict, or iterable, of what is allowed
-    needs: str | None = None,  # What is right, for the message; the choices one by one if None
+    choices: Iterable,  # Allowed values, or a dict that has them as keys
+    needs: str | None = None,  # Allowed values, for the message; the choices one by one if None
     **named,  # Name -> anything
-) -> object:  # What `choices` has for the value if it is a dict, else the value
+) -> object:  # `choices[value]` if `choices` is a dict, else the value
     "Make sure that the value is one of the choices; raises `ValueError`"
     v, allowed = None, tuple(choices)
     for name, v in named.items():

@@ -28,15 +28,15 @@ def _check_meta(n, t):
 
 def check_scores(
     scores: object,  # Anything, from a criterion
-    weights: dict | None = None,  # Name -> weight that the scores are for, if there are any to compare with
-) -> dict:  # `scores`, if they are sound; else raises `ValueError`
+    weights: dict | None = None,  # Name -> weight that the scores are for; None skips the comparison
+) -> dict:  # `scores`, if they are valid; else raises `ValueError`
     "Make sure that `scores` are float tensors with the names and shapes of `weights`"
     if not isinstance(scores, dict):
         raise ValueError(f"scores are of type {type(scores).__name__}: needs a dict from name to tensor")
     if weights is not None and scores.keys() != weights.keys():
         differs = min(scores.keys() ^ weights.keys())
-        what = 'missing' if differs in weights else 'none of them'
-        raise ValueError(f"scores need the same names as the weights: {differs!r} is {what}")
+        problem = 'missing' if differs in weights else 'none of them'
+        raise ValueError(f"scores need the same names as the weights: {differs!r} is {problem}")
     for n, s in scores.items():
         if not isinstance(s, torch.Tensor) or not s.is_floating_point():
             kind = s.dtype if isinstance(s, torch.Tensor) else type(s).__name__
@@ -68,7 +68,7 @@ def _check_keep(keep, scores):
 
 
 def _check_all(scores, sparsity, scope, granularity, keep):
-    "What can be checked without a look at values; the scope, the granularity, and the sparsity of each tensor"
+    "Check arguments without reading values; return the scope, the granularity and the sparsity of each tensor"
     scope = check_scope(scope, sparsity)
     granularity = check_granularity(granularity, sparsity)
     target = expand_sparsity(sparsity, check_scores(scores))
@@ -84,14 +84,14 @@ def _check_parts(parts, scope, granularity, layouts):
             "scope"
         )
     if not granularity.single:
-        for n in _spread(parts, granularity, layouts):
+        for n in _split_units(parts, granularity, layouts):
             raise ValueError(
-                f"granularity={granularity!r}: those of {n!r} are spread over processes: use 'weight', or one whose "
-                "units each process has as wholes"
+                f"granularity={granularity!r}: units of {n!r} extend over several processes: use 'weight', or one "
+                "whose units lie within one process"
             )
 
 
-def _spread(parts, granularity, layouts):
+def _split_units(parts, granularity, layouts):
     "Names of tensors with units that extend over several processes, the same in all of them"
     broken, of_rows = [], {}
     for n, shape in parts.shapes.items():
@@ -102,7 +102,7 @@ def _spread(parts, granularity, layouts):
             broken.append(n)
         elif split and rows > 1:
             of_rows[n] = rows
-    if of_rows:  # a process knows where its own pieces begin and end alone
+    if of_rows:  # a process only knows where its own pieces begin and end
         cut = [parts.starts[n][0] % rows or parts.local[n].shape[0] % rows for n, rows in of_rows.items()]
         cut = parts.sum_(torch.tensor([int(c > 0) for c in cut], device=parts.device)).tolist()
         broken += [n for n, c in zip(of_rows, cut, strict=True) if c]
@@ -111,24 +111,24 @@ def _spread(parts, granularity, layouts):
 # %% ../../nbs/core/compute.ipynb #ee02c12d
 def compute_masks(
     scores: dict,  # Name -> float tensor, larger = keep
-    # Fraction of zeros in [0,1); for local scope also by name or pattern, tensors without one stay whole
+    # Fraction of zeros in [0,1); for local scope also by name or pattern, tensors without one stay dense
     sparsity: float | dict,
-    # 'local' = 'uniform' (each tensor reaches `sparsity`), or all together do: 'global', 'erk', 'balanced', 'lamp'
+    # 'local' = 'uniform': each tensor reaches `sparsity`; 'global', 'erk', 'balanced', 'lamp': all together do
     scope: str = 'local',
-    # What is pruned together: 'weight', 'row', 'column', 'kernel', 'filter', '2:4' and other n:m, or blocks as '4x4'
+    # Unit of pruning: 'weight', 'row', 'column', 'kernel', 'filter', '2:4' and other n:m, or blocks as '4x4'
     granularity: str = 'weight',
-    keep: dict | None = None,  # Masks to stay inside of: what they prune stays pruned
-    absolute: bool = False,  # Rank |score|: of weights that is magnitude, without a copy of them
-    transposed: dict | None = None,  # From `transposed_groups`: how weights lie that are not [out, in, ...], by name
+    keep: dict | None = None,  # Earlier masks: what they prune stays pruned
+    absolute: bool = False,  # Rank |score|: for weights this is magnitude, without a copy of them
+    transposed: dict | None = None,  # From `transposed_groups`: name -> layout of weights that are not [out, in, ...]
     # Process group, if scores are this process's pieces of plain tensors, along the first dimension, in the order of
     # ranks; DTensors need none
     group: object = None,
-) -> Masks:  # A mask for each score, on its device, and laid out as it is
-    """Masks that prune the lowest scores; of equal ones those that come first. *Exact*: of the n weights (or rows,
-    filters, ...) of each tensor, or of all together, round(s*n) are pruned, more only if `keep` has pruned more. Units
-    of different sizes that are ranked together come as near as whole units can. DTensors and pieces are pruned as the
-    whole would be, to the bit, without gathering it: all processes have to call. Raises `ValueError` for a sparsity
-    outside [0,1), an unknown scope or granularity or one that a tensor can't have, and NaN in a score"""
+) -> Masks:  # A mask for each score, on its device and in its layout
+    """Masks that prune the lowest scores; among equal scores, those that come first. *Exact*: of the n weights (or
+    rows, filters, ...) of each tensor, or of all together, round(s*n) are pruned; more only if `keep` has pruned more. If
+    units of different sizes are ranked together, the count comes as near as whole units allow. DTensors and pieces get
+    the masks of the whole tensor, to the bit, without gathering it; all processes have to call. Raises `ValueError` for
+    a sparsity outside [0,1), an unknown scope or granularity, one that does not fit a tensor, and NaN in a score"""
     layouts = transposed or {}
     check = lambda: _check_all(scores, sparsity, scope, granularity, keep)
     if group is None:
@@ -162,7 +162,7 @@ def compute_masks(
 
 # %% ../../nbs/core/compute.ipynb #4dba7a85
 def _masks_of(units, kept, scores, keep):
-    "Masks of units as masks of weights, inside of `keep`, in the order of the scores; takes `kept` apart"
+    "Masks of weights from masks of units, within `keep` and in the order of the scores; empties `kept`"
     masks = {}
     for u in units:
         masks.update(u.masks(kept.pop(0)))
@@ -173,7 +173,7 @@ def _masks_of(units, kept, scores, keep):
 
 
 def _nan_error(scores, granularity, parts):
-    "Why units can't be ranked"
+    "The error for units that can't be ranked"
     check_nan(scores)
     if parts is not None and granularity.single:
         return ValueError(
@@ -189,10 +189,10 @@ def _kept_units(units, sparsity, target, scope, keep, absolute, parts):
     "A mask of the units of each group"
     present = None if keep is None else [u.present(keep) for u in units]
     if scope == 'global':
-        return _together(units, float(sparsity), present, absolute, parts)
+        return _kept_globally(units, float(sparsity), present, absolute, parts)
     counts = _counts(units, target, sparsity, scope)
     if parts is not None:
-        return _everywhere(units, counts, present, absolute, parts)
+        return _kept_across_processes(units, counts, present, absolute, parts)
     scratch, present = {}, [None] * len(units) if present is None else [[m] for m in present]
     return [lowest([u.scores], k, absolute, m, scratch)[0] for u, k, m in zip(units, counts, present, strict=True)]
 
@@ -205,8 +205,8 @@ def _counts(units, target, sparsity, scope):
     return [round(sum(counts[n] for n in u.names) / u.size) for u in units]
 
 
-def _everywhere(units, counts, present, absolute, parts):
-    "The units of all processes' pieces"
+def _kept_across_processes(units, counts, present, absolute, parts):
+    "Masks of units, ranked over the pieces of all processes"
     is_unit = any(u.n_units != u.n_weights for u in units)
     return lowest_everywhere(
         [u.scores for u in units],
@@ -220,8 +220,8 @@ def _everywhere(units, counts, present, absolute, parts):
     )
 
 # %% ../../nbs/core/compute.ipynb #bdb7334e
-def _together(units, sparsity, present, absolute, parts):
-    "All units ranked together"
+def _kept_globally(units, sparsity, present, absolute, parts):
+    "Masks of units, ranked over all groups"
     scores, sizes = [u.scores for u in units], [u.size for u in units]
     n_prune = round(sparsity * sum(u.n_weights for u in units))
     if parts is not None:
@@ -230,7 +230,7 @@ def _together(units, sparsity, present, absolute, parts):
                 "scope='global': units of different sizes, spread over processes, can't be ranked together: use "
                 "scope='local', 'erk' or 'balanced'"
             )
-        return _everywhere(units, [round(n_prune / sizes[0])], present, absolute, parts)
+        return _kept_across_processes(units, [round(n_prune / sizes[0])], present, absolute, parts)
     if len(set(sizes)) < 2:
         return lowest(scores, round(n_prune / max(sizes, default=1)), absolute, present)
     return _lowest_units(scores, sizes, n_prune, present)

@@ -38,7 +38,7 @@ def in_use(
     model: nn.Module,  # Any module
 ) -> dict:  # Name of the parameter -> function from a value of it to the weight that the layer multiplies by
     """How `model` computes weights from parameters: by `torch.nn.utils.parametrize` or `spectral_norm`. Weights under
-    weight_norm are in `normed_rows` alone, since each number of theirs is only scaled"""
+    weight_norm are only in `normed_rows`, since their elements are only scaled"""
     found = []
     for m in unwrap(model).modules():
         for hook in m._forward_pre_hooks.values():
@@ -55,7 +55,7 @@ def in_use(
 
 # %% ../../nbs/core/computed.ipynb #fb65f3b5
 def _preserves_zeros(f, p):
-    "Does `f` map zeros of a parameter to zeros of the weight, whatever the parametrization's own parameters are?"
+    "Does `f` map zeros of a parameter to zeros of the weight, at any values of its own parameters?"
     if p.is_meta:
         return True
     if isinstance(f.args[0], ParametrizationList):
@@ -100,7 +100,7 @@ def _parametrization(f):
 # %% ../../nbs/core/computed.ipynb #98dfe3b5
 def normed_rows(
     model: nn.Module,  # Any module
-) -> dict:  # Name -> dimension of the rows, none of which may be all zeros; None if only the whole tensor may not
+) -> dict:  # Name -> dimension of the rows that may not be all zeros; None if only the whole tensor may not
     "The weights of `model` that are divided by a norm: by rows under `weight_norm`, as a whole under `spectral_norm`"
     found = []
     for m in unwrap(model).modules():
@@ -115,7 +115,7 @@ def normed_rows(
     if not found and not computed:
         return {}
     names, params = parameter_names(model), dict(unwrap(model).named_parameters())
-    # whatever computes something infinite or NaN from zeros divides by a norm of the whole
+    # a parametrization that makes inf or NaN of zeros divides by a norm of the whole tensor
     wholes = {
         n: None for n, f in computed.items() if params[n].is_meta or not f(torch.zeros_like(params[n])).isfinite().all()
     }

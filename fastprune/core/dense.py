@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 # %% ../../nbs/core/dense.ipynb #f86a33fd
-def sparse_embeddings(model: nn.Module) -> list:  # Any module
-    "Its embeddings that are to have sparse gradients"
+def sparse_embeddings(model: nn.Module) -> list:  # Modules of `model`
+    "The embeddings of a model with `sparse=True`"
     return [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse]
 
 
 def dense_gradients(
     params: Iterable,  # Parameters
 ) -> None:
-    "Gradients of `nn.Embedding(sparse=True)` and the like as plain tensors, in place"
+    "Make sparse gradients, as those of `nn.Embedding(sparse=True)`, dense, in place"
     for p in params:
         if p.grad is not None and p.grad.layout != torch.strided:
             p.grad = p.grad.to_dense()

@@ -18,17 +18,17 @@ from .selection import PIECE
 from .shards import Parts, is_dtensor, shard_like
 
 # %% ../../nbs/core/masks.ipynb #1a2d9f6e
-def nonzeros(t: torch.Tensor) -> int:  # Any tensor, of float8, too
-    "How many numbers of a tensor are not 0"
+def nonzeros(t: torch.Tensor) -> int:  # The count; float8 works, too
+    "How many elements of a tensor are not 0"
     return int((t.float() if t.is_floating_point() and t.dtype.itemsize < 2 else t).count_nonzero())
 
 
-def _kept(mask):
+def _n_kept(mask):
     "How many weights a mask keeps; of a DTensor, in all processes"
     return int(mask.sum().full_tensor()) if is_dtensor(mask) else int(mask.count_nonzero())
 
 
-def _alike(a, b):
+def _same_kind(a, b):
     "Two masks, both as DTensors if one is"
     if is_dtensor(a) == is_dtensor(b):
         return a, b
@@ -36,8 +36,8 @@ def _alike(a, b):
 
 
 def _zero(w, mask):
-    """Set `w` to 0 where `mask` is False, be it inf or NaN. On a CPU the bits are multiplied piece by piece, twice as
-    fast as `masked_fill_`"""
+    """Set `w` to 0 where `mask` is False, even where `w` is inf or NaN. On a CPU its bits are multiplied by the mask in
+    pieces, twice as fast as `masked_fill_`"""
     if w.device.type != 'cpu' or not (w.is_contiguous() and mask.is_contiguous() and w.is_floating_point()):
         return w.masked_fill_(~mask, 0)
     bits, kept = w.view(-1).view(INTS[w.element_size()]), mask.view(-1).view(torch.int8)
@@ -79,7 +79,8 @@ class Masks(dict):
             isinstance(other, dict)
             and self.keys() == other.keys()
             and all(
-                m.shape == other[n].shape and torch.equal(*_alike(m, other[n].to(m.device))) for n, m in self.items()
+                m.shape == other[n].shape and torch.equal(*_same_kind(m, other[n].to(m.device)))
+                for n, m in self.items()
             )
         )
 
@@ -98,7 +99,7 @@ class Masks(dict):
         return '\n'.join(
             [
                 line('Masks', self.n_kept, sum(m.numel() for m in self.values())),
-                *[line(f"  {n} {'x'.join(map(str, m.shape))}", _kept(m), m.numel()) for n, m in self.items()],
+                *[line(f"  {n} {'x'.join(map(str, m.shape))}", _n_kept(m), m.numel()) for n, m in self.items()],
             ]
         )
 
@@ -116,7 +117,7 @@ class Masks(dict):
     @property
     def n_kept(self) -> int:  # Number of weights that are kept
         "Number of weights that are kept"
-        return sum(map(_kept, self.values()))
+        return sum(map(_n_kept, self.values()))
 
     def copy(self) -> 'Masks':
         "Another dict of the same tensors"
@@ -129,7 +130,7 @@ class Masks(dict):
         return res
 
     def __reduce_ex__(self, protocol):
-        return _from_packed, ({n: _packed(m) for n, m in self.items()},)  # a bit a weight in a pickle, too
+        return _from_packed, ({n: _packed(m) for n, m in self.items()},)  # one bit per weight in a pickle, too
 
 # %% ../../nbs/core/masks.ipynb #4b8ff86f
 @patch
@@ -176,10 +177,10 @@ def jaccard(
 ) -> float:  # Distance in [0,1]: 0 if both keep the same, 1 if they have nothing in common
     "1 - |A and B| / |A or B| of the kept sets (mask distance of Srinivas et al. 2022, table 5)"
     if self.keys() != other.keys():
-        raise ValueError(f"masks of other weights: {sorted(self.keys() ^ other.keys())[0]!r} is in one of them alone")
+        raise ValueError(f"masks of other weights: {sorted(self.keys() ^ other.keys())[0]!r} is in only one of them")
     self.check(other)
     both, either = (
-        sum(_kept(f(*_alike(m, other[n].to(m.device)))) for n, m in self.items())
+        sum(_n_kept(f(*_same_kind(m, other[n].to(m.device)))) for n, m in self.items())
         for f in (torch.logical_and, torch.logical_or)
     )
     return 1 - both / either if either else 0.0
@@ -188,10 +189,10 @@ def jaccard(
 @patch
 def save(
     self: Masks,
-    path: str | Path,  # File to write, in safetensors format with 1 bit a weight
+    path: str | Path,  # File to write, in safetensors format with 1 bit per weight
 ) -> None:
-    """Write to `path`. DTensors are gathered one after the other: all processes of their mesh have to call it, and the
-    first one writes. Of pieces of plain tensors, each process writes its own: give each a name"""
+    """Write to `path`. DTensors are gathered one by one: all processes of their mesh have to call it, and the first one
+    writes. With pieces of plain tensors, each process writes a file of its own: give each another path"""
     packed = {n: pack_bits(m.full_tensor() if is_dtensor(m) else m) for n, m in self.items()}
     spread = next(filter(is_dtensor, self.values()), None)
     if spread is not None and any(spread.device_mesh.get_coordinate()):
@@ -217,10 +218,10 @@ def load(
     packed, meta = load_tensors(path, foreign=True)
     if meta.pop('format', None) != 'fastprune masks':
         raise ValueError(f"{path} is not a file of masks: it was not written by Masks.save")
-    meta.pop('checksum', None)  # those of earlier versions have none
+    meta.pop('checksum', None)  # files of earlier versions have none
     shapes = {n: meta.pop(f'shape {n}', 'none') for n in packed}
     if meta:
-        raise ValueError(f"{path} is damaged: it says {next(iter(meta))[:80]!r}, which no file of masks does")
+        raise ValueError(f"{path} is damaged: its entry {next(iter(meta))[:80]!r} is not one of a file of masks")
     try:
         return cls({n: unpack_bits(packed.pop(n), _shape(n, shape), n) for n, shape in shapes.items()})
     except ValueError as e:
@@ -229,12 +230,12 @@ def load(
 # %% ../../nbs/core/masks.ipynb #22b87c17
 def check_bool(
     masks: object,  # Anything
-    what: str = 'masks',  # Name of the argument, for the message
+    argument: str = 'masks',  # Name of the argument, for the message
 ) -> dict:  # `masks`, if they are a dict of bool tensors; else raises `ValueError`
     "Make sure that `masks` are bool tensors by name"
     if not isinstance(masks, dict):
-        raise ValueError(f"{what}={type(masks).__name__}: needs a dict from name to bool tensor, such as `Masks`")
+        raise ValueError(f"{argument}={type(masks).__name__}: needs a dict from name to bool tensor, such as `Masks`")
     for n, m in masks.items():
         if getattr(m, 'dtype', None) != torch.bool:
-            raise ValueError(f"{what}[{n!r}] needs to be a bool tensor, True where the weight is kept")
+            raise ValueError(f"{argument}[{n!r}] needs to be a bool tensor, True where the weight is kept")
     return masks

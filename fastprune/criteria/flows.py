@@ -45,13 +45,13 @@ def _check_layers(model):
             )
         if isinstance(m, _not_linear):
             raise ValueError(
-                f"synflow can't take {n!r} ({type(m).__name__}): a flow of positive numbers means nothing behind it. "
+                f"synflow can't take {n!r} ({type(m).__name__}): after it, a flow of positive numbers has no meaning. "
                 "Use another criterion, such as `snip`"
             )
 
 # %% ../../nbs/criteria/flows.ipynb #12b53f09
 def _map_tensors(f, x):
-    "`x` with `f` of each of its parts, in nested lists, tuples and dicts"
+    "Apply `f` to each item of nested lists, tuples and dicts"
     if isinstance(x, (list, tuple)):
         return type(x)([_map_tensors(f, o) for o in x])
     return {k: _map_tensors(f, o) for k, o in x.items()} if isinstance(x, dict) else f(x)
@@ -100,7 +100,7 @@ def _check_output(out):
 
 
 def _check_flow(scores, weights):
-    "No flow that is infinite, negative or 0 behind a tensor"
+    "Check that the flow of each tensor is finite, not negative, and not 0"
     for n, s in scores.items():
         if not s.isfinite().all():
             raise ValueError(
@@ -111,8 +111,8 @@ def _check_flow(scores, weights):
         if negative or not s.any() and 2 * int(weights[n].count_nonzero()) > s.numel():
             raise ValueError(
                 f"synflow: {'the flow turns negative behind' if negative else 'nothing flows through'} {n!r}: the "
-                "model does more than to weigh positive numbers and sum them up, as a softmax, a difference or a "
-                "normalisation does. Use another criterion, such as `snip`"
+                "model computes more than weighted sums of positive numbers, such as a softmax, a difference or a "
+                "normalisation. Use another criterion, such as `snip`"
             )
 
 
@@ -120,7 +120,7 @@ _small = 2.0**-400  # an input so small that bounded activations such as ReLU6 n
 
 
 def _flow(batches, model, weights):
-    "Positive parameters, and the output's gradients with respect to `weights` among them; inside of `undisturbed`"
+    "Absolute parameters, and the gradients of the output with respect to `weights`; call it inside `undisturbed`"
     ones = _map_tensors(_ones, batches.inputs())
     with batches.evaluating():
         flow = _positive_parameters(model, weights)
@@ -130,7 +130,7 @@ def _flow(batches, model, weights):
 
         def run(x):
             inputs = _map_tensors(lambda t: t * x, ones)
-            out = batches.prediction_of(functional_call(model, state, inputs))  # a callback may pick one of many
+            out = batches.prediction_of(functional_call(model, state, inputs))  # a callback may pick one of several
             return out[0] if isinstance(out, (tuple, list)) else out
 
         try:
@@ -142,7 +142,7 @@ def _flow(batches, model, weights):
             twice = run(2 * _small)
         if not torch.allclose(twice / _small, 2 * out / _small, rtol=1e-6, equal_nan=True):
             raise ValueError(
-                "synflow: what comes out of the model is not in proportion to what goes in, as behind a softmax, a "
+                "synflow: the model's output is not in proportion to its input, as after a softmax, a "
                 "sigmoid or a normalisation. Use another criterion, such as `snip`"
             )
         return flow, torch.autograd.grad(out.sum(), [flow[n] for n in weights], allow_unused=True)
@@ -151,12 +151,12 @@ def _flow(batches, model, weights):
 @needs('batches', iterations=100)
 def synflow(
     weights: dict,  # Name -> parameter of any shape
-    batches: Batches,  # For the model, and the shape of its inputs; a Learner will do
+    batches: Batches,  # For the model and the shape of its inputs; or a Learner
 ) -> dict:  # Name -> score in float64, same shapes
     """|weight| * gradient of the summed output with respect to it, for inputs of ones and absolute weights (Tanaka et
-    al. 2020). BatchNorm scales by the absolute value of its weight, and by 1 where that is 0. Raises `ValueError` for
-    models that do more to positive numbers than to weigh and to sum them up, where that shows; activations such as
-    ReLU6, SiLU and GELU count as what they are for small numbers"""
+    al. 2020). BatchNorm scales by the absolute value of its weight, and by 1 where that is 0. Raises `ValueError` if
+    checks find that the model computes more than weighted sums of positive numbers. Activations such as ReLU6, SiLU and
+    GELU count by their values for small numbers"""
     batches = as_batches(batches)
     model = unwrap(batches.model)
     _check_layers(model)
@@ -175,7 +175,7 @@ def _owner(model, p):
 
 
 def _owners(model, weights):
-    "The module of each weight, and the names of those that lie as [in, out]; raises `ValueError` for other kinds"
+    "The module of each weight, and the names of those stored as [in, out]; raises `ValueError` for other kinds"
     owners = {n: _owner(model, p) for n, p in weights.items()}
     turned = {n for n, m in owners.items() if is_turned_linear(m)}
     for n, m in owners.items():
@@ -219,8 +219,8 @@ def _input_squares(batches, owners, turned, n_batches):
 @needs('batches', 'n_batches')
 def wanda(
     weights: dict,  # Name -> weight of a linear layer or a convolution
-    batches: Batches,  # Training batches; a Learner will do
-    n_batches: int | None = None,  # Training batches to look at; 1 if None
+    batches: Batches,  # Training batches, or a Learner
+    n_batches: int | None = None,  # Number of training batches; 1 if None
 ) -> dict:  # Name -> score, same shapes
     "|weight| * norm of its input feature or channel, over batches (Sun et al. 2024, eq. 1)"
     check_n_batches(n_batches)

@@ -35,7 +35,7 @@ def _check_trainable(name, weights):
 def taylor(
     weights: dict,  # Name -> parameter of any shape, with its gradient
 ) -> dict:  # Name -> score, same shapes
-    """|weight * gradient|: the change of the loss if the weight went, to first order (Molchanov et al. 2017; called
+    """|weight * gradient|: the first-order change of the loss if the weight is pruned (Molchanov et al. 2017; called
     'gradient' in the S-Cyc paper)"""
     for n, p in weights.items():
         if p.grad is None:
@@ -62,7 +62,7 @@ def _by_name(name, weights, grads):
 @needs('batches', 'n_batches')
 def snip(
     weights: dict,  # Name -> parameter of any shape
-    batches: Batches,  # Training batches; a Learner will do
+    batches: Batches,  # Training batches, or a Learner
     n_batches: int | None = None,  # Training batches to sum gradients over; 1 if None
 ) -> dict:  # Name -> score, same shapes
     "|weight * gradient of the loss|, before training (Lee et al. 2019)"
@@ -76,26 +76,22 @@ def snip(
 # %% ../../nbs/criteria/gradients.ipynb #aac36cf7
 @contextlib.contextmanager
 def second_derivatives(
-    what: str,  # What needs them, for the message
+    function: str,  # Name of the function that needs them, for the message
 ) -> Iterator[None]:
-    """A context for gradients of gradients; raises `ValueError` for a function that has none, such as
+    """A context for gradients of gradients; raises `ValueError` for an operation that has none, such as
     `nn.EmbeddingBag`'s"""
     try:
         yield
     except NotImplementedError as e:
         raise ValueError(
-            f"{what} needs second derivatives, and the model has a function without: {str(e).splitlines()[0]}"
+            f"{function} needs second derivatives, and the model has an operation without: {str(e).splitlines()[0]}"
         ) from e
 
 
 def _check_grasp(n_batches, temperature, per_class):
     check_n_batches(n_batches)
     if temperature is not None:
-        check_number(
-            'a positive number that logits are divided by, 1 to leave them as they are',
-            '(0,inf)',
-            temperature=temperature,
-        )
+        check_number('a positive number to divide logits by, 1 for no change', '(0,inf)', temperature=temperature)
     if per_class is None:
         return
     check_whole('items of each class', per_class=per_class)
@@ -107,12 +103,12 @@ def _check_grasp(n_batches, temperature, per_class):
 
 
 def _batches_and_temperature(batches, n_batches, temperature, per_class):
-    "What GraSP runs: the balanced batch with its temperature, or training batches as they are"
+    "The batches of GraSP and their temperature: the balanced batch, or training batches as they are"
     balanced = batches.balanced(per_class or 25) if n_batches is None else None
     if balanced is None and per_class:
         raise ValueError(
-            f"per_class={per_class}: the targets of the training batches are not one class for each "
-            "item, a whole number: leave it out"
+            f"per_class={per_class}: the targets of the training batches are not whole numbers, one "
+            "class for each item: leave it out"
         )
     if balanced is None:
         return batches.take(n_batches or 1), temperature
@@ -120,7 +116,7 @@ def _batches_and_temperature(batches, n_batches, temperature, per_class):
 
 # %% ../../nbs/criteria/gradients.ipynb #e8279fb2
 def _sums(batches, taken, temperature, f):
-    "Sums over batches of what `f` makes of the loss, a list of tensors; Dropout drops the same weights at each call"
+    "Sums over batches of the tensors that `f` computes from the loss; Dropout drops the same units at each call"
     with batches.losses(taken, temperature) as losses:
         results = [f(loss) for loss in losses]
     if not results:
@@ -131,13 +127,13 @@ def _sums(batches, taken, temperature, f):
 @needs('batches', 'n_batches')
 def grasp(
     weights: dict,  # Name -> parameter of any shape
-    batches: Batches,  # Training batches; a Learner will do
+    batches: Batches,  # Training batches, or a Learner
     n_batches: int | None = None,  # Training batches, as they are, to sum gradients over; a balanced batch if None
     temperature: float | None = None,  # Divides logits (> 0); if None, 200 with the balanced batch, and 1 with others
     per_class: int | None = None,  # Items of each class in the balanced batch; 25 if None. Without classes: one batch
 ) -> dict:  # Name -> score, same shapes
-    """weight * (Hessian @ gradient): keeps what holds up the flow of gradients, before training (Wang et al. 2020, with
-    the sign turned so that larger is kept; temperature and balanced batch are those of the authors' code)"""
+    """weight * (Hessian @ gradient): keeps the weights that preserve the flow of gradients, before training (Wang et
+    al. 2020, with the sign reversed so that larger is kept; temperature and balanced batch as in the authors' code)"""
     _check_grasp(n_batches, temperature, per_class)
     _check_trainable('grasp', weights)
     ps, batches = list(weights.values()), as_batches(batches)

@@ -23,7 +23,7 @@ from ..schedules.sparsity import schedule_name
 
 # %% ../../nbs/criteria/ranking.ipynb #a7c66cfa
 def _argument(name, given):
-    "What a criterion's argument gets; None if there is nothing"
+    "The value of a criterion's argument; None if there is none"
     if name != 'batches':
         return given.get(name)
     source = given.get('batches')
@@ -40,7 +40,7 @@ _missing = {
 
 
 def _score(criterion, weights, given):
-    "The scores of `weights`, checked; `given` has what a criterion may ask for"
+    "The scores of `weights`, checked; `given` has the possible arguments of criteria"
     arguments = {name: _argument(name, given) for name in asks_for(criterion)}
     for name, argument in arguments.items():
         if argument is None and name in _missing:
@@ -58,10 +58,10 @@ def _score(criterion, weights, given):
 # %% ../../nbs/criteria/ranking.ipynb #4441c7fe
 def hold_rows(
     scores: dict,  # Name -> score
-    model: nn.Module,  # The model that they are of
+    model: nn.Module,  # The model that has the weights
     absolute: bool = False,  # Are weights ranked by their absolute value?
-) -> dict:  # Scores, infinite at what has to stay
-    "Rows under weight_norm, and weights under spectral_norm, keep their largest weight: zeros alone have no norm"
+) -> dict:  # Scores, infinite for weights that have to be kept
+    "Protect the largest weight of rows under weight_norm, and of tensors under spectral_norm: a norm of 0 gives NaN"
     for n, dim in normed_rows(model).items():
         if n not in scores:
             continue
@@ -78,7 +78,7 @@ def check_rows(
     scope: str,  # As for `compute_masks`
     granularity: str = 'weight',  # As for `compute_masks`
 ) -> None:
-    """Make sure that each row under weight_norm, and each weight under spectral_norm, keeps something; raises
+    """Make sure that each row under weight_norm, and each tensor under spectral_norm, keeps a weight; raises
     `ValueError`"""
     rows = {
         n: 1 if dim is None else weights[n].shape[dim]
@@ -96,12 +96,12 @@ def check_rows(
             norms = 'its norm' if k == 1 else f'the norms of its {k} rows'
             raise ValueError(
                 f"sparsity leaves {left} of the {units} {granularity.unit}s of {n!r}, which is divided by {norms}, so "
-                f"that {k} have to stay: ask for less of it, by name, or leave it out by `exclude`"
+                f"that {k} have to stay: use a lower sparsity for it, by name, or leave it out by `exclude`"
             )
 
 
 def _most_pruned(shapes, sizes, sparsity, scope):
-    "The fraction that each tensor loses at most"
+    "The largest fraction of each tensor that may be pruned"
     if scope == 'local':
         return sparsity
     if scope in ('erk', 'balanced'):
@@ -111,8 +111,8 @@ def _most_pruned(shapes, sizes, sparsity, scope):
 
 # %% ../../nbs/criteria/ranking.ipynb #cb744f02
 def _alive_filters(mask, groups=0):
-    """Which filters of a mask [out, in, ...] keep something, or of one that lies as `transposed_groups` says; it can be
-    expanded to the mask"""
+    """Which filters of a mask keep a weight, as a tensor that can be expanded to the mask; `groups` is its layout, from
+    `transposed_groups`"""
     if mask.ndim < 2:
         return mask
     if isinstance(groups, str) or groups and mask.ndim == 2:
@@ -125,10 +125,10 @@ def _alive_filters(mask, groups=0):
 
 
 def _dead_last(scores, masks, absolute, transposed):
-    "Scores, those of dead filters below all others, in the order that they had"
+    "Scores in the same order, but those of dead filters below all others"
     low = 0.0 if absolute else min(float(s.min()) for s in scores.values())
     if low >= 0:
-        behind = lambda s: s * 2.0**-64  # far from what a float32 or bfloat16 can't hold
+        behind = lambda s: s * 2.0**-64  # far from an underflow in float32 or bfloat16
     else:
         span = 2 * (max(float(s.max()) for s in scores.values()) - low) or 1.0
         behind = lambda s: s - span
@@ -138,13 +138,13 @@ def _dead_last(scores, masks, absolute, transposed):
 def ranked(
     criterion: Callable,  # Function from weights to scores
     weights: dict,  # Name -> parameter
-    model: nn.Module,  # The model that they are of
-    # Name -> mask of what is kept now, if weights of filters of which it keeps nothing are to come last
-    held: dict | None = None,
-    **given,  # What the criterion may ask for: learn, batches, n_batches, initial, previous
+    model: nn.Module,  # The model that has the weights
+    # Name -> current mask, to rank the weights of dead filters last; None ranks all alike
+    masks: dict | None = None,
+    **given,  # Arguments for the criterion: learn, batches, n_batches, initial, previous
 ) -> tuple:  # Scores for `compute_masks`, and its `absolute`
-    """What to rank weights by. Where weights are computed, as under spectral_norm, what is in use counts. Rows under
-    weight_norm keep their largest weight"""
+    """Scores to rank weights by. If a layer computes its weight, as under spectral_norm, that weight is scored. Rows
+    under weight_norm keep their largest weight"""
     absolute = ranks_magnitude(criterion)
     used = {n: f(weights[n].detach()) for n, f in in_use(model).items() if n in weights}
     if absolute:
@@ -152,13 +152,13 @@ def ranked(
     else:
         in_force = {n: _with_gradient(used[n], p) if n in used else p for n, p in weights.items()}
         scores = _score(criterion, weights if asks_for(criterion) else in_force, given)
-    if held is not None:
-        scores = _dead_last(scores, held, absolute, transposed_groups(model))
+    if masks is not None:
+        scores = _dead_last(scores, masks, absolute, transposed_groups(model))
     return hold_rows(scores, model, absolute), absolute
 
 
 def _with_gradient(used, p):
-    "A weight in use, with its gradient, for criteria that read gradients"
+    "A computed weight with its gradient, for criteria that read gradients"
     used = used.clone().requires_grad_(p.requires_grad)
     if p.grad is not None:
         used.grad = p.grad * torch.where(used.detach() == 0, 1, p.detach() / used.detach())
@@ -169,17 +169,17 @@ def try_criterion(
     criterion: Callable,  # Function from weights to scores
     weights: dict,  # Name -> parameter
     learn: object = None,  # Learner, for a criterion that needs batches
-    batches: Batches | None = None,  # `Batches`, where there is no Learner
+    batches: Batches | None = None,  # `Batches`, if there is no Learner
 ) -> None:
-    """Call `criterion` once, with gradients of 1, and leave nothing behind; raises `ValueError` if its scores are
-    unsound"""
+    """Call `criterion` once, with gradients of 1, and restore gradients and random numbers; raises `ValueError` if its
+    scores are invalid"""
     if ranks_magnitude(criterion):
         check_nan(weights)
         return
     grads = {n: p.grad for n, p in weights.items()}
     try:
         for p in weights.values():
-            p.grad = torch.ones_like(p) if p.requires_grad else None  # as in turns of GANs
+            p.grad = torch.ones_like(p) if p.requires_grad else None  # a GAN trains only some weights at a time
         with torch.random.fork_rng(devices=list({p.device.index for p in weights.values() if p.is_cuda})):
             try:
                 given = dict(learn=learn, batches=batches, initial=weights, previous=weights)

@@ -31,7 +31,7 @@ def magnitude(
 def squared_magnitude(
     weights: dict,  # Name -> weight of any shape
 ) -> dict:  # Name -> score, same shapes
-    "The square of each weight: as `magnitude`, but means over rows or filters weigh large ones more"
+    "The square of each weight: ranks as `magnitude`, but large weights count more in means over rows or filters"
     return _each(torch.square, weights)
 
 
@@ -60,9 +60,9 @@ def random_score(
 @needs('initial')
 def large_init(
     weights: dict,  # Name -> weight of any shape
-    initial: dict,  # Name -> weight as it was at first
+    initial: dict,  # Name -> weight before training
 ) -> dict:  # Name -> score, same shapes
-    "The absolute value of the first weight"
+    "The absolute value before training"
     return _each(torch.abs, {n: initial[n] for n in weights})
 
 
@@ -92,7 +92,7 @@ def magnitude_increase(weights: dict, initial: dict) -> dict:  # As for `large_i
 
 @needs('initial')
 def movement(weights: dict, initial: dict) -> dict:  # As for `large_init`
-    "How far each weight has moved, be it to or from zero"
+    "How far each weight has moved, to or from zero"
     return _each(lambda w, w0: (w - w0).abs(), weights, initial)
 
 

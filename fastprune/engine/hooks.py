@@ -13,25 +13,25 @@ from ..criteria.weights import magnitude
 
 # %% ../../nbs/engine/hooks.ipynb #17280f1b
 class Scores(dict):
-    "Name -> score, with `absolute` if the absolute value counts: so magnitude needs no copy of the weights"
+    "Name -> score. With `absolute`, the absolute value is ranked, so that magnitude needs no copy of the weights"
 
     absolute = False
 
 # %% ../../nbs/engine/hooks.ipynb #4d66d4fd
 class MaskHooks:
-    "How masks come about"
+    "Hooks that compute and update masks"
 
     engine = None  # the `Run` while the method trains a network
     has_target = True  # Does the method promise a sparsity at the end?
 
     def initial_masks(self, weights: dict) -> dict | None:
-        "Masks before the first step, or None for those that the model has. Attributes that a run needs are set up here"
+        "Masks before the first step; None keeps the model's masks. Set up the attributes of a run here"
 
     def usual_interval(
         self,
         total_steps: int,  # Optimizer steps in the training
     ) -> int:  # Steps between updates of the masks
-        "The interval where none is asked for"
+        "The default of `interval`"
         return max(1, total_steps // 1000)
 
     def sparsity_at(
@@ -45,7 +45,7 @@ class MaskHooks:
         self,
         weights: dict,  # Name -> parameter
     ) -> dict:  # Name -> score, larger = keep
-        "What to rank weights by: the criterion; magnitude if it needs gradients and there are none"
+        "Scores by the criterion, or by magnitude after a skipped step"
         run = self.engine
         # a step that was skipped leaves no gradients
         criterion = self.criterion if run.in_step or has_gradients(weights) else magnitude
@@ -60,9 +60,9 @@ class MaskHooks:
         self,
         scores: dict,  # Name -> score, larger = keep
         sparsity: dict,  # Name -> sparsity
-        present: dict,  # Masks before
+        present: dict,  # Current masks
     ) -> dict:  # `Masks`
-        "Masks that keep the largest scores, exactly as many as the sparsity leaves"
+        "Masks that keep exactly as many of the largest scores as the sparsity allows"
         run = self.engine
         if not isinstance(scores, Scores):
             scores = hold_rows(scores, run.model)
@@ -71,7 +71,7 @@ class MaskHooks:
         return compute_masks(scores, target, self.scope, self.granularity, keep, absolute, run.layouts)
 
     def update_masks(self, weights: dict) -> None:
-        "New masks, if they are due"
+        "Compute new masks, if an update is due"
         run = self.engine
         if run.is_due():
             run.hold(self.new_masks(self.scores(weights), run.asked, run.present()), run.asked, run.origin)
@@ -91,18 +91,18 @@ class Hooks(MaskHooks):
         self.update_masks(weights)
 
     def cancel_step(self, weights: dict) -> None:
-        "The step that has begun does not happen: undo what `before_step` has set up"
+        "A started step is cancelled: undo what `before_step` has set up"
 
     def weights_replaced(self, weights: dict, names: list) -> None:
-        "The weights called `names` are other parameters than before"
+        "The weights in `names` are new parameter objects"
 
     def epoch_end(self) -> None:
         "After an epoch of training"
 
     def finish(self) -> None:
-        "After the last epoch. The last step may have been skipped: the end is exact all the same"
+        "After the last epoch. Reaches the exact sparsity, even if the last step was skipped"
         if not self.engine.has_ended:
             self.update_masks(self.engine.weights)
 
     def close(self) -> None:
-        "The training is over, however it ended: free what it needed"
+        "Free the per-fit state, however the training ended"

@@ -28,7 +28,7 @@ def check_arguments(
     granularity: str = 'weight',  # As for `Method`
     initial: float | dict | None = None,  # As for `Method`
 ) -> None:
-    "Make sure that these arguments are sound, before there is a model; raises `ValueError`"
+    "Check the arguments that need no model; raises `ValueError`"
     for name, s in (('sparsity', sparsity), ('initial', initial)):
         if s is not None or name == 'sparsity':
             check_sparsities(s, name)
@@ -44,10 +44,10 @@ def check_arguments(
 class Method(Hooks):
     "Trains a sparse network to exactly `sparsity`"
 
-    lasting = {}  # attribute -> type, of what a checkpoint keeps; those of the bases are added
+    lasting = {}  # attribute -> type of what a checkpoint saves, in addition to those of the bases
     arguments = (), {}  # of the constructor, positional and by name
-    quiet = False  # Without warnings, where an earlier method has given them?
-    left_out = None  # frozen weights of which it has warned
+    quiet = False  # Skip warnings that an earlier method has given?
+    left_out = None  # frozen weights that a warning has named
 
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls)
@@ -60,15 +60,15 @@ class Method(Hooks):
         schedule: Callable = ocp,  # Function from the position in training to progress, both in [0,1]
         criterion: Callable = magnitude,  # Function from {name: weight} to {name: score}, larger = keep
         scope: str = 'local',  # 'local': each tensor reaches `sparsity`; 'global', 'erk', 'balanced': all together do
-        # What is pruned together: 'weight', 'row', 'column', 'kernel', 'filter', '2:4' and other n:m, blocks as '4x4'
+        # Unit of pruning: 'weight', 'row', 'column', 'kernel', 'filter', '2:4' and other n:m, blocks such as '4x4'
         granularity: str = 'weight',
-        interval: int | None = None,  # Iterations between mask updates (>= 1); max(1, T//1000) of T if None
-        initial: float | dict | None = None,  # Sparsity at the start, like `sparsity`; what the model has, if None
-        recover: bool | str = True,  # May pruned weights come back? 'alive': those of dead filters after all others
-        # Name, glob pattern, module or class to prune, or a list of them; all that can be, if None
+        interval: int | None = None,  # Iterations between mask updates (>= 1); if None, max(1, T//1000) of all T
+        initial: float | dict | None = None,  # Sparsity at the start, like `sparsity`; the model's own if None
+        recover: bool | str = True,  # May pruned weights come back? 'alive': those of dead filters come last
+        # Name, glob pattern, module or class to prune, or a list of them; all prunable weights if None
         include: str | type | list | None = None,
-        exclude: str | type | list | None = None,  # The same, to leave alone
-        refresh: bool = False,  # Recompute masks every `interval` iterations, also while sparsity stands still?
+        exclude: str | type | list | None = None,  # The same, for weights not to prune
+        refresh: bool = False,  # Recompute masks every `interval` iterations, even while the sparsity is constant?
         track: bool = False,  # Record `recovered` and `mask_distance`? Takes two more bytes a weight
     ):
         check_arguments(sparsity, criterion, scope, granularity, initial)
@@ -81,16 +81,16 @@ class Method(Hooks):
         self.scope, self.granularity, self.interval, self.initial = check_scope(scope), granularity, interval, initial
         self.recover, self.include, self.exclude = recover, include, exclude
         self.refresh, self.track = refresh, track
-        # after each optimizer step of the last run; the last two if they are tracked
+        # one entry for each optimizer step of the last run; the last two lists only with `track`
         self.iters, self.asked, self.reached, self.lrs = [], [], [], []
         self.recovered, self.mask_distance = [], []
 
     def targets(
         self,
         model: nn.Module,  # The model to prune
-        learn: object = None,  # The Learner, for a criterion that asks for it
+        learn: object = None,  # The Learner, for a criterion that needs it
     ) -> tuple:  # Name -> parameter, and name -> sparsity at the end
-        "What would be pruned of `model`, and how far. Raises `ValueError` for whatever does not fit it"
+        "The weights that would be pruned, and their sparsities. Raises `ValueError` if an argument does not fit"
         return find_targets(self, model, learn)
 
     @property

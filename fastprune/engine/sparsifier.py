@@ -28,12 +28,12 @@ from .state import State, check_state, lasting_types, recorded, restore, state_t
 from .track import end_cycle, start_tracking
 
 # %% ../../nbs/engine/sparsifier.ipynb #7e59492f
-def start_of(
+def initial_sparsity(
     run: Run,
     present: Masks,  # The masks that the model has
 ) -> dict:  # Name -> sparsity
-    """Where the schedule has begun. In a training that goes on at a later step, the present sparsity is a part of the
-    way"""
+    """The sparsity at the start of the schedule. In a training that resumes at a later step, the present sparsity lies
+    between the start and the target"""
     method, target = run.method, run.target
     begin = sparsities(present, method.scope)
     if method.initial is not None:
@@ -43,15 +43,15 @@ def start_of(
         return begin
     due = {n: end * p for n, end in target.items()}
     counts = [run.count(s) for s in (begin, due)]
-    now, there = (c if isinstance(c, dict) else dict.fromkeys(begin, c) for c in counts)
-    return {n: (s - due[n]) / (1 - p) if now[n] > there[n] else 0.0 for n, s in begin.items()}
+    present_counts, due_counts = (c if isinstance(c, dict) else dict.fromkeys(begin, c) for c in counts)
+    return {n: (s - due[n]) / (1 - p) if present_counts[n] > due_counts[n] else 0.0 for n, s in begin.items()}
 
 
 def method_plan(
     method: Method,
     total_steps: int,  # Steps in the training
 ) -> Plan:
-    "The plan of a method, with a warning if its interval leaves hardly any updates"
+    "The plan of a method, with a warning if its interval leaves few updates"
     usual = method.usual_interval(total_steps)
     plan = Plan(method.schedule, total_steps, method.interval or usual, method.refresh)
     if not method.quiet:
@@ -61,7 +61,7 @@ def method_plan(
 
 
 def sparse_gradients_of(run: Run) -> dict:  # Name -> parameter
-    "Weights of embeddings with sparse gradients: pruning needs dense ones, and an optimizer that takes them"
+    "Weights of embeddings with sparse gradients. Pruning needs dense ones, and an optimizer that accepts them"
     sparse = {id(m.weight) for m in sparse_embeddings(run.model)}
     found = {n: p for n, p in run.weights.items() if id(p) in sparse}
     if found and isinstance(getattr(run.optimizer, 'inner', None), torch.optim.SparseAdam):
@@ -79,7 +79,7 @@ class Sparsifier(Run):
     def __init__(
         self,
         model: nn.Module,  # The model to prune
-        method: float | Method,  # A sparsity, as 0.9, or a method, as `RigL(0.9)`
+        method: float | Method,  # A sparsity such as 0.9, or a method such as `RigL(0.9)`
         total_steps: int,  # Steps of the optimizer in the whole training
         # The optimizer; some methods, and `step`, need it
         optimizer: torch.optim.Optimizer | TorchOptimizer | None = None,
@@ -98,7 +98,7 @@ class Sparsifier(Run):
             raise
 
     def begin(self) -> None:
-        "Plan the training. Everything that can go wrong goes wrong here"
+        "Plan the training, and raise all errors that can be found before it"
         method = self.method
         self.sparse = sparse_gradients_of(self)
         self.plan = method_plan(method, self.total_steps)
@@ -106,13 +106,13 @@ class Sparsifier(Run):
         begin = sparsities(present, method.scope)
         counts = self.count(begin)
         if present.sparsity > 0:
-            held, origin = self.keeper.masks or {}, self.keeper.origin if self.keeper.masks else None
-            if not present.keys() <= held.keys():
+            current, origin = self.keeper.masks or {}, self.keeper.origin if self.keeper.masks else None
+            if not present.keys() <= current.keys():
                 self.keeper.hold(present, origin)
-            # masks of another kind have to change even if they prune as much
+            # masks that were made in another way have to change, even at the same sparsity
             if origin != self.origin and (origin or not check_granularity(method.granularity).single):
                 counts = None
-        self.state = State(start_of(self, present), counts, present.sparsity)
+        self.state = State(initial_sparsity(self, present), counts, present.sparsity)
         self.state.first_weights, self.state.last_weights = self.copies('initial'), self.copies('previous')
         if method.track:
             start_tracking(self.state, self.present())
@@ -134,14 +134,14 @@ def before_forward(self: Sparsifier) -> None:
 
 @patch
 def after_backward(self: Sparsifier) -> None:
-    "Pruning, and most optimizers, read gradients as plain tensors"
+    "Make sparse gradients dense, as pruning and most optimizers need them"
     dense_gradients(self.sparse.values())
 
 
 @patch
 @torch.no_grad()
-def before_step(self: Sparsifier) -> bool:  # Is the optimizer to step?
-    "After the gradients are there, and before the optimizer's step"
+def before_step(self: Sparsifier) -> bool:  # Should the optimizer step?
+    "After the backward pass, and before the optimizer's step"
     if not self.forward_seen and type(self.method).before_forward is not Hooks.before_forward:
         raise ValueError(
             f'{type(self.method).__name__} changes weights before each forward pass: '
@@ -180,7 +180,7 @@ def step(self: Sparsifier) -> None:
 @patch
 @torch.no_grad()
 def cancel_step(self: Sparsifier) -> None:
-    "A step that has begun does not happen"
+    "Cancel a started step"
     if self.is_open:
         self.method.cancel_step(self.weights)
     self.is_open = self.in_step = False
@@ -188,7 +188,7 @@ def cancel_step(self: Sparsifier) -> None:
 
 @patch
 def _advance(self: Sparsifier, hook):
-    "Let a hook bring the masks to where they should be after this step, and record it"
+    "Let a hook update the masks, and record the step"
     method, state = self.method, self.state
     asked = self.asked = method.sparsity_at(self.t)
     hook()
@@ -207,7 +207,7 @@ def _advance(self: Sparsifier, hook):
 @patch
 @torch.no_grad()
 def epoch_end(self: Sparsifier) -> None:
-    "An epoch of training is over"
+    "Call this at the end of an epoch"
     self.method.epoch_end()
 
 
@@ -215,9 +215,9 @@ def epoch_end(self: Sparsifier) -> None:
 @torch.no_grad()
 def finish(
     self: Sparsifier,
-    close: bool = True,  # Is the training over, too?
+    close: bool = True,  # Call `close`, too?
 ) -> None:
-    "The last epoch is over. The end is exact, also if the last step was skipped"
+    "Call this after the last epoch. Reaches the exact sparsity, even if the last step was skipped"
     self.cancel_step()
     if not self.is_finished and self.has_ended:
         self.method.finish()
@@ -232,7 +232,7 @@ def finish(
 @patch
 @torch.no_grad()
 def close(self: Sparsifier) -> None:
-    "Free what the training needed, however it ended. Masks stay"
+    "Free the per-fit state, however the training ended. The masks remain"
     if self.is_over:
         return
     self.cancel_step()
@@ -247,7 +247,7 @@ def refresh(
     self: Sparsifier,
     model: nn.Module,  # The model, as it is now
 ) -> None:
-    "Look up the weights by name: others may have come into the model"
+    "Look up the weights by name again, after parts of the model were replaced"
     self.model, old = model, self.weights
     now = dict(unwrap(model).named_parameters())
     for n, p in old.items():
@@ -269,9 +269,9 @@ def refresh(
 @patch
 def state_dict(
     self: Sparsifier,
-    masks: bool = True,  # With the masks?
+    masks: bool = True,  # Include the masks?
 ) -> dict:  # Numbers, lists, dicts and tensors
-    "What a training that was stopped needs to go on"
+    "The state that a stopped training needs to resume"
     method, state = self.method, self.state
     res = {**{k: getattr(method, k) for k in (*recorded, *lasting_types(method))}, **vars(state)}
     return {**res, 'masks': self.keeper.masks and self.present()} if masks else res
@@ -283,7 +283,7 @@ def load_state_dict(
     self: Sparsifier,
     state: dict,  # From `state_dict`
 ) -> None:
-    "Go on from there. Raises `ValueError` for what is of another method or model"
+    "Resume from this state. Raises `ValueError` for a state of another method or model"
     types = state_types(self.method) | ({'masks': Masks | None} if 'masks' in state else {})
     check_state(self.method, state, self, types)
     if state.get('masks') is not None:

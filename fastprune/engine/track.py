@@ -14,7 +14,7 @@ def start_tracking(
     state: State,
     present: Masks,  # Masks at the start
 ) -> None:
-    "Begin with these masks"
+    "Start tracking from these masks"
     state.present, state.ever = present, Masks({n: ~m for n, m in present.items()})
 
 
@@ -22,7 +22,7 @@ def follow(
     state: State,
     masks: Masks,  # New masks
 ) -> None:
-    "Count what has come back, and how far the masks have moved"
+    "Count the weights that came back, and measure how far the masks moved"
     state.present = masks
     state.n_recovered = sum(int(m.logical_and(state.ever[n]).count_nonzero()) for n, m in masks.items())
     for n, m in masks.items():
@@ -32,6 +32,6 @@ def follow(
 
 
 def end_cycle(state: State) -> None:
-    "The first cycle is over: distances are from its masks"
+    "Store the masks at the end of the first cycle: distances are measured from them"
     if state.first is None:
         state.first, state.distance = state.present, 0.0

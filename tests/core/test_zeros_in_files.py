@@ -143,7 +143,7 @@ def test_masks_of_earlier_versions_load(tmp_path):
     save_file(packed, tmp_path / 'old', old)
     assert Masks.load(tmp_path / 'old') == masks
     save_file(packed, tmp_path / 'old', {**old, 'cheksum': '1'})
-    with pytest.raises(ValueError, match="it says 'cheksum'"):
+    with pytest.raises(ValueError, match="its entry 'cheksum'"):
         Masks.load(tmp_path / 'old')
 
 

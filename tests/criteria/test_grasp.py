@@ -109,7 +109,7 @@ def test_targets_that_are_no_classes(y, loss, n_out):
     learn = make(items, loss, n_out)
     xs, ys = (torch.stack(o[:16]) for o in zip(*items, strict=True))
     assert close(scores(learn), by_hand(learn, [(xs, ys)], loss))
-    with pytest.raises(ValueError, match='per_class=2: the targets of the training batches are not one class'):
+    with pytest.raises(ValueError, match='per_class=2: the targets of the training batches are not whole numbers'):
         scores(learn, per_class=2)
 
 
