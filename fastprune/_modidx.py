@@ -453,7 +453,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastprune.core.masks._from_packed': ('core/masks.html#_from_packed', 'fastprune/core/masks.py'),
                                       'fastprune.core.masks._n_kept': ('core/masks.html#_n_kept', 'fastprune/core/masks.py'),
                                       'fastprune.core.masks._packed': ('core/masks.html#_packed', 'fastprune/core/masks.py'),
-                                      'fastprune.core.masks._same_kind': ('core/masks.html#_same_kind', 'fastprune/core/masks.py'),
+                                      'fastprune.core.masks._pair': ('core/masks.html#_pair', 'fastprune/core/masks.py'),
                                       'fastprune.core.masks._shape': ('core/masks.html#_shape', 'fastprune/core/masks.py'),
                                       'fastprune.core.masks._zero': ('core/masks.html#_zero', 'fastprune/core/masks.py'),
                                       'fastprune.core.masks.check_bool': ('core/masks.html#check_bool', 'fastprune/core/masks.py'),

@@ -125,10 +125,10 @@ def compute_masks(
     group: object = None,
 ) -> Masks:  # A mask for each score, on its device and in its layout
     """Masks that prune the lowest scores; among equal scores, those that come first. *Exact*: of the n weights (or
-    rows, filters, ...) of each tensor, or of all together, round(s*n) are pruned; more only if `keep` has pruned more. If
-    units of different sizes are ranked together, the count comes as near as whole units allow. DTensors and pieces get
-    the masks of the whole tensor, to the bit, without gathering it; all processes have to call. Raises `ValueError` for
-    a sparsity outside [0,1), an unknown scope or granularity, one that does not fit a tensor, and NaN in a score"""
+    rows, filters, ...) of each tensor, or of all together, round(s*n) are pruned; more only if `keep` has pruned more.
+    If units of different sizes are ranked together, the count comes as near as whole units allow. DTensors and pieces
+    get the masks of the whole tensor, to the bit, without gathering it; all processes have to call. Raises `ValueError`
+    for a sparsity outside [0,1), an unknown scope or granularity, one that does not fit a tensor, and NaN in a score"""
     layouts = transposed or {}
     check = lambda: _check_all(scores, sparsity, scope, granularity, keep)
     if group is None:

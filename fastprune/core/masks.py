@@ -28,7 +28,7 @@ def _n_kept(mask):
     return int(mask.sum().full_tensor()) if is_dtensor(mask) else int(mask.count_nonzero())
 
 
-def _same_kind(a, b):
+def _pair(a, b):
     "Two masks, both as DTensors if one is"
     if is_dtensor(a) == is_dtensor(b):
         return a, b
@@ -79,8 +79,7 @@ class Masks(dict):
             isinstance(other, dict)
             and self.keys() == other.keys()
             and all(
-                m.shape == other[n].shape and torch.equal(*_same_kind(m, other[n].to(m.device)))
-                for n, m in self.items()
+                m.shape == other[n].shape and torch.equal(*_pair(m, other[n].to(m.device))) for n, m in self.items()
             )
         )
 
@@ -180,7 +179,7 @@ def jaccard(
         raise ValueError(f"masks of other weights: {sorted(self.keys() ^ other.keys())[0]!r} is in only one of them")
     self.check(other)
     both, either = (
-        sum(_n_kept(f(*_same_kind(m, other[n].to(m.device)))) for n, m in self.items())
+        sum(_n_kept(f(*_pair(m, other[n].to(m.device)))) for n, m in self.items())
         for f in (torch.logical_and, torch.logical_or)
     )
     return 1 - both / either if either else 0.0
