@@ -43,7 +43,7 @@ def _classes_of(learn):
 
 
 def _balanced(learn, per_class):
-    "Batches of `per_class` items of each class, classes in turns; None if targets are no classes"
+    "Batches with `per_class` items of each class, classes alternating; None if targets are not classes"
     items, found, n_classes = [], {}, getattr(learn.dls, 'c', None)
     for b in learn.dls.train:
         learn._split(b)
@@ -118,7 +118,7 @@ class LearnerBatches:
         return list(itertools.islice(self.learn.dls.train, n))
 
     def balanced(self, per_class: int) -> list | None:  # Items of each class
-        "Batches of `per_class` items of each class, classes in turns; None if targets are no classes"
+        "Batches with `per_class` items of each class, classes alternating; None if targets are not classes"
         return _balanced(self.learn, per_class)
 
     @contextlib.contextmanager
