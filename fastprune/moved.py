@@ -81,6 +81,10 @@ RENAMED = {  # names that have changed, too
     'REWIND': 'REWINDS',
     'borrowed': 'restoring',
     'check_zeros_stay': 'check_preserves_zeros',
+    'everyones': 'gathered',
+    'mean_everywhere': 'mean_over_processes',
+    'random_kept': 'preserved_rng',
+    'together': 'is_distributed',
 }
 
 

@@ -92,7 +92,7 @@ def test_batches_go_to_the_device_of_the_process(learner):
     learn, there = learner(), torch.device('cuda', 1)
     trainer = SimpleNamespace(accelerator=SimpleNamespace(device=there))
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(passes, 'together', lambda learn: True)
+        m.setattr(passes, 'is_distributed', lambda learn: True)
         m.setitem(learn.__dict__, 'distributed_trainer', trainer)
         assert passes.device_of(learn) == there
     assert passes.device_of(learn) == next(learn.model.parameters()).device

@@ -98,7 +98,7 @@ class AnySparsity(SparsifyCallback):
 
 
 broken = [
-    (Inexact, 'exact_end', 'the end is not exact'),
+    (Inexact, 'exact_end', 'the sparsity is not exact'),
     (Alive, 'exact_end', 'weights of .* that `learn.masks` prunes are not zero'),
     (Forgotten, 'resumption', 'is there state not in `lasting`'),
     (TouchedOptimizer, 'exact_end', "the optimizer has 1 parameters that are not the model's"),

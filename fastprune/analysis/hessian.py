@@ -18,7 +18,7 @@ from ..core.checks import check_fraction, check_n_batches, check_whole
 from ..core.names import unwrap
 from ..core.weights import prunable_weights
 from ..criteria.gradients import second_derivatives
-from ..learner.batches import as_in_fit, random_kept, reset_state, to_model, undisturbed
+from ..learner.batches import as_in_fit, preserved_rng, reset_state, to_model, undisturbed
 from ..learner.gradients import loss_of
 from ..learner.states import seed_round
 
@@ -60,7 +60,7 @@ class _HessianProduct:
         n_items = sum(map(find_bs, self.batches))
         reset_state(self.learn)
         for i, b in enumerate(self.batches):
-            with random_kept(self.learn):
+            with preserved_rng(self.learn):
                 loss = loss_of(self.learn, b, i)
             if loss is None:
                 continue

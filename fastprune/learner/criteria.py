@@ -21,11 +21,11 @@ from fastprune.learner.batches import (
     a_batch,
     as_in_fit,
     forward,
-    mean_everywhere,
-    random_kept,
+    is_distributed,
+    mean_over_processes,
+    preserved_rng,
     reset_state,
     to_model,
-    together,
     undisturbed,
 )
 from .gradients import loss_of, summed_gradients
@@ -35,7 +35,7 @@ _regression = nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss
 
 
 def _classes_of(learn):
-    "The classes of a batch's items if its only target is a whole number for each item; or None"
+    "The classes of a batch's items if its only target is a whole number for each item, else None"
     y, loss = learn.yb[0] if len(learn.yb) == 1 else None, learn.loss_func
     if not torch.is_tensor(y) or y.ndim != 1 or y.is_floating_point() or isinstance(loss, _regression):
         return None
@@ -43,7 +43,7 @@ def _classes_of(learn):
 
 
 def _balanced(learn, per_class):
-    "Batches of `per_class` items of each class, classes in turns; None if targets are no classes"
+    "Batches with `per_class` items of each class, classes alternating; None if targets are not classes"
     items, found, n_classes = [], {}, getattr(learn.dls, 'c', None)
     for b in learn.dls.train:
         learn._split(b)
@@ -76,7 +76,7 @@ class _Temperature(Callback):
             return
         if not torch.is_tensor(self.pred):
             raise ValueError(
-                f"temperature={self.temperature:g}: divides logits in one tensor, and the predictions are "
+                f"temperature={self.temperature:g}: a temperature divides logits in one tensor, but predictions are "
                 f"{type(self.pred).__name__}: use temperature=1"
             )
         self.learn.pred = self.pred / self.temperature
@@ -97,16 +97,16 @@ def _at_temperature(learn, temperature):
 
 # %% ../../nbs/learner/criteria.ipynb #204b3a31
 class LearnerBatches:
-    "The `Batches` of a Learner: passes run the callbacks that take part in the loss, and leave no trace"
+    "The `Batches` of a Learner: passes run the callbacks that take part in the loss, and leave the Learner as it is"
 
     def __init__(
         self,
-        learn: Learner,  # For its model, batches, loss and callbacks
+        learn: Learner,  # The Learner with the model, batches, loss and callbacks
     ):
         self.learn, self.model = learn, learn.model
 
     def undisturbed(self) -> contextlib.AbstractContextManager:
-        "A context that leaves the model's mode, buffers and gradients, and all random numbers, as they were"
+        "A context that restores the model's modes, buffers and gradients, and all random states, at its end"
         return undisturbed(self.learn)
 
     def inputs(self) -> tuple:
@@ -118,7 +118,7 @@ class LearnerBatches:
         return list(itertools.islice(self.learn.dls.train, n))
 
     def balanced(self, per_class: int) -> list | None:  # Items of each class
-        "Batches of `per_class` items of each class, classes in turns; None if targets are no classes"
+        "Batches with `per_class` items of each class, classes alternating; None if targets are not classes"
         return _balanced(self.learn, per_class)
 
     @contextlib.contextmanager
@@ -139,12 +139,12 @@ class LearnerBatches:
         self,
         n: int,  # Number of batches
     ) -> contextlib.AbstractContextManager:
-        "A context in which the model has the gradients of the loss, summed up over `n` batches, and no others"
+        "A context in which the model's gradients are those of the loss, summed over `n` batches"
         return summed_gradients(self.learn, n)
 
     def mean(self, t: torch.Tensor) -> torch.Tensor:
-        "The mean of a tensor over all processes that train together, in place; the tensor itself where there is one"
-        return mean_everywhere(t.contiguous()) if together(self.learn) else t
+        "The mean of a tensor over all processes of the training, in place; the tensor itself with one process"
+        return mean_over_processes(t.contiguous()) if is_distributed(self.learn) else t
 
 # %% ../../nbs/learner/criteria.ipynb #36aef7c0
 @patch
@@ -154,9 +154,9 @@ def losses(
     batches: list,  # From `take` or `balanced`
     temperature: float | None = None,  # Divides logits
 ) -> Iterator[Iterator]:
-    "A context that gives an iterator over the losses, with graphs, of all batches that callbacks do not cancel"
+    "A context with an iterator over the losses, with their graphs; batches that callbacks cancel are left out"
     reset_state(self.learn)
-    with random_kept(self.learn), _at_temperature(self.learn, temperature):
+    with preserved_rng(self.learn), _at_temperature(self.learn, temperature):
         losses = (loss_of(self.learn, b, i) for i, b in enumerate(batches))
         yield (loss for loss in losses if loss is not None)
 
@@ -176,7 +176,7 @@ def prediction_of(
     self: LearnerBatches,
     output: object,  # Of the model
 ) -> object:
-    "What callbacks make of the model's output"
+    "The prediction after callbacks have changed the model's output"
     self.learn.pred = output
     self.learn('after_pred')
     return self.learn.pred

@@ -16,7 +16,7 @@ from fastai.basics import CancelValidException, Learner, Recorder, find_bs, to_d
 from fastai.callback.progress import ProgressCallback
 
 from ..core.names import unwrap
-from .batches import device_of, mean_everywhere, reset_state, together, undisturbed
+from .batches import device_of, is_distributed, mean_over_processes, reset_state, undisturbed
 from .states import state_of
 
 # %% ../../nbs/learner/evaluate.ipynb #eb781d90
@@ -91,8 +91,8 @@ class _Totals:
     def add(self, learn, i, b):
         learn.one_batch(i, b)
         bs, loss = find_bs(learn.yb), learn.loss.detach().double().mean()
-        if together(learn):
-            loss = mean_everywhere(loss)
+        if is_distributed(learn):
+            loss = mean_over_processes(loss)
         self.loss, self.n = self.loss + loss * bs, self.n + bs
         for m in self.metrics:
             m.accumulate(learn)
@@ -118,7 +118,7 @@ def evaluate_points(
     memory: int,  # Bytes of batches on the device
 ) -> tuple:  # Losses [points], and name of a metric -> values [points]
     "Loss and metrics at each of several points. Each batch is loaded once, for all points"
-    if together(learn):
+    if is_distributed(learn):
         dl = learn.distributed_trainer._wrap_dl(dl)  # each process evaluates a part of the data
     totals, learn.dl = [_Totals(metrics) for _ in points], dl
     for chunk in batch_chunks(dl, memory, device_of(learn)):

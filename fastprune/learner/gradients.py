@@ -16,11 +16,19 @@ from fastai.basics import CancelBackwardException, Learner
 
 from ..core.checks import check_n_batches
 from ..core.dense import dense_gradients
-from .batches import as_in_fit, copied, mean_everywhere, plain, to_model, together, undisturbed
+from fastprune.learner.batches import (
+    as_in_fit,
+    copied,
+    is_distributed,
+    mean_over_processes,
+    plain,
+    to_model,
+    undisturbed,
+)
 
 # %% ../../nbs/learner/gradients.ipynb #50e0d887
 def _no_step(learn):
-    "Instead of `learn._do_grad_opt`"
+    "Replaces `learn._do_grad_opt`: no backward pass and no step"
     try:
         learn('before_backward')
     except CancelBackwardException:
@@ -30,9 +38,9 @@ def _no_step(learn):
 def loss_of(
     learn: Learner,
     b: object,  # A batch; not changed
-    i: int = 0,  # Its position
-) -> torch.Tensor | None:  # The loss with a graph behind it; None if a callback has cancelled the batch
-    "The loss of a batch, as `learn.one_batch` comes to it; use it inside of `as_in_fit`"
+    i: int = 0,  # Index of the batch
+) -> torch.Tensor | None:  # The loss with its graph; None if a callback has cancelled the batch
+    "The loss of a batch, as `learn.one_batch` computes it; use it inside of `as_in_fit`"
     learn.loss_grad, learn._do_grad_opt = None, partial(_no_step, learn)
     try:
         learn.one_batch(i, copied(b))
@@ -40,7 +48,7 @@ def loss_of(
         del learn._do_grad_opt
     loss = learn.loss_grad
     if loss is None and not len(learn.yb):
-        raise ValueError("there is no loss: the batches have inputs alone, and no callback adds targets")
+        raise ValueError("there is no loss: the batches have only inputs, and no callback adds targets")
     if loss is not None and not loss.requires_grad:
         raise ValueError(
             "the loss does not depend on any trainable parameter: is the whole model frozen, or the loss detached?"
@@ -50,9 +58,9 @@ def loss_of(
 # %% ../../nbs/learner/gradients.ipynb #63424163
 def gradients(
     learn: Learner,
-    n_batches: int | None = None,  # Number of training batches; an epoch if None
-) -> Iterator[torch.Tensor]:  # Iterator over the batches' losses; the model's gradients add up until they are cleared
-    "Backpropagates the loss of training batches, in training mode; use it inside of `undisturbed`"
+    n_batches: int | None = None,  # Number of training batches; one epoch if None
+) -> Iterator[torch.Tensor]:  # Iterator over the batches' losses; gradients accumulate in the model until cleared
+    "Backpropagate the loss of training batches, in training mode; use it inside of `undisturbed`"
     check_n_batches(n_batches)
     to_model(learn)
     n = 0
@@ -65,17 +73,17 @@ def gradients(
             loss.backward()
             dense_gradients(learn.model.parameters())
             yield loss.detach()
-    if together(learn):
+    if is_distributed(learn):
         for p in learn.model.parameters():
             if p.grad is not None:
-                mean_everywhere(p.grad)
+                mean_over_processes(p.grad)
     if not n:
         raise ValueError("there are no gradients: the training DataLoader has no batches, or callbacks cancel them all")
 
 
 @contextlib.contextmanager
 def summed_gradients(learn: Learner, n_batches: int | None = None) -> Iterator[None]:
-    "A context in which the model has the gradients of training batches, summed up, and those alone"
+    "A context in which the model's gradients are the sums over training batches"
     with undisturbed(learn), torch.enable_grad():
         for p in learn.model.parameters():
             p.grad = None

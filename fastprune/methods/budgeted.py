@@ -16,13 +16,13 @@ from ..training.callback import SparseMethod
 
 # %% ../../nbs/methods/budgeted.ipynb #aad25cc2
 def _after(dense, cycles, pos):
-    "Cycle of pruning and retraining, and the position in it"
+    "The number of the cycle of pruning and retraining, and the position in this cycle"
     x = round((pos - dense) / (1 - dense) * cycles, 9)
     return math.floor(x), x - math.floor(x)
 
 
 def _geometric(sparsity, dense, cycles, pos):
-    "The same fraction of what is left goes at the start of each cycle"
+    "Prune the same fraction of the remaining weights at the start of each cycle"
     if round(pos - dense, 9) < 0:
         return 0.0
     k = _after(dense, cycles, pos)[0] + 1
@@ -30,7 +30,7 @@ def _geometric(sparsity, dense, cycles, pos):
 
 
 class BudgetedCallback(SparseMethod):
-    "Budgeted IMP in one fit: `SparsifyCallback` with the rates that go with it; `discounts` has the d of each cycle"
+    "Budgeted IMP in one fit: `SparsifyCallback` that also sets the rates; `discounts` has the d of each cycle"
 
     lasting = dict(discounts=list[float])
 
@@ -38,8 +38,8 @@ class BudgetedCallback(SparseMethod):
         self,
         sparsity: float,  # Fraction of zeros at the end, in (0,1)
         dense: float,  # Fraction of training before the first pruning, in (0,1)
-        cycles: int,  # Cycles of pruning and retraining in the rest
-        lr_max: float | np.ndarray,  # Rate at the start, or one for each parameter group
+        cycles: int,  # Cycles of pruning and retraining after that
+        lr_max: float | np.ndarray,  # Learning rate at the start, or one for each parameter group
         **kwargs,  # For `SparsifyCallback`
     ):
         super().__init__(sparsity, schedule=partial(_geometric, sparsity, dense, cycles), interval=1, **kwargs)

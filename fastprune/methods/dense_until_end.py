@@ -23,12 +23,12 @@ from ..training.callback import SparseMethod
 
 # %% ../../nbs/methods/dense_until_end.ipynb #e8fb0c49
 def at_end(pos: float) -> float:
-    "The schedule of a hard step at the end"
+    "A schedule that prunes in one hard step at the end"
     return float(pos >= 1)
 
 
 class HardEnd(SparseMethod):
-    "A last step that prunes to the target, measured before and after"
+    "Prunes to the target in a last step, and measures loss and metrics before and after it"
 
     hard = None  # DataFrame with rows 'before' and 'after' the last step: sparsity, loss, metrics
 
@@ -41,15 +41,15 @@ class HardEnd(SparseMethod):
         weights: dict,  # Name -> parameter
         update: Callable,  # Function of the weights that prunes them
     ) -> None:
-        "Prune, and measure what that does"
-        measured = lambda: dict(sparsity=self.engine.sparsity, **self.engine.evaluate())
-        before = measured()
+        "Prune, and measure the model before and after"
+        measure = lambda: dict(sparsity=self.engine.sparsity, **self.engine.evaluate())
+        before = measure()
         update(weights)
-        self.hard = pd.DataFrame([before, measured()], index=['before', 'after'])
+        self.hard = pd.DataFrame([before, measure()], index=['before', 'after'])
 
 
 class DenseUntilEnd(HardEnd):
-    "Trains dense weights in a way that makes the step at the end small"
+    "Trains dense weights, and prunes in one step at the end"
 
     def __init__(self, sparsity: float | dict, scope: str, **kwargs):
         super().__init__(sparsity, schedule=at_end, scope=scope, **{'interval': 1, **kwargs})
@@ -63,26 +63,26 @@ class DenseUntilEnd(HardEnd):
         scores: dict,  # Name -> score, larger = keep
         absolute: bool = False,  # Rank |score|?
     ) -> Masks:
-        "Masks at the sparsity to come"
+        "Masks of the largest scores, at the final sparsity"
         run = self.engine
         target = run.of_scope(run.target)
         return compute_masks(scores, target, self.scope, self.granularity, None, absolute, run.layouts)
 
 # %% ../../nbs/methods/dense_until_end.ipynb #0b34b6e4
 class GSM(DenseUntilEnd):
-    """Global sparse momentum: in each step only the weights with the largest |weight * gradient|, as many as will be
-    left, get their gradient; the others only go on with their momentum and decay (Ding et al. 2019, eq. 8 and 9).
-    Give the fit some weight decay, and the optimizer a high momentum: 0.98 in the paper, as by
-    `moms=(0.98,0.98,0.98)` for `learn.fit_one_cycle`. The decay goes through the momentum, also where the optimizer
-    decouples the two: with SGD that makes it 1/(1-momentum) times as strong"""
+    """Global sparse momentum: in each step only the weights with the largest |weight * gradient|, as many as remain at
+    the end, get their gradient. The others change only by momentum and decay (Ding et al. 2019, eq. 8 and 9).
+    Use weight decay and a high momentum: 0.98 in the paper, by `moms=(0.98,0.98,0.98)` in `learn.fit_one_cycle`. The
+    decay goes through the momentum, even if the optimizer decouples the two: with SGD this makes the decay
+    1/(1-momentum) times as strong"""
 
-    coupling = None  # open while the optimizer's decay is coupled, for one step
+    coupling = None  # context in which the optimizer's decay is coupled, open during one step
 
     def __init__(
         self,
         sparsity: float | dict,  # Fraction of zeros at the end, in [0,1), as for `SparsifyCallback`
         scope: str = 'global',  # As for `SparsifyCallback`
-        **kwargs,  # More for `SparsifyCallback`: criterion for the last step, granularity, include, exclude
+        **kwargs,  # Other arguments of `SparsifyCallback`: criterion of the last step, granularity, include, exclude
     ):
         super().__init__(sparsity, scope, **kwargs)
 
@@ -114,16 +114,16 @@ class GSM(DenseUntilEnd):
 
 # %% ../../nbs/methods/dense_until_end.ipynb #fe298bb4
 class LC(DenseUntilEnd):
-    """Learning-compression: weight decay only on the smallest weights, as many as will go (Carreira-Perpiñán and
-    Idelbayev 2018, with the penalty as weight decay). The largest are not decayed at all. The strength is the
-    optimizer's weight decay, decoupled or not as it is there, times `growth` for each epoch so far"""
+    """Learning-compression: decays only the smallest weights, as many as will be pruned, and not the largest
+    (Carreira-Perpiñán and Idelbayev 2018, with the penalty as weight decay). The strength is the optimizer's weight
+    decay times `growth` to the power of the epoch. The decay is coupled or decoupled as in the optimizer"""
 
     def __init__(
         self,
         sparsity: float | dict,  # Fraction of zeros at the end, in [0,1), as for `SparsifyCallback`
-        growth: float = 1.0,  # Factor of the decay from epoch to epoch, at least 1 (paper: 1.1)
+        growth: float = 1.0,  # Factor of the decay from epoch to epoch (>= 1; paper: 1.1)
         scope: str = 'global',  # As for `SparsifyCallback`
-        **kwargs,  # More for `SparsifyCallback`: criterion for the last step, granularity, include, exclude
+        **kwargs,  # Other arguments of `SparsifyCallback`: criterion of the last step, granularity, include, exclude
     ):
         check_number('the factor of the decay from epoch to epoch, at least 1', '[1,inf)', growth=growth)
         super().__init__(sparsity, scope, **kwargs)
@@ -135,7 +135,7 @@ class LC(DenseUntilEnd):
         return super().initial_masks(weights)
 
     def before_step(self, weights: dict) -> None:
-        "The optimizer will decay all: the difference goes into gradients, or is made up for after the step"
+        "Correct the optimizer's decay of all weights: in the gradients if it is coupled, else after the step"
         run, self.correction = self.engine, {}
         large = self.largest(*ranked(magnitude, weights, run.model))
         more, optimizer = self.growth**run.epoch - 1, run.optimizer
@@ -162,16 +162,16 @@ class LC(DenseUntilEnd):
 
 # %% ../../nbs/methods/dense_until_end.ipynb #6e41af92
 class GradualL2(DenseUntilEnd):
-    """A squared penalty on all prunable weights that grows along `growth`, and a hard step at the end: as fasterai's
-    `RegularizeCallback` and a pruning after it"""
+    """A squared penalty on all prunable weights that grows along `growth`, with a hard pruning step at the end, as
+    fasterai's `RegularizeCallback` followed by pruning"""
 
     def __init__(
         self,
         sparsity: float | dict,  # Fraction of zeros at the end, in [0,1), as for `SparsifyCallback`
-        penalty: float = 0.01,  # What the sum of squared weights is multiplied by in the loss, at the end
+        penalty: float = 0.01,  # Factor of the sum of squared weights in the loss, at the end (>= 0)
         growth: Callable = linear,  # Schedule of the penalty: function from the position in training to progress
         scope: str = 'global',  # As for `SparsifyCallback`
-        **kwargs,  # More for `SparsifyCallback`: criterion for the last step, granularity, include, exclude
+        **kwargs,  # Other arguments of `SparsifyCallback`: criterion of the last step, granularity, include, exclude
     ):
         check_number('a factor of at least 0', '[0,inf)', penalty=penalty)
         super().__init__(sparsity, scope, **kwargs)

@@ -13,7 +13,7 @@ from ..training.callback import SparseMethod
 
 # %% ../../nbs/methods/gradual.ipynb #2a659efe
 class GMP(SparseMethod):
-    "Gradual magnitude pruning: the cubic schedule, no recovery (Zhu and Gupta 2018)"
+    "Gradual magnitude pruning: the cubic schedule, and pruned weights never return (Zhu and Gupta 2018)"
 
     def __init__(
         self,
@@ -21,6 +21,6 @@ class GMP(SparseMethod):
         schedule: Callable = cubic,  # Function from the position in training to progress
         interval: int | None = None,  # Iterations between mask updates, as for `SparsifyCallback` (paper: 100-1,000)
         scope: str = 'global',  # As for `SparsifyCallback`
-        **kwargs,  # More for `SparsifyCallback`: criterion, granularity, include, exclude, track
+        **kwargs,  # Other arguments of `SparsifyCallback`: criterion, granularity, include, exclude, track
     ):
         super().__init__(sparsity, schedule=schedule, interval=interval, scope=scope, **{'recover': False, **kwargs})

@@ -27,14 +27,14 @@ from ..training.callback import SparseMethod
 
 # %% ../../nbs/methods/thresholds.ipynb #f6770bc2
 def are_thresholds(value: object, method: 'ThresholdRule', run: Run) -> bool:
-    "Are these thresholds of STR or DST, one for each weight?"
+    "Are these thresholds of this method, one entry for each weight?"
     layouts = transposed_groups(run.model)
     fits = lambda n, t: is_like(t, method.first_threshold(run.weights[n], layouts.get(n, 0)))
     return isinstance(value, dict) and value.keys() == run.weights.keys() and all(fits(n, t) for n, t in value.items())
 
 
 def are_states(value: object, method: 'ThresholdRule', run: Run) -> bool:
-    "Is this what an optimizer keeps for each threshold?"
+    "Are these the optimizer's states of the thresholds?"
     if not isinstance(value, dict) or value.keys() != run.weights.keys():
         return False
     layouts, groups = transposed_groups(run.model), run.optimizer.groups
@@ -46,7 +46,7 @@ def are_states(value: object, method: 'ThresholdRule', run: Run) -> bool:
 
 # %% ../../nbs/methods/thresholds.ipynb #a892979a
 class ThresholdRule(HardEnd, DenseBehind):
-    "What a method of learned thresholds has to say"
+    "The rule of a method with learned thresholds; subclasses define it"
 
     def __init__(
         self,
@@ -71,9 +71,9 @@ class ThresholdRule(HardEnd, DenseBehind):
     def first_threshold(
         self,
         p: torch.Tensor,  # A weight
-        layout: int | str,  # How it lies, from `transposed_groups`
+        layout: int | str,  # Its layout, from `transposed_groups`
     ) -> torch.Tensor:
-        "Where the threshold of a weight starts"
+        "The threshold of a weight at the start"
         raise NotImplementedError
 
     def shown(
@@ -81,12 +81,12 @@ class ThresholdRule(HardEnd, DenseBehind):
         w: torch.Tensor,  # A dense weight
         t: torch.Tensor,  # Its threshold, which may be changed
     ) -> torch.Tensor:
-        "What the model has of a dense weight"
+        "The pruned weight that the model has for a dense weight"
         raise NotImplementedError
 
     def backward(
         self,
-        g: torch.Tensor,  # The gradient at what is shown, to be turned into that of the dense weight, in place
+        g: torch.Tensor,  # The gradient at the pruned weight; converted in place to that of the dense weight
         w: torch.Tensor,  # The dense weight
         t: torch.Tensor,  # Its threshold
     ) -> torch.Tensor:
@@ -98,12 +98,12 @@ def check_thresholds(
     method: ThresholdRule,
     weights: dict,  # Name -> parameter
 ) -> None:
-    "What does not go with thresholds"
+    "Raise `ValueError` for optimizers and weights that do not support thresholds"
     run = method.engine
     if method.decay is not None and not run.optimizer.skips_decay:
         raise ValueError(
-            f"decay={method.decay:g}: one of torch's optimizers decays thresholds as it does weights, so leave it "
-            "out, or use fastai's, such as `opt_func=SGD`"
+            f"decay={method.decay:g}: torch's optimizers apply their own decay to thresholds, too: leave it out, "
+            "or use a fastai optimizer, such as `opt_func=SGD`"
         )
     if normed := weights.keys() & normed_rows(run.model).keys():
         raise ValueError(
@@ -115,7 +115,7 @@ def check_thresholds(
 
 
 def falls_short(run: Run) -> bool:
-    "Do the masks prune less than is asked for?"
+    "Do the masks prune less than the target?"
     zeros = {n: int((~m).count_nonzero()) for n, m in run.masks.items()}
     due = run.count(run.asked)
     if isinstance(due, dict):
@@ -124,7 +124,7 @@ def falls_short(run: Run) -> bool:
 
 # %% ../../nbs/methods/thresholds.ipynb #a1dca9b9
 class LearnedThresholds(ThresholdRule):
-    "Thresholds that are learned: what the model shows is `shown` of the dense weights"
+    "Learns thresholds; the model has the weights that `shown` returns for the dense ones"
 
     lasting = dict(thresholds=are_thresholds, threshold_states=are_states)
 
@@ -163,7 +163,7 @@ class LearnedThresholds(ThresholdRule):
             self.hard_step(weights, self.prune_rest)
 
     def prune_rest(self, weights: dict) -> None:
-        "What thresholds have left goes by magnitude, and stays so whatever they say"
+        "Prune to the target by magnitude, and set these dense weights to zero, so that they stay pruned"
         scores = SparseMethod.scores(self, weights)
         run = self.engine
         run.hold(self.new_masks(scores, run.asked, run.present()), run.asked, run.origin)
@@ -173,7 +173,7 @@ class LearnedThresholds(ThresholdRule):
     def close(self) -> None:
         if self.thresholds and not self.engine.sparsity:
             warnings.warn(
-                f'{type(self).__name__}: thresholds have pruned nothing, so they need more strength: '
+                f'{type(self).__name__}: thresholds have pruned nothing, so a greater strength is needed: '
                 'see `search_strength`',
                 stacklevel=2,
             )
@@ -187,16 +187,17 @@ class LearnedThresholds(ThresholdRule):
 class STR(LearnedThresholds):
     """Soft threshold reparameterisation: w = sign(w) relu(|w| - sigmoid(s)), with one s for each tensor, pulled up by
     weight decay (Kusupati et al. 2020, eq. 5). The paper's start of -3,200 is for 100 epochs of ImageNet; short
-    trainings need one such as -5. The sparsity is what comes out of `s_init` and `decay`: see `search_strength`"""
+    trainings need one such as -5. The sparsity follows from `s_init` and `decay`: see `search_strength`"""
 
     def __init__(
         self,
-        sparsity: float | None = None,  # Least fraction of zeros at the end; None to take what thresholds reach
-        s_init: float = -3200.0,  # Where s starts
-        decay: float | None = None,  # Weight decay of s, added to its gradient; the optimizer's if None (paper: 2.3e-5)
-        scope: str = 'global',  # For the step that makes up for what thresholds have left, as for `SparsifyCallback`
+        sparsity: float | None = None,  # Least fraction of zeros at the end, in [0,1); if None, thresholds alone prune
+        s_init: float = -3200.0,  # Value of s at the start
+        decay: float
+        | None = None,  # Weight decay of s, by its gradient (>= 0); the optimizer's if None (paper: 2.3e-5)
+        scope: str = 'global',  # Scope of the last step, which prunes to `sparsity`; as for `SparsifyCallback`
         include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
-        exclude: str | list | nn.Module | None = None,  # The same, to leave alone
+        exclude: str | list | nn.Module | None = None,  # The same, for weights to leave dense
     ):
         check_number('a number, such as -3200, or -5 for short trainings', '(-inf,inf)', s_init=s_init)
         super().__init__(sparsity, scope, include, exclude, decay)
@@ -215,26 +216,26 @@ class STR(LearnedThresholds):
 
 # %% ../../nbs/methods/thresholds.ipynb #df5e2002
 class DST(LearnedThresholds):
-    """Dynamic sparse training: weights below a threshold of their neuron are masked; thresholds learn through an
-    estimate of the step's derivative, and are pushed up by alpha * sum(exp(-t)) in the loss (Liu et al. 2020).
-    Thresholds of a tensor that keeps no more than 1% start again from 0. The sparsity is what comes out of `alpha`:
-    see `search_strength`"""
+    """Dynamic sparse training: masks weights below the threshold of their neuron. Thresholds are learned through an
+    estimate of the step function's derivative, and pushed up by alpha * sum(exp(-t)) in the loss (Liu et al. 2020).
+    If a tensor keeps at most 1% of its weights, its thresholds are reset to 0. The sparsity follows from `alpha`: see
+    `search_strength`"""
 
     def __init__(
         self,
-        sparsity: float | None = None,  # Least fraction of zeros at the end; None to take what thresholds reach
-        alpha: float = 1e-6,  # Strength of the sparse regulariser (1e-9 to 1e-3 in the paper)
-        decay: float | None = None,  # Weight decay of thresholds, added to their gradients; the optimizer's own if None
-        scope: str = 'global',  # For the step that makes up for what thresholds have left, as for `SparsifyCallback`
+        sparsity: float | None = None,  # Least fraction of zeros at the end, in [0,1); if None, thresholds alone prune
+        alpha: float = 1e-6,  # Strength of the sparse regulariser (>= 0; paper: 1e-9 to 1e-3)
+        decay: float | None = None,  # Weight decay of thresholds, by their gradients (>= 0); the optimizer's if None
+        scope: str = 'global',  # Scope of the last step, which prunes to `sparsity`; as for `SparsifyCallback`
         include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
-        exclude: str | list | nn.Module | None = None,  # The same, to leave alone
+        exclude: str | list | nn.Module | None = None,  # The same, for weights to leave dense
     ):
         check_number('the strength of the regulariser, at least 0', '[0,inf)', alpha=alpha)
         super().__init__(sparsity, scope, include, exclude, decay)
         self.alpha = alpha
 
     def first_threshold(self, p: torch.Tensor, layout: int | str) -> torch.Tensor:
-        # one for each output
+        # one threshold for each output
         of = {EXPERTS: (0, 1), EXPERTS_TURNED: (0, 2)}.get(layout, (1,) if layout else (0,))
         shape = [k if d in of else 1 for d, k in enumerate(p.shape)]
         return torch.zeros(shape, dtype=p.dtype, device=p.device)
@@ -248,7 +249,7 @@ class DST(LearnedThresholds):
 
     def backward(self, g: torch.Tensor, w: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         x = w.abs() - t
-        # long-tailed estimate of the step's derivative
+        # long-tailed estimate of the step function's derivative
         slope = torch.where(x.abs() <= 0.4, 2 - 4 * x.abs(), 0.4 * (x.abs() <= 1)).to(x.dtype)
         through = g * w * slope
         g.mul_(x > 0).add_(through * w.sign())
@@ -256,14 +257,14 @@ class DST(LearnedThresholds):
 
 # %% ../../nbs/methods/thresholds.ipynb #a71baa3b
 def search_strength(
-    train: Callable,  # Function from a strength to the sparsity that training a new Learner with it ends at, in [0,1]
-    sparsity: float,  # Fraction of zeros to find the strength for
-    low: float,  # Strengths to search between, above 0: less sparse
-    high: float,  # ... and more
-    tol: float = 0.005,  # Distance from `sparsity` at which the search ends
+    train: Callable,  # Function that trains a new Learner with a strength and returns its sparsity, in [0,1]
+    sparsity: float,  # Target fraction of zeros, in [0,1)
+    low: float,  # Smallest strength of the search (> 0)
+    high: float,  # Largest strength of the search
+    tol: float = 0.005,  # Absolute error of the sparsity at which the search ends
     steps: int = 10,  # Largest number of trainings, after the first two
-) -> pd.DataFrame:  # Trainings in order of distance from `sparsity`: strength and sparsity; the first row is the answer
-    """Bisection for a method whose sparsity comes out of a strength, on a logarithmic scale. Raises `ValueError` if
+) -> pd.DataFrame:  # Columns strength and sparsity, a row for each training; the first row is nearest
+    """Bisection on a logarithmic scale, for a method whose sparsity follows from a strength. Raises `ValueError` if
     `sparsity` is not between those of `low` and `high`"""
     check_fraction('a fraction of zeros in [0,1)', sparsity=sparsity)
     if not 0 < low < high:

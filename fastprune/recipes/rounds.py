@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..core.files import check_state
 from ..core.names import unwrap
-from ..learner.batches import everyones
+from ..learner.batches import gathered
 from ..learner.states import bar_over
 from .pruning import RoundPruning
 from .round_training import RoundTraining
@@ -33,7 +33,7 @@ class RoundSearch:
         self.pruning, self.training, self.learn = pruning, training, pruning.learn
         if folder:
             check_state(unwrap(self.learn.model).state_dict())
-        self.start_identity = everyones(self.learn, start_identity(self.learn, folder))[0] if folder else {}
+        self.start_identity = gathered(self.learn, start_identity(self.learn, folder))[0] if folder else {}
         config = {**pruning.identity(), **training.identity(), **self.identity()} if folder else {}
         config.update(self.start_identity)
         self.store = RoundStore(folder, config, self.check_row, older=self.older, old_names=self.old_names)

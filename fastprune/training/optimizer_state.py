@@ -19,8 +19,8 @@ from .state import names_by_id, need, to_device
 # %% ../../nbs/training/optimizer_state.ipynb #7c7ad279
 def states_of(
     opt: Optimizer | OptimWrapper,  # fastai's optimizer, or one of torch's in an `OptimWrapper`
-) -> dict:  # Parameter -> dict, the optimizer's own
-    "What an optimizer keeps for each parameter"
+) -> dict:  # Parameter -> dict; not a copy
+    "The optimizer's state of each parameter"
     return (opt.opt if isinstance(opt, OptimWrapper) else opt).state
 
 
@@ -28,8 +28,8 @@ def _numeric(h):
     return {k: v for k, v in h.items() if isinstance(v, Number) and not isinstance(v, bool)}
 
 
-def opt_state(learn: Learner) -> dict:  # Of the parameters, by name, and hyper-parameters
-    "The optimizer's state, whatever callbacks have added to it left out"
+def opt_state(learn: Learner) -> dict:  # Keys 'params' (name -> state) and 'hypers'
+    "The optimizer's state, without parameters that callbacks have added"
     opt, names = learn.opt, names_by_id(learn)
     state = states_of(opt)
     res = dict(
@@ -43,16 +43,16 @@ def opt_state(learn: Learner) -> dict:  # Of the parameters, by name, and hyper-
 
 def check_opt_state(
     learn: Learner,
-    saved: object,  # Anything
+    saved: object,  # Any object, to be checked
 ) -> None:
-    "Make sure that it is what `opt_state` gives for this Learner. Raises `ValueError`"
+    "Raise `ValueError` unless `saved` is a result of `opt_state` for this Learner"
     opt, names = learn.opt, names_by_id(learn)
     more = {'count', 'slow'} if hasattr(opt, 'slow_weights') else set()  # Lookahead
     need(
         isinstance(saved, dict) and saved.keys() - more == {'params', 'hypers'}, 'the optimizer needs params and hypers'
     )
     params = {names[id(p)]: (p, i) for i, ps in enumerate(opt.param_lists) for p in ps if id(p) in names}
-    need(isinstance(saved['params'], dict), "the optimizer's params are no dict")
+    need(isinstance(saved['params'], dict), "the optimizer's params are not a dict")
     usual = {}
     for n, state in saved['params'].items():
         need(n in params, f"the optimizer has no parameter {n!r}")
@@ -79,14 +79,14 @@ def _check_hypers(opt, hypers):
 def _check_slow(opt, saved):
     slow = saved.get('slow')
     ok = is_whole(saved.get('count')) and isinstance(slow, list) and len(slow) == len(opt.param_lists)
-    need(ok, "the optimizer's slow weights are not those of its groups")
+    need(ok, "the optimizer's slow weights do not match its groups")
     for ps, qs in zip(opt.param_lists, slow, strict=True):
         ok = isinstance(qs, list) and len(qs) == len(ps) and all(is_like(q, p) for p, q in zip(ps, qs, strict=True))
         need(ok, "the optimizer's slow weights have other shapes")
 
 
 def load_opt_state(learn: Learner, saved: dict) -> None:
-    "Put back what `opt_state` gave. Raises `ValueError`, and changes nothing, for what does not fit the Learner"
+    "Load a result of `opt_state`. Raises `ValueError`, and changes nothing, if it does not fit the Learner"
     check_opt_state(learn, saved)
     opt, names = learn.opt, names_by_id(learn)
     state = states_of(opt)

@@ -34,11 +34,12 @@ from ..learner.keep import set_masks
 
 # %% ../../nbs/training/prune.ipynb #7a7e01f4
 def _square(weights):
+    "The squared norm of all weights"
     return sum(float(torch.linalg.vector_norm(p.detach())) ** 2 for p in weights.values())
 
 
 def _protected(scores, absolute, keep, granularity, min_density, layouts):
-    "Scores of which the best `min_density` of each tensor, and at least one unit, are infinite"
+    "Set the largest `min_density` of each tensor's scores, and at least one unit, to infinity"
     sizes = check_granularity(granularity).counts(scores, layouts)
     sparsity = {n: 1 - max(1, math.ceil(min_density * k)) / k for n, k in sizes.items() if k}
     best = compute_masks(scores, sparsity, 'local', granularity, keep, absolute, layouts)
@@ -46,18 +47,15 @@ def _protected(scores, absolute, keep, granularity, min_density, layouts):
 
 
 def _shape(x):
-    "What there is where a tensor is needed, for a message"
+    "The shape of a tensor, or the type of another object, for an error message"
     return tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
 
 
 def _as_weights(initial, weights, model):
-    "Weights as they were at first, from a `state_dict` or a model"
+    "Initial weights, from a `state_dict` or a model"
     initial = from_state_names(initial, initial.state_dict()) if isinstance(initial, nn.Module) else initial
     if not isinstance(initial, dict):
-        raise ValueError(
-            f'initial={type(initial).__name__}: needs the weights as they were at first, by name, such as a '
-            '`state_dict`'
-        )
+        raise ValueError(f'initial={type(initial).__name__}: needs the initial weights by name, such as a `state_dict`')
     initial = {**from_state_names(model, initial), **{n: v for n, v in initial.items() if n in weights}}
     for n, p in weights.items():
         if not isinstance(initial.get(n), torch.Tensor) or initial[n].shape != p.shape:
@@ -67,7 +65,7 @@ def _as_weights(initial, weights, model):
 
 # %% ../../nbs/training/prune.ipynb #cb8f093d
 def _masks_of(scores, absolute, target, keep, kind):
-    "Masks of scores, of each tensor at least `min_density`"
+    "Masks of scores, with at least `min_density` in each tensor"
     scope, granularity, min_density, layouts = kind
     if scope == 'lamp':
         scores, absolute = lamp({n: s.abs() for n, s in scores.items()} if absolute else scores), False
@@ -78,24 +76,24 @@ def _masks_of(scores, absolute, target, keep, kind):
 
 
 def _check_density(masks, sparsity, keep, kind):
-    "Does each tensor keep enough?"
+    "Raise `ValueError` if a tensor keeps less than `min_density`"
     scope, _, min_density, _ = kind
     if not min_density:
         return
     for n, m in masks.items():
         kept, least = int(m.count_nonzero()), math.ceil(min_density * m.numel())
         if kept < least:
-            shared = f', or scope={scope!r} does not, which gives each tensor a share of its own'
+            shared = f', or scope={scope!r} does not, which sets the sparsity of each tensor'
             raise ValueError(
-                f'min_density={min_density:g}: {n!r} would keep {kept} weights, and {least} should stay. '
+                f'min_density={min_density:g}: {n!r} would keep {kept} weights, and needs {least}. '
                 f'sparsity={sparsity!r} leaves no room for that'
                 + ('' if scope in ('global', 'lamp') else shared)
-                + ('' if keep is None else '; nor may what is pruned come back, with `recover=False`')
+                + ('' if keep is None else '; and with `recover=False`, pruned weights can not return')
             )
 
 
 def _in_steps(learn, weights, sparsity, criterion, given, keep, iterations, kind, n_batches):
-    "Masks at `sparsity`, after scoring `iterations` times what the step before has left; weights are as before"
+    "Masks at `sparsity`, by `iterations` steps that each score the remaining weights; restores the weights"
     saved = {n: p.detach().clone() for n, p in weights.items()} if iterations > 1 else None
     try:
         for i in range(1, iterations + 1):
@@ -120,11 +118,11 @@ def _in_steps(learn, weights, sparsity, criterion, given, keep, iterations, kind
 
 # %% ../../nbs/training/prune.ipynb #25336d24
 def _set_pruned(learn, weights, masks, origin):
-    "Set new masks. `learn.keep_masks.change` says how much of the weights' norm has gone, as `allr_discount` does"
-    held = learn.masks or {}
+    "Set new masks, and `learn.keep_masks.change` to the relative change of the weights' norm, for ALLR"
+    old = learn.masks or {}
     before = _square(weights)
-    n = sum(int(held[k].count_nonzero()) if k in held else p.numel() for k, p in weights.items())
-    set_masks(learn, {**held, **masks}, origin)
+    n = sum(int(old[k].count_nonzero()) if k in old else p.numel() for k, p in weights.items())
+    set_masks(learn, {**old, **masks}, origin)
     kept, keeper = masks.n_kept, learn.keep_masks
     if kept < n and before > 0:
         keeper.change = math.sqrt(max(0.0, before - _square(weights)) / (before * (1 - kept / n)))
@@ -137,7 +135,7 @@ def _check_prune(n_batches, recover, iterations, min_density):
     if recover not in (True, False):
         raise ValueError(f"recover={recover!r}: needs True or False; 'alive' is for SparsifyCallback")
     check_whole(iterations=iterations)
-    check_fraction('the fraction of each tensor that stays, in [0,1)', min_density=min_density)
+    check_fraction('the smallest density of each tensor, in [0,1)', min_density=min_density)
 
 
 def _warn_of_empty(masks):
@@ -154,21 +152,21 @@ def _warn_of_empty(masks):
 def prune(
     self: Learner,
     sparsity: float | dict,  # Fraction of zeros in [0,1); or by name, pattern, module or class: {nn.Linear:0.5}
-    criterion: Callable = magnitude,  # Function from {name: weight} to {name: score}, larger = keep
-    scope: str = 'local',  # 'local': each tensor reaches `sparsity`; 'global', 'erk', 'balanced', 'lamp': all do
-    granularity: str = 'weight',  # What is pruned together, as for `SparsifyCallback`
-    # Name, glob pattern, module or class to prune, or a list of them; all that can be pruned, if None
+    criterion: Callable = magnitude,  # Function from {name: weight} to {name: score}; keeps the largest
+    scope: str = 'local',  # 'local': each tensor reaches `sparsity`; 'global', 'erk', 'balanced', 'lamp': the total
+    granularity: str = 'weight',  # Unit of pruning, as for `SparsifyCallback`
+    # Name, glob pattern, module or class to prune, or a list of them; all prunable weights if None
     include: str | type | list | None = None,
-    exclude: str | type | list | None = None,  # The same, to leave alone
-    recover: bool = True,  # May what `learn.masks` prunes come back, where the criterion says so?
-    n_batches: int | None = None,  # Training batches for the criterion or its gradients; its default if None
-    iterations: int | None = None,  # Steps to the sparsity, with new scores at each; 100 for `synflow`, else 1, if None
-    min_density: float = 0.0,  # Fraction of each tensor that stays in any case, in [0,1): against layer collapse
-    initial: dict | None = None,  # Name -> weight as it was at first, for criteria that ask for it
+    exclude: str | type | list | None = None,  # The same, for weights to leave dense
+    recover: bool = True,  # May weights that `learn.masks` prunes return, if their score is large?
+    n_batches: int
+    | None = None,  # Training batches for the criterion or its gradients; the criterion's default if None
+    iterations: int | None = None,  # Steps to the sparsity, each with new scores; if None, 100 for `synflow`, else 1
+    min_density: float = 0.0,  # Smallest density of each tensor, in [0,1), against layer collapse
+    initial: dict | None = None,  # Name -> initial weight, for criteria that need it
 ) -> None:
-    """Prune to exactly `sparsity`: sets `learn.masks`. At initialisation, too: apart from weights that are pruned,
-    everything is as before. Warns of tensors that are left without any weight. Raises `ValueError` for arguments that
-    don't fit the model"""
+    """Prune to exactly `sparsity` by setting `learn.masks`. Works also at initialisation, since only pruned weights
+    change. Warns of tensors without remaining weights. Raises `ValueError` for arguments that don't fit the model"""
     check_arguments(sparsity, criterion, scope, granularity)
     iterations = usual_iterations(criterion) if iterations is None else iterations
     _check_prune(n_batches, recover, iterations, min_density)
@@ -178,12 +176,12 @@ def prune(
         raise ValueError(f'nothing to prune: {no_weights(self.model)}')
     weights, target = fit_targets(self.model, weights, sparsity, scope, granularity, include)
     sparsity = target if isinstance(sparsity, dict) else sparsity
-    held = self.masks or {}
+    old = self.masks or {}
     whole = lambda p: torch.ones_like(p, dtype=torch.bool)
-    keep = None if recover else Masks({n: held[n] if n in held else whole(p) for n, p in weights.items()})
+    keep = None if recover else Masks({n: old[n] if n in old else whole(p) for n, p in weights.items()})
     initial = None if initial is None else _as_weights(initial, weights, self.model)
     given = dict(learn=self, n_batches=n_batches, initial=initial)
-    # gradients for a criterion that takes what is there
+    # gradients for a criterion that reads `p.grad`
     sums = n_batches if not asks_for(criterion) and not ranks_magnitude(criterion) else None
     kind = (scope, granularity, min_density, transposed_groups(self.model))
     masks = _in_steps(self, weights, sparsity, criterion, given, keep, iterations, kind, sums)

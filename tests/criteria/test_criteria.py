@@ -433,7 +433,7 @@ def test_least_density_in_units():
     )
     learn.prune(0.6, scope='global', granularity='filter', exclude='5*', min_density=0.34)
     assert all(m.flatten(1).any(1).sum() >= 4 for m in learn.masks.values())
-    with pytest.raises(ValueError, match='share of its own'):
+    with pytest.raises(ValueError, match='sets the sparsity of each tensor'):
         make(nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.ReLU(), nn.Linear(1, 4))).prune(0.9, min_density=0.1)
 
 

@@ -213,7 +213,7 @@ class Half(Method):
         (lambda: start(0.5, total_steps=0), 'total_steps=0'),
         (lambda: start(Method(0.5, include='wrong')), 'wrong'),
         (lambda: start(Method(0.5, criterion=snip)), 'criterion snip asks for `batches`'),
-        (lambda: start(STR(0.5, decay=0.1)), "torch's optimizers decays thresholds"),
+        (lambda: start(STR(0.5, decay=0.1)), "torch's optimizers apply their own decay to thresholds"),
         (lambda: start(Half(0.5))[2].load_state_dict({}), "lasting: 'start_sparsity'"),
         (lambda: Sparsifier(nn.Linear(2, 2), 0.5, total_steps=1).step(), 'needs an optimizer'),
         (lambda: Sparsifier(nn.ReLU(), 0.5, total_steps=1), 'no weights that can be pruned'),

@@ -478,11 +478,11 @@ def test_thresholds_reach_each_target_of_local_scope(learner, fit):
 def test_where_masks_leave_no_room(learner, fit):
     learn = learner(opt_func=SGDM)
     learn.prune({'0*': 0.95}, scope='local')
-    with pytest.raises(ValueError, match='leaves no room'):
+    with pytest.raises(ValueError, match='do not allow this'):
         fit(learn, 1, cbs=RigL(0.5))
     for method in (RigL, SNFS, SET):
         assert fit(learner(opt_func=SGDM), 1, cbs=method(0.0)).masks.sparsity == 0
-    with pytest.warns(UserWarning, match='need more strength'):
+    with pytest.warns(UserWarning, match='a greater strength is needed'):
         fit(learner(opt_func=SGDM), 1, 0.02, cbs=STR())
 
 

@@ -286,7 +286,7 @@ def test_wrong_values_with_a_right_checksum(tiny, kind, wrong):
     path, state = begun(tiny, SparsifyCallback(0.8))
     wrong(state)
     write(path, state)
-    refused(tiny, path, [SparsifyCallback(0.8)], 'no checkpoint of a fit, or is damaged')
+    refused(tiny, path, [SparsifyCallback(0.8)], 'not a checkpoint of a fit, or is damaged')
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_parts_of_other_versions(tiny, part):
     path, state = begun(tiny, SparsifyCallback(0.8))
     del state[part]
     write(path, state)
-    refused(tiny, path, [SparsifyCallback(0.8)], f"it has no '{part}', as if from another version")
+    refused(tiny, path, [SparsifyCallback(0.8)], f"it has no '{part}', perhaps from another version")
 
 
 @pytest.mark.parametrize('part', ['optimizer', 'pruning', 'epochs', 'model'])
@@ -317,7 +317,7 @@ def test_a_tensor_has_one_place(tiny):
     refused(tiny, path, [SparsifyCallback(0.8)], "no tensor '0', or it is in two places")
     with pytest.raises(ValueError, match='two places'):
         unpack({'l': [{'t': '0'}, {'t': '0'}]}, {'0': torch.ones(3)})
-    with pytest.raises(ValueError, match='in no place'):
+    with pytest.raises(ValueError, match='in no place of the packed object'):
         unpack({'l': []}, {'0': torch.ones(3)})
     with pytest.raises(ValueError, match='100000 scalars in a list, and there are 50 steps'):
         unpack({'s': '0'}, {'0': torch.zeros(100_000, dtype=torch.bool)}, 50)

@@ -187,7 +187,7 @@ def test_a_head_taken_off_at_the_end():
     assert (
         list(learn.masks) == ['0.weight']
         and agree(learn)
-        and any("'2.weight'" in o and 'its mask is gone' in o for o in notes)
+        and any("'2.weight'" in o and 'its mask is removed' in o for o in notes)
     )
 
 
@@ -339,7 +339,7 @@ def stopping(epoch):
 
 
 def short(notes):
-    return [o for o in notes if 'iterations, so that the sparsity is' in o]
+    return [o for o in notes if 'iterations, so the sparsity is' in o]
 
 
 @pytest.mark.parametrize(

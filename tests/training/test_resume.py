@@ -220,7 +220,7 @@ def test_bad_files_and_arguments(learner, tmp_path):
             fit(before)
         assert before.masks is None and all(torch.equal(keep[n], t) for n, t in before.model.state_dict().items()), what
     save_state({'a': torch.ones(1)}, path)
-    with pytest.raises(ValueError, match='no checkpoint'):
+    with pytest.raises(ValueError, match='not a checkpoint'):
         fit(before)
     path.write_bytes(good)
     with pytest.raises(ValueError, match='epochs was 2 there, and is 3 now'):
