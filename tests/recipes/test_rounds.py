@@ -371,5 +371,5 @@ def test_a_folder_of_the_version_before_goes_on(tmp_path, search):
     assert kept(again) == kept(want)
     del old['config']['criterion']
     path.write_text(json.dumps(old))
-    with pytest.raises(ValueError, match='another version of fastprune wrote it: it says nothing of criterion'):
+    with pytest.raises(ValueError, match='another version of fastprune wrote it: it does not record criterion'):
         search(make(), 3, prune_rate=0.5, folder=tmp_path)
