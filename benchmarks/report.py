@@ -121,9 +121,9 @@ point, and continues from there. After every step it checks four promises: masks
 zero, the optimizer has only the model's parameters, and the sparsity equals the target.
 
 Machine: {whole.machine}. {whole.value}: {whole.cases} cases, {int(whole.steps):,} checked steps,
-{int(whole.failed)} failed.
-Cases by their end: {ended}. "gone on" was stopped and resumed, with the same bits as an uninterrupted fit. "refused" raised its error before any
-training. "diverged" has NaN in the weights, and the error names them.
+{int(whole.failed)} failed. Cases by their end: {ended}. "gone on" was stopped and resumed, with the same bits as an
+uninterrupted fit. "refused" raised its error before any training. "diverged" has NaN in the weights, and
+the error names them.
 
 Four cases failed in that hour. One fit stopped with an error because it started from a layer without weights; this is
 fixed. The other failures came from fastai's Recorder, after an epoch that was cancelled before it began, and from two
