@@ -1,5 +1,5 @@
-"""One mask update of a Transformer with a billion float32 weights, in a process that may have 16 GiB, and in two
-processes that have a half each: `python benchmarks/billion.py`"""
+"""Time and memory of one mask update of a Transformer with a billion float32 weights, in one process with at most
+16 GiB, and in two processes with half of each weight: `python benchmarks/billion.py`"""
 
 import os
 import resource
@@ -50,7 +50,7 @@ def run(rank, size, port, queue, scope):
         torch.distributed.all_reduce = lambda t, **kw: sent.append(t.numel() * t.element_size()) or real(t, **kw)
     weights = model(parts=size)
     n = sum(w.numel() for w in weights.values())
-    for kind in ('dense', '90% zeros'):  # what the first update has pruned is what the second one finds
+    for kind in ('dense', '90% zeros'):  # the second update finds the weights that the first one pruned
         sent.clear()
         masks, t_masks, t_apply = update(weights, scope, group)
         kept = torch.tensor(masks.n_kept)

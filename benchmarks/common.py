@@ -1,4 +1,4 @@
-"What the benchmarks share: interleaved timing, the peers, and CSV files that say on what machine they were made"
+"Common parts of the benchmarks: interleaved timing, other libraries, and CSV files that name their machine"
 
 import contextlib
 import csv
@@ -37,7 +37,7 @@ def seconds(f):
 
 
 def interleaved(sides, rounds):
-    "Run every side in turn, `rounds` times after one that does not count; its name -> list of seconds"
+    "Run all sides in turn, `rounds` times after a warm-up; returns name -> list of seconds"
     res = {name: [] for name in sides}
     for i in range(rounds + 1):
         for name, f in sides.items():
@@ -63,4 +63,4 @@ def write(name, rows):
         out = csv.DictWriter(f, [*(k for k in rows[0] if k != 'machine'), 'machine'])
         out.writeheader()
         for r in rows:
-            out.writerow({'machine': machine(), **r})  # rows of an earlier run have theirs
+            out.writerow({'machine': machine(), **r})  # rows of an earlier run name their own machine

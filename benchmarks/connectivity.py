@@ -1,5 +1,5 @@
-"""`linear_path` against bare forward passes and against `validate`, rounds of `find_tickets` against plain fits, and
-the size of a ticket on disk. `python benchmarks/connectivity.py [--rounds 5]`"""
+"""Time of `linear_path` against forward passes and `validate`, time of `find_tickets` against plain fits, and the size
+of a ticket on disk. `python benchmarks/connectivity.py [--rounds 5]`"""
 
 import warnings
 
@@ -20,7 +20,7 @@ from fastprune.zoo.data import TensorData
 
 
 class Slow(TensorData):
-    "Items that have to be made: a photograph's worth of pixels, scaled down"
+    "Items that take time to load: random photographs, scaled down"
 
     def __getitem__(self, i):
         x = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(i))
@@ -35,7 +35,7 @@ def learner(kind, n, bs):
 
 
 def bare(learn, points):
-    "Forward passes over batches that are in memory"
+    "Forward passes over batches in memory"
     batches = list(learn.dls.valid)
 
     def run():
@@ -59,8 +59,8 @@ def validate(learn, points):
 
 @call_parse
 def main(
-    rounds: int = 5,  # Runs that count, of each side
-    points: int = 11,  # Points of a path
+    rounds: int = 5,  # Timed runs of each side
+    points: int = 11,  # Number of points on a path
     batches: int = 40,  # Batches in a round
 ):
     "Write connectivity.csv"

@@ -1,8 +1,8 @@
-"""Dense, sparse, shrunk and in onnxruntime: how long pruned networks take on a CPU, and whether they give the same:
+"""Time and outputs of pruned networks on a CPU: dense, sparse, shrunk, and in onnxruntime.
 `python benchmarks/inference.py [NETWORK ...]`
 
-Weights are random and pruned by magnitude, in each tensor; BatchNorm has the statistics of a random batch. What is
-shrunk has been pruned by whole filters (neurons of linear layers), to the same sparsity."""
+Weights are random, and each tensor is pruned by magnitude. BatchNorm has the statistics of a random batch. Shrunk
+networks are pruned by whole filters (neurons of linear layers) to the same sparsity."""
 
 import argparse
 import tempfile
@@ -42,7 +42,7 @@ def network(name, seed=0):
 
 
 def settle(model, shape):
-    "Statistics of BatchNorm, as they are after training"
+    "Give BatchNorm realistic statistics, as after training"
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for m in norms:
         m.reset_running_stats()
@@ -86,7 +86,7 @@ def differ(a, b):
 
 
 def sides(name, sparsity, folder):
-    "What doesn't depend on the batch: the pruned model, one with pruned filters and what it shrinks to, onnxruntime"
+    "The sides, for any batch: the pruned model, one with pruned filters, its shrunk form, and onnxruntime"
     shape = networks[name][1]
     x, model, filters = torch.randn(2, *shape), pruned(name, sparsity), pruned(name, sparsity, 'filter')
     for m, f in ((settle(network(name), shape), 'dense'), (model, 'pruned')):
@@ -100,7 +100,7 @@ def sides(name, sparsity, folder):
 
 
 def cell(name, sparsity, bs, seconds, model, filters, small, onnx_sides):
-    "A row a side"
+    "One row for each side"
     x = torch.randn(bs, *networks[name][1])
     start = time.perf_counter()
     sparse = sparse_inference(model, x, seconds=seconds)
@@ -115,7 +115,7 @@ def cell(name, sparsity, bs, seconds, model, filters, small, onnx_sides):
             'onnxruntime, pruned': differ(torch.from_numpy(onnx_sides['onnxruntime, pruned'](x)[0]), want),
         }
     parts = []
-    for _ in range(2):  # in turn, but not among each other: the threads of both libraries wait for work in loops
+    for _ in range(2):  # one library after the other: idle threads of both libraries use the CPU while they wait
         for some in (torch_sides, onnx_sides):
             parts.append(latency(some, x, 0.8 * len(some)))
             time.sleep(0.2)
@@ -162,7 +162,7 @@ if __name__ == '__main__':
                     ].to_string(index=False, header=False),
                     flush=True,
                 )
-                if path.exists():  # what was measured anew replaces what was
+                if path.exists():  # new measurements replace old ones
                     old = pd.read_csv(path)
                     rows = pd.concat(
                         [old[~((old.network == name) & (old.sparsity == sparsity) & (old.batch == bs))], rows]

@@ -1,11 +1,12 @@
-"""The sparse kernel in Numba beside the one that it replaced, in LLVM's language, over the networks of `inference.py`
+"""Time of the sparse kernel in Numba against the older kernel in LLVM's language, on the networks of `inference.py`
 
 `python benchmarks/kernel_numba.py [NETWORK ...]`. Both sides run in one process, in turn, layer by layer. The older
-side comes out of git: `fastprune/deploy/kernel.py` at the commit of `--before`. It needs llvmlite, which Numba brings.
+kernel comes from git: `fastprune/deploy/kernel.py` at the commit of `--before`. It needs llvmlite, which
+Numba installs.
 
-Every linear layer and convolution of a network is timed, each shape once, and counts as often as the network has it.
-Times are those of the processor in one thread, which other work on the machine hardly changes; both sides hand out
-tasks to threads alike. `ratio` is of the shortest times of each layer."""
+Each shape of linear layer and convolution is timed once, and counts as often as the network has it. Times are processor
+times in one thread, which other work on the machine hardly changes. Both sides distribute tasks over threads in the
+same way. `ratio` compares the shortest times of each layer."""
 
 import argparse
 import statistics
@@ -27,7 +28,7 @@ BEFORE = 'cc1b801'
 
 
 def kernel_before(commit):
-    "The module as it was"
+    "Load the older module from git"
     text = subprocess.check_output(['git', 'show', f'{commit}:fastprune/deploy/kernel.py'], cwd=here, text=True)
     module = types.ModuleType('kernel_before')
     exec(compile(text, 'kernel_before', 'exec'), module.__dict__)
@@ -35,7 +36,7 @@ def kernel_before(commit):
 
 
 def projections(attention, x):
-    "The linear layers inside an attention layer, which calls them as functions"
+    "The linear layers inside an attention layer. It calls them as functions"
     width = attention.embed_dim
     joint = nn.Linear(width, 3 * width)
     joint.weight, joint.bias = attention.in_proj_weight, attention.in_proj_bias
@@ -43,7 +44,7 @@ def projections(attention, x):
 
 
 def layers(model, x):
-    "Layers of different shapes with an input each -> how often the model has them"
+    "One layer of each shape with an input -> number of such layers in the model"
     found, shapes = {}, Counter()
 
     def see(layer, args):
@@ -72,7 +73,7 @@ def timed(layer, x):
 
 
 def compare(before, layer, x, seconds):
-    "Seconds of both sides, run by run, and whether they give the same bits; made anew thrice, elsewhere in memory"
+    "Seconds of each run of both sides, and whether the outputs are equal; three copies, at other addresses"
     res, equal = {'llvm': [], 'numba': []}, True
     for _ in range(3):
         sides = {'llvm': sparse(before, layer), 'numba': sparse(kernel, layer)}
@@ -109,7 +110,7 @@ def row(name, sparsity, bs, seconds, model, before):
 
 
 def compile_row(before):
-    "What the first layer waits for, on a processor that does nothing else"
+    "Compile time of the first sparse layer, on an idle processor"
     start = time.process_time()
     before._compiled()
     llvm = time.process_time() - start
@@ -127,7 +128,7 @@ def compile_row(before):
 
 
 def save(rows):
-    "Write rows to the table, in place of those of the same name that were there"
+    "Write rows to the table; they replace rows of the same network"
     path, new, order = here / 'kernel_numba.csv', pd.DataFrame(rows), {n: i for i, n in enumerate(networks)}
     print(new.drop(columns='machine').to_string(index=False, header=False), flush=True)
     if path.exists():
@@ -142,7 +143,7 @@ if __name__ == '__main__':
     p.add_argument('networks', nargs='*', default=[])
     p.add_argument('--sparsities', type=float, nargs='*', default=[0.8, 0.9, 0.95, 0.98])
     p.add_argument('--batches', type=int, nargs='*', default=[1, 16, 32])
-    p.add_argument('--seconds', type=float, default=0.2, help='for a layer')
+    p.add_argument('--seconds', type=float, default=0.2, help='seconds for each layer')
     p.add_argument('--before', default=BEFORE, help='the commit with the older kernel')
     a = p.parse_args()
     torch.set_num_threads(1)

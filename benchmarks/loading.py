@@ -1,6 +1,6 @@
-"""Images a second: `cifar10_dls` and fastai's `ImageDataLoaders` on the same folder of CIFAR-10's images, one epoch of
-training batches each, in turn. fastai has its usual worker processes. `python benchmarks/loading.py [--data
-~/cifar10] [--rounds 3] [--bs 256]`"""
+"""Images per second of `cifar10_dls` and of fastai's `ImageDataLoaders`, on the same folder of CIFAR-10's images. Each
+loads one epoch of training batches, in turn. fastai has its default worker processes. `python
+benchmarks/loading.py [--data ~/cifar10] [--rounds 3] [--bs 256]`"""
 
 import time
 import warnings
@@ -25,7 +25,7 @@ def epoch(dl):
 @call_parse
 def main(
     data: str = '~/cifar10',  # Folder with train/class/image and test/class/image
-    rounds: int = 3,  # Runs that count, of each side
+    rounds: int = 3,  # Timed runs of each side
     bs: int = 256,  # Batch size
 ):
     "Write loading.csv"

@@ -1,5 +1,5 @@
-"""One mask update to 90%, scores, masks and zeros together: fastprune, fasterai and torch.nn.utils.prune in one
-process, in turn. And how time and memory grow for global scope, from 1M to 500M weights. `python
+"""Time of one mask update to 90% (scores, masks and zeros) in fastprune, fasterai and torch.nn.utils.prune, in turn in
+one process. Also time and memory of global scope, from 1M to 500M weights. `python
 benchmarks/mask_update.py [--rounds 7] [--largest 500]`"""
 
 import gc
@@ -22,7 +22,7 @@ def clones(state):
 
 
 def fill(model, kind):
-    "Weights as they were made, 90% exact zeros, or all equal"
+    "Fill the weights: as initialised, 90% zeros, or all equal"
     with torch.no_grad():
         for p in prunable_weights(model).values():
             if kind == '90% zeros':
@@ -73,7 +73,7 @@ def torch_prune(model, scope, state):
 
 
 def restored(update, model, state, after=lambda: None):
-    "Time `update` on the same weights each time"
+    "Run `update` on the same weights each time"
 
     def run():
         with torch.no_grad():
@@ -132,14 +132,14 @@ def networks(rounds):
 
 
 def peak_memory(f):
-    "Bytes that the process takes at the peak of `f`, beyond what it had before"
+    "Peak memory of the process during `f`, in bytes beyond its memory before"
 
     def read(key):
         return next(int(l.split()[1]) * 1024 for l in open('/proc/self/status') if l.startswith(key))
 
     gc.collect()
     with open('/proc/self/clear_refs', 'w') as out:
-        out.write('5')  # start the peak afresh
+        out.write('5')  # reset the peak
     before = read('VmRSS')
     f()
     return read('VmHWM') - before
@@ -178,8 +178,8 @@ def growth(largest, rounds):
 
 @call_parse
 def main(
-    rounds: int = 7,  # Runs that count, of each side
-    largest: int = 500,  # Millions of weights, for the growth
+    rounds: int = 7,  # Timed runs of each side
+    largest: int = 500,  # Largest number of weights, in millions
 ):
     "Write mask_update.csv and mask_update_growth.csv"
     write('mask_update_growth', growth(largest, rounds))

@@ -1,7 +1,8 @@
-"""`fit_one_cycle` with One-Cycle Pruning to 90% over plain training: ResNet-18, 32x32 images, fastprune and fasterai
-in one process, in turn. `python benchmarks/overhead.py [--rounds 5] [--batches 40] [--bs 64] [--defaults]`. With
-`--defaults`, only the default intervals of trainings of 200 and of 5,000 iterations beside plain training, without
-fasterai; the other rows stay. A run is a part of such a training, with its interval: its steps cost the same"""
+"""Time of `fit_one_cycle` with One-Cycle Pruning to 90% over plain training: ResNet-18, 32x32 images, fastprune and
+fasterai in turn in one process. `python benchmarks/overhead.py [--rounds 5] [--batches 40] [--bs 64] [--defaults]`.
+`--defaults` measures only the default intervals of trainings of 200 and of 5,000 iterations against plain training,
+without fasterai, and keeps the other rows. A run is a part of such a training with the same interval, so its steps
+cost the same"""
 
 import csv
 import warnings
@@ -51,7 +52,7 @@ def by_interval(scope, interval):
 
 
 def every_side():
-    "What is measured, plain training first"
+    "The measured sides, plain training first"
     sides = {'plain training': lambda: None}
     for scope in ('local', 'global'):
         for interval in (10, 1):
@@ -61,7 +62,7 @@ def every_side():
 
 
 def default_sides():
-    "The same for the default intervals, which depend on the length of the training"
+    "The sides with default intervals, which depend on the length of the training"
     sides = {'plain training, beside the defaults': lambda: None}
     for scope in ('local', 'global'):
         for n in (200, 5000):
@@ -72,17 +73,17 @@ def default_sides():
 
 
 def others(rows):
-    "Rows of overhead.csv that these do not replace"
+    "Rows of overhead.csv that the new rows do not replace"
     with open(here / 'overhead.csv', newline='') as f:
         return [r for r in csv.DictReader(f) if r['side'] not in {o['side'] for o in rows}]
 
 
 @call_parse
 def main(
-    rounds: int = 5,  # Runs that count, of each side
+    rounds: int = 5,  # Timed runs of each side
     batches: int = 40,  # Batches in a run
     bs: int = 64,  # Batch size
-    defaults: bool = False,  # Only the default intervals?
+    defaults: bool = False,  # Measure only the default intervals?
 ):
     "Write overhead.csv"
     sides = default_sides() if defaults else every_side()

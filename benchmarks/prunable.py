@@ -1,5 +1,6 @@
-"""What counts as a weight: a row for each class and parameter name, in the smallest model of each timm family and in
-small transformers models, made without values. What other models of a timm family have beside is listed, too.
+"""List which parameters are pruned by default: one row for each class and parameter name, in the smallest model of each
+timm family and in small transformers models, without values. Parameters that only larger models of a timm family have
+are listed as well.
 `python benchmarks/prunable.py` needs `pip install timm transformers`"""
 
 import csv
@@ -109,7 +110,7 @@ def hf(kind):
 
 
 def rows_of(model):
-    "(class, parameter) -> what is told of it; of layers of torch, their class alone"
+    "(class, parameter) -> its row; for layers of torch, the class alone"
     weights, layouts, names, res = prunable_weights(model), transposed_groups(model), parameter_names(model), {}
     for m in model.modules():
         for k, p in m._parameters.items():
@@ -131,7 +132,7 @@ def rows_of(model):
 
 
 def family(names):
-    "Rows of the smallest model of a timm family, and what the others have that it has not"
+    "Rows of the smallest model of a timm family, and parameters that only its larger models have"
     size, found = {}, {}
     for n in names:
         with torch.device('meta'):

@@ -1,16 +1,16 @@
-"Makes README.md in this folder from the CSV files: `python benchmarks/report.py`"
+"Write README.md in this folder from the CSV files: `python benchmarks/report.py`"
 
 import pandas as pd
 from common import here
 
-# fasterai's milliseconds on the machine that the targets were set on -> the targets there
+# network and scope -> target time over fasterai's time, on the machine where the targets were set
 TARGETS = {
     ('resnet18', 'local'): 25 / 83,
     ('resnet18', 'global'): 30 / 158,
     ('resnet50', 'local'): 50 / 165,
     ('resnet50', 'global'): 65 / 432,
 }
-SPEEDUPS = {  # (network, batch) -> how many times as fast as dense at 95%
+SPEEDUPS = {  # (network, batch) -> target speedup over dense at 95%
     ('Transformer encoder', 1): 5,
     ('Transformer encoder', 16): 4,
     ('MLP', 1): 3,
@@ -33,7 +33,7 @@ def spaced(df):
 
 
 def met(ratios, targets):
-    "For each row: 'yes' or 'no', empty where there is no target"
+    "'yes' or 'no' for each row; empty without a target"
     answers = {True: 'yes', False: 'no'}
     return ['' if t == '' or pd.isna(t) else answers[r <= t] for r, t in zip(ratios, targets, strict=True)]
 
@@ -42,11 +42,12 @@ def overhead():
     df, limits = read('overhead'), {'interval 10': 1.05, 'interval 1': 1.30}
     df['target'] = [next((v for k, v in limits.items() if s.endswith(f', {k}')), '') for s in df.side]
     df['met'] = met(df.ratio, df.target)
-    return f'''## Training with One-Cycle Pruning to 90% over plain training
+    return f'''## Overhead of One-Cycle Pruning to 90% over plain training
 
-ResNet-18, 32x32 images, batches of {df.bs[0]}, {df.batches[0]} batches a run, {df.runs[0]} runs of each side. `ratio`
-is the median of the ratios run by run. The default interval is max(1, T//1000) in a training of T iterations. Its rows
-are of a run of their own, of {df.batches.iloc[-1]} batches, and of parts of such trainings.
+ResNet-18, 32x32 images, batches of {df.bs[0]}, {df.batches[0]} batches per run, {df.runs[0]} runs of each side. `ratio`
+is the median over runs of the time divided by that of plain training. The default interval of a training of T
+iterations is max(1, T//1000). The rows of default intervals come from a separate measurement, with parts of such
+trainings of {df.batches.iloc[-1]} batches.
 
 {table(df[['side', 'ms_per_batch', 'min', 'max', 'ratio', 'target', 'met']])}
 '''
@@ -60,8 +61,8 @@ def updates(df):
     wide['met'] = ['yes' if a <= b else f'no, {a / b:.2f}x' for a, b in zip(wide.fastprune, wide.target, strict=True)]
     return f'''## One mask update, in milliseconds
 
-To 90%: scores, masks and zeros together, {df.runs[0]} runs. The targets were set on another machine. They are scaled by
-fasterai's time on dense weights in this run.
+One update to 90% computes scores and masks and sets weights to zero. {df.runs[0]} runs. The targets were set on another
+machine, and are scaled by fasterai's time on dense weights in this run.
 
 {table(wide)}
 '''
@@ -69,10 +70,10 @@ fasterai's time on dense weights in this run.
 
 def growth():
     df = read('mask_update_growth')
-    return f'''## Growth, global scope
+    return f'''## Time and memory by number of weights, global scope
 
-Time, and the peak of memory beyond the weights themselves (masks included), by the process's resident size. Below 100M
-weights the peak can't be told from the memory that the process already has.
+Bytes per weight are the peak of the process's resident memory beyond the weights (masks included). Below 100M weights
+the peak is too close to the memory that the process already has, and can't be measured.
 
 {table(df[['weights', 'scores', 'ms', 'ns_per_weight', 'bytes_per_weight']])}
 '''
@@ -84,9 +85,9 @@ def connectivity():
     columns = ['what', 'side', 'seconds', 'min', 'max', 'ratio', 'target', 'met']
     return f'''## Linear paths, rounds and tickets
 
-ResNet-18, 32x32 images, batches of 64, medians of {int(df.runs[0])} runs; `ratio` is to the side below it. For bytes on
-disk, `min` is the file and `max` what it is compared with: a dense `state_dict` by `torch.save`, and one bit a weight.
-The file of masks has a header beside the bits.
+ResNet-18, 32x32 images, batches of 64, medians of {int(df.runs[0])} runs. `ratio` divides by the side in
+the next row. For bytes on disk, `min` is the size of the file and `max` the size of its reference: a dense `state_dict`
+by `torch.save`, or one bit per weight. The file of masks also contains a header.
 
 {table(df[columns].astype(object).fillna(''))}
 '''
@@ -96,10 +97,10 @@ def billion():
     df = read('billion')
     return f'''## One mask update of a billion float32 weights
 
-A Transformer of 20 layers of width 2048 is pruned to 90%, in a process that may have 16 GiB, and in two processes with
-a half of each weight each. Seconds are for the masks, and for the zeros that they set. Memory at the peak is all of a
-process's, its weights included. Machine: {df.machine[0]}. `found`: weights as drawn, and as the first update has left
-them. Processes exchange counts only.
+A Transformer with 20 layers of width 2048 is pruned to 90%, in one process with at most 16 GiB, and in two processes
+that hold half of each weight. Seconds are for the masks, and for setting pruned weights to zero. Peak memory is that of
+a whole process, with its weights. `found` says whether the weights before the update are dense or already pruned by
+the first update. Processes exchange only counts. Machine: {df.machine[0]}.
 
 {table(spaced(df.drop(columns='machine')))}
 '''
@@ -113,18 +114,20 @@ def soak():
         what: ', '.join(f'{r.value} {r.cases}' for r in rows.itertuples())
         for what, rows in df[~df.what.isin(['all', 'end'])].groupby('what', sort=False)
     }
-    return f'''## The soak
+    return f'''## The soak test
 
-`python benchmarks/soak.py` draws configurations and trains each of them. It stops most of them somewhere and goes on.
-After every step it checks that masks fit, pruned weights are zero, the optimizer is plain, and the sparsity is what was
-asked for. Machine: {whole.machine}. {whole.value}: {whole.cases} cases, {int(whole.steps):,} steps watched,
-{int(whole.failed)} failed. How they ended: {ended}. "gone on" was stopped and started again, and had the same bits as a
-fit that was not; "refused" raised its error before any training; "diverged" has NaN in the weights, and the error names
-them.
+`python benchmarks/soak.py` draws random configurations and trains each of them. It stops most trainings at some
+point, and continues from there. After every step it checks four promises: masks fit the model, pruned weights are
+zero, the optimizer has only the model's parameters, and the sparsity equals the target.
 
-The failures of that hour: a fit that started from a layer without any weight stopped with an error in its middle, which
-is mended. The others were fastai's Recorder after an epoch that was cancelled before it began, and two mistakes of the
-script. Run again by `--seed` and `--case`, all pass.
+Machine: {whole.machine}. {whole.value}: {whole.cases} cases, {int(whole.steps):,} checked steps,
+{int(whole.failed)} failed. Cases by their end: {ended}. "gone on" was stopped and resumed, with the same bits as an
+uninterrupted fit. "refused" raised its error before any training. "diverged" has NaN in the weights, and
+the error names them.
+
+Four cases failed in that hour. One fit stopped with an error because it started from a layer without weights; this is
+fixed. The other failures came from fastai's Recorder, after an epoch that was cancelled before it began, and from two
+mistakes in the script. All four pass when they run again with `--seed` and `--case`.
 
 Cases of each kind:
 
@@ -133,7 +136,7 @@ Cases of each kind:
 
 
 def times(fast):
-    "Milliseconds of each side, with targets"
+    "Milliseconds of each side, with the targets"
     sides = ['dense', 'sparse_inference', 'shrunk', 'onnxruntime, dense', 'onnxruntime, pruned']
     wide = fast.pivot_table(index=['network', 'sparsity', 'batch'], columns='side', values='ms', sort=False)[sides]
     wide, sparse = wide.round(2).reset_index(), fast[fast.side == 'sparse_inference'].reset_index(drop=True)
@@ -148,7 +151,7 @@ def times(fast):
 
 
 def parameters_left(fast):
-    "The parameters that shrunk models have left, in percent"
+    "The parameters left in shrunk models, in percent"
     shrunk, dense = (fast[fast.side == side].drop_duplicates(['network', 'sparsity']) for side in ('shrunk', 'dense'))
     left = [f'{100 * w / d:.1f}%' for w, d in zip(shrunk.weights, dense.weights, strict=True)]
     wide = shrunk.assign(left=left).pivot(index='network', columns='sparsity', values='left')
@@ -159,18 +162,18 @@ def inference():
     fast = read('inference', keep_default_na=False)
     return f'''## Pruned models at inference, on a CPU
 
-Milliseconds a batch, medians. Convolutional networks take images of 224x224, the Transformer encoder 64 tokens of width
-768 in 4 blocks; the MLP goes from 1024 to 4096 to 4096 to 1000. "dense" is the pruned model in PyTorch as it is,
-"sparse_inference" what that function makes of it, and "sparse / dense" how many times as fast that is. "shrunk" is
-another model: whole filters or neurons were pruned to the same sparsity and cut out. Only those can go that nothing
-else is added to; in the Transformer, these are the inner neurons of its blocks. onnxruntime runs the model before and
-after pruning: it gains nothing from zeros. Machine: {fast.machine[0]}.
+Median milliseconds per batch. Convolutional networks take images of 224x224. The Transformer encoder takes 64 tokens of
+width 768, and has 4 blocks. The MLP has widths 1024, 4096, 4096 and 1000. "dense" is the pruned model in plain PyTorch,
+"sparse_inference" is the model that this function returns, and "sparse / dense" is the speedup of the second over the
+first. "shrunk" is another model: whole filters or neurons were pruned to the same sparsity and removed. A filter can be
+removed only if no other output is added to it; in the Transformer, these are the inner neurons of its blocks.
+onnxruntime runs the model before and after pruning, and gains nothing from zeros. Machine: {fast.machine[0]}.
 
 {table(times(fast))}
 
-Outputs of `sparse_inference`, of shrunk models and of ONNX files differ from their models' by
-{max(float(d) for d in fast.relative_difference if d):.0e} of the largest at most, over all rows. Parameters that shrunk
-models have left:
+Outputs of `sparse_inference`, of shrunk models and of ONNX files differ from the outputs of their models by at most
+{max(float(d) for d in fast.relative_difference if d):.0e} of the largest output, over all rows. Parameters left in the
+shrunk models:
 
 {table(parameters_left(fast))}
 '''
@@ -182,13 +185,13 @@ def kernel():
     ratios = df.ratio.astype(float)
     return f'''## The sparse kernel in Numba
 
-The sparse kernel was written in LLVM's language at first, and is Python now that Numba compiles. Outputs are the same
-to the bit in {(df.same_bits == 'True').sum()} of {len(df)} rows. All linear layers and convolutions of a network are
-sparse layers here, in milliseconds of one thread. `ratio` is Numba's time over the older kernel's, from the shortest
-times of each layer, and `worst layer` is its largest value for a single layer. Other work ran on the machine.
-{(ratios <= 1.1).sum()} of {len(df)} rows are within 10%; the median ratio is {ratios.median():.3f}. The first sparse
-layer of a process waits {float(first.numba_ms) / 1000:.1f} s for the compiler; it was
-{float(first.llvm_ms) / 1000:.1f} s before. Machine: {first.machine}.
+The sparse kernel used to be written in LLVM's language, and is now Python that Numba compiles. Outputs are equal
+to the bit in {(df.same_bits == 'True').sum()} of {len(df)} rows. Here all linear layers and convolutions of a network
+are sparse layers; times are milliseconds in one thread. `ratio` is Numba's time over the older kernel's, from the
+shortest times of each layer, and `worst layer` is the largest ratio of a single layer. Other work ran on the machine.
+{(ratios <= 1.1).sum()} of {len(df)} rows are at most 10% slower; the median ratio is {ratios.median():.3f}. The first
+sparse layer of a process waits {float(first.numba_ms) / 1000:.1f} s for the compiler, and waited
+{float(first.llvm_ms) / 1000:.1f} s with the older kernel. Machine: {first.machine}.
 
 {table(spaced(df.drop(columns=['machine', 'same_bits'])))}
 '''
@@ -196,10 +199,11 @@ layer of a process waits {float(first.numba_ms) / 1000:.1f} s for the compiler; 
 
 def loading():
     df = read('loading', keep_default_na=False)
-    return f'''## Images a second
+    return f'''## Images per second
 
-An epoch of training batches of CIFAR-10's images from a folder, medians of {df.runs[0]} runs. `cifar10_dls` reads all
-images once, in `seconds_to_read`, and keeps them as bytes on the device; fastai opens each image again in every epoch.
+One epoch of training batches of CIFAR-10's images from a folder, medians of {df.runs[0]} runs. `cifar10_dls` reads all
+images once, which takes `seconds_to_read`, and stores them as bytes on the device. fastai opens each image again in
+every epoch.
 Machine: {df.machine[0]}.
 
 {table(spaced(df.drop(columns=['machine', 'runs'])))}
@@ -210,16 +214,18 @@ def main():
     df = read('mask_update')
     head = f'''# Benchmarks
 
-Made by `python benchmarks/report.py` from the CSV files here, which the other scripts write: `mask_update.py`,
-`overhead.py`, `connectivity.py`, `billion.py`, `soak.py`, `inference.py`, `kernel_numba.py` and `loading.py`. They need
-`pip install '.[bench]'`. Both sides run in one process, in turn; figures are medians. Machine: {df.machine[0]}.
+The time, memory and disk space that fastprune needs, next to plain training and to other libraries. The scripts
+`mask_update.py`, `overhead.py`, `connectivity.py`, `billion.py`, `soak.py`, `inference.py`, `kernel_numba.py` and
+`loading.py` write CSV files, and `python benchmarks/report.py` makes this page from them. They need
+`pip install '.[bench]'`. All sides of a comparison take turns in one process, and figures are medians.
+Machine: {df.machine[0]}.
 '''
     foot = '''## What counts as a weight
 
-[prunable.csv](prunable.csv), made by `prunable.py`, has the parameters of timm's families and of models of
-transformers: what is pruned unless a user says otherwise, along which layout, and what is left alone.
+[prunable.csv](prunable.csv), written by `prunable.py`, lists the parameters of timm's model families and of models of
+transformers: which ones are pruned by default, with which layout, and which ones are not.
 
-The papers' tables, on CIFAR-10's images, are in [paper/RESULTS.md](paper/RESULTS.md).
+[paper/RESULTS.md](paper/RESULTS.md) has the papers' tables on CIFAR-10's images.
 '''
     parts = (
         head,

@@ -1,7 +1,6 @@
-"""Checksums of what the package computes, to compare two commits on one machine: a change of the code's shape alone
-leaves all of them as they are.
+"""Checksums of the package's results, to compare two commits on one machine. A pure refactoring changes none of them.
 `python benchmarks/same.py before.json` at one commit, `python benchmarks/same.py after.json` at the other, and
-`python benchmarks/same.py before.json after.json` lists what differs. `--only 'method RigL*'` takes a part."""
+`python benchmarks/same.py before.json after.json` lists what differs. `--only 'method RigL*'` runs a part."""
 
 import contextlib
 import hashlib
@@ -27,7 +26,7 @@ from same_cases import CASES
 
 
 def pieces(x):
-    "The bytes of a value. Dicts go by their names, and numbers by what they are worth, whatever their type"
+    "The bytes of a value. Dicts are sorted by name, and numbers of different types count by value"
     if isinstance(x, torch.Tensor):
         x = x.detach().as_subclass(torch.Tensor).cpu().contiguous()
         yield f'{x.dtype} {tuple(x.shape)}'.encode()
@@ -66,7 +65,7 @@ def checksum(x):
 
 
 def run(name, case):
-    "The checksums of a case, one for each of its parts, or the error that it ends with"
+    "The checksums of a case, one for each part, or the error that it raises"
     torch.set_num_threads(1)
     set_seed(42, reproducible=True)
     silent = contextlib.redirect_stdout(io.StringIO())
@@ -79,7 +78,7 @@ def run(name, case):
 
 
 def differences(a, b):
-    "Lines for what is not the same in two tables of checksums"
+    "One line for each difference between two tables of checksums"
     for k in sorted({**a, **b}):
         if k not in a or k not in b:
             yield f'{k}: only in the {"second" if k not in a else "first"} file'

@@ -1,6 +1,7 @@
-"""Random configurations, one after the other, watched after every step: `python benchmarks/soak.py --seconds 3600`
+"""Train random configurations, and check fastprune's promises after every step:
+`python benchmarks/soak.py --seconds 3600`
 
-The seed is printed; case 17 of it runs again, alone, by `--seed SEED --case 17`. What came out goes into soak.csv."""
+The script prints its seed. `--seed SEED --case 17` runs case 17 again, alone. Results go into soak.csv."""
 
 import argparse
 import contextlib
@@ -91,11 +92,11 @@ from fastprune.criteria.weights import squared_magnitude
 from fastprune.training.optimizer_state import opt_state
 from fastprune.training.state import pack
 
-# ---- what there is to draw from
+# ---- the choices
 
 
 class Rows(nn.Module):
-    "Images of digits as 8 rows of 8 pixels, through `body`, to 10 classes"
+    "Classifies digits, as sequences of 8 rows of 8 pixels, with `body`"
 
     def __init__(self, body, width):
         super().__init__()
@@ -223,7 +224,7 @@ lives = ['fit again', 'sparser', 'denser', 'prune', 'removed', 'copied', 'export
 
 
 def draw(rng):
-    "A configuration, of names and numbers alone"
+    "Draw a configuration: a dict of names and numbers"
     model = rng.choice(list(models))
     c = dict(
         model=model,
@@ -286,15 +287,15 @@ def draw(rng):
             rng.randrange(1437 // c['bs']),
         ]
     if c['stop'] or len({'MixUp', 'CutMix'} & {*c['others']}) == 2:
-        c['others'] = [k for k in c['others'] if k not in ('MixUp', 'CutMix')]  # they don't survive it
+        c['others'] = [k for k in c['others'] if k not in ('MixUp', 'CutMix')]  # they fail then
     return c
 
 
-# ---- what is done
+# ---- the run of a case
 
 
 class Cast(Callback):
-    "The batches as the model's type, and predictions as float32"
+    "Casts batches to the model's type, and predictions to float32"
 
     order = -50
 
@@ -306,8 +307,8 @@ class Cast(Callback):
 
 
 class OnCPU(MixedPrecision):
-    """fastai's mixed precision, which is one of GPUs, with CPU's autocast and loss scaling; from a scale so high that
-    the first steps overflow and are skipped"""
+    """fastai's mixed precision with the CPU's autocast and loss scaling. The first scale is so high that the first
+    steps overflow and are skipped"""
 
     def before_fit(self):
         super().before_fit()
@@ -357,7 +358,7 @@ beside = {
 
 
 def make(c, path):
-    "A Learner, the same one each time"
+    "Make the Learner of a configuration, with the same weights each time"
     set_seed(c['seed'], reproducible=True)
     model = models[c['model']][0]()
     if dtype := dict(float64=torch.float64, bfloat16=torch.bfloat16, float16=torch.float16).get(c['precision']):
@@ -398,7 +399,7 @@ def method(c, sparsity=None):
 
 
 class Broken(AssertionError):
-    "What fastprune promises does not hold"
+    "A promise of fastprune does not hold"
 
 
 def hold(ok, what):
@@ -407,7 +408,7 @@ def hold(ok, what):
 
 
 def is_sound(learn):
-    "Masks fit the model, pruned weights are zero, the optimizer has the model's parameters alone"
+    "Check that masks fit the model, pruned weights are zero, and the optimizer has only the model's parameters"
     ps = dict(unwrap(learn.model).named_parameters())
     for n, m in (learn.masks or {}).items():
         hold(n in ps and m.dtype == torch.bool and m.shape == ps[n].shape, f'a mask for {n}')
@@ -425,7 +426,7 @@ def totals(masks):
 
 
 class Watch(Callback):
-    "After every step"
+    "Checks the promises after every step"
 
     order, run_valid, steps = 98, False, 0
 
@@ -492,7 +493,7 @@ def fit(learn, c, *cbs, n=None):
 
 
 def is_exact(learn, c, s, cb):
-    "The masks at the end of a fit have what was asked for"
+    "Check that the masks at the end of a fit have the target sparsity"
     if learn.masks is None and round(s * sum(p.numel() for p in prunable_weights(learn.model).values())) == 0:
         return
     hold(learn.masks is not None, 'no masks')
@@ -526,7 +527,7 @@ def equal(a, b):
 
 
 def run(c, path):
-    "One case; the state of things by a word"
+    "Run one case, and return its end as a word"
     learn, cb = make(c, path), method(c)
     keys = list(learn.model.state_dict())
     if c['before'] == 'prune':
@@ -603,7 +604,7 @@ trackers = (
 
 
 def after(learn, c, path):
-    "What users do next"
+    "Do what a user may do after a fit"
     life, held, c = c['life'], learn.masks, {**c, 'others': [k for k in c['others'] if k not in trackers]}
     # fastai keeps the predictions of a fit that was stopped, which can't be copied, and MixUp its loss
     learn._end_cleanup()
@@ -678,7 +679,7 @@ def after(learn, c, path):
 
 
 def resumed(c, path):
-    "Stopped at some step and gone on in a new Learner, against a fit that was not stopped"
+    "Stop at some step, continue in a new Learner, and compare with an uninterrupted fit"
     c = {**c, 'others': [k for k in c['others'] if k not in ('average of weights', 'short epochs')]}
     whole = make(c, path)
     fit(whole, c, method(c))
@@ -699,9 +700,9 @@ def resumed(c, path):
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--seconds', type=float, default=3600, help='how long')
-    parser.add_argument('--seed', type=int, default=None, help='of the configurations; drawn if there is none')
-    parser.add_argument('--case', type=int, default=None, help='run this one alone')
+    parser.add_argument('--seconds', type=float, default=3600, help='duration')
+    parser.add_argument('--seed', type=int, default=None, help='seed of the configurations; random if None')
+    parser.add_argument('--case', type=int, default=None, help='run only this case')
     args = parser.parse_args()
     torch.set_num_threads(1)
     seed = random.randrange(10**6) if args.seed is None else args.seed

@@ -1,6 +1,7 @@
-"""Pruning, tickets and paths in several processes: `torchrun --nproc_per_node 2 examples/distributed.py out`
+"""Pruning, tickets and linear paths in several processes: `torchrun --nproc_per_node 2 examples/distributed.py out`
 
-On CPUs or on a GPU each. Each process trains on its part of each batch, and all have the same masks, to the bit."""
+The processes use CPUs, or one GPU each. Each process trains on its part of each batch, and all have the same masks, to
+the bit."""
 
 import importlib
 import json
@@ -51,7 +52,7 @@ if __name__ == '__main__':
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    set_seed(rank_distrib())  # not the same random numbers in each process
+    set_seed(rank_distrib())  # different random numbers in each process
     learn = learner()
     with learn.distrib_ctx(sync_bn=False):
         for name, cb in dict(

@@ -1,8 +1,8 @@
-"""A model whose weights are spread over processes by FSDP2, pruned while it trains: `torchrun --nproc_per_node 2
+"""Prune a model while it trains with FSDP2, which shards the weights over processes: `torchrun --nproc_per_node 2
 examples/fsdp.py out`
 
-Each process has a part of each weight. All find the same threshold from sums of counts; no weight is sent for that.
-Masks are laid out as weights are."""
+Each process holds a shard of each weight. All processes find the same threshold from sums of counts, without sending
+weights. Masks are sharded like the weights."""
 
 import os
 import sys
@@ -55,9 +55,9 @@ if __name__ == '__main__':
         model.eval()
         with torch.no_grad():
             right = torch.cat([model(x).argmax(1) == y for x, y in dls.valid])
-        sparsity = masks.sparsity  # all processes count together
+        sparsity = masks.sparsity  # counts over all processes
         if rank == 0:
             print(f'epoch {epoch}: accuracy {right.float().mean():.3f}, sparsity {sparsity:.4f}', flush=True)
-    masks.save(out / 'masks.safetensors')  # all call, the first one writes
+    masks.save(out / 'masks.safetensors')  # all processes call this, and the first one writes
     dist.barrier()
     dist.destroy_process_group()

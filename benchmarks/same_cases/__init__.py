@@ -1,4 +1,4 @@
-"""What `same.py` runs: each case takes an empty folder and returns what it has computed, by name"""
+"""The cases of `same.py`. Each takes an empty folder, and returns its results by name"""
 
 from . import analyses, masks, methods, recipes
 from .common import CASES

@@ -1,4 +1,4 @@
-"Analyses, files, deployment, data and the command"
+"Cases of analyses, files, deployment, data and the command line"
 
 from importlib import import_module
 
@@ -65,7 +65,7 @@ def analyses(make, folder):
 
 @case
 def files(folder):
-    "Contents and sizes: the order of a safetensors header is another one in each process"
+    "Contents and sizes of files. The order of a safetensors header differs between processes"
     learn = trained(folder)
     learn.prune(0.9, scope='global')
     res = {}
@@ -102,7 +102,7 @@ def onnx(folder):
 
 @case
 def kernels(folder):
-    "Sparse layers for inference, and a whole model, of which only the classes are the same in all forms"
+    "Sparse layers for inference, and the classes that a whole model predicts"
     learn = trained(folder)
     learn.prune(0.9)
     x = learn.dls.valid.one_batch()[0]

@@ -1,4 +1,4 @@
-"What the cases share: the package's names, Learners on digits, and what a fit leaves behind"
+"Common parts of the cases: the package's names, Learners on digits, and the results of a fit"
 
 import pkgutil
 import warnings
@@ -16,7 +16,7 @@ import fastprune
 
 
 class Names:
-    "The package's names: those of `fastprune.all`, then what modules define, wherever they are at this commit"
+    "The package's names: of `fastprune.all` first, then of any module at this commit"
 
     def __init__(self):
         with warnings.catch_warnings():
@@ -77,7 +77,7 @@ def trained(folder, **kwargs):
 
 
 class Trace(Callback):
-    "Remembers weights and masks after each batch"
+    "Records weights and masks after each batch"
 
     order, run_valid = 200, False
 
@@ -98,7 +98,7 @@ class Crash(Callback):
 
 
 def copies(learn):
-    "The model's state as it is now"
+    "A copy of the model's present state"
     return {n: t.clone() for n, t in learn.model.state_dict().items()}
 
 
@@ -110,7 +110,7 @@ def weights_and_masks(learn):
 
 
 def outcome(learn, cb=None, trace=None):
-    "All that a fit leaves behind"
+    "All results of a fit"
     rec, hard = learn.recorder, getattr(cb, 'hard', None)
     columns = [n for n in rec.metric_names if n not in ('epoch', 'time')]
     res = dict(table=[columns, rec.values, rec.lrs, rec.losses], hard=hard, **weights_and_masks(learn))
@@ -127,7 +127,7 @@ def fitted(learn, cb, *cbs, lr=0.02, n=2, **kwargs):
 
 
 class OddNet(nn.Module):
-    "Layers whose weights lie in other ways, or are computed"
+    "Layers with unusual layouts or computed weights"
 
     def __init__(self):
         super().__init__()
@@ -144,7 +144,7 @@ class OddNet(nn.Module):
 
 
 def or_error(func, *args, **kwargs):
-    "What a function returns, or the type of the error that it raises"
+    "The result of a function, or the type of its error"
     try:
         return func(*args, **kwargs)
     except (ValueError, TypeError) as e:

@@ -1,4 +1,4 @@
-"Pruning at once, masks and schedules"
+"Cases of one-shot pruning, masks and schedules"
 
 import itertools
 import pickle
@@ -117,7 +117,7 @@ def masks(folder):
 
 @case
 def counts(folder):
-    "How scopes share out a sparsity"
+    "The number of weights that each scope keeps in a tensor"
     sparsities = (0.1, 0.5, 0.9, 0.99)
     return {k: {s: fp.layer_counts(SCORES, s, k) for s in sparsities} for k in ('erk', 'balanced')}
 

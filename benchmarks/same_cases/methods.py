@@ -1,4 +1,4 @@
-"Each method for 40 steps, and what `SparsifyCallback` can be asked for"
+"Cases of each method for 40 steps, and of the options of `SparsifyCallback`"
 
 import contextlib
 from functools import partial
@@ -96,7 +96,7 @@ BY_NAME = {k: getattr(fp, k) for k in BASELINES if k not in ('STR', 'DST')}
 
 @each(BY_NAME)
 def method_by_name(make, folder):
-    "Another sparsity for the first layer"
+    "Give the first layer its own sparsity"
     return fitted(learner(folder), make({'*': 0.8, '0.*': 0.3}, scope='local'))
 
 
@@ -144,7 +144,7 @@ def method_beside(how, folder):
 
 @each(METHODS)
 def method_resumed(make, folder):
-    "A fit that was stopped, and goes on in a new Learner by `Checkpoint`"
+    "Stop a fit, and resume it in a new Learner by `Checkpoint`"
     first = learner(folder)
     with contextlib.suppress(InterruptedError):
         first.fit_one_cycle(2, 0.02, cbs=[make(0.8), fp.Checkpoint('run'), Crash()])
@@ -170,7 +170,7 @@ def method_on_odd_layers(make, folder):
     return fitted(learner(folder, OddNet(), wd=0.001), make(0.6, exclude='head'))
 
 
-# What SparsifyCallback can be asked for
+# Options of SparsifyCallback
 
 SETTINGS = {
     **{f'schedule {k}': dict(schedule=s) for k, s in fp.SCHEDULES.items()},
@@ -199,7 +199,7 @@ def sparsify_callback(settings, folder):
 
 @case
 def own_masks(folder):
-    "Masks that the user has set, kept in a fit and then forgotten"
+    "Masks that the user sets: a fit keeps them, then they are removed"
     learn = trained(folder)
     learn.masks = fp.compute_masks(fp.prunable_weights(learn.model), 0.7, absolute=True)
     learn.fit(1, 0.02)

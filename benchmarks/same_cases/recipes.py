@@ -1,4 +1,4 @@
-"Recipes: cycles, rounds, tickets, sweeps"
+"Cases of recipes: cycles, rounds, tickets, sweeps"
 
 import contextlib
 from functools import partial
@@ -72,7 +72,7 @@ RESUMED = {
 
 @each(RESUMED)
 def recipe_resumed(fit, folder):
-    "Stopped, and started again in a new Learner"
+    "Stop a recipe, and start it again in a new Learner"
     with contextlib.suppress(InterruptedError):
         fit(learner(folder), [fp.Checkpoint('run'), Crash()])
     learn = learner(folder)
@@ -80,7 +80,7 @@ def recipe_resumed(fit, folder):
 
 
 def rate_of(recipe, rate):
-    "The rounds' rate under the name that the recipe has for it"
+    "The pruning rate, under the name of the recipe's argument"
     return {'prune_rate' if 'prune_rate' in signature(recipe).parameters else 'rate': rate}
 
 
@@ -109,7 +109,7 @@ def iterative_prune(kwargs, folder):
 
 @each({k: ITERATIVE[k] for k in ('lr', 'weights', 'weights late', 'finetune')})
 def iterative_prune_resumed(kwargs, folder):
-    "One round, and a second one in a new Learner"
+    "One round, then a second round in a new Learner"
     for n in (1, 2):
         learn = learner(folder)
         res = rounds_of(

@@ -35,7 +35,7 @@ class _HessianProduct:
         ]
 
     def _unpacked(self, v):
-        "A vector as tensors of the parameters' shapes, zero where pruned"
+        "Split a vector into tensors of the parameters' shapes, with zeros for pruned weights"
         parts = []
         for (n, p), x in zip(self.params.items(), torch.as_tensor(v).split(self.sizes), strict=True):
             full = torch.zeros(p.numel(), dtype=p.dtype, device=p.device)
@@ -47,7 +47,7 @@ class _HessianProduct:
         return parts
 
     def _packed(self, tensors):
-        "Tensors of the parameters' shapes as a vector, without what is pruned"
+        "Join tensors of the parameters' shapes into a vector, without pruned weights"
         parts = []
         for (n, p), t in zip(self.params.items(), tensors, strict=True):
             t = torch.zeros_like(p) if t is None else t
@@ -68,7 +68,7 @@ class _HessianProduct:
             g = torch.autograd.grad(loss, ps, create_graph=True, allow_unused=True)
             dot = sum((a * b).sum() for a, b in zip(g, parts, strict=True) if a is not None)
             if not torch.is_tensor(dot) or not dot.requires_grad:
-                continue  # linear
+                continue  # a linear loss has no curvature
             res = res + self._packed(torch.autograd.grad(dot, ps, allow_unused=True))
         return res
 
@@ -79,11 +79,11 @@ def hessian_spectrum(
     k: int = 1,  # Number of eigenvalues
     n_batches: int | None = 1,  # Training batches for the loss; an epoch if None
     include: str | list | nn.Module | None = None,  # Name, glob pattern or module, or a list; all trainable if None
-    tol: float = 1e-3,  # Relative accuracy
-    seed: int = 0,  # Of the vector that the search begins with, and of the choice of batches
+    tol: float = 1e-3,  # Relative accuracy of the eigenvalues
+    seed: int = 0,  # For the first vector of the search, and for the choice of batches
 ) -> np.ndarray:  # [k], largest first
-    """The largest eigenvalues of the loss's Hessian at the present weights, in evaluation mode, restricted to weights
-    that are not pruned (Gadhikar et al. 2024, figure 2c)"""
+    """The largest eigenvalues of the loss's Hessian at the present weights, in evaluation mode, over unpruned weights
+    (Gadhikar et al. 2024, figure 2c)"""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
     check_n_batches(n_batches)
@@ -94,7 +94,7 @@ def hessian_spectrum(
     product = _HessianProduct(self, params)
     size = sum(product.sizes)
     if size < 2:
-        raise ValueError(f"there are {size} weights that are not pruned, and the search needs 2 at least")
+        raise ValueError(f"{size} weights are not pruned, and the search needs at least 2")
     check_whole(most=size - 1, k=k)
     check_fraction('a relative accuracy in [0,1)', tol=tol)
     no_second = second_derivatives('hessian_spectrum')

@@ -68,14 +68,14 @@ def _bimp(epochs, lr, learn, sparsity, seed):
 
 # %% ../../nbs/analysis/paper_methods.ipynb #0c8c89e4
 def paper_methods(
-    epochs: int,  # Epochs of each method in all; a multiple of 4, or cycles and rounds leave some out
+    epochs: int,  # Total epochs of each method; a multiple of 4, or cycles and rounds skip some
     lr: float,  # Largest rate
-    names: str | list | None = None,  # Names of those to have, or all if None
+    names: str | list | None = None,  # Names of the methods to return; all if None
 ) -> dict:  # Name -> function (learn, sparsity, seed)
     """The papers' methods under one budget. 'one_shot', 'iterative', 'agp', 'ocp': schedules with one-cycle training.
-    'cyclical': Cyclical Pruning, 4 cycles. 'imp', 'wr', 'lrr': 3 rounds with weights rewound to the first, rewound to
-    half an epoch, or with the rate alone. 'snip', 'synflow', 'random_erk': masks before training. 'cyclic_random':
-    such a random mask, 4 cycles. 'sculpt': from twice the density, 3+1 cycles. 'bimp': Budgeted IMP"""
+    'cyclical': Cyclical Pruning, 4 cycles. 'imp', 'wr', 'lrr': 3 rounds that rewind weights to the start, rewind them
+    to half an epoch, or rewind only the rate. 'snip', 'synflow', 'random_erk': masks before training.
+    'cyclic_random': a random mask, 4 cycles. 'sculpt': from twice the density, 3+1 cycles. 'bimp': Budgeted IMP"""
     check_whole('epochs, one for each cycle or round', 4, epochs=epochs)
     check_number('the largest rate, a number above 0', '(0,inf)', lr=lr)
     if isinstance(names, str):

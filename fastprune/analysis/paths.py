@@ -25,7 +25,7 @@ from ..recipes.ticket import Ticket
 
 # %% ../../nbs/analysis/paths.ipynb #8c05ad9c
 class Barrier(float):
-    "The loss barrier, a float; `.error` is that of the error"
+    "The loss barrier as a float. `.error` is the barrier of the error"
 
     def __new__(cls, loss, error):
         self = super().__new__(cls, loss)
@@ -37,7 +37,7 @@ class Barrier(float):
 
 
 def _above(y, level):
-    "The largest distance of `y` above `level`; NaN where there is no number"
+    "The largest height of `y` above `level`; NaN if a value is not finite"
     return float(np.max(y - level)) if np.isfinite(y).all() else float('nan')
 
 
@@ -50,8 +50,8 @@ def _error(metrics, n=1):
 
 # %% ../../nbs/analysis/paths.ipynb #465803f8
 class LinearPath:
-    """Losses and metrics on the straight line between two states. `train` is the same on training data, if that was
-    asked for; `half` has the metrics half way, if none of the points is there"""
+    """Losses and metrics on the straight line between two states. `train` is the same path on training data, if
+    requested. `half` has the metrics half-way if no point is there"""
 
     def __init__(
         self,
@@ -67,33 +67,33 @@ class LinearPath:
         return f"LinearPath({len(self.alphas)} points, barrier={self.barrier!r})"
 
     @property
-    def errors(self) -> np.ndarray:  # At each point, in [0,1] for a metric such as accuracy
-        "The first metric as an error: 1-metric, or the metric itself if its name says error; NaN without metrics"
+    def errors(self) -> np.ndarray:  # At each point; in [0,1] for a metric such as accuracy
+        "The first metric as an error: 1-metric, or the metric itself if smaller is better; NaN without metrics"
         return _error(self.metrics, len(self.alphas))
 
     @property
     def barrier(self) -> Barrier:  # The loss barrier as a float, with `.loss` and `.error`
-        """How far the worst point, ends included, is above the mean of both ends (Frankle et al. 2020). It is never
-        less than half of the difference between the ends: see `line_barrier`"""
+        """The height of the worst point, ends included, above the mean of both ends (Frankle et al. 2020). It is at
+        least half of the difference between the ends: see `line_barrier`"""
         return Barrier(*(_above(y, (y[0] + y[-1]) / 2) for y in (self.losses, self.errors)))
 
     @property
-    def line_barrier(self) -> Barrier:  # The same for the other definition
-        """How far the worst point is above the straight line between both ends' values (Entezari et al. 2022): 0
-        without a bump"""
+    def line_barrier(self) -> Barrier:  # The loss barrier as a float, with `.loss` and `.error`
+        """The largest height of a point above the straight line between both ends' values (Entezari et al. 2022): 0 if
+        no point is above it"""
         ends = self.alphas[[0, -1]]
         return Barrier(*(_above(y, np.interp(self.alphas, ends, y[[0, -1]])) for y in (self.losses, self.errors)))
 
     @property
     def instability(self) -> float:  # In [0,1]
-        "The error half way, at 0.5 exactly (Hubens et al. 2021, figure 3)"
+        "The error half-way, at exactly 0.5 (Hubens et al. 2021, figure 3)"
         if self.half is not None:
             return float(_error(self.half)[0])
         return float(np.interp(0.5, self.alphas, self.errors))
 
     @property
-    def df(self) -> pd.DataFrame:  # Columns loss and metrics, by alpha
-        "The numbers as a table"
+    def df(self) -> pd.DataFrame:  # Columns loss and metrics; the index is alpha
+        "The losses and metrics as a table"
         df = pd.DataFrame({'loss': self.losses, **self.metrics}, index=pd.Index(self.alphas, name='alpha'))
         return df if self.train is None else df.join(self.train.df.add_prefix('train_'))
 
@@ -123,7 +123,7 @@ def check_path(
     n: object,  # Anything
     **kwargs,  # As for `linear_path`
 ) -> None:
-    "Make sure that these are arguments of `linear_path`, before any training; raises `ValueError` or `TypeError`"
+    "Raise `ValueError` or `TypeError` before any training if these are not arguments of `linear_path`"
     whole = int(n) if isinstance(n, float) and n.is_integer() else n
     check_whole(least=2, needs='a whole number of points, at least 2, for a path', n=whole)
     inspect.signature(Learner.linear_path).bind(None, None, None, n, **kwargs)
@@ -138,7 +138,7 @@ def _as_metrics(metrics):
 
 
 def _in_order(dl):
-    "All items of a DataLoader, in order"
+    "A DataLoader of all items, in order"
     return dl.new(shuffle=False, drop_last=False) if hasattr(dl, 'new') else dl
 
 # %% ../../nbs/analysis/paths.ipynb #a17e9b0b
@@ -146,28 +146,28 @@ def _in_order(dl):
 @torch.no_grad()
 def linear_path(
     self: Learner,
-    a: nn.Module | Learner | dict | Ticket,  # State at 0; of a Ticket, its end if it has one
+    a: nn.Module | Learner | dict | Ticket,  # State at 0; for a Ticket, its end if known
     b: nn.Module | Learner | dict | Ticket,  # State at 1
-    n: int = 11,  # Points, at least 2; the literature has 30
+    n: int = 11,  # Number of points, at least 2; the literature uses 30
     dl: DataLoader | None = None,  # DataLoader to evaluate on; the validation set if None
     metrics: list | Callable | None = None,  # Metrics to measure; the Learner's if None
-    bn: str = 'interpolate',  # BatchNorm's statistics: 'interpolate' them, or 'recalibrate' them on training data
-    train: bool = False,  # Evaluate on training data, too?
+    bn: str = 'interpolate',  # 'interpolate' BatchNorm's statistics, or 'recalibrate' them on training data
+    train: bool = False,  # Evaluate on training data as well?
     n_batches: int | None = None,  # Training batches to recalibrate on; an epoch if None
-    memory: int = 2**30,  # Bytes of batches to hold at once
+    memory: int = 2**30,  # Bytes of batches in memory at once
 ) -> LinearPath:  # With `.alphas`, `.losses`, `.metrics`, `.barrier`, `.instability`, `.plot()`
-    """Loss and metrics on the straight line between two states (Frankle et al. 2020). The Learner has its own weights
-    again at the end, also if it is stopped"""
+    """Loss and metrics on the straight line between two states (Frankle et al. 2020). The Learner's own weights are
+    restored at the end, also after an interruption"""
     check_path(n, bn=bn, n_batches=n_batches)
     a, b = state_from(a, 'a'), state_from(b, 'b')
     check_states(unwrap(self.model).state_dict(), a=a, b=b)
     states = [as_model_state(s, self) for s in (a, b)]
     n, alphas = int(n), np.linspace(0, 1, int(n))
-    at = alphas if n % 2 else [*alphas, 0.5]  # the last one is for `.instability` alone
-    points = [(1 - float(x), float(x)) for x in at]
+    positions = alphas if n % 2 else [*alphas, 0.5]  # 0.5 is for `.instability` only
+    points = [(1 - float(x), float(x)) for x in positions]
     metrics = self.metrics if metrics is None else _as_metrics(metrics)
 
-    def on(dl):
+    def evaluate(dl):
         losses, values = evaluate_points(self, dl, points, put, metrics, memory)
         half = None if n % 2 else {k: v[n:] for k, v in values.items()}
         return LinearPath(alphas, losses[:n], {k: v[:n] for k, v in values.items()}, half=half)
@@ -175,7 +175,7 @@ def linear_path(
     with evaluating(self) as target:
         self.model.eval()
         put = point_setter(self, target, states, points, bn, n_batches, memory)
-        path = on(self.dls.valid if dl is None else dl)
+        path = evaluate(self.dls.valid if dl is None else dl)
         if train:
-            path.train = on(_in_order(self.dls.train))
+            path.train = evaluate(_in_order(self.dls.train))
     return path

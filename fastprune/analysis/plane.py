@@ -20,8 +20,8 @@ from ..recipes.ticket import Ticket
 
 # %% ../../nbs/analysis/plane.ipynb #11229f06
 class Plane:
-    """Losses [n,n] on the plane through three states. `xs` and `ys` are distances in weights from the first state;
-    `points` are the places of the three"""
+    """Losses [n,n] on the plane through three states. `xs` and `ys` are distances from the first state in weight space;
+    `points` are the positions of the three states"""
 
     def __init__(self, xs: np.ndarray, ys: np.ndarray, losses: np.ndarray, points: np.ndarray):
         store_attr()
@@ -33,9 +33,9 @@ class Plane:
         self,
         ax: object = None,  # Matplotlib axes to draw on; new ones if None
         labels: tuple = ('a', 'b', 'c'),  # Names of the states
-        levels: int = 20,  # Contours, at equal ratios of the loss
+        levels: int = 20,  # Number of contours, at equal ratios of the loss
     ) -> object:  # Matplotlib axes
-        "The loss as contours"
+        "Draw the loss as contours"
         from matplotlib.colors import LogNorm
 
         ax = axes_or_new(ax, figsize=(4.5, 3.4))
@@ -59,15 +59,15 @@ def plane(
     a: nn.Module | Learner | dict | Ticket,  # First state: a model, a Learner, a state_dict, or a Ticket
     b: nn.Module | Learner | dict | Ticket,  # Second state; the x axis goes through both
     c: nn.Module | Learner | dict | Ticket,  # Third state
-    n: int = 15,  # Points along each axis, at least 2
-    margin: float = 0.3,  # How far to go beyond the states, as a fraction of their distances
+    n: int = 15,  # Number of points along each axis, at least 2
+    margin: float = 0.3,  # Margin around the states, as a fraction of their distances
     dl: DataLoader | None = None,  # DataLoader to evaluate on; the validation set if None
-    bn: str = 'interpolate',  # BatchNorm's statistics: 'interpolate' them, or 'recalibrate' them on training data
+    bn: str = 'interpolate',  # 'interpolate' BatchNorm's statistics, or 'recalibrate' them on training data
     n_batches: int | None = None,  # Training batches to recalibrate on; an epoch if None
-    memory: int = 2**30,  # Bytes of batches to hold at once
+    memory: int = 2**30,  # Bytes of batches in memory at once
 ) -> Plane:  # With `.losses`, `.plot()`
-    """The loss on the plane through three states (Garipov et al. 2018). The Learner has its own weights and masks again
-    at the end"""
+    """The loss on the plane through three states (Garipov et al. 2018). The Learner's own weights and masks are
+    restored at the end"""
     check_whole(least=2, needs='at least 2 points along each axis, a whole number', n=int(n) if n == int(n) else n)
     check_bn(bn)
     named = dict(a=state_from(a, 'a'), b=state_from(b, 'b'), c=state_from(c, 'c'))

@@ -37,7 +37,7 @@ from ..recipes import retrain as retrain
 
 # %% ../../nbs/analysis/sweep.ipynb #237a78b8
 class Sweep(pd.DataFrame):
-    "A DataFrame with a row for each run, that can draw itself"
+    "A DataFrame with one row for each run, and a plot"
 
     @property
     def _constructor(self):
@@ -50,7 +50,7 @@ class Sweep(pd.DataFrame):
     def summary(
         self,
         metric: str | None = None,  # Column; the first metric that is not a loss if None
-    ) -> pd.DataFrame:  # A row a sparsity; columns method, and mean and std over seeds
+    ) -> pd.DataFrame:  # A row for each sparsity; columns method, and mean and std over seeds
         "Mean and standard deviation over seeds"
         by = pd.DataFrame(self).groupby(['sparsity', 'method'], sort=False)[self._metric(metric)]
         table = by.agg(['mean', 'std']).unstack().swaplevel(axis=1)
@@ -67,15 +67,15 @@ class Sweep(pd.DataFrame):
         df = pd.DataFrame(self)
         for i, (name, rows) in enumerate(df.groupby('method', sort=False)):
             by = rows.groupby('sparsity')[metric]
-            at = [levels.index(s) + 0.03 * (i - df.method.nunique() / 2) for s in by.mean().index]
-            ax.errorbar(at, by.mean(), by.std().fillna(0), marker='o', ms=3, capsize=2, label=name)
+            positions = [levels.index(s) + 0.03 * (i - df.method.nunique() / 2) for s in by.mean().index]
+            ax.errorbar(positions, by.mean(), by.std().fillna(0), marker='o', ms=3, capsize=2, label=name)
         ticks = [f'{100 * s:g}' for s in levels]
         ax.set(xticks=range(len(levels)), xticklabels=ticks, xlabel='sparsity (%)', ylabel=metric)
         return add_grid(ax, legend='outside')
 
 # %% ../../nbs/analysis/sweep.ipynb #1285edd0
 def _run_one(make, name, method, sparsity, seed, n_threads, path, identity, measure):
-    "One run, in whatever process. Its row, which is also written to `path`"
+    "Execute one run, in any process. Returns its row, and writes it to `path`"
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(n_threads)
     try:
@@ -106,26 +106,26 @@ def _run_one(make, name, method, sparsity, seed, n_threads, path, identity, meas
 
 # %% ../../nbs/analysis/sweep.ipynb #657bb373
 def _check_row(row, method, sparsity, seed, measured):
-    "Make sure that a row is one of this run; raises `ValueError`. `measured`: may it have more than numbers?"
+    "Raise `ValueError` if a row is not of this run. `measured`: may it have values that are not numbers?"
     if not isinstance(row, dict):
         raise ValueError(f'its row is a {type(row).__name__}')
     for k, v in dict(method=method, sparsity=sparsity, seed=seed).items():
         if type(row.get(k)) is not type(v) or row[k] != v:
-            raise ValueError(f'{k} is {row.get(k)!r}, and has to be {v!r}')
+            raise ValueError(f'{k} is {row.get(k)!r}, and must be {v!r}')
     for k in ('reached', 'valid_loss', 'seconds'):
         if not is_number(row.get(k)):
-            raise ValueError(f'{k} is {row.get(k)!r}, and has to be a number')
+            raise ValueError(f'{k} is {row.get(k)!r}, and must be a number')
     if not 0 <= row['reached'] <= 1:
-        raise ValueError(f"reached is {row['reached']!r}, and has to be in [0,1]")
+        raise ValueError(f"reached is {row['reached']!r}, and must be in [0,1]")
     for k, v in row.items():
         if k != 'method' and not measured and not is_number(v):
-            raise ValueError(f'{k} is {v!r}, and has to be a number')
+            raise ValueError(f'{k} is {v!r}, and must be a number')
 
 
 def _finished(path, identity, name, sparsity, seed, measured):
-    "The row of a run that is on disk. Raises `ValueError` if it is damaged, or of another experiment"
-    kept = read_json(path)
-    run, row = kept.get('run'), kept.get('row')
+    "Read the row of a finished run. Raises `ValueError` if it is damaged, or of another experiment"
+    saved = read_json(path)
+    run, row = saved.get('run'), saved.get('row')
     try:
         if not isinstance(run, dict):
             raise ValueError(f'its run is a {type(run).__name__}')
@@ -133,32 +133,32 @@ def _finished(path, identity, name, sparsity, seed, measured):
     except ValueError as e:
         raise ValueError(f"{path} is damaged: {str(e)[:200]}. Remove it to run it again") from e
     if text := differences(run, identity):
-        what = ', '.join(k for k in identity if run.get(k) != identity[k])
+        parts = ', '.join(k for k in identity if run.get(k) != identity[k])
         raise ValueError(
-            f"{path} is a run of another experiment: {what} differs ({text}). "
+            f"{path} is a run of another experiment: {parts} differs ({text}). "
             "Use another folder for this one, or remove the file"
         )
     return row
 
 # %% ../../nbs/analysis/sweep.ipynb #71fe0534
 def _with_ray(jobs, address):
-    "The rows of runs on a Ray cluster"
+    "Execute runs on a Ray cluster, and return their rows"
     try:
         import ray
     except ImportError as e:
         raise ImportError("ray needs to be installed: pip install 'fastprune[ray]'") from e
-    ours = not ray.is_initialized()
-    if ours:
+    started_here = not ray.is_initialized()
+    if started_here:
         ray.init(address=None if address == 'local' else address, log_to_driver=False, include_dashboard=False)
     try:
         return ray.get([ray.remote(_run_one).remote(*job) for job in jobs])
     finally:
-        if ours:
+        if started_here:
             ray.shutdown()
 
 
 def _run_all(jobs, ray, n_workers, bar):
-    "The rows of all runs: on a cluster, in other processes, or here"
+    "Execute all runs on a cluster, in other processes, or here, and return their rows"
     if ray:
         return _with_ray(jobs, ray)
     if n_workers:
@@ -169,7 +169,7 @@ def _run_all(jobs, ray, n_workers, bar):
 
 # %% ../../nbs/analysis/sweep.ipynb #6be6efff
 def _check_methods(methods):
-    "Make sure that these are methods by name; raises `ValueError`"
+    "Raise `ValueError` if these are not functions by name"
     if not isinstance(methods, dict) or not methods or not all(map(callable, methods.values())):
         raise ValueError(
             "methods: needs a dict from names to functions (learn, sparsity, seed), as `paper_methods` gives"
@@ -178,16 +178,16 @@ def _check_methods(methods):
         fits = isinstance(n, str) and re.fullmatch(r'[^/\\\x00-\x1f]{1,100}', n)
         if not fits or len(n.encode(errors='replace')) > 200:
             raise ValueError(
-                f"methods: {n!r} can't be the name of a method: it becomes a file's, so no slashes, and "
-                "at most 100 characters"
+                f"methods: {n!r} can't be the name of a method: it is part of a file name, so use "
+                "at most 100 characters and no slashes"
             )
 
 
 def _check_lists(sparsities, seeds):
-    "Sparsities and seeds, each once; raises `ValueError`"
-    for what, o in dict(sparsities=sparsities, seeds=seeds).items():
+    "Sparsities and seeds, without duplicates. Raises `ValueError` if one is wrong"
+    for argument, o in dict(sparsities=sparsities, seeds=seeds).items():
         if isinstance(o, (str, dict)) or not hasattr(o, '__iter__'):
-            raise ValueError(f"{what}={o!r}: needs a list")
+            raise ValueError(f"{argument}={o!r}: needs a list")
     plain = lambda s: s.item() if hasattr(s, 'item') else s
     sparsities = list(dict.fromkeys(check_sparsity(plain(s), 'sparsities') for s in sparsities))
     seeds = list(dict.fromkeys(plain(s) for s in seeds))
@@ -202,16 +202,16 @@ def sweep(
     make: Callable,  # Function (seed) that returns a new Learner
     methods: dict,  # Name -> function (learn, sparsity, seed), such as `paper_methods(...)`
     sparsities: tuple | list,  # Fractions of zeros, in [0,1)
-    seeds: tuple | list = (0, 1, 2),  # For the first weights and the noise of training
-    folder: str | Path | None = None,  # Folder for finished runs, which are not run again
+    seeds: tuple | list = (0, 1, 2),  # For the first weights and the noise in training
+    folder: str | Path | None = None,  # Folder for finished runs, which are not repeated
     n_workers: int = 0,  # Processes on this machine; 0 to run here
     ray: str | None = None,  # Address of a Ray cluster, 'auto', or 'local' to start one here; needs fastprune[ray]
-    n_threads: int = 1,  # Threads of each run: the same for all ways of running, so that tables are the same
-    measure: Callable | None = None,  # Function from a trained Learner to a dict of more columns
-    bar: bool = True,  # Show a progress bar, where runs are here?
-) -> Sweep:  # A row a run: method, sparsity, seed, sparsity reached, loss and metrics, seconds
-    """Accuracy over sparsity for many methods and seeds. A run that fails is named; finished ones stay in the folder.
-    Raises `ValueError` for arguments that don't fit and for finished runs of another experiment, before any run"""
+    n_threads: int = 1,  # Threads of each run, in any process, so that tables are the same
+    measure: Callable | None = None,  # Function from a trained Learner to a dict of additional columns
+    bar: bool = True,  # Show a progress bar for runs in this process?
+) -> Sweep:  # A row for each run: method, sparsity, seed, reached sparsity, loss, metrics, seconds
+    """Compare methods over sparsities and seeds. The error of a failed run names the run; finished runs stay in the
+    folder. Raises `ValueError` before any run for wrong arguments, and for finished runs of another experiment"""
     if not callable(make):
         raise ValueError(f"make={make!r} is not a function: needs one from a seed to a new Learner")
     _check_methods(methods)

@@ -32,9 +32,9 @@ def _flips(a, b):
 @patch
 def sign_flips(
     self: Learner,
-    a: nn.Module | Learner | dict | Ticket,  # First state; of a Ticket, its end if it has one
-    b: nn.Module | Learner | dict | Ticket | None = None,  # Second state; the Learner's present one if None
-) -> pd.DataFrame:  # A row a prunable tensor, and 'total': weights that are nonzero in both, flips, and their fraction
+    a: nn.Module | Learner | dict | Ticket,  # First state; for a Ticket, its end if known
+    b: nn.Module | Learner | dict | Ticket | None = None,  # Second state; the Learner's present state if None
+) -> pd.DataFrame:  # A row for each prunable tensor, and 'total': weights nonzero in both, flips, their fraction
     "Weights with opposite signs in two states (Gadhikar et al. 2024, figure 3a)"
     a, b = state_from(a, 'a'), state_from(self if b is None else b, 'b')
     check_states(unwrap(self.model).state_dict(), a=a, b=b)
@@ -47,7 +47,7 @@ def sign_flips(
 
 # %% ../../nbs/analysis/weights.ipynb #c344bf14
 class SignFlips(Callback):
-    """Counts sign flips of prunable weights between snapshots that are `interval` iterations apart, and keeps them in
+    """Counts sign flips of prunable weights between snapshots that are `interval` iterations apart, and records them in
     `iters` and `flips`"""
 
     order, run_valid = 85, False
@@ -84,7 +84,7 @@ class SignFlips(Callback):
         self,
         ax: object = None,  # Matplotlib axes to draw on; new ones if None
     ) -> object:  # Matplotlib axes
-        "Flips since the snapshot before, along training"
+        "Draw the sign flips since the previous snapshot, over iterations"
         ax = axes_or_new(ax, figsize=(5, 2.8))
         ax.plot(self.iters, self.flips, marker='.')
         ax.set(xlabel='iteration', ylabel=f'sign flips in {self.interval} iterations', ylim=(0, None))
@@ -94,9 +94,9 @@ class SignFlips(Callback):
 @patch
 def mask_overlap(
     self: Learner,
-    masks: dict | list | tuple,  # As for the function: to compare with what is pruned now
-) -> Overlap:  # The same, with a last row and column 'now' for `learn.masks`
-    "`mask_overlap` of `masks` and the Learner's own"
+    masks: dict | list | tuple,  # As for the function `mask_overlap`; compared with `learn.masks`
+) -> Overlap:  # As of the function, with a last row and column 'now' for `learn.masks`
+    "Jaccard similarity of `masks` and the Learner's present masks, for each pair"
     if self.masks is None:
         raise ValueError(
             "nothing is pruned now: call `learn.prune` first, or use the function `mask_overlap` to compare masks "
@@ -108,23 +108,23 @@ def mask_overlap(
 
 # %% ../../nbs/analysis/weights.ipynb #d9108c06
 class WeightHistogram:
-    "Kept weights of each tensor, by name"
+    "The kept weights of each tensor, by name"
 
     def __init__(self, values: dict):
         store_attr()
 
     @property
-    def df(self) -> pd.DataFrame:  # A row a tensor: kept weights, mean, std, and the smallest absolute value
-        "The numbers"
+    def df(self) -> pd.DataFrame:  # A row for each tensor: kept weights, mean, std, smallest absolute value
+        "Summary statistics as a table"
         row = lambda v: dict(mean=v.mean(), std=v.std(), smallest=np.abs(v).min()) if len(v) else {}
         return pd.DataFrame([dict(name=n, kept=len(v), **row(v)) for n, v in self.values.items()]).set_index('name')
 
     def plot(
         self,
         bins: int = 41,  # Number of bins
-        n_cols: int = 3,  # Pictures in a row
+        n_cols: int = 3,  # Histograms in a row
     ) -> np.ndarray:  # Array of matplotlib axes
-        "A histogram for each tensor"
+        "Draw one histogram for each tensor"
         import matplotlib.pyplot as plt
 
         n_rows = -(-len(self.values) // n_cols)
@@ -145,9 +145,9 @@ class WeightHistogram:
 def weight_histogram(
     self: Learner,
     include: str | list | nn.Module | None = None,  # Name, glob pattern or module, or a list; all prunable ones if None
-    exclude: str | list | nn.Module | None = None,  # The same, to leave out
+    exclude: str | list | nn.Module | None = None,  # Name, glob pattern or module to leave out, or a list
 ) -> WeightHistogram:  # With `.df` and `.plot()`
-    "How the weights that are kept are distributed, tensor by tensor"
+    "The distribution of the kept weights of each tensor"
     masks = self.masks or {}
     weights = prunable_weights(self.model, include, exclude)
     if not weights:
@@ -158,7 +158,7 @@ def weight_histogram(
 
 # %% ../../nbs/analysis/weights.ipynb #a74a6a75
 def _numbers(path):
-    "Both barriers, and the error half way"
+    "Both barriers, and the error half-way"
     above, line = path.barrier, path.line_barrier
     return dict(
         loss_barrier=above.loss,
@@ -173,16 +173,14 @@ class CyclePaths(list):
     "Linear paths between the ends of consecutive cycles"
 
     @property
-    def df(
-        self,
-    ) -> pd.DataFrame:  # A row a pair of cycles: barriers, the error half way; with 'train_' on training data
-        "The numbers"
+    def df(self) -> pd.DataFrame:  # A row for each pair of cycles: barriers, error half-way; 'train_': on training data
+        "The barriers as a table"
         trained = lambda p: {} if p.train is None else {f'train_{c}': v for c, v in _numbers(p.train).items()}
         rows = [dict(cycles=f'{i + 1} to {i + 2}', **_numbers(p), **trained(p)) for i, p in enumerate(self)]
         return pd.DataFrame(rows).set_index('cycles')
 
     def plot(self, axs: object = None) -> np.ndarray:
-        "Losses and errors of all paths"
+        "Draw losses and errors of all paths"
         for i, p in enumerate(self):
             axs = p.plot(axs, label=f'{i + 1} to {i + 2}')
         return axs
@@ -192,10 +190,10 @@ class CyclePaths(list):
 def cycle_paths(
     self: Learner,
     ends: list | tuple,  # States at the ends of cycles, as `learn.fit_cycles(..., ends=True)` returns them
-    n: int = 11,  # Points of each path
+    n: int = 11,  # Number of points on each path
     **kwargs,  # As for `linear_path`: dl, metrics, bn, train, ...
-) -> CyclePaths:  # A list of LinearPaths, with `.df` and `.plot()`
-    "The linear path between the ends of each two consecutive cycles (Gadhikar et al. 2024, figure 3b, c)"
+) -> CyclePaths:  # List of LinearPaths, with `.df` and `.plot()`
+    "The linear paths between the ends of consecutive cycles (Gadhikar et al. 2024, figure 3b, c)"
     if not isinstance(ends, (list, tuple)):
         raise ValueError(
             f"ends={type(ends).__name__}: needs a list of states, as `learn.fit_cycles(..., ends=True)` returns"

@@ -31,7 +31,7 @@ _step_decay = partial(lr_warmup, warmup=0.0, drops=(0.75,))  # Srinivas et al. 2
 
 
 def _repeat(f, n, pos):
-    "`f` over each of `n` cycles"
+    "`f` repeated `n` times in [0,1]"
     x = round(pos * n, 9)
     return f(x - math.floor(x))
 
@@ -40,27 +40,27 @@ def _repeat(f, n, pos):
 def fit_cyclical(
     self: Learner,
     n_cycles: int,  # Number of cycles (3 to 5 in the paper)
-    epochs_per_cycle: int,  # Epochs in each (20 in the paper)
+    epochs_per_cycle: int,  # Epochs in each cycle (20 in the paper)
     sparsity: float | dict,  # Fraction of zeros at the end of each cycle, as for `SparsifyCallback`
-    schedule: Callable = cubic,  # Sparsity schedule of a cycle; `one_shot` prunes in its middle (the paper's 'step')
-    restart: float = 0.5,  # Progress at which later cycles start, in [0,1]; the first starts at 0
-    ramp: float = 0.8,  # Fraction of a cycle in which sparsity rises, in (0,1]; it is held in the rest
+    schedule: Callable = cubic,  # Sparsity schedule of a cycle; `one_shot` prunes half-way (the paper's 'step')
+    restart: float = 0.5,  # Progress at which later cycles start, in [0,1]; the first cycle starts at 0
+    ramp: float = 0.8,  # Fraction of a cycle in which sparsity rises, in (0,1]; then it is constant
     lr_max: float | slice | list | None = None,  # Largest rate, or one for each parameter group; `learn.lr` if None
     shape: Callable = _step_decay,  # Function from the largest rate to a cycle's schedule
-    prune_cycles: int | None = None,  # Cycles that prune, the first ones; all if None. 1 is the paper's control
+    prune_cycles: int | None = None,  # Number of first cycles that prune; all if None. 1 is the paper's control
     wd: float | None = None,  # Weight decay; the Learner's if None
     cbs: list | Callback | None = None,  # More callbacks
     reset_opt: bool = False,  # Start with a new optimizer?
     **kwargs,  # For `SparsifyCallback`: criterion, scope, granularity, track, ...; `initial` is 0 if not given
-) -> SparsifyCallback:  # For its `.plot()` and what it recorded
-    """Cyclical Pruning: periodic sparsity and rate in one fit (Srinivas et al. 2022, section 3 and table 5). By
-    default a cycle's rate is the paper's for CIFAR-10: a tenth after 75%"""
+) -> SparsifyCallback:  # With `.plot()` and the recorded values
+    """Cyclical Pruning: periodic sparsity and learning rate in one fit (Srinivas et al. 2022, section 3 and table 5).
+    The default rate is the paper's for CIFAR-10: it drops to a tenth after 75% of each cycle"""
     check_whole(n_cycles=n_cycles, epochs_per_cycle=epochs_per_cycle)
     check_whole(prune_cycles=n_cycles if prune_cycles is None else prune_cycles)
     if prune_cycles and prune_cycles > n_cycles:
         raise ValueError(f"prune_cycles={prune_cycles}: there are {n_cycles} cycles")
     check_fraction('the progress at which later cycles start, in [0,1]', '[0,1]', restart=restart)
-    check_fraction('a fraction of a cycle in (0,1], the rest of which holds the sparsity', '(0,1]', ramp=ramp)
+    check_fraction('the fraction of a cycle in which the sparsity rises, in (0,1]', '(0,1]', ramp=ramp)
     check_unfrozen(self)
     n = prune_cycles or n_cycles
     cycle = window(schedule, 0.5) if schedule is one_shot else window(schedule, 0.0, ramp)
@@ -74,16 +74,16 @@ def fit_cyclical(
     return cb
 
 
-def _cyclic_rate(learn, n_cycles, lr, shape, what='lr'):
-    "The schedule of the rate over all cycles"
-    return partial(_repeat, shaped_schedule(shape, group_rates(learn, lr, what)), n_cycles)
+def _cyclic_rate(learn, n_cycles, lr, shape, argument='lr'):
+    "The learning-rate schedule over all cycles"
+    return partial(_repeat, shaped_schedule(shape, group_rates(learn, lr, argument)), n_cycles)
 
 # %% ../../nbs/recipes/cyclical.ipynb #7916ee1e
 _two_drops = partial(lr_warmup, warmup=0.1, drops=(0.5, 0.75))
 
 
 class _CycleEnds(Callback):
-    "The state at the end of each cycle"
+    "Records the state of the model at the end of each cycle"
 
     order = 80
 
@@ -105,16 +105,16 @@ def _check_cycles(learn, n_cycles, epochs_per_cycle):
 def fit_cycles(
     self: Learner,
     n_cycles: int,  # Number of cycles
-    epochs_per_cycle: int,  # Epochs in each
+    epochs_per_cycle: int,  # Epochs in each cycle
     lr: float | slice | list | None = None,  # Largest rate, or one for each parameter group; `learn.lr` if None
     shape: Callable = _two_drops,  # Function from the largest rate to a cycle's schedule
     wd: float | None = None,  # Weight decay; the Learner's if None
     cbs: list | Callback | None = None,  # More callbacks
     reset_opt: bool = False,  # Start with a new optimizer?
-    ends: bool = False,  # Return the states at the ends of cycles?
+    ends: bool = False,  # Return the state at the end of each cycle?
 ) -> list | None:  # `state_dict`s, one for each cycle, if `ends`
-    """Cyclic Sparse Training: train whatever is masked now in cycles of the rate. Masks stay, weights go on (Gadhikar
-    et al. 2024)"""
+    """Cyclic Sparse Training (Gadhikar et al. 2024): train with the present masks and a cyclic learning rate. The masks
+    stay fixed, and each cycle continues from the weights of the one before"""
     _check_cycles(self, n_cycles, epochs_per_cycle)
     rate = ParamScheduler({'lr': _cyclic_rate(self, n_cycles, lr, shape)})
     at_ends = [_CycleEnds(epochs_per_cycle)] if ends else []
@@ -125,22 +125,24 @@ def fit_cycles(
 
 @patch
 def fit_cyclic(self: Learner, *args, **kwargs) -> list | None:
-    "The old name of `fit_cycles`, for one release"
+    "The old name of `fit_cycles`; the next release removes it"
     warnings.warn(
-        "fit_cyclic is now called fit_cycles; the old name goes with the next release", FutureWarning, stacklevel=2
+        "fit_cyclic is now called fit_cycles: use the new name; the next release removes the old one",
+        FutureWarning,
+        stacklevel=2,
     )
     return self.fit_cycles(*args, **kwargs)
 
 # %% ../../nbs/recipes/cyclical.ipynb #77bdb20c
 def _check_sculpt(learn, weights, start_sparsity, cbs):
-    "Make sure that nothing else prunes, and that the Learner is not too sparse to start from; raises `ValueError`"
+    "Raise `ValueError` if another callback prunes, or if the Learner is sparser than the start"
     if other := next((o for o in [*learn.cbs, *cbs] if isinstance(o, SparsifyCallback)), None):
-        raise ValueError(f"cbs: fit_sculpt has a SparsifyCallback of its own, so take out {other}")
+        raise ValueError(f"cbs: fit_sculpt adds its own SparsifyCallback: remove {other}")
     present = present_masks(learn.masks, weights).sparsity
     if present > start_sparsity + 1 / sum(p.numel() for p in weights.values()):
         raise ValueError(
-            f"start_sparsity={start_sparsity:g}: the Learner is {100 * present:.4g}% sparse already, and SCULPT starts "
-            "from weights that are not: make a new one"
+            f"start_sparsity={start_sparsity:g}: the Learner is {100 * present:.4g}% sparse already: use a higher "
+            "start_sparsity, or a new Learner"
         )
 
 
@@ -151,24 +153,24 @@ def fit_sculpt(
     start_sparsity: float,  # Fraction of zeros at the start, in [0,`sparsity`]
     n_cycles: int,  # Cycles before the pruning step; one more comes after it
     epochs_per_cycle: int,  # Epochs in each
-    criterion: Callable = random_score,  # What the first mask is chosen by
-    start_scope: str = 'erk',  # How the first mask is shared out between layers
-    scope: str = 'global',  # How the pruning step to the target is
+    criterion: Callable = random_score,  # Scores for the first mask
+    start_scope: str = 'erk',  # How the first mask's sparsity is distributed over layers
+    scope: str = 'global',  # Scope of the pruning step to the target
     lr: float | slice | list | None = None,  # Largest rate, or one for each parameter group; `learn.lr` if None
     shape: Callable = _two_drops,  # Function from the largest rate to a cycle's schedule
-    n_batches: int | None = None,  # For the criterion, as for `learn.prune`
+    n_batches: int | None = None,  # Training batches for the criterion, as for `learn.prune`
     wd: float | None = None,  # Weight decay; the Learner's if None
     cbs: list | Callback | None = None,  # More callbacks
     include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
-    exclude: str | list | nn.Module | None = None,  # The same, to leave alone
-) -> SparsifyCallback:  # For its `.plot()`
-    """SCULPT: cyclic training of a sparse mask, one magnitude-pruning step to the target, and one more cycle, all in
-    one fit (Gadhikar et al. 2024)"""
+    exclude: str | list | nn.Module | None = None,  # Name, glob pattern or module to leave alone, or a list
+) -> SparsifyCallback:  # With `.plot()`
+    """SCULPT (Gadhikar et al. 2024): cyclic training of a sparse mask, one step of magnitude pruning to the target, and
+    one more cycle, all in one fit"""
     check_sparsity(sparsity)
     check_sparsity(start_sparsity, 'start_sparsity')
     if start_sparsity > sparsity:
         raise ValueError(
-            f"start_sparsity={start_sparsity:g} is above the target, sparsity={sparsity:g}: needs at most that"
+            f"start_sparsity={start_sparsity:g} is above the target, sparsity={sparsity:g}: use a smaller one"
         )
     check_whole(n_cycles=n_cycles)
     check_unfrozen(self)

@@ -31,15 +31,15 @@ from ..training.identity import learner_identity
 
 # %% ../../nbs/recipes/iterative.ipynb #e0d1044c
 class TableSearch(RoundSearch):
-    "Rounds that go on from one another, with a table of what each has reached"
+    "Rounds that continue from one another, with a table of their results"
 
     older = dict(sparsity=None, schedule='one_shot', progress=[1.0] * 5, interval=None, options={})
     old_names = {'rate': 'prune_rate'}
 
     def __init__(
         self,
-        pruning: RoundPruning,  # How far rounds prune, which Learner
-        training: EpochTraining,  # How they train
+        pruning: RoundPruning,  # The sparsity of each round, and the Learner
+        training: EpochTraining,  # How the rounds train
         folder: str | Path | None = None,  # Folder for finished rounds
         histograms: bool = False,  # Keep each round's `learn.gradient_histogram()`?
     ):
@@ -50,21 +50,21 @@ class TableSearch(RoundSearch):
         super().__init__(pruning, training, folder)
         notes = self.store.notes
         if self.store.rows:
-            notes.setdefault('kept', None)  # has to be there
+            notes.setdefault('kept', None)  # a table with rows needs this note
         self._check_kept(notes.setdefault('kept', kept))
         pruning.sparsity.start_from(notes['kept'])
         training.rates(pruning.rounds)
         pruning.check()
 
     def _check_kept(self, kept):
-        "Make sure that these are numbers of weights at the start, which may be from a file; raises `ValueError`"
+        "Raise `ValueError` if `kept`, which may come from a file, is not the numbers of weights at the start"
         sizes = self.pruning.sparsity.sizes
         known = isinstance(kept, dict) and kept.keys() == sizes.keys()
         if not known or not all(type(k) is int and 0 <= k <= sizes[n] for n, k in kept.items()):
-            raise ValueError(f"{self.store.table} is damaged: its `kept` are not the numbers of weights of this model")
+            raise ValueError(f"{self.store.table} is damaged: `kept` does not match the weights of this model")
 
     def identity(self) -> dict:
-        "What tells this search in its folder from another one, beside its pruning and training"
+        "What identifies this search in its folder, besides its pruning and training"
         learn, training = self.learn, self.training
         res = dict(histograms=self.histograms, steps=len(learn.dls.train), **learner_identity(learn, training.cbs))
         search = getattr(training.max_lr, 'identity', dict)
@@ -72,13 +72,13 @@ class TableSearch(RoundSearch):
 
     @staticmethod
     def check_row(row: object) -> None:
-        "Make sure that a row of the folder's table is one of this search; raises `ValueError`"
+        "Raise `ValueError` if a row of the folder's table does not belong to this search"
         check_numbers(row, 'sparsity', 'weights', 'max_lr')
 
 # %% ../../nbs/recipes/iterative.ipynb #d4b1b450
 @patch
 def restore(self: TableSearch) -> int:
-    "Put the last finished round into the Learner. The number of finished rounds"
+    "Load the last finished round into the Learner, and return the number of finished rounds"
     store, learn, rows = self.store, self.learn, self.store.rows[: self.pruning.rounds + 1]
     if rows and self.training.rewind == 'weights':
         self.training.state = store.load('start', None, unwrap(learn.model).state_dict())
@@ -92,10 +92,10 @@ def restore(self: TableSearch) -> int:
 
 @patch
 def prune(self: TableSearch, m: int) -> None:
-    "From the end of round `m-1` to the start of round `m`"
+    "Go from the end of round `m-1` to the start of round `m`: prune and rewind"
     learn, pruning, training = self.learn, self.pruning, self.training
     if not pruning.within_training:
-        seed_round(learn, training.seed + m)  # for gradients that the criterion may need
+        seed_round(learn, training.seed + m)  # for the batches of gradient criteria
         pruning.prune_to(m)
     if training.rewind == 'weights':
         masks = learn.masks
@@ -106,7 +106,7 @@ def prune(self: TableSearch, m: int) -> None:
 
 @patch
 def train(self: TableSearch, m: int, rate: float | None = None) -> dict:  # The row of the table
-    "Train round `m`, at its largest rate or another one"
+    "Train round `m`, at its own largest rate or at `rate`"
     learn, training, pruning = self.learn, self.training, self.pruning
     if m == 0 and not training.train_first:
         seed_round(learn, training.seed)
@@ -130,7 +130,7 @@ def train(self: TableSearch, m: int, rate: float | None = None) -> dict:  # The 
 # %% ../../nbs/recipes/iterative.ipynb #e57e9c1b
 @patch
 def next_round(self: TableSearch, m: int) -> None:
-    "Train and prune round `m`, from 0, and write it"
+    "Prune and train round `m` (from 0), and write it"
     learn, store, training = self.learn, self.store, self.training
     if m > 0:
         self.prune(m)
@@ -153,54 +153,54 @@ def result(self: TableSearch) -> Rounds:
 
 
 def _read_histogram(path, row):
-    "A histogram that a round has written. Raises `ValueError` if the file is damaged"
-    kept = load_state(path)
-    values = [kept.get(k) for k in ('gradients', 'hidden')]
+    "Read the histogram of a round. Raises `ValueError` if the file is damaged"
+    saved = load_state(path)
+    values = [saved.get(k) for k in ('gradients', 'hidden')]
     kinds = torch.float16, torch.float32, torch.float64
     if any(not isinstance(v, torch.Tensor) or v.ndim != 1 or v.dtype not in kinds for v in values):
         raise ValueError(f"{path} is damaged: it has no histogram")
     return GradientHistogram(f"{100 * (1 - row['sparsity']):.3g}% left", *[v.numpy() for v in values])
 
 # %% ../../nbs/recipes/iterative.ipynb #22be3c5e
-_s_cyc_shape = partial(lr_warmup, warmup=0.15, drops=(0.5, 0.75))  # nearly that of S-Cyc for VGG-19
+_s_cyc_shape = partial(lr_warmup, warmup=0.15, drops=(0.5, 0.75))  # close to S-Cyc's for VGG-19
 
 
 @patch
 @renamed(rate='prune_rate')
 def iterative_prune(
     self: Learner,
-    rounds: int | None,  # Rounds of pruning and training, after the first training; as `sparsity` takes if None
-    epochs: int,  # Epochs of training in each round, and before the first
+    rounds: int | None,  # Rounds of pruning and training after the first training; from `sparsity` if None
+    epochs: int,  # Epochs of each round, and of the first training
     prune_rate: float = 0.2,  # Fraction of the remaining weights that each round prunes, in (0,1)
-    lr: float | slice | list | None = None,  # A round's largest rate, or one for each group; `learn.lr` if None
+    lr: float | slice | list | None = None,  # Largest rate, or one for each parameter group; `learn.lr` if None
     max_lr: Callable | float | None = None,  # Largest rate, or a function from completed rounds to it; `lr` if None
     shape: Callable = _s_cyc_shape,  # From the largest rate to a round's schedule
     criterion: Callable = magnitude,  # Function from {name: weight} to {name: score}, larger = keep
     scope: str = 'global',  # 'global', 'local', 'erk' or 'balanced'
     granularity: str = 'weight',  # As for `compute_masks`
     rewind: str = 'lr',  # 'lr', 'finetune' or 'weights'
-    rewind_to: int | float | str = 0,  # Where later rounds start: steps of the first one, a fraction, or '1 epoch'
+    rewind_to: int | float | str = 0,  # State to rewind to: steps of the first round, a fraction, or '1 epoch'
     include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
-    exclude: str | list | nn.Module | None = None,  # The same, to leave alone
+    exclude: str | list | nn.Module | None = None,  # Name, glob pattern or module to leave alone, or a list
     n_batches: int = 10,  # Training batches to sum gradients over, for criteria other than magnitude
-    monitor: str = 'valid_loss',  # Loss or metric that early stopping looks at
-    early_stop: bool = False,  # Go back to a round's best epoch on the validation set?
-    patience: int | None = None,  # Stop a round after so many epochs without a better one; implies `early_stop`
-    test_dl: DataLoader | None = None,  # DataLoader to report metrics of, too, from the state that a round ends with
+    monitor: str = 'valid_loss',  # Loss or metric for early stopping
+    early_stop: bool = False,  # End each round at its best epoch on the validation set?
+    patience: int | None = None,  # Stop a round after this many epochs without improvement; implies `early_stop`
+    test_dl: DataLoader | None = None,  # DataLoader for additional metrics, at the end of each round
     histograms: bool = False,  # Keep each round's `learn.gradient_histogram()` in the result's `.histograms`?
-    train_first: bool = True,  # Train before the first pruning? False for a Learner that is trained already
-    seed: int = 0,  # Round m begins with random numbers from `seed+m`
-    folder: str | Path | None = None,  # Folder for finished rounds: a second call goes on after the last of them
+    train_first: bool = True,  # Train before the first pruning? False for a trained Learner
+    seed: int = 0,  # Round m starts with the random seed `seed+m`
+    folder: str | Path | None = None,  # Folder for finished rounds: a second call continues after the last one
     wd: float | None = None,  # Weight decay; the Learner's if None
     cbs: list | Callback | None = None,  # More callbacks
     sparsity: float | None = None,  # Sparsity after the last round, with `rounds=None`
-    schedule: Callable = one_shot,  # Sparsity schedule inside of a round; `one_shot` prunes at its start
-    interval: int | None = None,  # Iterations between mask updates inside of a round, as for `SparsifyCallback`
-    **kwargs,  # For `SparsifyCallback` inside of rounds: recover, refresh, track
-) -> Rounds:  # A DataFrame with a row a round: sparsity, weights left, max_lr, losses, metrics; with `.plot()`
-    """Train, prune a fraction of what is left, and so on (Han et al. 2015; Renda et al. 2020; S-Cyc: Liu et al. 2021).
-    Each round has a new optimizer. If one fails, `learn.rounds` has those before. Raises `ValueError` before any
-    training for arguments that don't fit, and for a folder of another experiment"""
+    schedule: Callable = one_shot,  # Sparsity schedule within a round; `one_shot` prunes at its start
+    interval: int | None = None,  # Iterations between mask updates within a round, as for `SparsifyCallback`
+    **kwargs,  # For `SparsifyCallback` within rounds: recover, refresh, track
+) -> Rounds:  # A row for each round: sparsity, weights left, max_lr, losses, metrics; with `.plot()`
+    """Train, prune a fraction of the remaining weights, and repeat (Han et al. 2015; Renda et al. 2020; S-Cyc: Liu et
+    al. 2021). Each round has a new optimizer. If a round fails, `learn.rounds` has the rounds before it. Raises
+    `ValueError` before any training for wrong arguments, and for the folder of another experiment"""
     where = dict(scope=scope, granularity=granularity, include=include, exclude=exclude, n_batches=n_batches)
     pruning = RoundPruning(
         self, rounds, prune_rate, sparsity, schedule, criterion, interval=interval, **where, **kwargs

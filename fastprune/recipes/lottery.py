@@ -32,16 +32,16 @@ from ..training.identity import callbacks_identity, data_identity, model_identit
 
 # %% ../../nbs/recipes/lottery.ipynb #612d5750
 class TicketSearch(RoundSearch):
-    "A search for tickets, each of which is found by training the one before"
+    "A search for tickets: training one ticket finds the next"
 
     older = dict(sparsity=None, monitor='valid_loss', early_stop=False, patience=None, test_dl=None, options={})
 
     def __init__(
         self,
-        pruning: RoundPruning,  # How far rounds prune, which Learner
-        training: FunctionTraining,  # How they train
-        measure: str = 'last',  # Tickets to train once more for their metrics alone: 'last', 'all' or 'none'
-        ends: bool = False,  # Keep the state after training a ticket, as its `.end`?
+        pruning: RoundPruning,  # The sparsity of each round, and the Learner
+        training: FunctionTraining,  # How the rounds train
+        measure: str = 'last',  # Tickets to train once more only for their metrics: 'last', 'all' or 'none'
+        ends: bool = False,  # Store the state after training a ticket as its `.end`?
         folder: str | Path | None = None,  # Folder for finished rounds
     ):
         check_choice(('last', 'all', 'none'), measure=measure)
@@ -51,7 +51,7 @@ class TicketSearch(RoundSearch):
         super().__init__(pruning, training, folder)
 
     def identity(self) -> dict:
-        "What tells this search in its folder from another one, beside its pruning and training"
+        "What identifies this search in its folder, besides its pruning and training"
         learn = self.learn
         return dict(
             measure=self.measure,
@@ -64,7 +64,7 @@ class TicketSearch(RoundSearch):
 
     @staticmethod
     def check_row(row: object) -> None:
-        "Make sure that a row of the folder's table is one of this search; raises `ValueError`"
+        "Raise `ValueError` if a row of the folder's table does not belong to this search"
         if not isinstance(row, dict) or row.keys() != {'metrics', 'rates'}:
             raise ValueError('a row has no metrics and rates')
         check_numbers(row['metrics'])
@@ -76,13 +76,13 @@ class TicketSearch(RoundSearch):
 
 # %% ../../nbs/recipes/lottery.ipynb #3892b256
 def _other_names(learn):
-    "Name of a parameter -> its name in the state, where the two differ"
+    "Name of a parameter -> its name in the state, where they differ"
     return {n: k for n, k in state_names(learn.model).items() if n != k}
 
 
 @patch
 def restore(self: TicketSearch) -> int:
-    "Load the tickets of the folder, or make the first one. The number of tickets"
+    "Load the tickets of the folder, or make the first one. Returns the number of tickets"
     learn, self.tickets = self.learn, self.stored()
     learn.tickets = self.tickets
     if self.tickets:
@@ -97,7 +97,7 @@ def restore(self: TicketSearch) -> int:
 def stored(self: TicketSearch) -> Tickets:
     "The tickets of the folder. Raises `ValueError` if one is damaged"
     store, training, res = self.store, self.training, Tickets()
-    mine = unwrap(self.learn.model).state_dict()
+    like = unwrap(self.learn.model).state_dict()
     for m, row in enumerate(store.rows[: self.pruning.rounds + 1]):
         path = store.path('ticket', m)
         res.append(Ticket.load(path))
@@ -106,7 +106,7 @@ def stored(self: TicketSearch) -> Tickets:
         except ValueError as e:
             raise ValueError(f"{path}: {e}") from e
         if store.path('end', m).exists():
-            res[-1].end = store.load('end', m, mine)
+            res[-1].end = store.load('end', m, like)
         if row['rates']:
             training.last_rates = row['rates']
     if len(res) > 1 and training.rewind == 'finetune':
@@ -116,7 +116,7 @@ def stored(self: TicketSearch) -> Tickets:
 
 @patch
 def _check_last_rates(self: TicketSearch):
-    "Make sure that there is a rate for each parameter group; raises `ValueError`"
+    "Raise `ValueError` if the table does not have one rate for each parameter group"
     if self.learn.opt is None:
         self.learn.create_opt()
     rates, n = self.training.last_rates or [], len(self.learn.opt.hypers)
@@ -126,7 +126,7 @@ def _check_last_rates(self: TicketSearch):
 # %% ../../nbs/recipes/lottery.ipynb #ad9c188c
 @patch
 def first(self: TicketSearch) -> Ticket:
-    "Ticket 0: the dense network, as it is before training"
+    "Ticket 0: the dense network before training"
     learn = self.learn
     learn.remove_masks()
     self.names = _other_names(learn)
@@ -148,7 +148,7 @@ def ticket(self: TicketSearch, m: int, state: dict, masks: dict, start: int = 0)
 # %% ../../nbs/recipes/lottery.ipynb #54141198
 @patch
 def next_round(self: TicketSearch, m: int) -> None:
-    "Train ticket `m-1`, and find ticket `m` by it"
+    "Train ticket `m-1` to find ticket `m`"
     learn, pruning, training, last = self.learn, self.pruning, self.training, self.tickets[m - 1]
     learn.load_ticket(last)
     within, mark = pruning.within_training, m == 1 and training.rewind == 'weights'
@@ -178,7 +178,7 @@ def _warn_of_empty(m, masks):
 # %% ../../nbs/recipes/lottery.ipynb #7df07cae
 @patch
 def measured(self: TicketSearch, m: int, metrics: dict) -> None:
-    "Ticket `m` has just been trained, with these losses and metrics"
+    "Store the losses and metrics of a training of ticket `m`"
     ticket = self.tickets[m]
     ticket.metrics = metrics
     if self.ends:
@@ -199,7 +199,7 @@ def write(self: TicketSearch, m: int) -> None:
 
 @patch
 def result(self: TicketSearch) -> Tickets:
-    "The tickets, those measured that are to be. The last one is loaded"
+    "Measure the tickets that `measure` selects, load the last ticket, and return all of them"
     learn, rounds = self.learn, self.pruning.rounds
     for m, t in enumerate(self.tickets):
         if not t.metrics and (self.measure == 'all' or self.measure == 'last' and m == rounds):
@@ -212,35 +212,35 @@ def result(self: TicketSearch) -> Tickets:
 @patch
 def find_tickets(
     self: Learner,
-    rounds: int | None,  # Rounds of training and pruning; as many as `sparsity` takes if None
+    rounds: int | None,  # Rounds of training and pruning; from `sparsity` if None
     fit: Callable,  # Function (learn, cbs) that trains; (learn, cbs, rate) with `max_lr`
     prune_rate: float = 0.2,  # Fraction of the remaining weights that each round prunes, in (0,1)
     rewind: str = 'weights',  # 'weights', 'lr' or 'finetune'
-    rewind_to: int | float | str = 0,  # Where weights go back to: steps of the first round, a fraction, or '1 epoch'
+    rewind_to: int | float | str = 0,  # State to rewind to: steps of the first round, a fraction, or '1 epoch'
     scope: str = 'global',  # 'global', 'local', 'erk' or 'balanced'
-    schedule: Callable = one_shot,  # Sparsity schedule inside of a round; `one_shot` prunes at its end
+    schedule: Callable = one_shot,  # Sparsity schedule within a round; `one_shot` prunes at its end
     criterion: Callable = magnitude,  # Function from {name: weight} to {name: score}, larger = keep
     granularity: str = 'weight',  # As for `compute_masks`
     include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
-    exclude: str | list | nn.Module | None = None,  # The same, to leave alone
-    max_lr: Callable | float | None = None,  # Rate that `fit` is called with, or a function from completed rounds to it
+    exclude: str | list | nn.Module | None = None,  # Name, glob pattern or module to leave alone, or a list
+    max_lr: Callable | float | None = None,  # Rate to call `fit` with, or a function from completed rounds to it
     n_batches: int = 10,  # Training batches to sum gradients over, for criteria other than magnitude
-    seed: int = 0,  # Round m, from 0, begins with random numbers from `seed+m`
-    measure: str = 'last',  # Tickets to train once more for their metrics alone: 'last', 'all' or 'none'
-    ends: bool = False,  # Keep the state after training a ticket, as its `.end`?
-    folder: str | Path | None = None,  # Folder for finished rounds: a second call goes on after the last of them
-    interval: int | None = None,  # Iterations between mask updates inside of a round, as for `SparsifyCallback`
+    seed: int = 0,  # Round m (from 0) starts with the random seed `seed+m`
+    measure: str = 'last',  # Tickets to train once more only for their metrics: 'last', 'all' or 'none'
+    ends: bool = False,  # Store the state after training a ticket as its `.end`?
+    folder: str | Path | None = None,  # Folder for finished rounds: a second call continues after the last one
+    interval: int | None = None,  # Iterations between mask updates within a round, as for `SparsifyCallback`
     sparsity: float | None = None,  # Sparsity after the last round, with `rounds=None`
-    monitor: str = 'valid_loss',  # Loss or metric that early stopping looks at
-    early_stop: bool = False,  # Go back to a training's best epoch on the validation set?
-    patience: int | None = None,  # Stop a training after so many epochs without a better one; implies `early_stop`
-    test_dl: DataLoader | None = None,  # DataLoader to report metrics of, too, from the state that a training ends with
-    **kwargs,  # For `SparsifyCallback` inside of rounds: recover, refresh, track
-) -> Tickets:  # One more than rounds, the dense network first
-    """Lottery tickets by iterative pruning (Frankle and Carbin 2019; Frankle et al. 2020; Renda et al. 2020; inside of
-    rounds: Hubens et al. 2021). The Learner has the last one loaded then. If a round fails, `learn.tickets` has those
-    that were found. Raises `ValueError` before any training for arguments that don't fit, and for a folder of another
-    experiment"""
+    monitor: str = 'valid_loss',  # Loss or metric for early stopping
+    early_stop: bool = False,  # End each training at its best epoch on the validation set?
+    patience: int | None = None,  # Stop a training after this many epochs without improvement; implies `early_stop`
+    test_dl: DataLoader | None = None,  # DataLoader for additional metrics, at the end of each training
+    **kwargs,  # For `SparsifyCallback` within rounds: recover, refresh, track
+) -> Tickets:  # One more than rounds; the first is the dense network
+    """Find lottery tickets by iterative pruning (Frankle and Carbin 2019; Frankle et al. 2020; Renda et al. 2020; with
+    a schedule within rounds: Hubens et al. 2021). At the end the last ticket is loaded into the Learner. If a round
+    fails, `learn.tickets` has the tickets found so far. Raises `ValueError` before any training for wrong arguments,
+    and for the folder of another experiment"""
     where = dict(scope=scope, granularity=granularity, include=include, exclude=exclude, n_batches=n_batches)
     pruning = RoundPruning(
         self, rounds, prune_rate, sparsity, schedule, criterion, interval=interval, **where, **kwargs

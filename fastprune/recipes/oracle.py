@@ -17,12 +17,12 @@ from .table import Rounds
 
 # %% ../../nbs/recipes/oracle.ipynb #585bda71
 class RateSearch:
-    "Largest rates of which the best one is chosen in each round, in the place of `max_lr`"
+    "Search for the best largest rate in each round, in place of `max_lr`"
 
     def __init__(
         self,
         lrs: list,  # Largest rates to try in each round
-        feasible: float = 0.005,  # Rates that are worse by no more than this are feasible, too
+        feasible: float = 0.005,  # Rates at most this much worse than the best are feasible, too
     ):
         self.lrs, self.feasible = [float(o) for o in lrs], feasible
         if not self.lrs or min(self.lrs) <= 0:
@@ -35,15 +35,15 @@ class RateSearch:
         return max(self.lrs)
 
     def identity(self) -> dict:
-        "What tells this search from another one"
+        "What identifies this search"
         return dict(lrs=self.lrs, feasible=self.feasible)
 
     def best(
         self,
-        search: TableSearch,  # Which trains the round
+        search: TableSearch,  # The search that trains the round
         m: int,  # Round
     ) -> dict:  # The row of the table
-        "Train round `m` with each rate, and leave the Learner at the end of the best"
+        "Train round `m` with each rate, and leave the Learner in the final state of the best"
         learn, training = search.learn, search.training
         start, masks, tried = state_of(learn), learn.masks, []
         for lr in self.lrs:
@@ -56,8 +56,8 @@ class RateSearch:
                 rewound = getattr(training, 'state', None)
         _load(learn, *end)
         training.state = rewound
-        good = [lr for lr, v in tried if v >= max(v for _, v in tried) - self.feasible]
-        return {**best, 'feasible_min': min(good), 'feasible_max': max(good)}
+        feasible = [lr for lr, v in tried if v >= max(v for _, v in tried) - self.feasible]
+        return {**best, 'feasible_min': min(feasible), 'feasible_max': max(feasible)}
 
 
 def _load(learn, state, masks):
@@ -70,17 +70,17 @@ def _load(learn, state, masks):
 @renamed(rate='prune_rate')
 def s_cyc_oracle(
     self: Learner,
-    rounds: int | None,  # Rounds of pruning and training, after the first training of the dense network
+    rounds: int | None,  # Rounds of pruning and training after the first, dense training
     epochs: int,  # Epochs of each training
     lrs: list,  # Largest rates to try in each round
-    monitor: str | None = None,  # Metric or loss on the validation set that decides; the first metric if None
-    feasible: float = 0.005,  # Rates that are worse by no more than this are feasible, too
+    monitor: str | None = None,  # Validation metric or loss that selects the best rate; the first metric if None
+    feasible: float = 0.005,  # Rates at most this much worse than the best are feasible, too
     **kwargs,  # As for `iterative_prune`
-) -> Rounds:  # The table of `iterative_prune`, with each round's best rate as `max_lr`, and the range of feasible ones
-    """The best largest rate of each round, by search (Liu et al. 2021, section 5.3). A loss, error, mse or mae is
-    better if smaller, any other metric if larger. A round goes on from the best of the round before"""
+) -> Rounds:  # As of `iterative_prune`; `max_lr` is the best rate, and two columns have the feasible range
+    """Search for the best largest rate of each round (Liu et al. 2021, section 5.3). A loss, error, mse or mae is
+    better if smaller, any other metric if larger. Each round continues from the best result of the previous one"""
     search = RateSearch(lrs, feasible)
     if 'max_lr' in kwargs or 'lr' in kwargs:
-        raise ValueError("the oracle searches for the rate: give the rates to try as `lrs`, and no lr or max_lr")
+        raise ValueError("lr, max_lr: the oracle searches for the rate: give the rates to try as `lrs` instead")
     monitor = monitor or (self.metrics[0].name if self.metrics else 'valid_loss')
     return self.iterative_prune(rounds, epochs, lr=max(search.lrs), max_lr=search, monitor=monitor, **kwargs)

@@ -17,7 +17,7 @@ from ..schedules.retraining import check_retraining, lr_retrain
 
 # %% ../../nbs/recipes/retrain.ipynb #09f7843a
 def _recorded(learn, original_epochs):
-    "As `_history`, from what the Learner remembers of its last training"
+    "As `_history`, from the Learner's record of its last training"
     lrs, last = learn.__dict__.get('_fit_lrs'), learn.__dict__.get('_retrained')
     if last and last['lrs'] is lrs:
         return last['history'], last['epochs'], last['scale']
@@ -32,10 +32,10 @@ def _recorded(learn, original_epochs):
 
 
 def _history(learn, history, original_epochs):
-    "Rates of the original training, its number of epochs, and how each parameter group's rate is scaled"
+    "Rates of the original training, its number of epochs, and the scale of each parameter group's rate"
     if history is None:
         return _recorded(learn, original_epochs)
-    lr_retrain('ft', history)  # raises what is wrong with it
+    lr_retrain('ft', history)  # raises an error if the history is not valid
     return list(history), len(history) if original_epochs is None else original_epochs, 1.0
 
 
@@ -44,14 +44,16 @@ def retrain(
     self: Learner,
     epochs: int,  # Epochs of retraining
     schedule: str = 'allr',  # 'ft', 'lrw', 'slr', 'clr', 'llr' or 'allr'; see `lr_retrain`
-    history: list | np.ndarray | None = None,  # Rates of the original training, by epoch; the Recorder's if None
-    original_epochs: float | None = None,  # Epochs of the original training, where `history` has a rate an iteration
-    discount: float | None = None,  # ALLR's d, in [0,1]; from how `learn.prune` changed the weights if None
+    history: list
+    | np.ndarray
+    | None = None,  # Rate of each epoch of the original training; the Recorder's rates if None
+    original_epochs: float | None = None,  # Epochs of the original training, if `history` has one rate per iteration
+    discount: float | None = None,  # ALLR's d, in [0,1]; from the change of the weights by `learn.prune` if None
     warmup: float = 0.1,  # Length of the warm-up, as a fraction of retraining
     wd: float | None = None,  # Weight decay; the Learner's if None
     cbs: list | Callback | None = None,  # More callbacks
 ) -> None:
-    "Train a pruned model on, by the rates of its original training (Zimmer et al. 2023)"
+    "Retrain a pruned model with a schedule from the rates of its original training (Zimmer et al. 2023)"
     check_whole(epochs=epochs)
     check_retraining(schedule)
     check_unfrozen(self)
@@ -66,9 +68,7 @@ def retrain(
         )
     if schedule == 'allr' and discount is None:
         if self.keep_masks.change is None:
-            raise ValueError(
-                "ALLR needs to know how much pruning has changed: call `learn.prune` right before, or give `discount`"
-            )
+            raise ValueError("ALLR needs the change by pruning: call `learn.prune` right before, or give `discount`")
         discount = min(1.0, max(self.keep_masks.change, length))
     lr = lr_retrain(schedule, history, length, 1.0 if discount is None else discount, warmup, scale)
     fit_afresh(self, epochs, cbs=[ParamScheduler({'lr': lr}), *callback_list(cbs)], wd=wd)
@@ -78,17 +78,18 @@ def retrain(
 @patch
 def fit_bimp(
     self: Learner,
-    epochs: int,  # Epochs in all: the budget
+    epochs: int,  # Total number of epochs: the budget
     sparsity: float,  # Fraction of zeros at the end, in (0,1)
-    dense_epochs: float | None = None,  # Epochs of dense training, less than `epochs`; three quarters of them if None
-    cycles: int = 1,  # Cycles of pruning and retraining in the rest, of equal length
+    dense_epochs: float
+    | None = None,  # Epochs of dense training, less than `epochs`; three quarters of `epochs` if None
+    cycles: int = 1,  # Cycles of pruning and retraining in the rest of the budget, of equal length
     lr_max: float | slice | list | None = None,  # First rate, or one for each parameter group; `learn.lr` if None
     scope: str = 'global',  # As for `SparsifyCallback`
     wd: float | None = None,  # Weight decay; the Learner's if None
     cbs: list | Callback | None = None,  # More callbacks
     **kwargs,  # For `SparsifyCallback`: criterion, granularity, include, exclude, track
-) -> BudgetedCallback:  # For its `.plot()`, and the `.discounts` of ALLR
-    "Budgeted Iterative Magnitude Pruning, within exactly `epochs` (Zimmer et al. 2023)"
+) -> BudgetedCallback:  # With `.plot()`, and the `.discounts` of ALLR
+    "Budgeted Iterative Magnitude Pruning in exactly `epochs` epochs (Zimmer et al. 2023)"
     check_whole(epochs=epochs, cycles=cycles)
     check_number('one number, in (0,1)', '(0,inf)', sparsity=sparsity)
     dense_epochs = 0.75 * epochs if dense_epochs is None else dense_epochs
@@ -97,8 +98,8 @@ def fit_bimp(
     left = epochs * len(self.dls.train) * (1 - dense_epochs / epochs)
     if left < cycles:
         raise ValueError(f"cycles={cycles}: there are {left:g} iterations left after {dense_epochs:g} dense epochs")
-    if own := sorted({'interval', 'schedule'} & kwargs.keys()):
-        raise ValueError(f"{own[0]}={kwargs[own[0]]!r}: fit_bimp has its own, leave it out")
+    if reserved := sorted({'interval', 'schedule'} & kwargs.keys()):
+        raise ValueError(f"{reserved[0]}={kwargs[reserved[0]]!r}: fit_bimp sets it, leave it out")
     check_unfrozen(self)
     cb = BudgetedCallback(
         sparsity, dense_epochs / epochs, cycles, group_rates(self, lr_max, 'lr_max'), scope=scope, **kwargs

@@ -40,12 +40,12 @@ REWINDS = ('weights', 'lr', 'finetune')
 
 # %% ../../nbs/recipes/round_training.ipynb #d7c3502f
 class BestSparseEpoch(BestEpoch):
-    "Goes back to the best of those epochs whose end has the sparsity that a round prunes to"
+    "Restores the best epoch among those that end at the final sparsity of the round"
 
     def __init__(
         self,
-        pruner: SparsifyCallback | None = None,  # The callback that prunes in this fit; all epochs count if None
-        sparsity: float = 0.0,  # Where it prunes to, all weights together
+        pruner: SparsifyCallback | None = None,  # Callback that prunes in this fit; all epochs count if None
+        sparsity: float = 0.0,  # Its final sparsity, over all weights
         **kwargs,  # For `BestEpoch`
     ):
         super().__init__(**kwargs)
@@ -66,19 +66,19 @@ class BestSparseEpoch(BestEpoch):
 
 # %% ../../nbs/recipes/round_training.ipynb #7fb6431a
 class RoundTraining:
-    "Trains a Learner in rounds. Subclasses say how a round is fit"
+    "Trains a Learner in rounds. A subclass defines the fit of a round"
 
     def __init__(
         self,
-        pruning: RoundPruning,  # What is pruned, in which Learner
+        pruning: RoundPruning,  # The sparsity of each round, and the Learner
         rewind: str = 'lr',  # 'weights', 'lr' or 'finetune'
-        rewind_to: int | float | str = 0,  # Where in the first round: after so many steps, a fraction, or '1 epoch'
+        rewind_to: int | float | str = 0,  # State to rewind to: steps of the first round, a fraction, or '1 epoch'
         max_lr: Callable | float | None = None,  # Function from completed rounds to the largest rate, or a number
-        seed: int = 0,  # Round m begins with random numbers from `seed+m`
-        monitor: str = 'valid_loss',  # Loss or metric that early stopping looks at
-        early_stop: bool = False,  # Go back to a round's best epoch?
-        patience: int | None = None,  # Stop a round after so many epochs without a better one
-        test_dl: DataLoader | None = None,  # DataLoader to report metrics of, too
+        seed: int = 0,  # Round m starts with the random seed `seed+m`
+        monitor: str = 'valid_loss',  # Loss or metric for early stopping
+        early_stop: bool = False,  # End each round at its best epoch?
+        patience: int | None = None,  # Stop a round after this many epochs without improvement
+        test_dl: DataLoader | None = None,  # DataLoader for additional metrics
     ):
         self.pruning, self.learn, self.seed, self.test_dl = pruning, pruning.learn, seed, test_dl
         self.rewind, self.rewind_to, self.monitor, self.patience = rewind, rewind_to, monitor, patience
@@ -89,14 +89,14 @@ class RoundTraining:
         if patience is not None:
             check_whole('epochs', patience=patience)
         if rewind != 'weights' and rewind_to != 0:
-            raise ValueError(f"rewind_to={rewind_to!r} goes with rewind='weights', and rewind is {rewind!r}")
+            raise ValueError(f"rewind_to={rewind_to!r} needs rewind='weights', and rewind is {rewind!r}")
         names = ['train_loss', 'valid_loss', *[m.name for m in self.learn.metrics]]
         if monitor not in names:
             raise ValueError(f"monitor={monitor!r} is not measured: use one of {', '.join(names)}")
         check_unfrozen(self.learn)
 
-    def rates(self, rounds: int) -> list:  # A rate for each round, the first one dense
-        "The largest rate of each round. Raises `ValueError` if one is none"
+    def rates(self, rounds: int) -> list:  # A rate for each round; round 0 is dense
+        "The largest rate of each round. Raises `ValueError` if one is not a positive number"
         rates = [self.rate_of(m) for m in range(rounds + 1)]
         for m, lr in enumerate(rates):
             if isinstance(lr, bool) or not isinstance(lr, Real) or not 0 < lr < math.inf:
@@ -120,29 +120,29 @@ class RoundTraining:
 @patch
 def run(
     self: RoundTraining,
-    m: int,  # Round, which gives the random numbers and the rate
-    pruned_to: int | None = None,  # Round whose sparsity this training prunes to, if it prunes
-    start: int = 0,  # Batches of the training that are passed over
-    mark: bool = False,  # Remember the state after `rewind_to` steps as `.state`, and its `.batches`?
-    rate: float | None = None,  # Largest rate; that of the round if None
-) -> dict:  # Losses and metrics, those of `test_dl` with 'test_' in front
+    m: int,  # Round, which sets the random numbers and the rate
+    pruned_to: int | None = None,  # Round whose sparsity this training prunes to; no pruning if None
+    start: int = 0,  # Batches of the training to skip
+    mark: bool = False,  # Record the state after `rewind_to` steps as `.state`, and its `.batches`?
+    rate: float | None = None,  # Largest rate; the round's own if None
+) -> dict:  # Losses and metrics; those of `test_dl` start with 'test_'
     "Train from the present weights, with a new optimizer"
     learn, pruning = self.learn, self.pruning
     pruner = None if pruned_to is None else pruning.callback(pruned_to)
-    at = StateAt(self.step) if mark else None
+    marked = StateAt(self.step) if mark else None
     best = self._best_epoch(pruner, pruned_to)
     seed_round(learn, self.seed + m)
     learn.opt = None
-    self.fit(m, [*[cb for cb in (best, at, pruner) if cb], *starting_at(start)], rate)
+    self.fit(m, [*[cb for cb in (best, marked, pruner) if cb], *starting_at(start)], rate)
     res = last_metrics(learn, getattr(best, 'values', None))
-    if at:
-        self.state, self.batches = at.reached(), at.batches
+    if marked:
+        self.state, self.batches = marked.reached(), marked.batches
     return {**res, **self.test_metrics()}
 
 
 @patch
 def measured(self: RoundTraining, dl: DataLoader) -> dict:
-    "Loss and metrics of a DataLoader"
+    "Loss and metrics on a DataLoader"
     with self.learn.no_bar(), self.learn.no_logging():
         values = self.learn.validate(dl=dl)
     names = ['valid_loss', *[m.name for m in self.learn.metrics]]
@@ -151,14 +151,14 @@ def measured(self: RoundTraining, dl: DataLoader) -> dict:
 
 @patch
 def test_metrics(self: RoundTraining) -> dict:
-    "Loss and metrics of `test_dl`, if there is one"
+    "Loss and metrics on `test_dl`; empty without one"
     values = {} if self.test_dl is None else self.measured(self.test_dl)
     return {f'test_{k.removeprefix("valid_")}': v for k, v in values.items()}
 
 
 @patch
 def identity(self: RoundTraining) -> dict:
-    "What tells this training from another one, for a folder of rounds"
+    "What identifies this training in a folder of rounds"
     names = ('rewind', 'rewind_to', 'seed', 'monitor', 'early_stop', 'patience')
     test_dl = None if self.test_dl is None else loader_identity(self.test_dl)
     metrics = [m.name for m in self.learn.metrics]
@@ -170,11 +170,11 @@ def _last_rate(lr, n, pos):
 
 
 class EpochTraining(RoundTraining):
-    "Rounds of `epochs` each, with a schedule of the learning rate"
+    "Rounds of `epochs` epochs each, with a learning-rate schedule"
 
     def __init__(
         self,
-        pruning: RoundPruning,  # What is pruned, in which Learner
+        pruning: RoundPruning,  # The sparsity of each round, and the Learner
         epochs: int,  # Epochs of each round
         lr: float | slice | list | None,  # Largest rate, or one for each parameter group; `learn.lr` if None
         shape: Callable,  # Function from the largest rate to a round's schedule
@@ -189,7 +189,7 @@ class EpochTraining(RoundTraining):
         self.cbs = callback_list(cbs)
         if self.rewind_to and not train_first:
             raise ValueError(
-                f"rewind_to={self.rewind_to}: there is no first training to rewind into, since train_first is False"
+                f"rewind_to={self.rewind_to}: there is no first training to rewind to, since train_first is False"
             )
         self.step = rewind_step(self.rewind_to, steps_by_epoch(self.learn, epochs, self.cbs))
         self.group_rates = group_rates(self.learn, lr)
@@ -208,7 +208,7 @@ class EpochTraining(RoundTraining):
         fit_afresh(self.learn, self.epochs, cbs=[ParamScheduler({'lr': lr}), *cbs, *self.cbs], wd=self.wd)
 
     def identity(self) -> dict:
-        "What tells this training from another one, for a folder of rounds"
+        "What identifies this training in a folder of rounds"
         shape = [np.max(self.shape(1.0)(pos)) for pos in (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)]
         return dict(
             super().identity(),
@@ -224,7 +224,7 @@ class EpochTraining(RoundTraining):
 # %% ../../nbs/recipes/round_training.ipynb #e7c0a510
 @patch
 def schedule(self: EpochTraining, m: int, rate: float) -> Callable:
-    "The schedule of the learning rate in round `m`"
+    "The learning-rate schedule of round `m`"
     lr = self.shape(self._of_groups(rate))
     if self.rewind != 'finetune' or m == 0:
         return lr
@@ -233,15 +233,15 @@ def schedule(self: EpochTraining, m: int, rate: float) -> Callable:
 
 @patch
 def largest(self: EpochTraining, m: int, rate: float | None = None) -> float:
-    "The largest rate that round `m` trains with"
+    "The largest learning rate in round `m`"
     if m == 0 and not self.train_first:
         return math.nan
     rate = self.rate_of(m) if rate is None else rate
     return float(np.max(self.schedule(m, rate)(0.0)) if self.rewind == 'finetune' and m > 0 else rate)
 
 # %% ../../nbs/recipes/round_training.ipynb #25c85c95
-class _HoldRate(Callback):
-    "Keeps the same rates throughout, whatever schedules say"
+class _ConstantRate(Callback):
+    "Sets constant rates, which override all schedules"
 
     order, run_valid = 75, False
 
@@ -253,11 +253,11 @@ class _HoldRate(Callback):
 
 
 class FunctionTraining(RoundTraining):
-    "Rounds that a function (learn, cbs) trains, or (learn, cbs, rate) with a `max_lr`"
+    "Rounds that a function (learn, cbs) trains, or (learn, cbs, rate) with `max_lr`"
 
     def __init__(
         self,
-        pruning: RoundPruning,  # What is pruned, in which Learner
+        pruning: RoundPruning,  # The sparsity of each round, and the Learner
         function: Callable,  # Function (learn, cbs) that trains; (learn, cbs, rate) with `max_lr`
         **kwargs,  # For `RoundTraining`
     ):
@@ -265,7 +265,9 @@ class FunctionTraining(RoundTraining):
         self.function, self.last_rates = function, None
         if self.max_lr is not None:
             self.rates(pruning.rounds)
-        to_state_names(self.learn.model, pruning.weights)  # a plan trains, and puts the weights back by name
+        to_state_names(
+            self.learn.model, pruning.weights
+        )  # checks names before the dry run, which restores the weights by name
         self.plan = plan_of(self.learn, function, *self._rate(self.rate_of(0)))
         self.step = rewind_step(self.rewind_to, self.plan.steps)
 
@@ -274,12 +276,12 @@ class FunctionTraining(RoundTraining):
 
     def fit(self, m: int, cbs: list, rate: float | None) -> None:
         "Train round `m`"
-        hold = [_HoldRate(self.last_rates)] if self.rewind == 'finetune' and m > 0 else []
-        self.function(self.learn, [*cbs, *hold], *self._rate(self.rate_of(m) if rate is None else rate))
+        constant = [_ConstantRate(self.last_rates)] if self.rewind == 'finetune' and m > 0 else []
+        self.function(self.learn, [*cbs, *constant], *self._rate(self.rate_of(m) if rate is None else rate))
         if m == 0:
             self.last_rates = [h['lr'] for h in self.learn.opt.hypers]
 
     def identity(self) -> dict:
-        "What tells this training from another one, for a folder of rounds"
+        "What identifies this training in a folder of rounds"
         rates = None if self.max_lr is None else self.rates(self.pruning.rounds)
         return dict(super().identity(), steps=self.plan.steps[-1], rates=rates)

@@ -120,14 +120,14 @@ def test_a_target_of_a_network_that_is_sparse_already():
 @pytest.mark.parametrize(
     'rounds, kw, says',
     [
-        (None, {}, 'rounds=None: needs a number of rounds, or the `sparsity`'),
+        (None, {}, 'rounds=None: needs a number of rounds, or the final `sparsity`'),
         (3, dict(sparsity=0.9), 'rounds=3, sparsity=0.9: needs one of the two'),
         (None, dict(sparsity=90), 'did you mean 0.9'),
         (None, dict(sparsity=0), 'sparsity=0: needs more than 0'),
         (None, dict(sparsity=0.999, scope='local'), "would leave no weight of the 300 in '3.weight'"),
         (3, dict(prune_rate=1.0), r'prune_rate=1.0: needs the fraction of the remaining weights'),
         (3, dict(recover='alive'), "recover='alive': needs True or False without a `schedule`"),
-        (3, dict(track=True), 'track=True: needs a `schedule` inside of rounds'),
+        (3, dict(track=True), 'track=True: needs a `schedule` within rounds'),
         (3, dict(max_lr=lambda m: 0.1 - 0.1 * m), 'it is 0.0 for round 1'),
         (3, dict(monitor='acc'), "monitor='acc' is not measured"),
         (3, dict(patience=0), 'patience=0'),
@@ -371,5 +371,5 @@ def test_a_folder_of_the_version_before_goes_on(tmp_path, search):
     assert kept(again) == kept(want)
     del old['config']['criterion']
     path.write_text(json.dumps(old))
-    with pytest.raises(ValueError, match='another version of fastprune wrote it: it says nothing of criterion'):
+    with pytest.raises(ValueError, match='another version of fastprune wrote it: it does not record criterion'):
         search(make(), 3, prune_rate=0.5, folder=tmp_path)

@@ -495,7 +495,7 @@ def test_folders_of_other_versions(make, tmp_path):
     good = json.loads(path.read_text())
     del good['config']['first_weights'], good['config']['loss']
     path.write_text(json.dumps(good))
-    with pytest.raises(ValueError, match='another version of fastprune wrote it: it says nothing of'):
+    with pytest.raises(ValueError, match='another version of fastprune wrote it: it does not record'):
         rounds(make(), tmp_path / 'f')
     for text in (
         '[]',
