@@ -35,3 +35,11 @@ def fit():
         return learn
 
     return run
+
+
+LONG = ('[tutorials/', '[training/callback]', 'test_ray_', 'test_sharded', 'test_distributed', 'test_cli.py')
+
+
+def pytest_collection_modifyitems(items):
+    "Long tests first, so that no process is left alone with one at the end"
+    items.sort(key=lambda item: not any(part in item.nodeid for part in LONG))

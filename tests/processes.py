@@ -36,6 +36,7 @@ def _run(script, args, env, folder, stdin, stdout, stderr):
     os.environ.update(env)
     os.chdir(folder)
     warnings.simplefilter('ignore')
+    multiprocessing.set_start_method('fork', force=True)  # workers of a DataLoader need not import all that again
     is_file = isinstance(script, Path)
     sys.argv = [str(script) if is_file else '-c', *args]
     sys.path[:0] = [str(script.parent)] if is_file else []
