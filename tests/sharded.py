@@ -217,7 +217,7 @@ def units():
                 assert all(torch.equal(m, masks[n].chunk(size)[rank]) for n, m in pieces.items())
     fails(lambda: compute_masks({'fc': spread['fc']}, 0.5, granularity='16x1'), "granularity='16x1': units of 'fc'")
     uneven = {'x': torch.rand((3, 4) if rank == 0 else (5, 4) if rank == 1 else (4, 4))}
-    fails(lambda: compute_masks(uneven, 0.5, granularity='2x2', group=dist.group.WORLD), "those of 'x' are spread")
+    fails(lambda: compute_masks(uneven, 0.5, granularity='2x2', group=dist.group.WORLD), "units of 'x' extend over")
     fails(lambda: compute_masks(lin, 0.5, granularity='column'), "granularity='column'")
     fails(
         lambda: compute_masks(

@@ -380,7 +380,7 @@ def test_inputs_as_the_model_gets_them():
         assert len(list(grads.gradients(learn, 2))) == 2
     no_targets = make(dls=DataLoaders(*[DataLoader([(torch.randn(64),)] * 8, bs=4)] * 2), metrics=None)
     no_targets.dls.n_inp = 1
-    with pytest.raises(ValueError, match='inputs alone'):
+    with pytest.raises(ValueError, match='have only inputs'):
         no_targets.prune(0.5, criterion=snip)
 
 

@@ -658,7 +658,10 @@ def test_torch_dataloaders_have_gradients_too():
 
 def test_sculpt_says_no_before_it_prunes(learner):
     learn = learner()
-    for kw, msg in ((dict(cbs=SparsifyCallback(0.5)), 'of its own'), (dict(sparsity=90), 'did you mean 0.9')):
+    for kw, msg in (
+        (dict(cbs=SparsifyCallback(0.5)), 'adds its own SparsifyCallback'),
+        (dict(sparsity=90), 'did you mean 0.9'),
+    ):
         with pytest.raises(ValueError, match=msg):
             learn.fit_sculpt(**{**dict(sparsity=0.9, start_sparsity=0.8, n_cycles=1, epochs_per_cycle=1), **kw})
         assert learn.masks is None
