@@ -11,17 +11,16 @@ __all__ = ['CHECKS', 'random_numbers_kept', 'same', 'exact_end', 'other_optimize
 import contextlib
 import copy
 import pickle
-import random
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from fastai.basics import Callback, CancelBatchException, CancelStepException, OptimWrapper, load_learner, params
 
+from .learner.batches import preserved_rng
 from .training.checkpoint import Checkpoint
 from .training.watch import Watch, check_exact, check_plain, check_zeros, expect
 from .zoo.learners import digits_learner, quiet_fit
@@ -31,15 +30,12 @@ from .zoo.models import digits_convnet
 @contextlib.contextmanager
 def random_numbers_kept() -> Iterator[None]:
     "A context after which random numbers go on as if it had not been"
-    python, numpy, state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     settings = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     algorithms = torch.are_deterministic_algorithms_enabled()
     try:
-        yield
+        with preserved_rng():
+            yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(state)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = settings
         torch.use_deterministic_algorithms(algorithms)
 

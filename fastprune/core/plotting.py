@@ -45,10 +45,13 @@ def add_grid(
 def show_weights_left(
     ax: Axes,  # Matplotlib axes
     metric: str,  # What the vertical axis shows
+    minor: bool = False,  # Label minor ticks, too?
 ) -> Axes:  # `ax`
     "Make the horizontal axis the percentage of weights left: logarithmic, dense on the left"
     ax.set(xscale='log', xlabel='weights left (%)', ylabel=metric)
     ax.xaxis.set_major_formatter('{x:g}')
+    if minor:
+        ax.xaxis.set_minor_formatter('{x:g}')
     ax.invert_xaxis()
     return ax
 
@@ -56,9 +59,11 @@ def show_weights_left(
 def choose_metric(
     metric: str | None,  # Name of a metric; the first of `names` that is not a loss if None
     names: Iterable,  # Names of the metrics that were measured
+    fallback: str | None = None,  # The metric where all are losses; the first of `names` if None
 ) -> str:
     "The metric to show. Raises `ValueError` for one that was not measured"
     names = list(names)
     if metric is not None and metric not in names:
         raise ValueError(f"metric={metric!r} was not measured: use one of {', '.join(names)}")
-    return metric or next((n for n in names if 'loss' not in n), names[0] if names else 'valid_loss')
+    fallback = fallback or (names[0] if names else 'valid_loss')
+    return metric or next((n for n in names if 'loss' not in n), fallback)

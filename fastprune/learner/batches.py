@@ -41,10 +41,12 @@ def train_loader(learn: Learner) -> DataLoader:
 
 
 @contextlib.contextmanager
-def preserved_rng(learn: Learner) -> Iterator[None]:
+def preserved_rng(
+    learn: Learner | None = None,  # For the GPUs of its model
+) -> Iterator[None]:
     "A context that restores the random states of torch, NumPy and Python at its end"
     py, npy = random.getstate(), np.random.get_state()
-    devices = list({p.device for p in learn.model.parameters() if p.is_cuda})
+    devices = list({p.device for p in learn.model.parameters() if p.is_cuda}) if learn is not None else []
     try:
         with torch.random.fork_rng(devices=devices):
             yield

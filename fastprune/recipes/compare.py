@@ -12,11 +12,11 @@ import pandas as pd
 import torch
 from fastai.basics import Learner, patch
 
+from ..core.plotting import add_grid, axes_or_new, choose_metric, show_weights_left
 from ..learner.states import restoring, seed_round, starting_at
 from .fitting import last_metrics
 from .planning import plan_of
 from .ticket import Ticket, check_ticket
-from .tickets import default_metric
 
 # %% ../../nbs/recipes/compare.ipynb #db889881
 KINDS = ('ticket', 'reinit', 'shuffle', 'dense')
@@ -30,9 +30,7 @@ class Comparison(pd.DataFrame):
         return type(self)
 
     def _metric(self, metric):
-        if metric is not None and metric not in self.columns[4:]:
-            raise ValueError(f"metric={metric!r} was not measured: use one of {', '.join(self.columns[4:])}")
-        return metric or default_metric(self.columns[4:])
+        return choose_metric(metric, self.columns[4:], 'valid_loss')
 
     def summary(
         self,
@@ -49,10 +47,7 @@ class Comparison(pd.DataFrame):
     ) -> object:  # Matplotlib axes
         "Mean and standard deviation over seeds against the percentage of weights left"
         metric = self._metric(metric)
-        if ax is None:
-            import matplotlib.pyplot as plt
-
-            ax = plt.subplots(figsize=(5, 3), layout='constrained')[1]
+        ax = axes_or_new(ax, figsize=(5, 3))
         for kind, rows in pd.DataFrame(self).groupby('kind', sort=False):
             by = rows.groupby('round')
             mean, std, left = by[metric].mean(), by[metric].std().fillna(0), 100 * (1 - by.sparsity.mean())
@@ -60,13 +55,7 @@ class Comparison(pd.DataFrame):
                 ax.axhline(mean.mean(), color='grey', ls=':', label='dense')
             else:
                 ax.errorbar(left, mean, std, marker='o', ms=4, capsize=2, label=kind)
-        ax.set(xscale='log', xlabel='weights left (%)', ylabel=metric)
-        ax.xaxis.set_major_formatter('{x:g}')
-        ax.xaxis.set_minor_formatter('{x:g}')
-        ax.invert_xaxis()
-        ax.legend(fontsize='small')
-        ax.grid(alpha=0.3)
-        return ax
+        return add_grid(show_weights_left(ax, metric, minor=True))
 
 # %% ../../nbs/recipes/compare.ipynb #754ab70a
 def _controls(tickets, kinds, seeds):

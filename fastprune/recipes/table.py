@@ -8,6 +8,8 @@ __all__ = ['Rounds']
 # %% ../../nbs/recipes/table.ipynb #25667bb7
 import pandas as pd
 
+from ..core.plotting import add_grid, axes_or_new, show_weights_left
+
 # %% ../../nbs/recipes/table.ipynb #5d739453
 _not_drawn = ('sparsity', 'weights', 'max_lr', 'feasible_min', 'feasible_max')
 
@@ -35,13 +37,7 @@ class Rounds(pd.DataFrame):
         if metric not in self.columns:
             raise ValueError(f"metric={metric!r} is no column of this table: use one of {', '.join(self.columns)}")
         if ax is None:
-            import matplotlib.pyplot as plt
-
-            ax = plt.subplots(figsize=(5, 3), layout='constrained')[1]
-            ax.set(xlabel='weights left (%)', ylabel=metric, xscale='log')
-            ax.xaxis.set_major_formatter('{x:g}')
-            ax.invert_xaxis()
-            ax.grid(alpha=0.3)
+            ax = add_grid(show_weights_left(axes_or_new(ax, figsize=(5, 3)), metric), legend=False)
         ax.plot(100 * (1 - self.sparsity), self[metric], **{'marker': '.', **kwargs})
         if 'label' in kwargs:
             ax.legend(fontsize='small')

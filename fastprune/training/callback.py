@@ -16,7 +16,7 @@ from fastai.callback.tracker import SaveModelCallback
 from torch import nn
 
 from ..core.masks import Masks
-from ..core.plotting import Axes
+from ..core.plotting import Axes, axes_or_new
 from ..core.weights import prunable_weights
 from ..engine.method import Method
 from ..engine.sparsifier import Sparsifier
@@ -176,12 +176,10 @@ def plot(
         raise ValueError("there is nothing to plot: this SparsifyCallback has not pruned in a fit yet")
     below = None
     if ax is None:
-        import matplotlib.pyplot as plt
-
         if self.recovered:
-            ax, below = plt.subplots(2, figsize=(5.5, 5), layout='constrained', sharex=True)[1]
+            ax, below = axes_or_new(None, 2, figsize=(5.5, 5), sharex=True)
         else:
-            ax = plt.subplots(figsize=(5.5, 3), layout='constrained')[1]
+            ax = axes_or_new(None, figsize=(5.5, 3))
     ax.plot(self.iters, [100 * o for o in self.asked], label='asked', color='C0', lw=1)
     ax.step(self.iters, [100 * o for o in self.reached], label='reached', color='C1', where='post')
     ax.set(xlabel='iteration', ylabel='sparsity (%)', ylim=(-3, 103), title=schedule_name(self.schedule))
