@@ -84,13 +84,16 @@ def _positive_parameters(model, weights):
     return flow
 
 
-def _buffer_without_statistics(name, b):
-    "A buffer in float64, with a mean of 0 and a variance of 1"
-    if name.endswith('running_var'):
-        return wide_empty(b).fill_(1)
-    if name.endswith('running_mean'):
-        return wide_empty(b).fill_(0)
-    return wide(b) if b.is_floating_point() else b.to(wide_device(b.device))
+def _buffers(model):
+    "Buffers in float64, with means of 0 and variances of 1"
+    res = {n: b for n, b in model.named_buffers() if not n.endswith(('running_mean', 'running_var'))}
+    res = {n: wide(b) if b.is_floating_point() else b.to(wide_device(b.device)) for n, b in res.items()}
+    stats = {n: wide_empty(b) for n, b in model.named_buffers() if n not in res}
+    if stats:
+        torch._foreach_zero_(list(stats.values()))
+    if variances := [b for n, b in stats.items() if n.endswith('running_var')]:
+        torch._foreach_add_(variances, 1)
+    return res | stats
 
 # %% ../../nbs/criteria/flows.ipynb #26284697
 def _check_output(out):
@@ -157,7 +160,7 @@ def _flow(batches, model, weights):
         flow = _positive_parameters(model, weights)
         for n in weights:
             flow[n].requires_grad_()
-        state = {**flow, **{n: _buffer_without_statistics(n, b) for n, b in model.named_buffers()}}
+        state = {**flow, **_buffers(model)}
 
         def run(x):
             inputs = _map_tensors(lambda t: t * x, ones)

@@ -138,12 +138,7 @@ def _behind(scores, absolute):
         return lambda s: s - span
     low, high = (f(x) for f, x in zip((torch.amin, torch.amax), extremes(scores), strict=True))
     span = torch.where(low == high, 1, 2 * (high - low))
-
-    def below(s):
-        lower = (s.to(torch.promote_types(s.dtype, torch.float32)) - span.to(s.device)).to(s.dtype)
-        return torch.where(low.to(s.device) >= 0, smaller(s), lower)
-
-    return below
+    return lambda s: torch.where(low.to(s.device) >= 0, smaller(s), s - span.to(s))
 
 
 def _dead_last(scores, masks, absolute, transposed):

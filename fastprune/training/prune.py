@@ -18,7 +18,7 @@ from torch import nn
 from ..core.checks import check_fraction, check_n_batches, check_whole
 from ..core.compute import check_scope, compute_masks, lamp
 from ..core.computed import check_not_torch_pruned
-from ..core.foreach import copy_all
+from ..core.foreach import clones, copy_all
 from ..core.granularity import check_granularity
 from ..core.later import Checks, check_flags, counts, delayed_checks, read
 from ..core.layouts import transposed_groups
@@ -108,7 +108,7 @@ def _step_target(sparsity, part):
 
 def _in_steps(learn, weights, sparsity, criterion, given, keep, iterations, kind, n_batches):
     "Masks at `sparsity`, by `iterations` steps that each score the remaining weights; restores the weights"
-    saved, checks = [p.detach().clone() for p in weights.values()] if iterations > 1 else None, Checks()
+    saved, checks = clones(list(weights.values())) if iterations > 1 else None, Checks()
     try:
         for i in range(1, iterations + 1):
             target = sparsity if i == iterations else _step_target(sparsity, i / iterations)
@@ -122,6 +122,9 @@ def _in_steps(learn, weights, sparsity, criterion, given, keep, iterations, kind
                 masks.apply_({n: p.data for n, p in weights.items()})
             checks.look(wait=i == iterations)
         return masks
+    except ValueError:
+        checks.look(wait=True)  # an earlier problem is the cause
+        raise
     finally:
         if saved:
             copy_all([p.data for p in weights.values()], saved)
