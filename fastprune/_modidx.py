@@ -1821,6 +1821,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'fastprune/engine/run.py'),
                                       'fastprune.engine.run.Run.copies': ('engine/run.html#run.copies', 'fastprune/engine/run.py'),
                                       'fastprune.engine.run.Run.count': ('engine/run.html#run.count', 'fastprune/engine/run.py'),
+                                      'fastprune.engine.run.Run.count_masks': ( 'engine/run.html#run.count_masks',
+                                                                                'fastprune/engine/run.py'),
                                       'fastprune.engine.run.Run.falls_short': ( 'engine/run.html#run.falls_short',
                                                                                 'fastprune/engine/run.py'),
                                       'fastprune.engine.run.Run.has_ended': ('engine/run.html#run.has_ended', 'fastprune/engine/run.py'),
