@@ -51,7 +51,7 @@ def pack_skinny(
     weight: torch.Tensor,  # [out, in], on any device
 ) -> dict:  # Name -> tensor: `start`, `base`, `offset`, `value`, as the kernel takes them
     "The weights that are not zero, and their places. Raises `ValueError` if they are too many for 32 bits"
-    row, column = weight.nonzero(as_tuple=True)
+    row, column = (t.contiguous() for t in weight.nonzero(as_tuple=True))
     small = torch.int16 if weight.shape[1] < 2**15 else torch.int32
     options = []
     for kind, limit in ((torch.uint8, 2**8 - 1), (torch.uint16, 2**16 - 1)):
@@ -116,14 +116,13 @@ def _check_layer(layer):
 def _launch(packed, x, bias, rows, batch):
     "out [batch, rows] = the packed weight times `x` [columns, at least batch], plus the bias"
     out, columns = x.new_empty(batch, rows), x.shape[1]
-    # One column: four rows in four warps. More of them need threads that exchange places: one row in one warp.
-    warps, parts = (4, 4) if columns == 1 else (1, 2)
-    sizes = dict(ROWS=warps, WIDTH=min(UNIT, 1024 // columns), PARTS=parts, UNIT=UNIT, STEPS=STEPS)
+    # Two warps a row keep a GPU full. For more columns threads exchange places, which is cheap within one warp.
+    warps = 2 if columns == 1 else 1
+    sizes = dict(WIDTH=2 * UNIT if columns == 1 else min(UNIT, 1024 // columns), PARTS=2, UNIT=UNIT, STEPS=STEPS)
     flags = dict(HAS_BIAS=bias is not None, BATCH=columns, num_warps=warps)
     try:
         with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
-            grid = (-(-rows // warps),)
-            _kernel()[grid](*packed, x, out if bias is None else bias, out, rows, batch, **sizes, **flags)
+            _kernel()[(rows,)](*packed, x, out if bias is None else bias, out, rows, batch, **sizes, **flags)
     except Exception as e:  # Triton raises its own classes, and those of compilers and drivers
         raise RuntimeError(f"the skinny kernel failed: {error_line(e)}") from e
     return out

@@ -12,51 +12,47 @@ import triton.language as tl
 # %% ../../nbs/deploy/skinny_kernel.ipynb #8a6a947c
 @triton.jit(do_not_specialize=['batch'])
 def skinny_product(
-    start: object,  # [rows + 1] first unit of each row, and the end
-    base: object,  # [units * STEPS] column that a group of weights counts from
-    offset: object,  # [units * UNIT] column, counted from the base
-    value: object,  # [units * UNIT]
-    x: object,  # [columns, BATCH]
-    bias: object,  # [rows]; not read unless HAS_BIAS
-    out: object,  # [batch, rows]
-    rows: object,
-    batch: object,  # columns of `x` that are wanted, at most BATCH
+    start: tl.tensor,  # [rows + 1] first unit of each row, and the end
+    base: tl.tensor,  # [units * STEPS] column that a group of weights counts from
+    offset: tl.tensor,  # [units * UNIT] column, counted from the base
+    value: tl.tensor,  # [units * UNIT]
+    x: tl.tensor,  # [columns, BATCH]
+    bias: tl.tensor,  # [rows]; not read unless HAS_BIAS
+    out: tl.tensor,  # [batch, rows]
+    rows: tl.tensor,
+    batch: tl.tensor,  # columns of `x` that are wanted, at most BATCH
     HAS_BIAS: tl.constexpr,
     BATCH: tl.constexpr,
-    ROWS: tl.constexpr,  # of a program
-    WIDTH: tl.constexpr,  # weights of a row that are handled together
+    WIDTH: tl.constexpr,  # weights that are handled together
     PARTS: tl.constexpr,  # of WIDTH, in one turn of the loop: their reads overlap
     UNIT: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    exists = row < rows
-    first = tl.load(start + row, exists, 0) * UNIT
-    end = tl.load(start + row + 1, exists, 0) * UNIT
+    row = tl.program_id(0)
+    first = tl.load(start + row) * UNIT
+    end = tl.load(start + row + 1) * UNIT
     place = tl.arange(0, WIDTH)
     item = tl.arange(0, BATCH)
     if BATCH == 1:
-        total = tl.zeros([ROWS, WIDTH], tl.float32)
+        total = tl.zeros([WIDTH], tl.float32)
     else:
-        total = tl.zeros([ROWS, WIDTH, BATCH], tl.float32)
-    for begin in range(0, tl.max(end - first, 0), WIDTH * PARTS):
+        total = tl.zeros([WIDTH, BATCH], tl.float32)
+    for begin in range(first, end, WIDTH * PARTS):
         for part in tl.static_range(PARTS):
-            at = first[:, None] + (begin + part * WIDTH + place)[None, :]
-            inside = at < end[:, None]
+            at = begin + part * WIDTH + place
+            inside = at < end
             column = tl.load(base + at // UNIT * STEPS + at % STEPS, inside, 0).to(tl.int32)
             column += tl.load(offset + at, inside, 0).to(tl.int32)
             weight = tl.load(value + at, inside, 0).to(tl.float32)
             if BATCH == 1:
                 total += weight * tl.load(x + column).to(tl.float32)
             else:
-                numbers = tl.load(x + column[:, :, None] * BATCH + item[None, None, :])
-                total += weight[:, :, None] * numbers.to(tl.float32)
-    result = tl.sum(total, 1)
+                numbers = tl.load(x + column[:, None] * BATCH + item[None, :])
+                total += weight[:, None] * numbers.to(tl.float32)
+    result = tl.sum(total, 0)
     if HAS_BIAS:
-        added = tl.load(bias + row, exists, 0).to(tl.float32)
-        result += added if BATCH == 1 else added[:, None]
+        result += tl.load(bias + row).to(tl.float32)
     if BATCH == 1:
-        tl.store(out + row, result, exists)
+        tl.store(out + row, result)
     else:
-        wanted = exists[:, None] & (item < batch)[None, :]
-        tl.store(out + item[None, :] * rows + row[:, None], result, wanted)
+        tl.store(out + item * rows + row, result, item < batch)
