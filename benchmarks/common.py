@@ -9,9 +9,9 @@ import os
 import platform
 import statistics
 import time
+from importlib.metadata import version
 from pathlib import Path
 
-import fastai
 import torch
 
 here = Path(__file__).parent
@@ -26,7 +26,7 @@ def machine():
     gpu = f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ''
     return (
         f'{cpu}, {os.cpu_count()} cores{gpu}; Python {platform.python_version()}, torch '
-        f'{torch.__version__}, fastai {fastai.__version__}'
+        f'{torch.__version__}, fastai {version("fastai")}'
     )
 
 
@@ -92,6 +92,7 @@ KEYS = {
     'mask_update_growth': ('weights', 'scores', 'scope'),
     'inference': ('network', 'sparsity', 'batch', 'side'),
     'connectivity': ('what', 'side'),
+    'tuning': ('network', 'variant'),
     'checks': ('stage', 'case'),
 }
 

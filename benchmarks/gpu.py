@@ -4,6 +4,7 @@ finished run to the CSV files beside this script, and `python benchmarks/gpu.py 
 and the targets"""
 
 import argparse
+import os
 import time
 import traceback
 import warnings
@@ -37,7 +38,7 @@ def collect(out):
 
     for name, keys in KEYS.items():
         new = [r for r in read_rows(Path(out) / f'{name}.csv') if r['device'] != 'cpu']
-        if new and name != 'checks':
+        if new and name not in ('checks', 'tuning'):
             key = lambda r, keys=keys: [r.get(k, '') for k in ('device', *keys)]
             replaced = [key(r) for r in new]
             path = here / f'{name}.csv'
@@ -76,4 +77,6 @@ if __name__ == '__main__':
     if a.stage in ('collect', 'summary'):
         {'collect': collect, 'summary': summary}[a.stage](a.out)
     else:
+        if a.device == 'cpu' and a.stage == 'tuning':
+            os.environ['TRITON_INTERPRET'] = '1'  # before anything imports triton
         raise SystemExit(stage(a.stage, a.device, a.small, a.out, a.limit))

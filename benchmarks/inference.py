@@ -205,10 +205,10 @@ def semi_structured_on(device, width, tokens, out=here):
     model = wide(width).to(device, torch.float16).eval()
     weights = {n: p.data for n, p in prunable_weights(model).items()}
     compute_masks(weights, 0.5, granularity='2:4', absolute=True).apply_(weights)
-    takes_example = 'example' in signature(to_semi_structured).parameters
+    takes = signature(to_semi_structured).parameters
 
     def make(model, x):
-        res = to_semi_structured(model, **({'example': x} if takes_example else {}))
+        res = to_semi_structured(model, **{k: v for k, v in dict(example=x, seconds=1.0).items() if k in takes})
         return res, res.semi_structured_report, 'became'
 
     for n in tokens:

@@ -48,4 +48,5 @@ STAGES = {
     'deploy': _deploy,
     'recipes': _of('recipes', 'recipes'),
     'precision': _of('precision', 'precision'),
+    'tuning': _of('tuning', 'tuning'),
 }

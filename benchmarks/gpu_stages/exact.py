@@ -2,6 +2,8 @@
 
 import copy
 import math
+import traceback
+import warnings
 from itertools import product
 
 import torch
@@ -165,10 +167,27 @@ def one_update(run, check):
     check('repeated updates of the same tensors', verdict(ok))
 
 
+def backend(run, check):
+    "Do Triton's kernels run? Where they fail, PyTorch's sort takes their place with no more than a warning"
+    from fastprune.core.backends import selection_for
+
+    gpu = run.device != 'cpu'
+    x = {n: t.to(run.device) for n, t in scores('random', torch.float32, run.small).items()}
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter('always')
+        compute_masks(x, 0.5, absolute=True).apply_(x)
+    used = selection_for(torch.device(run.device))
+    ok = getattr(used, 'works', not gpu)
+    check('backend', verdict(ok), f'{type(used).__name__} {[str(n.message)[:600] for n in notes]}')
+    if gpu and not ok:
+        used.triton.lowest(list(x.values()), [1] * len(x), True)  # for its traceback
+
+
 def exact(run):
     check = run.checks('exact')
-    for part in (one_update, projected, not_a_number, training, masks):
+    for part in (backend, one_update, projected, not_a_number, training, masks):
         try:
             part(run, check)
         except Exception as e:
+            traceback.print_exc()
             check(part.__name__, 'FAILED', f'{type(e).__name__}: {e}'[:500])

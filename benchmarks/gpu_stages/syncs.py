@@ -134,7 +134,10 @@ def one_update(run, check):
 
 def syncs(run):
     check = run.checks('syncs')
-    one_update(run, check)
+    try:
+        one_update(run, check)
+    except Exception as e:
+        check('one update', 'FAILED', f'{type(e).__name__}: {e}'[:300])
     for name, callback in SIDES.items():
         try:
             side(run, check, name, callback)
