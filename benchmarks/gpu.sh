@@ -39,8 +39,8 @@ install() {
     missing=$("$python" "$root/benchmarks/gpu_missing.py" "$wheels") || return
     if [ -n "$missing" ]; then
         # shellcheck disable=SC2086
-        timeout 90 "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --no-warn-script-location \
-            --disable-pip-version-check --find-links "$wheels" --target "$work/site" $missing
+        timeout 90 "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir \
+            --no-warn-script-location --disable-pip-version-check --find-links "$wheels" --target "$work/site" $missing
     fi
     if ! PYTHONPATH=$work/site "$python" -c 'import importlib.metadata as m; m.version("fastprune")' 2> "$work/err"; then
         (cd "$root" && "$python" setup.py -q egg_info --egg-base "$work/site") # its version
@@ -63,7 +63,7 @@ run() {
 
 mkdir -p "$work/site"
 install || say "packages could not be installed: see log.txt"
-export PYTHONPATH=$root:$work/site MPLBACKEND=agg PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONWARNINGS=ignore
+export PYTHONPATH=$root:$work/site MPLBACKEND=agg PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore
 say "ready after $((SECONDS - start)) s"
 for group in $plan; do
     pids=()

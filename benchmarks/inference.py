@@ -193,9 +193,10 @@ def unstructured_on(device, names, sparsities, batches, seconds, out=here):
 
     for name in names:
         for sparsity in sparsities:
+            model = pruned(name, sparsity).to(device, dtype)
             for bs in batches:
                 x = torch.randn(bs, *networks[name][1], device=device, dtype=dtype)
-                compare(rows, name, sparsity, x, pruned(name, sparsity).to(device, dtype), make, 'sparse_inference')
+                compare(rows, name, sparsity, x, model, make, 'sparse_inference')
 
 
 def semi_structured_on(device, width, tokens, out=here):

@@ -189,11 +189,10 @@ def growth(largest, rounds):
 class Update:
     "The sides of a mask update on one device. Each call of `run` starts from the same weights"
 
-    def __init__(self, model, kind, scope):
-        fill(model, kind)
+    def __init__(self, model, first, scope):
         self.weights = {n: p.detach() for n, p in prunable_weights(model).items()}
-        self.tensors = list(self.weights.values())
-        self.first, self.scope = [p.clone() for p in self.tensors], scope
+        self.tensors, self.first, self.scope = list(self.weights.values()), first, scope
+        torch._foreach_copy_(self.tensors, first)
         self.masks = compute_masks(self.weights, 0.9, scope, absolute=True)
         self.floats = [self.masks[n].to(p.dtype) for n, p in self.weights.items()]
         self.buffers = [p.clone() for p in self.tensors]
@@ -229,15 +228,19 @@ def updates_on(device, networks, rounds, out=here):
 
     rows = Rows('mask_update', device, out)
     for network, name in networks.items():
-        for scope in ('local', 'global'):
-            for kind in ('dense', '90% zeros'):
-                torch.manual_seed(0)
-                update = Update(make(name).to(device), kind, scope)
-                weights = sum(p.numel() for p in update.tensors)
+        torch.manual_seed(0)
+        model = make(name).to(device)  # to initialise a large one takes seconds
+        for kind in ('dense', '90% zeros'):
+            fill(model, kind)
+            first = [p.detach().clone() for p in prunable_weights(model).values()]
+            for scope in ('local', 'global'):
+                update = Update(model, first, scope)
+                weights = sum(p.numel() for p in first)
                 for side, ts in in_turn(update.sides(), rounds).items():
                     ms, lo, hi = (round(1000 * t, 3) for t in spread(ts))
                     of = dict(network=network, weights=weights, scores=kind, scope=scope, side=side)
                     rows.add(**of, ms=ms, min_ms=lo, max_ms=hi, runs=rounds)
+                torch._foreach_copy_(update.tensors, first)
 
 
 def extra_memory(device, f, weights):

@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader, Dataset
 from fastprune.all import SparsifyCallback
 from fastprune.zoo.data import TensorData
 
-CPU_NETWORK = 'ResNet-18, 32 px, batch 64'
 GPU_FASTERAI = find_spec('fasterai') is not None
 
 
@@ -159,14 +158,15 @@ def add_rows(rows, network, times, batches, bs):
         rows.add(network=network, side=n, ms_per_batch=med, min=lo, max=hi, ratio=ratio, **counts)
 
 
-def measure(device, setups, rounds, out=here, limit=math.inf):
-    "Overheads of trainings that are on `device` with all that they need, each within `limit` seconds"
+def measure(device, setups, rounds, out=here, left=lambda: math.inf):
+    "Overheads of trainings that are on `device` with all that they need. They share the seconds that are `left()`"
     rows = Rows('overhead', device, out)
-    for network, setup in setups.items():
+    for i, (network, setup) in enumerate(setups.items()):
         sides = {n: side(learner_on(device, setup), cb, 1e-4) for n, cb in every_side(GPU_FASTERAI).items()}
         masked = learner_on(device, setup)
         masked.prune(0.9)
         sides['masks alone'] = side(masked, lambda: None, 1e-4, masks=True)
+        limit = (left() - 5) / (len(setups) - i)
         add_rows(rows, network, interleaved(sides, rounds, limit), setup.batches, setup.bs)
         del sides, masked
         if torch.cuda.is_available():
@@ -186,4 +186,4 @@ def main(
         return measure(device, GPU_SETUPS, rounds)
     sides = default_sides() if defaults else every_side()
     times = interleaved({n: side(learner(batches, bs), cb) for n, cb in sides.items()}, rounds)
-    add_rows(Rows('overhead'), CPU_NETWORK, times, batches, bs)
+    add_rows(Rows('overhead'), f'ResNet-18, 32 px, batch {bs}', times, batches, bs)

@@ -19,7 +19,7 @@ def _overhead(run):
     from overhead import GPU_SETUPS, SMALL_SETUPS, measure
 
     setups = SMALL_SETUPS if run.small else GPU_SETUPS
-    measure(run.device, setups, 1 if run.small else 5, run.out, min(45, run.left / len(setups)))
+    measure(run.device, setups, 1 if run.small else 5, run.out, lambda: run.left)
 
 
 def _deploy(run):

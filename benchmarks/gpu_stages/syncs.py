@@ -77,7 +77,7 @@ def learner(device, steps):
 
 def fit(run, callback, context):
     "Train one epoch, with `context(event)` around fastprune's events; `callback` makes its callback, or None"
-    learn, cb = learner(run.device, 6 if run.small else 20), callback()
+    learn, cb = learner(run.device, 6 if run.small else 12), callback()
     if cb is None:
         learn.prune(0.9)
     with events_in(context), learn.no_bar(), learn.no_logging():

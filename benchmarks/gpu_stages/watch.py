@@ -52,7 +52,7 @@ def watched(device, found):
         return
 
     def note(message, *args, **kwargs):
-        if 'synchroniz' in str(message):
+        if 'called a synchronizing' in str(message):
             found.append(line_of())
 
     with warnings.catch_warnings(), debug_mode('warn'):
