@@ -151,20 +151,44 @@ def training(run, check):
         check(f'recover={recover}, {scope}, {granularity}', verdict(ok))
 
 
-def one_update(run, check):
-    "Updates after the first one, where kernels may be replayed, see new weights"
-    torch.manual_seed(0)
-    w = {n: torch.randn(s) for n, s in SHAPES.items()}
-    there = moved(w, run.device)
-    ok = True
-    for i in range(4):
-        for n in w:
-            w[n].copy_(torch.randn(w[n].shape))
-            there[n].copy_(w[n])
-        sparsity = (0.2, 0.5, 0.9, 0.9)[i]
-        a, b = (compute_masks(x, sparsity, 'global', absolute=True) for x in (w, there))
-        ok &= same(dict(a), moved(b, 'cpu'))
-    check('repeated updates of the same tensors', verdict(ok))
+def repeated(run, check):
+    "Updates after the first one, where kernels may be replayed, see new weights and new sparsities"
+    gen = torch.Generator().manual_seed(0)
+    for scope in ('local', 'global'):
+        w = scores('random', torch.float32, run.small)
+        there, wrong = moved({n: t.clone() for n, t in w.items()}, run.device), []
+        for i, sparsity in enumerate((0.2, 0.5, 0.9, 0.9, 0.1)):
+            for n in w:
+                w[n].copy_(torch.randn(w[n].shape, generator=gen))
+                there[n].copy_(w[n])
+            a, b = (compute_masks(x, sparsity, scope, absolute=True) for x in (w, there))
+            if not same(dict(a), moved(b, 'cpu')):
+                wrong.append(i)
+        check(f'repeated updates of the same tensors, {scope}', verdict(not wrong), f'wrong: {wrong}')
+
+
+def in_channels_last(run, check):
+    "Weights of convolutions may be stored as [out, height, width, in]"
+    for scope, dtype in product(('local', 'global'), (torch.float32, torch.bfloat16)):
+        w = scores('random', dtype, run.small)
+        there = moved(w, run.device)
+        for n in 'ce':
+            there[n] = there[n].to(memory_format=torch.channels_last)
+        a, b = (compute_masks(x, 0.7, scope, absolute=True) for x in (w, there))
+        a.apply_(w)
+        b.apply_(there)
+        ok = same(dict(a), moved(b, 'cpu')) and same(w, {n: t.cpu().contiguous() for n, t in there.items()})
+        check(f'channels_last, {scope}, {str(dtype)[6:]}', verdict(ok))
+
+
+def large(run, check):
+    "Tensors of many programs, with many ties"
+    n = 10**4 if run.small else 8 * 10**6
+    for dtype, scope in product((torch.float32, torch.bfloat16), ('local', 'global')):
+        gen = torch.Generator().manual_seed(0)
+        x = {'a': torch.randn(n, generator=gen).to(dtype), 'b': torch.randn(n // 10, generator=gen).to(dtype)}
+        ok, note = Cases(check, run.device).compare(x, 0.9, scope=scope, absolute=True)
+        check(f'{n:,} numbers, {scope}, {str(dtype)[6:]}', verdict(ok), note)
 
 
 def backend(run, check):
@@ -185,7 +209,7 @@ def backend(run, check):
 
 def exact(run):
     check = run.checks('exact')
-    for part in (backend, one_update, projected, not_a_number, training, masks):
+    for part in (backend, repeated, in_channels_last, large, projected, not_a_number, training, masks):
         try:
             part(run, check)
         except Exception as e:
