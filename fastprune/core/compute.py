@@ -172,8 +172,10 @@ def compute_masks(
         raise _nan_error(scores, granularity, parts) from e
     masks = _masks_of(units, kept, scores, None if granularity.single else keep)
     if parts is not None:
-        return Masks({n: parts.wrap(n, m) for n, m in masks.items()})
-    return masks if counts is None else _know(masks, units, counts, keep, granularity)
+        masks = Masks({n: parts.wrap(n, m) for n, m in masks.items()})
+    if zeros and (parts is not None or not granularity.single):
+        masks.apply_(zeros)
+    return masks if parts is not None or counts is None else _know(masks, units, counts, keep, granularity)
 
 # %% ../../nbs/core/compute.ipynb #4dba7a85
 def _masks_of(units, kept, scores, keep):

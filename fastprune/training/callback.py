@@ -155,7 +155,8 @@ def end_notes(cb: SparsifyCallback) -> list:
             'EarlyStoppingCallback, ignore the schedule. Prune without them, and stop early in a '
             f'later fit, which keeps the masks; or call `learn.prune({cb.sparsity!r})` now'
         )
-    if empty := [n for n, m in masks.items() if m.numel() and not m.any()]:
+    kept = Masks(masks).kept_of_each()
+    if empty := [n for n, m in masks.items() if m.numel() and not kept[n]]:
         local = cb.scope == 'local'
         lower = 'a lower sparsity there, as a dict by name,' if local else "a lower sparsity, scope='erk',"
         notes.append(
