@@ -98,7 +98,7 @@ def _check_density(masks, sparsity, keep, kind):
 
     check_flags([k < n for k, n in zip(kept, least, strict=True)], error)
 
-
+# %% ../../nbs/training/prune.ipynb #9e40b854
 def _step_target(sparsity, part):
     "The sparsity after `part` of the steps, by equal factors of what remains"
     if isinstance(sparsity, dict):
