@@ -6,13 +6,17 @@
 __all__ = ['check_scores', 'check_nan', 'compute_masks']
 
 # %% ../../nbs/core/compute.ipynb #b681e225
+from functools import partial
+
 import torch
 
+from .devices import is_host
 from .granularity import check_granularity
+from .kept_units import has_nan, kept_units
+from .later import check_flags
 from .masks import Masks, check_bool
-from .scopes import check_scope, lamp, layer_counts
-from .selection import NaNError, lowest
-from .selection_sharded import lowest_everywhere
+from .scopes import check_scope, lamp
+from .selection import NaNError
 from .shards import Parts, agree, is_dtensor
 from .targets import expand_sparsity
 from .units import out_in_shape, outputs_per_unit
@@ -24,6 +28,10 @@ def _check_meta(n, t):
             f"{n!r} is on the meta device, where there are no values: load its weights first, or leave it out by "
             "`exclude`"
         )
+
+
+def _nan_error_of(names, places):
+    return ValueError(has_nan(names[places[0]]))
 
 
 def check_scores(
@@ -53,8 +61,12 @@ def check_nan(
     "Make sure that there is no NaN in `scores`"
     for n, s in scores.items():
         _check_meta(n, s)
-        if s.isnan().any():
-            raise ValueError(f"scores[{n!r}] has NaN: has training diverged, or does the criterion divide by 0?")
+        if is_host(s) and s.isnan().any():
+            raise ValueError(has_nan(n))
+    elsewhere = {n: s for n, s in scores.items() if not is_host(s)}
+    for device in dict.fromkeys(s.device for s in elsewhere.values()):
+        there = {n: s.isnan().any() for n, s in elsewhere.items() if s.device == device}
+        check_flags(torch.stack(list(there.values())), partial(_nan_error_of, list(there)))
     return scores
 
 # %% ../../nbs/core/compute.ipynb #98f93490
@@ -123,13 +135,14 @@ def compute_masks(
     # Process group, if scores are this process's pieces of plain tensors, along the first dimension, in the order of
     # ranks; DTensors need none
     group: object = None,
+    zeros: dict | None = None,  # Name -> weight that is set to zero where it is pruned, as by `Masks.apply_`
 ) -> Masks:  # A mask for each score, on its device and in its layout
     """Masks that prune the lowest scores; among equal scores, those that come first. *Exact*: of the n weights (or
     rows, filters, ...) of each tensor, or of all together, round(s*n) are pruned; more only if `keep` has pruned more.
     If units of different sizes are ranked together, the count comes as near as whole units allow. DTensors and pieces
     get the masks of the whole tensor, to the bit, without gathering it; all processes have to call. Raises `ValueError`
     for a sparsity outside [0,1), an unknown scope or granularity, one that does not fit a tensor, and NaN in a score"""
-    layouts = transposed or {}
+    layouts, zeros = transposed or {}, _zeros_of(zeros, scores)
     check = lambda: _check_all(scores, sparsity, scope, granularity, keep)
     if group is None:
         scope, granularity, target = check()
@@ -154,11 +167,15 @@ def compute_masks(
     units = granularity.groups(scores, layouts, keep, absolute, parts and parts.shapes)
     absolute = absolute and granularity.single  # the scores of other units are means of absolute values already
     try:
-        kept = _kept_units(units, sparsity, target, scope, keep, absolute, parts)
+        kept, counts = kept_units(units, sparsity, target, scope, keep, absolute, parts, zeros)
     except NaNError as e:
         raise _nan_error(scores, granularity, parts) from e
     masks = _masks_of(units, kept, scores, None if granularity.single else keep)
-    return masks if parts is None else Masks({n: parts.wrap(n, m) for n, m in masks.items()})
+    if parts is not None:
+        masks = Masks({n: parts.wrap(n, m) for n, m in masks.items()})
+    if zeros and (parts is not None or not granularity.single):
+        masks.apply_(zeros)
+    return masks if parts is not None or counts is None else _know(masks, units, counts, keep, granularity)
 
 # %% ../../nbs/core/compute.ipynb #4dba7a85
 def _masks_of(units, kept, scores, keep):
@@ -184,76 +201,30 @@ def _nan_error(scores, granularity, parts):
         f"the mean score of a {granularity.unit} is not a number{where}: there is inf and -inf among its scores"
     )
 
-# %% ../../nbs/core/compute.ipynb #b3a1b694
-def _kept_units(units, sparsity, target, scope, keep, absolute, parts):
-    "A mask of the units of each group"
-    present = None if keep is None else [u.present(keep) for u in units]
-    if scope == 'global':
-        return _kept_globally(units, float(sparsity), present, absolute, parts)
-    counts = _counts(units, target, sparsity, scope)
-    if parts is not None:
-        return _kept_across_processes(units, counts, present, absolute, parts)
-    scratch, present = {}, [None] * len(units) if present is None else [[m] for m in present]
-    return [lowest([u.scores], k, absolute, m, scratch)[0] for u, k, m in zip(units, counts, present, strict=True)]
+
+def _zeros_of(zeros, scores):
+    "The weights that get zeros, if they fit the scores"
+    if zeros is not None:
+        for n, s in check_scores(scores).items():
+            if n not in zeros or zeros[n].shape != s.shape or zeros[n].device != s.device:
+                raise ValueError(f"zeros[{n!r}]: needs the weight of shape {tuple(s.shape)}, on the scores' device")
+        zeros = {n: w.detach() for n, w in zeros.items()}
+    return zeros
 
 
-def _counts(units, target, sparsity, scope):
-    "How many units of each group to prune"
-    if scope == 'local':
-        return [round(target.get(u.names[0], 0.0) * u.n_weights / u.size) for u in units]
-    counts = layer_counts({n: shape for u in units for n, shape in u.shapes.items()}, sparsity, scope)
-    return [round(sum(counts[n] for n in u.names) / u.size) for u in units]
-
-
-def _kept_across_processes(units, counts, present, absolute, parts):
-    "Masks of units, ranked over the pieces of all processes"
-    is_unit = any(u.n_units != u.n_weights for u in units)
-    return lowest_everywhere(
-        [u.scores for u in units],
-        parts,
-        [u.names[0] for u in units],
-        [u.n_units for u in units],
-        counts,
-        absolute,
-        present,
-        is_unit,
-    )
-
-# %% ../../nbs/core/compute.ipynb #bdb7334e
-def _kept_globally(units, sparsity, present, absolute, parts):
-    "Masks of units, ranked over all groups"
-    scores, sizes = [u.scores for u in units], [u.size for u in units]
-    n_prune = round(sparsity * sum(u.n_weights for u in units))
-    if parts is not None:
-        if len(set(sizes)) > 1:
-            raise ValueError(
-                "scope='global': units of different sizes, spread over processes, can't be ranked together: use "
-                "scope='local', 'erk' or 'balanced'"
-            )
-        return _kept_across_processes(units, [round(n_prune / sizes[0])], present, absolute, parts)
-    if len(set(sizes)) < 2:
-        return lowest(scores, round(n_prune / max(sizes, default=1)), absolute, present)
-    return _lowest_units(scores, sizes, n_prune, present)
-
-
-def _lowest_units(scores, sizes, n_prune, keep):
-    "Prune whole units of different sizes, lowest first, as near to `n_prune` weights as they allow"
-    device, widest = scores[0].device, max((s.dtype for s in scores), key=lambda d: d.itemsize)
-    cat = lambda xs, dtype: torch.cat([x.flatten().to(device, dtype) for x in xs])
-    x = cat(scores, torch.promote_types(widest, torch.float32))
-    size = cat([torch.full(s.shape, n) for s, n in zip(scores, sizes, strict=True)], torch.int64)
-    if x.isnan().any():
-        raise NaNError
-    order, pruned = x.argsort(stable=True), 0
+def _know(masks, units, counts, keep, granularity):
+    "Note how many weights masks keep, if that follows from the numbers of pruned units"
+    before, before_each = (None, None) if keep is None else keep.known() if isinstance(keep, Masks) else (None, None)
+    if keep is not None and not granularity.single:
+        return masks
+    if isinstance(counts, int):
+        kept = sum(u.n_weights for u in units) - counts * (units[0].size if units else 1)
+        if keep is None:
+            return masks.know(kept)
+        return masks if before is None else masks.know(min(kept, before))
+    each = {u.names[0]: u.n_weights - k * u.size for u, k in zip(units, counts, strict=True)}
+    if keep is not None and before_each is None:
+        return masks
     if keep is not None:
-        inside = cat(keep, torch.bool)
-        order = order[inside[order].long().argsort(stable=True)]  # those that are pruned already come first
-        pruned = int((~inside).count_nonzero())
-    total = size[order].cumsum(0)
-    k = int((total <= n_prune).count_nonzero())
-    if k < len(total) and total[k] - n_prune < n_prune - (total[k - 1] if k else 0):
-        k += 1
-    kept = torch.ones_like(x, dtype=torch.bool)
-    kept[order[: max(k, pruned)]] = False
-    parts = kept.split([s.numel() for s in scores])
-    return [m.view(s.shape).to(s.device) for m, s in zip(parts, scores, strict=True)]
+        each = {n: min(k, before_each[n]) for n, k in each.items()}
+    return masks.know(sum(each.values()), each)

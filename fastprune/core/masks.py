@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 
-from .files import INTS, load_tensors, pack_bits, save_state, unpack_bits
-from .selection import PIECE
+from .backends import project
+from .files import load_tensors, pack_bits, save_state, unpack_bits
+from .later import Pending, later, read
 from .shards import Parts, is_dtensor, shard_like
 
 # %% ../../nbs/core/masks.ipynb #1a2d9f6e
@@ -23,9 +24,14 @@ def nonzeros(t: torch.Tensor) -> int:  # The count; float8 works, too
     return int((t.float() if t.is_floating_point() and t.dtype.itemsize < 2 else t).count_nonzero())
 
 
-def _n_kept(mask):
-    "How many weights a mask keeps; of a DTensor, in all processes"
-    return int(mask.sum().full_tensor()) if is_dtensor(mask) else int(mask.count_nonzero())
+def _count(mask):
+    "How many weights a mask keeps, as a tensor; of a DTensor, in all processes"
+    return mask.sum().full_tensor() if is_dtensor(mask) else mask.count_nonzero()
+
+
+def _n_kept(masks):
+    "How many weights each mask keeps"
+    return read([_count(m) for m in masks])
 
 
 def _pair(a, b):
@@ -35,19 +41,8 @@ def _pair(a, b):
     return (a, shard_like(b, a)) if is_dtensor(a) else (shard_like(a, b), b)
 
 
-def _zero(w, mask):
-    """Set `w` to 0 where `mask` is False, even where `w` is inf or NaN. On a CPU its bits are multiplied by the mask in
-    pieces, twice as fast as `masked_fill_`"""
-    if w.device.type != 'cpu' or not (w.is_contiguous() and mask.is_contiguous() and w.is_floating_point()):
-        return w.masked_fill_(~mask, 0)
-    bits, kept = w.view(-1).view(INTS[w.element_size()]), mask.view(-1).view(torch.int8)
-    buffer = torch.empty(min(PIECE, w.numel()), dtype=bits.dtype)
-    for a in range(0, w.numel(), PIECE):
-        x = bits[a : a + PIECE]
-        x.mul_(buffer[: x.numel()].copy_(kept[a : a + PIECE]))
-
-
-def _apply(w, mask):
+def _local_pair(w, mask):
+    "A weight and its mask, on one device; of DTensors, the parts of this process"
     if is_dtensor(mask) and not is_dtensor(w):
         raise ValueError(
             f"a mask is a DTensor, laid out as {mask.placements}, and its weight a plain tensor: use "
@@ -56,7 +51,7 @@ def _apply(w, mask):
     if is_dtensor(w):
         parts = Parts({'w': w})
         w, mask = parts.local['w'], parts.part_of('w', mask)
-    _zero(w, mask.to(w.device))
+    return w, mask.to(w.device)
 
 # %% ../../nbs/core/masks.ipynb #1c633c87
 def _packed(m):
@@ -72,6 +67,8 @@ def _from_packed(packed):
 # %% ../../nbs/core/masks.ipynb #bd36ef15
 class Masks(dict):
     "Name -> bool tensor of the weight's shape, True where it is kept"
+
+    _known = None  # kept weights, those of each tensor, and the tensors with their versions at that time
 
     def __eq__(self, other):
         "Same names and same tensors"
@@ -98,7 +95,10 @@ class Masks(dict):
         return '\n'.join(
             [
                 line('Masks', self.n_kept, sum(m.numel() for m in self.values())),
-                *[line(f"  {n} {'x'.join(map(str, m.shape))}", _n_kept(m), m.numel()) for n, m in self.items()],
+                *[
+                    line(f"  {n} {'x'.join(map(str, m.shape))}", kept, m.numel())
+                    for (n, m), kept in zip(self.items(), _n_kept(self.values()), strict=True)
+                ],
             ]
         )
 
@@ -116,11 +116,13 @@ class Masks(dict):
     @property
     def n_kept(self) -> int:  # Number of weights that are kept
         "Number of weights that are kept"
-        return sum(map(_n_kept, self.values()))
+        return sum(_n_kept(self.values()))
 
     def copy(self) -> 'Masks':
         "Another dict of the same tensors"
-        return type(self)(self)
+        res = type(self)(self)
+        res._known = self._known
+        return res
 
     __copy__ = copy
 
@@ -155,8 +157,8 @@ def apply_(
     weights: dict,  # Name -> tensor, changed in place
 ) -> dict:  # `weights`
     "Set pruned weights to exactly 0"
-    for n, m in self.check(weights).items():
-        _apply(weights[n], m)
+    pairs = [_local_pair(weights[n], m) for n, m in self.check(weights).items()]
+    project([w for w, _ in pairs], [m for _, m in pairs])
     return weights
 
 
@@ -175,14 +177,60 @@ def jaccard(
     other: dict,  # Masks of the same weights
 ) -> float:  # Distance in [0,1]: 0 if both keep the same, 1 if they have nothing in common
     "1 - |A and B| / |A or B| of the kept sets (mask distance of Srinivas et al. 2022, table 5)"
+    return float(self.distance_later(other))
+
+
+@patch
+def distance_later(
+    self: Masks,
+    other: dict,  # Masks of the same weights
+) -> float | Pending:  # The number, or one that is still on a device
+    "As `jaccard`, without waiting for an accelerator"
     if self.keys() != other.keys():
         raise ValueError(f"masks of other weights: {sorted(self.keys() ^ other.keys())[0]!r} is in only one of them")
     self.check(other)
-    both, either = (
-        sum(_n_kept(f(*_pair(m, other[n].to(m.device)))) for n, m in self.items())
-        for f in (torch.logical_and, torch.logical_or)
-    )
-    return 1 - both / either if either else 0.0
+    pairs = [_pair(m, other[n].to(m.device)) for n, m in self.items()]
+    both, either = ([_count(f(*pair)) for pair in pairs] for f in (torch.logical_and, torch.logical_or))
+    n = len(pairs)
+    return later(lambda *c: 1 - sum(c[:n]) / sum(c[n:]) if any(c[n:]) else 0.0, *both, *either)
+
+# %% ../../nbs/core/masks.ipynb #35470611
+@patch
+def know(
+    self: Masks,
+    kept: int,  # Number of weights that the masks keep
+    each: dict | None = None,  # Name -> number of weights that each mask keeps, if it is known
+) -> Masks:  # self
+    "Note how many weights are kept"
+    if not any(m.is_inference() or is_dtensor(m) for m in self.values()):
+        self._known = kept, each, {n: (m, m._version) for n, m in self.items()}
+    return self
+
+
+@patch
+def known(
+    self: Masks,
+) -> tuple:  # Number of weights that are kept, and those of each mask by name; None where it is not known
+    "How many weights are kept, if that is known and no mask has changed since"
+    kept, each, versions = self._known or (None, None, {})
+    same = lambda n, m: n in versions and versions[n][0] is m and versions[n][1] == m._version
+    return (kept, each) if len(versions) == len(self) and all(same(n, m) for n, m in self.items()) else (None, None)
+
+
+@patch
+def kept_later(self: Masks) -> int | Pending:  # The number, or one that is still on a device
+    "Number of weights that are kept, without waiting for an accelerator"
+    kept = self.known()[0]
+    if kept is None and not any(map(is_dtensor, self.values())):
+        return later(lambda *counts: sum(counts), *(m.count_nonzero() for m in self.values()))
+    return self.n_kept if kept is None else kept
+
+
+@patch
+def kept_of_each(self: Masks) -> dict:  # Name -> number of weights that are kept
+    "Number of weights that each mask keeps; an accelerator is waited for once, if it is not known"
+    each = self.known()[1]
+    return dict(zip(self, _n_kept(self.values()), strict=True)) if each is None else dict(each)
 
 # %% ../../nbs/core/masks.ipynb #c5b14ea6
 @patch

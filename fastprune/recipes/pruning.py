@@ -14,11 +14,11 @@ from fastai.basics import Learner, patch
 from torch import nn
 
 from ..core.checks import check_choice, check_fraction, check_n_batches, check_whole
-from ..core.compute import layer_counts
 from ..core.describe import describe
 from ..core.granularity import count_units
 from ..core.layouts import transposed_groups
 from ..core.protocol import ranks_magnitude
+from ..core.scopes import layer_counts
 from ..core.targets import check_sparsity
 from ..criteria.weights import magnitude
 from ..schedules.sparsity import check_schedule, one_shot
