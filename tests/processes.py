@@ -2,7 +2,9 @@
 
 Importing torch, fastai and fastprune takes five seconds. So one process of each pytest worker imports them once,
 and others are forked from it: they are as clean as new ones, and start at once. What is about the start itself, or
-about what is not imported, takes `subprocess` or `torchrun`."""
+about what is not imported, takes `subprocess` or `torchrun`.
+
+They see no GPU, since CUDA does not survive a fork. Those that are asked to be on the tests' device are new ones."""
 
 import atexit
 import contextlib
@@ -19,13 +21,17 @@ import types
 import warnings
 from multiprocessing.connection import wait
 from pathlib import Path
+from unittest import mock
+
+import devices
 
 tests = Path(__file__).resolve().parent
 forks = multiprocessing.get_context('forkserver')
+news = multiprocessing.get_context('spawn')
 forks.set_forkserver_preload(['fastai.vision.all', 'fastprune.all', 'nbdev.test', 'pytest'])
 
 
-def _run(script, args, env, folder, stdin, stdout, stderr):
+def _run(script, args, env, folder, stdin, stdout, stderr, device):
     "In the new process: runs a file, or code, as Python does with `-W ignore`"
     for stream, fd in ((stdin, 0), (stdout, 1), (stderr, 2)):
         if stream is not None:
@@ -35,6 +41,7 @@ def _run(script, args, env, folder, stdin, stdout, stderr):
     os.environ.clear()
     os.environ.update(env)
     os.chdir(folder)
+    devices.start(device)
     warnings.simplefilter('ignore')
     multiprocessing.set_start_method('fork', force=True)  # workers of a DataLoader need not import all that again
     is_file = isinstance(script, Path)
@@ -86,16 +93,18 @@ class Running:
                 stream.close()
 
 
-def start(script, args, env, folder, stdin, stdout, stderr, paths=()):
-    "Forks a process that runs `script`, with `env` besides the environment of this one"
-    environment = {**os.environ, **dict(env)}
+def start(script, args, env, folder, stdin, stdout, stderr, paths=(), device='cpu'):
+    "Starts a process that runs `script`, with `env` besides the environment of this one"
+    context = forks if str(device) == 'cpu' else news
+    hidden = {'CUDA_VISIBLE_DEVICES': ''} if context is forks else {}
+    environment = {**os.environ, **hidden, **dict(env)}
     before = sys.path[:]
     sys.path[:0] = [*map(str, paths), str(tests)]  # the new process gets these
+    args = script, [*map(str, args)], environment, str(folder or Path.cwd()), stdin, stdout, stderr, str(device)
     try:
-        process = forks.Process(
-            target=_run, args=(script, [*map(str, args)], environment, str(folder or Path.cwd()), stdin, stdout, stderr)
-        )
-        process.start()
+        process = context.Process(target=_run, args=args)
+        with mock.patch.dict(os.environ, hidden):  # for the process that the others are forked from
+            process.start()
     finally:
         sys.path[:] = before
     return process
@@ -118,12 +127,12 @@ def _outcome(processes, outputs, timeout):
     return subprocess.CompletedProcess([], code, out, err)
 
 
-def python(script, *args, env=(), folder=None, paths=(), timeout=300):
+def python(script, *args, env=(), folder=None, paths=(), timeout=300, device='cpu'):
     "Runs a file (a `Path`) or code in another process; `paths` are added to those that it imports from"
-    return ranks(1, script, *args, env=env, folder=folder, paths=paths, timeout=timeout, group=False)
+    return ranks(1, script, *args, env=env, folder=folder, paths=paths, timeout=timeout, group=False, device=device)
 
 
-def ranks(n, script, *args, env=(), folder=None, paths=(), timeout=300, group=True):
+def ranks(n, script, *args, env=(), folder=None, paths=(), timeout=300, group=True, device='cpu'):
     "`n` processes of a group, on a CPU, as `torchrun` starts them"
     with socket.socket() as s, tempfile.TemporaryDirectory() as temp:
         s.bind(('127.0.0.1', 0))
@@ -133,12 +142,12 @@ def ranks(n, script, *args, env=(), folder=None, paths=(), timeout=300, group=Tr
         for rank in range(n):
             of_rank = dict(env)
             if group:
-                of_rank |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), CUDA_VISIBLE_DEVICES='')
+                of_rank |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
                 of_rank |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n))
             outputs.append((Path(temp) / f'out{rank}', Path(temp) / f'err{rank}'))
             for path in outputs[-1]:
                 path.touch()
-            processes.append(start(script, args, of_rank, folder, None, *map(str, outputs[-1]), paths=paths))
+            processes.append(start(script, args, of_rank, folder, None, *map(str, outputs[-1]), paths, device))
         return _outcome(processes, outputs, timeout)
 
 

@@ -111,7 +111,7 @@ slow = {
 @pytest.mark.parametrize(
     'nb', [pytest.param(nb, id=named(nb), marks=[pytest.mark.slow] * (nb.stem in slow)) for nb in notebooks]
 )
-def test_notebook_runs(nb):
+def test_notebook_runs(nb, device):
     code = 'import sys; from nbdev.test import nbdev_test; nbdev_test(path=sys.argv[1], n_workers=0)'
-    r = python(code, nb, folder=root, timeout=900)
+    r = python(code, nb, folder=root, timeout=900, device=device)
     assert r.returncode == 0 and 'Success' in r.stdout, r.stderr[-4000:]

@@ -25,6 +25,8 @@ from fastprune.all import (
 )
 from fastprune.analysis.weights import CyclePaths
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 
 def make(seed=0):
     torch.manual_seed(seed)
@@ -167,6 +169,7 @@ def test_workers_give_the_same_table(tmp_path):
     assert list(want.summary('accuracy').columns.get_level_values(0).unique()) == ['good', 'ocp']
 
 
+@pytest.mark.cpu_only  # Ray's processes are there
 def test_ray_gives_the_same_table(tmp_path):
     pytest.importorskip('ray', reason="Ray is an extra: pip install 'fastprune[ray]'")
     from ray import cloudpickle
@@ -177,6 +180,7 @@ def test_ray_gives_the_same_table(tmp_path):
     assert same(sweep(make, {'good': good}, (0.5, 0.9), seeds=(0,), ray='local'), want)
 
 
+@pytest.mark.cpu_only  # the killed process was there
 def test_a_killed_sweep_goes_on(tmp_path):
     code = '''
 import os, sys

@@ -27,6 +27,8 @@ from fastprune.all import (
 from fastprune.deploy import export, semi_structured
 from fastprune.deploy.semi_structured import _missing, semi_structured_layers
 
+pytestmark = pytest.mark.cpu_only  # files for other programs; what needs a GPU says `cuda`
+
 
 class Tagger(nn.Module):
     "An LSTM with its decoder tied to the embedding"

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from fastprune.all import cifar_resnet, digits_convnet, digits_dls
 from fastprune.learner.states import seed_round
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 XY = [(torch.randn(64, generator=torch.Generator().manual_seed(i)), torch.tensor(i % 4)) for i in range(40)]
 
 

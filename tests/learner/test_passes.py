@@ -41,6 +41,8 @@ from fastprune.learner import gradients as grads
 from fastprune.learner.batches import undisturbed
 from fastprune.learner.states import seed_round
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 GRADIENTS = dict(snip=dict(criterion=snip), grasp=dict(criterion=grasp), taylor=dict(criterion=taylor, n_batches=2))
 CRITERIA = dict(**GRADIENTS, synflow=dict(criterion=synflow), wanda=dict(criterion=wanda))
 

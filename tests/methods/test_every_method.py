@@ -52,6 +52,8 @@ from fastprune.all import (
     prunable_weights,
 )
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 
 @pytest.fixture
 def quick(learner):

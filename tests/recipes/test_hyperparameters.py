@@ -12,6 +12,8 @@ from torch import nn
 from fastprune.all import digits_dls
 from fastprune.learner.states import seed_round
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 RECIPES = dict(
     cyclical=lambda l, **k: l.fit_cyclical(2, 1, 0.8, lr_max=1e-2, **k),
     cyclic=lambda l, **k: l.fit_cycles(2, 1, lr=1e-2, **k),

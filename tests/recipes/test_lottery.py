@@ -24,6 +24,8 @@ from fastprune.all import (
 )
 from fastprune.learner.states import load_into, seed_round
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 here = Path(__file__).parent
 
 
@@ -247,6 +249,7 @@ learn.find_tickets(4, fit, prune_rate=0.4, folder=sys.argv[1], {kw}).df.to_csv(s
 
 
 @pytest.mark.parametrize('kw', ['rewind_to=2', "rewind='finetune'"])
+@pytest.mark.cpu_only  # the killed process was there
 def test_a_killed_search_goes_on_to_the_same_table(tmp_path, kw):
     import pandas as pd
 

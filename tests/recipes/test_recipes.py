@@ -24,6 +24,8 @@ from fastprune.all import (
     taylor,
 )
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 
 def steps(learn):
     "Counts optimizer steps"
@@ -328,6 +330,7 @@ table.to_csv(sys.argv[1]+'/table.csv')
 '''
 
 
+@pytest.mark.cpu_only  # the killed process was there
 def test_a_killed_run_goes_on_to_the_same_table(tmp_path):
     import pandas as pd
 

@@ -13,6 +13,8 @@ from fastprune.all import SparsifyCallback, Ticket, digits_convnet, digits_dls, 
 from fastprune.learner.states import StartAt, StateAt, seed_round, starting_at
 from fastprune.recipes.planning import count_steps
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 EPOCHS = 3
 
 

@@ -27,6 +27,8 @@ from fastprune.all import (
 from fastprune.recipes.round_training import REWINDS
 from fastprune.schedules.rates import at_prune_rate
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 SC = partial(s_cyc_max_lr, eps=0.05, delta=0.1)
 
 

@@ -26,6 +26,8 @@ from fastprune.all import (
     window,
 )
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 
 def toy(steps=16, tmp=None):
     torch.manual_seed(0)

@@ -54,6 +54,8 @@ from fastprune.core.scopes import layer_counts
 from fastprune.learner.keep import KeepMasks
 from fastprune.schedules.sparsity import schedule_name
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 opts = dict(
     sgd=SGD,
     momentum=partial(SGD, mom=0.9),

@@ -32,6 +32,8 @@ from fastprune.core.files import load_tensors
 from fastprune.training.optimizer_state import opt_state
 from fastprune.training.state import pack, unpack
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 
 class Crash(Callback):
     def __init__(self, epoch, i, order=0):
