@@ -39,7 +39,8 @@ class _OwnTensors(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func in FACTORIES and kwargs.get('device') is None and kwargs.get('out') is None and _by_a_test():
+        copied = any(isinstance(a, torch.Tensor) for a in args) or kwargs.get('out') is not None
+        if func in FACTORIES and kwargs.get('device') is None and not copied and _by_a_test():
             grad = kwargs.pop('requires_grad', False)
             return func(*args, **kwargs).to(device).requires_grad_(grad)
         if func in DRAWS and args[0].device.type == device.type and _by_a_test():
@@ -70,15 +71,14 @@ def on(name):
 
 def start(name):
     "Sets up this process for tests on a device"
-    global device
-    device = torch.device(name)
-    if device.type == 'cpu':
+    chosen = torch.device(name)
+    if chosen.type == 'cpu':
         return
     DataLoaders.__init__ = _dataloaders
     torch.backends.cudnn.allow_tf32 = False  # convolutions are compared with float32
     torch.backends.cudnn.benchmark = False  # the fastest kernel is another one each time
-    if device.type == 'cuda':
-        torch.cuda.set_device(device.index or 0)  # fastai's default
+    if chosen.type == 'cuda':
+        torch.cuda.set_device(chosen.index or 0)  # fastai's default
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ Importing torch, fastai and fastprune takes five seconds. So one process of each
 and others are forked from it: they are as clean as new ones, and start at once. What is about the start itself, or
 about what is not imported, takes `subprocess` or `torchrun`.
 
-They see no GPU, since CUDA does not survive a fork. Those that are asked to be on the tests' device are new ones."""
+They see no GPU, since CUDA does not survive a fork."""
 
 import atexit
 import contextlib
@@ -23,15 +23,12 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from unittest import mock
 
-import devices
-
 tests = Path(__file__).resolve().parent
 forks = multiprocessing.get_context('forkserver')
-news = multiprocessing.get_context('spawn')
 forks.set_forkserver_preload(['fastai.vision.all', 'fastprune.all', 'nbdev.test', 'pytest'])
 
 
-def _run(script, args, env, folder, stdin, stdout, stderr, device):
+def _run(script, args, env, folder, stdin, stdout, stderr):
     "In the new process: runs a file, or code, as Python does with `-W ignore`"
     for stream, fd in ((stdin, 0), (stdout, 1), (stderr, 2)):
         if stream is not None:
@@ -41,7 +38,6 @@ def _run(script, args, env, folder, stdin, stdout, stderr, device):
     os.environ.clear()
     os.environ.update(env)
     os.chdir(folder)
-    devices.start(device)
     warnings.simplefilter('ignore')
     multiprocessing.set_start_method('fork', force=True)  # workers of a DataLoader need not import all that again
     is_file = isinstance(script, Path)
@@ -93,16 +89,16 @@ class Running:
                 stream.close()
 
 
-def start(script, args, env, folder, stdin, stdout, stderr, paths=(), device='cpu'):
-    "Starts a process that runs `script`, with `env` besides the environment of this one"
-    context = forks if str(device) == 'cpu' else news
-    hidden = {'CUDA_VISIBLE_DEVICES': ''} if context is forks else {}
+def start(script, args, env, folder, stdin, stdout, stderr, paths=()):
+    "Forks a process that runs `script`, with `env` besides the environment of this one"
+    hidden = {'CUDA_VISIBLE_DEVICES': ''}
     environment = {**os.environ, **hidden, **dict(env)}
     before = sys.path[:]
     sys.path[:0] = [*map(str, paths), str(tests)]  # the new process gets these
-    args = script, [*map(str, args)], environment, str(folder or Path.cwd()), stdin, stdout, stderr, str(device)
     try:
-        process = context.Process(target=_run, args=args)
+        process = forks.Process(
+            target=_run, args=(script, [*map(str, args)], environment, str(folder or Path.cwd()), stdin, stdout, stderr)
+        )
         with mock.patch.dict(os.environ, hidden):  # for the process that the others are forked from
             process.start()
     finally:
@@ -127,12 +123,12 @@ def _outcome(processes, outputs, timeout):
     return subprocess.CompletedProcess([], code, out, err)
 
 
-def python(script, *args, env=(), folder=None, paths=(), timeout=300, device='cpu'):
+def python(script, *args, env=(), folder=None, paths=(), timeout=300):
     "Runs a file (a `Path`) or code in another process; `paths` are added to those that it imports from"
-    return ranks(1, script, *args, env=env, folder=folder, paths=paths, timeout=timeout, group=False, device=device)
+    return ranks(1, script, *args, env=env, folder=folder, paths=paths, timeout=timeout, group=False)
 
 
-def ranks(n, script, *args, env=(), folder=None, paths=(), timeout=300, group=True, device='cpu'):
+def ranks(n, script, *args, env=(), folder=None, paths=(), timeout=300, group=True):
     "`n` processes of a group, on a CPU, as `torchrun` starts them"
     with socket.socket() as s, tempfile.TemporaryDirectory() as temp:
         s.bind(('127.0.0.1', 0))
@@ -147,7 +143,7 @@ def ranks(n, script, *args, env=(), folder=None, paths=(), timeout=300, group=Tr
             outputs.append((Path(temp) / f'out{rank}', Path(temp) / f'err{rank}'))
             for path in outputs[-1]:
                 path.touch()
-            processes.append(start(script, args, of_rank, folder, None, *map(str, outputs[-1]), paths, device))
+            processes.append(start(script, args, of_rank, folder, None, *map(str, outputs[-1]), paths=paths))
         return _outcome(processes, outputs, timeout)
 
 

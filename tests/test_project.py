@@ -108,10 +108,11 @@ slow = {
 }  # a minute or two each: by hand, with `pytest -m slow`
 
 
+@pytest.mark.cpu_only  # its outputs and comparisons are those of a CPU
 @pytest.mark.parametrize(
     'nb', [pytest.param(nb, id=named(nb), marks=[pytest.mark.slow] * (nb.stem in slow)) for nb in notebooks]
 )
-def test_notebook_runs(nb, device):
+def test_notebook_runs(nb):
     code = 'import sys; from nbdev.test import nbdev_test; nbdev_test(path=sys.argv[1], n_workers=0)'
-    r = python(code, nb, folder=root, timeout=900, device=device)
+    r = python(code, nb, folder=root, timeout=900)
     assert r.returncode == 0 and 'Success' in r.stdout, r.stderr[-4000:]

@@ -11,8 +11,6 @@ from torch import nn
 from fastprune.all import Masks, RigL, SparseMethod, SparsifyCallback
 from fastprune.testing import CHECKS, check_method
 
-pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
-
 
 class Inexact(SparseMethod):
     "Keeps a few weights more than it may"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import SGD, CrossEntropyLossFlat, Learner, accuracy
-from helpers import quietly
+from helpers import equal, quietly
 from processes import python
 from torch import nn
 
@@ -83,9 +83,7 @@ def test_hessian_leaves_the_learner_alone_and_pruned_weights_out():
     learn.prune(0.9)
     state, rng = state_of(learn), torch.get_rng_state()
     sparse = learn.hessian_spectrum(2)
-    assert all(torch.equal(t, state[n]) for n, t in learn.model.state_dict().items()) and torch.equal(
-        rng, torch.get_rng_state()
-    )
+    assert all(equal(t, state[n]) for n, t in learn.model.state_dict().items()) and equal(rng, torch.get_rng_state())
     learn.remove_masks()
     assert (
         learn.hessian_spectrum(1)[0] >= sparse[0] - 1e-3 and sparse[0] >= sparse[1]
@@ -105,7 +103,7 @@ def test_sensitivity_is_that_of_validate():
     quietly(learn, learn.fit, 3, 0.1)
     before = state_of(learn)
     table = learn.sensitivity((0.5, 0.9))
-    assert all(torch.equal(t, before[n]) for n, t in learn.model.state_dict().items()) and learn.masks is None
+    assert all(equal(t, before[n]) for n, t in learn.model.state_dict().items()) and learn.masks is None
     for n in ('1.weight', '3.weight'):
         other = make()
         other.model.load_state_dict(before)
@@ -335,7 +333,7 @@ def test_flops_by_hand(learner):
     ],
     ids=['LSTM', 'attention'],
 )
-def test_flops_of_recurrent_and_attention_weights(learner, model, weights):
+def test_flops_of_recurrent_and_attention_weights(learner, model, weights, device):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -345,7 +343,7 @@ def test_flops_of_recurrent_and_attention_weights(learner, model, weights):
             out = self.body(x.flatten(1, 2))
             return self.head((out[0] if isinstance(out, tuple) else out).flatten(1))
 
-    learn = learner(Net())
+    learn = learner(Net().to(device))
     with torch.no_grad():
         learn.model(torch.ones(1, 1, 8, 8))
     df = learn.flops()
