@@ -15,6 +15,8 @@ from fastprune.all import SparsifyCallback, digits_convnet, shrink
 from fastprune.core.names import unwrap
 
 pytest.importorskip('torch_pruning')
+
+pytestmark = pytest.mark.cpu_only  # networks of timm and torchvision are made there, and followed layer by layer
 layers = (nn.modules.conv._ConvNd, nn.Linear)
 
 
