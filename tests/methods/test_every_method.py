@@ -168,16 +168,17 @@ class SkipSome(Callback):
             raise CancelStepException()
 
 
-class OnCPU(MixedPrecision):
-    """fastai's mixed precision is one of GPUs: here with a CPU's autocast and loss scaling, from a scale so high that
-    the first steps overflow"""
+class Mixed(MixedPrecision):
+    """fastai's mixed precision is one of GPUs: here with autocast and loss scaling of any device, from a scale so high
+    that the first steps overflow"""
 
     def before_fit(self):
         super().before_fit()
+        kind = next(self.model.parameters()).device.type
         self.skipped_steps, self.autocast, self.learn.scaler = (
             0,
-            torch.autocast('cpu', torch.float16 if self.kwargs['enabled'] else torch.bfloat16),
-            torch.amp.GradScaler('cpu', init_scale=2.0**24, growth_interval=7, **self.kwargs),
+            torch.autocast(kind, torch.float16 if self.kwargs['enabled'] else torch.bfloat16),
+            torch.amp.GradScaler(kind, init_scale=2.0**24, growth_interval=7, **self.kwargs),
         )
 
     def after_cancel_step(self):
@@ -210,7 +211,7 @@ class WithReset(nn.Sequential):
 def test_overflow_in_fp16(quick, fit, method):
     "The first steps are skipped, and those after each doubling of the scale that was too much"
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
-    learn, mixed = quick(model, opt_func=SGDM, wd=0.01), OnCPU()
+    learn, mixed = quick(model, opt_func=SGDM, wd=0.01), Mixed()
     fit(
         learn,
         2,
@@ -236,7 +237,7 @@ def test_among_friends(quick, fit, method):
             0.02,
             cbs=[
                 method(0.8),
-                OnCPU('bf16'),
+                Mixed('bf16'),
                 MixUp(0.4),
                 ChannelsLast(),
                 ModelResetter(),
