@@ -4,18 +4,63 @@ os.environ['MPLBACKEND'] = 'agg'
 os.environ['OMP_NUM_THREADS'] = '1'  # the tests run on as many processes as there are cores
 
 import pytest
-from fastai.basics import CrossEntropyLossFlat, Learner, accuracy, set_seed
 from hypothesis import settings
-
-from fastprune.all import digits_convnet, digits_dls
 
 settings.register_profile('fastprune', deadline=None, max_examples=40, derandomize=True)
 settings.load_profile('fastprune')
 
 
+def pytest_addoption(parser):
+    parser.addoption('--device', default='cpu', help='where data and models are: cpu, or cuda, cuda:1, mps')
+
+
+def pytest_configure(config):
+    "Chooses the device. fastai looks for a GPU when it is imported, so nothing above imports it"
+    name = config.getoption('device')
+    if name == 'cpu':
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''  # a machine with a GPU tests what one without a GPU does
+    else:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # for the fixture `deterministic`
+    import devices
+
+    devices.start(name)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    "Each test and its fixtures have the device, or the CPU if their subject is there"
+    import devices
+
+    with devices.on('cpu' if item.get_closest_marker('cpu_only') else item.config.getoption('device')):
+        return (yield)
+
+
+@pytest.fixture
+def device():
+    "Where the test's data and models are"
+    import devices
+
+    return devices.device
+
+
+@pytest.fixture
+def deterministic(device):
+    "For tests in which two trainings have the same bits: on a GPU they have to ask for it"
+    import devices
+
+    if device.type == 'cpu':
+        yield
+    else:
+        with devices.deterministic():
+            yield
+
+
 @pytest.fixture
 def learner(tmp_path):
     "Makes Learners on digits; keyword arguments go to `Learner`"
+    from fastai.basics import CrossEntropyLossFlat, Learner, accuracy, set_seed
+
+    from fastprune.all import digits_convnet, digits_dls
 
     def make(model=None, bs=64, **kwargs):
         set_seed(42, reproducible=True)

@@ -54,6 +54,11 @@ METHODS = {
 }
 
 
+def equal(a, b):
+    "Do two tensors have the same values, wherever they are?"
+    return torch.equal(a.cpu(), b.cpu())
+
+
 def quietly(learn, f, *args, **kwargs):
     "`f(*args, **kwargs)` without table or bar"
     with learn.no_bar(), learn.no_logging():

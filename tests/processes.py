@@ -2,7 +2,9 @@
 
 Importing torch, fastai and fastprune takes five seconds. So one process of each pytest worker imports them once,
 and others are forked from it: they are as clean as new ones, and start at once. What is about the start itself, or
-about what is not imported, takes `subprocess` or `torchrun`."""
+about what is not imported, takes `subprocess` or `torchrun`.
+
+They see no GPU, since CUDA does not survive a fork."""
 
 import atexit
 import contextlib
@@ -19,6 +21,7 @@ import types
 import warnings
 from multiprocessing.connection import wait
 from pathlib import Path
+from unittest import mock
 
 tests = Path(__file__).resolve().parent
 forks = multiprocessing.get_context('forkserver')
@@ -88,14 +91,16 @@ class Running:
 
 def start(script, args, env, folder, stdin, stdout, stderr, paths=()):
     "Forks a process that runs `script`, with `env` besides the environment of this one"
-    environment = {**os.environ, **dict(env)}
+    hidden = {'CUDA_VISIBLE_DEVICES': ''}
+    environment = {**os.environ, **hidden, **dict(env)}
     before = sys.path[:]
     sys.path[:0] = [*map(str, paths), str(tests)]  # the new process gets these
     try:
         process = forks.Process(
             target=_run, args=(script, [*map(str, args)], environment, str(folder or Path.cwd()), stdin, stdout, stderr)
         )
-        process.start()
+        with mock.patch.dict(os.environ, hidden):  # for the process that the others are forked from
+            process.start()
     finally:
         sys.path[:] = before
     return process
@@ -133,7 +138,7 @@ def ranks(n, script, *args, env=(), folder=None, paths=(), timeout=300, group=Tr
         for rank in range(n):
             of_rank = dict(env)
             if group:
-                of_rank |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), CUDA_VISIBLE_DEVICES='')
+                of_rank |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
                 of_rank |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n))
             outputs.append((Path(temp) / f'out{rank}', Path(temp) / f'err{rank}'))
             for path in outputs[-1]:

@@ -108,6 +108,7 @@ slow = {
 }  # a minute or two each: by hand, with `pytest -m slow`
 
 
+@pytest.mark.cpu_only  # its outputs and comparisons are those of a CPU
 @pytest.mark.parametrize(
     'nb', [pytest.param(nb, id=named(nb), marks=[pytest.mark.slow] * (nb.stem in slow)) for nb in notebooks]
 )

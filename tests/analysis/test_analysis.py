@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import SGD, CrossEntropyLossFlat, Learner, accuracy
-from helpers import quietly
+from helpers import equal, quietly
 from processes import python
 from torch import nn
 
@@ -24,6 +24,8 @@ from fastprune.all import (
     sweep,
 )
 from fastprune.analysis.weights import CyclePaths
+
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
 
 
 def make(seed=0):
@@ -81,9 +83,7 @@ def test_hessian_leaves_the_learner_alone_and_pruned_weights_out():
     learn.prune(0.9)
     state, rng = state_of(learn), torch.get_rng_state()
     sparse = learn.hessian_spectrum(2)
-    assert all(torch.equal(t, state[n]) for n, t in learn.model.state_dict().items()) and torch.equal(
-        rng, torch.get_rng_state()
-    )
+    assert all(equal(t, state[n]) for n, t in learn.model.state_dict().items()) and equal(rng, torch.get_rng_state())
     learn.remove_masks()
     assert (
         learn.hessian_spectrum(1)[0] >= sparse[0] - 1e-3 and sparse[0] >= sparse[1]
@@ -103,7 +103,7 @@ def test_sensitivity_is_that_of_validate():
     quietly(learn, learn.fit, 3, 0.1)
     before = state_of(learn)
     table = learn.sensitivity((0.5, 0.9))
-    assert all(torch.equal(t, before[n]) for n, t in learn.model.state_dict().items()) and learn.masks is None
+    assert all(equal(t, before[n]) for n, t in learn.model.state_dict().items()) and learn.masks is None
     for n in ('1.weight', '3.weight'):
         other = make()
         other.model.load_state_dict(before)
@@ -167,6 +167,7 @@ def test_workers_give_the_same_table(tmp_path):
     assert list(want.summary('accuracy').columns.get_level_values(0).unique()) == ['good', 'ocp']
 
 
+@pytest.mark.cpu_only  # Ray's processes are there
 def test_ray_gives_the_same_table(tmp_path):
     pytest.importorskip('ray', reason="Ray is an extra: pip install 'fastprune[ray]'")
     from ray import cloudpickle
@@ -177,6 +178,7 @@ def test_ray_gives_the_same_table(tmp_path):
     assert same(sweep(make, {'good': good}, (0.5, 0.9), seeds=(0,), ray='local'), want)
 
 
+@pytest.mark.cpu_only  # the killed process was there
 def test_a_killed_sweep_goes_on(tmp_path):
     code = '''
 import os, sys
@@ -331,7 +333,7 @@ def test_flops_by_hand(learner):
     ],
     ids=['LSTM', 'attention'],
 )
-def test_flops_of_recurrent_and_attention_weights(learner, model, weights):
+def test_flops_of_recurrent_and_attention_weights(learner, model, weights, device):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -341,7 +343,7 @@ def test_flops_of_recurrent_and_attention_weights(learner, model, weights):
             out = self.body(x.flatten(1, 2))
             return self.head((out[0] if isinstance(out, tuple) else out).flatten(1))
 
-    learn = learner(Net())
+    learn = learner(Net().to(device))
     with torch.no_grad():
         learn.model(torch.ones(1, 1, 8, 8))
     df = learn.flops()

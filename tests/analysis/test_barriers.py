@@ -11,6 +11,8 @@ from torch import nn
 
 from fastprune.all import LinearPath, digits_dls, state_of
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 
 def path(losses):
     return LinearPath(np.linspace(0, 1, len(losses)), np.array(losses), {'error_rate': np.array(losses)})

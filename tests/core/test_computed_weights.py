@@ -13,6 +13,8 @@ from torch.nn.utils.parametrize import register_parametrization
 from fastprune.all import DPF, LC, STR, Masks, RigL, SparsifyCallback, taylor
 from fastprune.criteria.weights import squared_magnitude
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 
 def old_spectral_norm(m):
     with warnings.catch_warnings():

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from fastai.basics import SGD
+from helpers import equal
 from safetensors.torch import save_file
 
 from fastprune.all import Checkpoint, Masks, SparsifyCallback, Ticket, compute_masks, load_state, save_state, state_of
@@ -143,9 +144,7 @@ def test_small_files(tmp_path, sparsity, limit):
     assert (tmp_path / 'small.safetensors').stat().st_size <= limit * (tmp_path / 'dense.safetensors').stat().st_size
     back = load_sparse(tmp_path / 'small.safetensors')
     state = model.state_dict()
-    assert list(back) == list(state) and all(
-        torch.equal(back[n], t) and back[n].dtype == t.dtype for n, t in state.items()
-    )
+    assert list(back) == list(state) and all(equal(back[n], t) and back[n].dtype == t.dtype for n, t in state.items())
     code = f"""
 import sys, torch
 from fastprune.files import load_sparse
@@ -184,9 +183,7 @@ def test_small_files_of_every_kind_of_tensor(tmp_path):
         assert (
             back[n].dtype == t.dtype
             and back[n].shape == t.shape
-            and torch.equal(
-                back[n].contiguous().reshape(-1).view(torch.uint8), t.contiguous().reshape(-1).view(torch.uint8)
-            )
+            and equal(back[n].contiguous().reshape(-1).view(torch.uint8), t.contiguous().reshape(-1).view(torch.uint8))
         ), n
     with pytest.raises(ValueError, match="'x' is a int"):
         save_sparse({'x': 3}, tmp_path / 'b')
@@ -204,7 +201,7 @@ def test_masks_are_kept_in_small_files(learner, fit, tmp_path):
     other = learner(opt_func=SGD)
     other.load_sparse(tmp_path / 'a')
     assert other.masks == learn.masks
-    assert all(map(torch.equal, learn.model.state_dict().values(), other.model.state_dict().values()))
+    assert all(map(equal, learn.model.state_dict().values(), other.model.state_dict().values()))
     fit(other, 1)
     assert other.masks == learn.masks
     tall = learner(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)))

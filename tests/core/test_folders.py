@@ -11,6 +11,8 @@ from processes import Running
 
 from fastprune.all import sweep
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 script = """
 import sys
 from pathlib import Path

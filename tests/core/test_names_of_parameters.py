@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from fastai.basics import Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner
+from helpers import equal
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
@@ -12,6 +13,8 @@ from fastprune.all import Checkpoint, SparsifyCallback, Ticket, load_sparse, mov
 from fastprune.core import names
 from fastprune.core.files import load_state, save_state
 from fastprune.core.layouts import transposed_groups
+
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
 
 
 def net():
@@ -118,14 +121,14 @@ def test_tickets(kind, tmp_path):
     back = Ticket.load(tmp_path / 't')
     assert (
         back.masks == tickets[1].masks
-        and all(torch.equal(t, back.state[n]) for n, t in tickets[1].state.items())
+        and all(equal(t, back.state[n]) for n, t in tickets[1].state.items())
         and back.names == tickets[1].names
     )
     other = make(kinds[kind]())
     for t in (back, back.reinit(1), back.shuffle(1), back.dense()):
         other.load_ticket(t)
         assert all(
-            torch.equal(p, t.state[t.names.get(n, n)] * (t.masks[n] if n in t.masks else 1))
+            equal(p, t.state[t.names.get(n, n)] * (t.masks[n] if n in t.masks else 1))
             for n, p in other.model.named_parameters()
         )
     assert len(Ticket.load(tmp_path / 'f' / 'ticket_01.safetensors').masks) == len(prunable_weights(learn.model))

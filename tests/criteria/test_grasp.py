@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from fastprune.all import SparsifyCallback, digits_dls, grasp, prunable_weights
 from fastprune.learner.states import seed_round
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 
 def make(items=None, loss=None, n_out=10, bs=64):
     torch.manual_seed(0)

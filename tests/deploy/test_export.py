@@ -27,6 +27,8 @@ from fastprune.all import (
 from fastprune.deploy import export
 from fastprune.deploy.semi_structured import semi_structured_layers
 
+pytestmark = pytest.mark.cpu_only  # files for other programs; what needs a GPU says `cuda`
+
 
 class Tagger(nn.Module):
     "An LSTM with its decoder tied to the embedding"

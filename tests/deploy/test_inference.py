@@ -15,6 +15,8 @@ from fastprune.deploy import attention, fold, forms, inference, timing
 from fastprune.deploy.kernel import SparseLinear
 from fastprune.learner.inputs import tensors_in
 
+pytestmark = pytest.mark.cpu_only  # the kernel is for the CPU
+
 
 def pruned(model, sparsity=0.9):
     "Zeros, and BatchNorm that does something"

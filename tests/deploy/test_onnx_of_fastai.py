@@ -17,7 +17,7 @@ from fastai.vision.models.unet import DynamicUnet
 
 from fastprune.all import to_onnx
 
-pytestmark = pytest.mark.filterwarnings('ignore')
+pytestmark = [pytest.mark.filterwarnings('ignore'), pytest.mark.cpu_only]  # onnxruntime runs there
 
 
 def same(a, b):

@@ -12,7 +12,7 @@ from fastai.basics import Learner, load_learner, nn
 from fastprune.all import Masks, SparsifyCallback, cifar_resnet, digits_dls
 from fastprune.core import masks as masks_module
 
-pytestmark = pytest.mark.filterwarnings('ignore')
+pytestmark = [pytest.mark.filterwarnings('ignore'), pytest.mark.cpu_only]  # the files are read there
 
 
 def zeros(model):

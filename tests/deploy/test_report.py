@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import SGD, DataLoaders, L, Learner
+from helpers import equal
 from torch import nn
 
 pytest.importorskip('plotly', reason='reports need plotly')
@@ -140,7 +141,7 @@ def test_numbers_are_those_of_the_learner(trained, tmp_path):
     path = learn.report(tmp_path / 'new' / 'r.html', callback=cb, seconds=0.3)
     assert path == tmp_path / 'new' / 'r.html' and [p.name for p in path.parent.iterdir()] == ['r.html']
     assert (
-        all(torch.equal(t, state[n]) for n, t in learn.model.state_dict().items())
+        all(equal(t, state[n]) for n, t in learn.model.state_dict().items())
         and learn.masks == masks
         and torch.equal(rng, torch.get_rng_state())
     )
@@ -281,11 +282,11 @@ def test_every_weight_is_a_pixel(shape):
     assert (x == 1).sum() == mask.sum() and (x == 0).sum() == (~mask).sum() and set(np.unique(x)) <= {0, 1, 2}
     assert x.shape[1] <= 340 and not (x[0] == 2).all() and not (x[-1] == 2).all()
     if shape == (4, 7):
-        assert torch.equal(torch.from_numpy(x).bool(), mask) and what == 'outputs down, inputs across'
+        assert equal(torch.from_numpy(x).bool(), mask) and what == 'outputs down, inputs across'
     if shape == (64, 3, 7, 7):
         assert (
-            (x[:7, 8:15] == mask[1, 0].numpy()).all()
-            and (x[8:15, :7] == mask[0, 1].numpy()).all()
+            (x[:7, 8:15] == mask[1, 0].cpu().numpy()).all()
+            and (x[8:15, :7] == mask[0, 1].cpu().numpy()).all()
             and 'kernels of 7x7, inputs down' in what
         )
 
@@ -303,7 +304,7 @@ def test_few_and_small_pictures(learner, tmp_path):
         99
     ].words  # 25,600 weights are too many
     x = np.array(Image.open(io.BytesIO(base64.b64decode(images[4][0]['src'].split(',')[1]))).convert('RGB'))
-    assert x.shape == (64, 64, 3) and ((x[..., 0] < 100) == learn.masks['1.weight'].numpy()).all()
+    assert x.shape == (64, 64, 3) and ((x[..., 0] < 100) == learn.masks['1.weight'].cpu().numpy()).all()
 
 
 def test_tickets_and_paths(learner, fit, tmp_path):

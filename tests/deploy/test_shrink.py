@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from fastai.basics import Callback, load_learner
+from helpers import equal
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,6 +15,8 @@ from fastprune.all import SparsifyCallback, digits_convnet, shrink
 from fastprune.core.names import unwrap
 
 pytest.importorskip('torch_pruning')
+
+pytestmark = pytest.mark.cpu_only  # networks of timm and torchvision are made there, and followed layer by layer
 layers = (nn.modules.conv._ConvNd, nn.Linear)
 
 
@@ -53,9 +56,9 @@ def check(model, *x, tol=1e-10):
     "The same outputs, on other inputs too; attributes that agree with shapes; gradients; the original as it was"
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     small, report = shrink(model, x, repeats=0)
-    assert all(
-        torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True)
-    ) and modes == [m.training for m in model.modules()] == [m.training for m in small.modules()]
+    assert all(equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True)) and modes == [
+        m.training for m in model.modules()
+    ] == [m.training for m in small.modules()]
     other = tuple(3 * torch.randn_like(t) + 0.5 if t.is_floating_point() else t.flip(0) for t in x)
     assert max(apart(model, small, *x), apart(model, small, *other)) < tol
     for a, b in zip(model.parameters(), small.parameters(), strict=True):
@@ -264,7 +267,7 @@ def test_all_that_are_added_have_to_be_zero():
         small.a.out_channels == small.b.out_channels == small.c.in_channels == 6
         and report.why['a'] == '1: joined by what is not zero'
     )
-    assert torch.equal(small.a.weight, net.a.weight[[0, 3, 4, 5, 6, 7]])
+    assert equal(small.a.weight, net.a.weight[[0, 3, 4, 5, 6, 7]])
 
 
 def test_concatenation_with_itself_and_with_the_input():
@@ -672,7 +675,7 @@ def test_learner(learner, fit, tmp_path):
     learn.save_sparse(tmp_path / 'small')
     learn.export('small.pkl')
     x, _ = learn.dls.one_batch()
-    assert torch.equal(load_learner(tmp_path / 'small.pkl').model(x), model.eval()(x))
+    assert equal(load_learner(tmp_path / 'small.pkl').model(x), model.eval()(x))
     fit(learn, 1, cbs=SparsifyCallback(0.8))
     assert learn.masks.sparsity == pytest.approx(0.8, abs=1e-3)
 

@@ -31,6 +31,8 @@ from fastprune.all import (
 from fastprune.engine.method import Method
 from fastprune.engine.sparsifier import Sparsifier
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 METHODS = {
     'Method': Method,
     'global': partial(Method, scope='global', schedule=cyclical(cubic, 2), track=True),
@@ -73,9 +75,14 @@ def start(method, optimizer='sgd', total_steps=T, **kwargs):
     return model, opt, Sparsifier(model, method, total_steps=total_steps, optimizer=opt, **kwargs)
 
 
+def loss_of(model):
+    x, y = (t.to(model[0].weight.device) for t in (X, Y))
+    return nn.functional.cross_entropy(model(x), y)
+
+
 def step(model, opt, pruner):
     pruner.before_forward()
-    nn.functional.cross_entropy(model(X), Y).backward()
+    loss_of(model).backward()
     pruner.step()
     opt.zero_grad()
 
@@ -147,7 +154,7 @@ def test_stopped_in_a_step(make):
     for _ in range(10):
         step(model, opt, pruner)
     pruner.before_forward()
-    nn.functional.cross_entropy(model(X), Y).backward()
+    loss_of(model).backward()
     pruner.before_step()
     pruner.close()
     assert is_plain(model, opt) and (pruner.masks is None or zeros_and_masks_agree(model, pruner))
@@ -162,7 +169,7 @@ def test_a_step_by_its_parts():
     b, opt, parts = start(RigL(0.8))
     replaced = 0
     for _ in range(T):
-        nn.functional.cross_entropy(b(X), Y).backward()
+        loss_of(b).backward()
         if parts.before_step():
             opt.step()
         else:
@@ -179,7 +186,7 @@ def test_new_weights_start_without_momentum():
     for _ in range(5):
         step(model, opt, pruner)
     before = pruner.masks['0.weight']
-    nn.functional.cross_entropy(model(X), Y).backward()
+    loss_of(model).backward()
     pruner.before_step()
     new = pruner.masks['0.weight'] & ~before
     assert new.any() and not opt.state[weight]['momentum_buffer'][new].any()
@@ -194,7 +201,7 @@ def test_before_forward_is_asked_for():
     model, opt, pruner = start(Doubled(0.5))
     step(model, opt, pruner)
     assert pruner.method.seen == 1
-    nn.functional.cross_entropy(model(X), Y).backward()
+    loss_of(model).backward()
     with pytest.raises(
         ValueError, match=r'Doubled changes weights before each forward pass: call `before_forward\(\)`'
     ):

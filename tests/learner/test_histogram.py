@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from fastprune.all import cifar_resnet, digits_convnet, digits_dls
 from fastprune.learner.states import seed_round
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 XY = [(torch.randn(64, generator=torch.Generator().manual_seed(i)), torch.tensor(i % 4)) for i in range(40)]
 
 
@@ -58,23 +60,23 @@ ACTS = [
 
 
 @pytest.mark.parametrize('act', ACTS, ids=lambda a: getattr(a, '__name__', str(a)))
-def test_each_activation_once(act):
+def test_each_activation_once(act, device):
     learn = make(Net(act))
     h = learn.gradient_histogram(n_batches=2)
-    x = torch.stack([x for x, _ in XY[:16]])
+    x = torch.stack([x for x, _ in XY[:16]]).to(device)
     with torch.no_grad():
         want = act(learn.model.a(x)).flatten()
-    assert len(h.hidden) == 2 * 8 * 6 and np.allclose(np.sort(h.hidden), want.sort()[0], atol=1e-6)
+    assert len(h.hidden) == 2 * 8 * 6 and np.allclose(np.sort(h.hidden), want.cpu().sort()[0], atol=1e-6)
 
 
-def test_a_layer_of_several_functions_counts_by_its_output():
+def test_a_layer_of_several_functions_counts_by_its_output(device):
     class Swish(nn.Module):
         def forward(self, x):
             return x * torch.sigmoid(x)
 
     learn = make(Net(Swish()))
-    h, x = learn.gradient_histogram(n_batches=1), torch.stack([x for x, _ in XY[:8]])
-    assert np.allclose(np.sort(h.hidden), F.silu(learn.model.a(x)).detach().flatten().sort()[0], atol=1e-6)
+    h, x = learn.gradient_histogram(n_batches=1), torch.stack([x for x, _ in XY[:8]]).to(device)
+    assert np.allclose(np.sort(h.hidden), F.silu(learn.model.a(x)).detach().cpu().flatten().sort()[0], atol=1e-6)
 
 
 @pytest.mark.parametrize('n_values', [100, 1000, 100_000])
@@ -119,7 +121,7 @@ def test_all_of_a_residual_network():
 
 
 def TfmdDLs():
-    dl = TfmdDL([(torch.randn(3, 32, 32), torch.tensor(i)) for i in range(8)], bs=4)
+    dl = TfmdDL([(torch.randn(3, 32, 32), torch.tensor(i)) for i in range(8)], bs=4, num_workers=0)
     return DataLoaders(dl, dl)
 
 

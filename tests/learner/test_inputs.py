@@ -115,7 +115,7 @@ def test_without_batches_the_error_names_example(loaded, tmp_path, what):
 def test_a_wrong_example(loaded, tmp_path):
     for f in (loaded.sparse_inference, loaded.flops, loaded.shrink, partial(loaded.to_onnx, tmp_path / 'm.onnx')):
         with pytest.raises(ValueError, match='ndarray is not a tensor'):
-            f(example=x.numpy())
+            f(example=x.cpu().numpy())
         with pytest.raises(ValueError, match=r"(can't take|itself fails).*, 3, 8, 8\)|can't take the example"):
             f(example=torch.randn(4, 3, 8, 8))
     with pytest.raises(ValueError, match='needs a tensor'):
@@ -135,6 +135,7 @@ def test_a_wrong_example(loaded, tmp_path):
     ],
     ids=['tuple', 'list', 'dict', 'one', 'shift'],
 )
+@pytest.mark.cpu_only  # its kernel is
 def test_inputs_by_position_and_by_name(example, tmp_path):
     model = Two().eval()
     with torch.no_grad():

@@ -30,7 +30,7 @@ from fastai.callback.all import (
 )
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.rnn import rnn_cbs
-from helpers import quietly
+from helpers import equal, quietly
 from torch import nn
 from torch.nn import functional as F
 
@@ -40,6 +40,8 @@ from fastprune.learner import batches as passes
 from fastprune.learner import gradients as grads
 from fastprune.learner.batches import undisturbed
 from fastprune.learner.states import seed_round
+
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
 
 GRADIENTS = dict(snip=dict(criterion=snip), grasp=dict(criterion=grasp), taylor=dict(criterion=taylor, n_batches=2))
 CRITERIA = dict(**GRADIENTS, synflow=dict(criterion=synflow), wanda=dict(criterion=wanda))
@@ -193,7 +195,7 @@ def test_callbacks_that_schedule_scale_or_prune_stay_out(cbs):
         seed_round(learn, 0)
         grads.append(snip(prunable_weights(learn.model), learn))
     for n in grads[0]:
-        assert torch.equal(grads[0][n], grads[1][n])
+        assert equal(grads[0][n], grads[1][n])
 
 
 def test_who_takes_part():
@@ -281,11 +283,9 @@ def test_learner_and_callbacks_are_as_before(fitted, mix):
         0
     ].keys()
     assert torch.equal(rng, torch.get_rng_state()) and all(
-        torch.equal(t, weights[n]) for n, t in learn.model.state_dict().items()
+        equal(t, weights[n]) for n, t in learn.model.state_dict().items()
     )
-    assert all(
-        p.grad is g is None or torch.equal(p.grad, g) for p, g in zip(learn.model.parameters(), grads, strict=True)
-    )
+    assert all(p.grad is g is None or equal(p.grad, g) for p, g in zip(learn.model.parameters(), grads, strict=True))
 
 
 def test_mixup_mixes_in_training_alone():
@@ -357,7 +357,7 @@ def test_batches_that_a_callback_cancels_do_not_count():
     for l in (learn, plain):
         seed_round(l, 0)
     a, b = snip(prunable_weights(learn.model), learn, 3), snip(prunable_weights(plain.model), plain, 1)
-    assert all(torch.equal(a[n], b[n]) for n in a)
+    assert all(equal(a[n], b[n]) for n in a)
 
     class Never(Callback):
         def before_batch(self):

@@ -33,6 +33,8 @@ from fastprune.all import (
 from fastprune.methods.moves import shared_out
 from fastprune.zoo.data import TensorData
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 LR, MOM, EPOCHS, STEPS = 0.05, 0.9, 4, 12
 g = torch.Generator().manual_seed(0)
 X, Y = torch.randn(12, 6, generator=g), torch.randn(12, 3, generator=g)
@@ -50,7 +52,7 @@ def make(wd=0.0, opt=partial(SGD, mom=MOM)):
 
 def loss_of(ws, x, y):
     w0, b0, w1, b1 = ws
-    return F.mse_loss(F.linear(F.linear(x.double(), w0, b0).relu(), w1, b1), y.double())
+    return F.mse_loss(F.linear(F.linear(x.to(w0), w0, b0).relu(), w1, b1), y.to(w0))
 
 
 class Slow:

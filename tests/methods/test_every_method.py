@@ -33,7 +33,7 @@ from fastai.callback.all import (
     SchedCos,
     ShortEpochCallback,
 )
-from helpers import METHODS, SGDM, Check, zeros_and_masks_agree
+from helpers import METHODS, SGDM, Check, equal, zeros_and_masks_agree
 from torch import nn
 
 from fastprune.all import (
@@ -51,6 +51,8 @@ from fastprune.all import (
     one_shot,
     prunable_weights,
 )
+
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
 
 
 @pytest.fixture
@@ -141,7 +143,7 @@ def test_lr_find_leaves_no_trace(quick, method):
     with learn.no_bar():
         learn.lr_find(num_it=4, show_plot=False)
     assert learn.masks is None and is_plain(learn)
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), learn.model.state_dict().values(), strict=True))
+    assert all(equal(a, b) for a, b in zip(before.values(), learn.model.state_dict().values(), strict=True))
 
 
 @every
@@ -166,16 +168,17 @@ class SkipSome(Callback):
             raise CancelStepException()
 
 
-class OnCPU(MixedPrecision):
-    """fastai's mixed precision is one of GPUs: here with a CPU's autocast and loss scaling, from a scale so high that
-    the first steps overflow"""
+class Mixed(MixedPrecision):
+    """fastai's mixed precision is one of GPUs: here with autocast and loss scaling of any device, from a scale so high
+    that the first steps overflow"""
 
     def before_fit(self):
         super().before_fit()
+        kind = next(self.model.parameters()).device.type
         self.skipped_steps, self.autocast, self.learn.scaler = (
             0,
-            torch.autocast('cpu', torch.float16 if self.kwargs['enabled'] else torch.bfloat16),
-            torch.amp.GradScaler('cpu', init_scale=2.0**24, growth_interval=7, **self.kwargs),
+            torch.autocast(kind, torch.float16 if self.kwargs['enabled'] else torch.bfloat16),
+            torch.amp.GradScaler(kind, init_scale=2.0**24, growth_interval=7, **self.kwargs),
         )
 
     def after_cancel_step(self):
@@ -208,7 +211,7 @@ class WithReset(nn.Sequential):
 def test_overflow_in_fp16(quick, fit, method):
     "The first steps are skipped, and those after each doubling of the scale that was too much"
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
-    learn, mixed = quick(model, opt_func=SGDM, wd=0.01), OnCPU()
+    learn, mixed = quick(model, opt_func=SGDM, wd=0.01), Mixed()
     fit(
         learn,
         2,
@@ -234,7 +237,7 @@ def test_among_friends(quick, fit, method):
             0.02,
             cbs=[
                 method(0.8),
-                OnCPU('bf16'),
+                Mixed('bf16'),
                 MixUp(0.4),
                 ChannelsLast(),
                 ModelResetter(),
@@ -358,8 +361,7 @@ def test_copies_and_files(quick, fit, method, tmp_path):
     back = load_learner(tmp_path / 'a.pkl')
     assert back.masks == learn.masks
     assert all(
-        torch.equal(a, b)
-        for a, b in zip(back.model.state_dict().values(), learn.model.state_dict().values(), strict=True)
+        equal(a, b) for a, b in zip(back.model.state_dict().values(), learn.model.state_dict().values(), strict=True)
     )
 
 
@@ -400,7 +402,7 @@ def test_bad_input(quick, fit, method):
     with pytest.raises(ValueError, match='two SparsifyCallbacks'):
         fit(learn, 1, cbs=[method(0.8), SparsifyCallback(0.5)])
     assert (
-        all(torch.equal(a, b) for a, b in zip(before.values(), learn.model.state_dict().values(), strict=True))
+        all(equal(a, b) for a, b in zip(before.values(), learn.model.state_dict().values(), strict=True))
         and learn.masks is None
         and is_plain(learn)
     )
@@ -514,7 +516,7 @@ def test_lc_under_torch_optimizers(learner, fit):
         fit(learn, 1, 0.1, cbs=[LC(0.8), ShortEpochCallback(0.01), look], wd=0.5)
         large = w.abs() >= w.abs().flatten().kthvalue(round(0.8 * 640) + 1).values
         done = learn.masks['1.weight']
-        assert torch.equal(done, large) and torch.allclose(learn.model[1].weight[large], w[large], rtol=1e-6)
+        assert equal(done, large) and torch.allclose(learn.model[1].weight[large], w[large], rtol=1e-6)
 
 
 def test_dpf_keeps_dense_weights_behind(learner, fit):
@@ -526,7 +528,7 @@ def test_dpf_keeps_dense_weights_behind(learner, fit):
         def after_step(self):
             seen.append(
                 [
-                    (int((cb.dense[n] != 0).sum()), int((p != 0).sum()), bool(torch.equal(cb.dense[n][m], p[m])))
+                    (int((cb.dense[n] != 0).sum()), int((p != 0).sum()), bool(equal(cb.dense[n][m], p[m])))
                     for n, p in prunable_weights(self.model).items()
                     for m in [self.learn.masks[n]]
                 ]
@@ -591,7 +593,7 @@ def test_the_hard_step_is_measured(learner, fit, method):
     alone._do_epoch_validate = lambda *a, **k: None
     fit(alone, 1, 0.02, cbs=other)
     assert list(other.hard.columns) == ['sparsity']
-    assert all(torch.equal(a, b) for a, b in zip(alone.model.parameters(), learn.model.parameters(), strict=True))
+    assert all(equal(a, b) for a, b in zip(alone.model.parameters(), learn.model.parameters(), strict=True))
 
 
 def test_rigl_drops_along_a_cosine(learner, fit):

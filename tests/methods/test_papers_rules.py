@@ -23,6 +23,8 @@ from torch import nn
 from fastprune.all import DNW, DPF, GSM, SNFS, digits_dls, prunable_weights, s_cyc_max_lr, state_of, taylor
 from fastprune.schedules.rates import at_prune_rate
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 SC = partial(s_cyc_max_lr, eps=0.1, delta=0.2)
 
 

@@ -11,6 +11,8 @@ from torch import nn
 from fastprune.all import Sparsifier
 from fastprune.testing import CHECKS, check_method
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 notebook = Path(__file__).parents[2] / 'nbs' / 'tutorials' / '15_your_own_method.ipynb'
 cells = [
     ''.join(c['source']) for c in json.loads(notebook.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code'

@@ -6,11 +6,13 @@ import pytest
 import torch
 from fastai.basics import SGD, Adam, Callback, CrossEntropyLossFlat, L, Learner, OptimWrapper, accuracy, params
 from fastai.callback.schedule import ParamScheduler
-from helpers import quietly
+from helpers import equal, quietly
 from torch import nn
 
 from fastprune.all import digits_dls
 from fastprune.learner.states import seed_round
+
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
 
 RECIPES = dict(
     cyclical=lambda l, **k: l.fit_cyclical(2, 1, 0.8, lr_max=1e-2, **k),
@@ -126,4 +128,4 @@ def test_cyclical_after_one_cycle_is_cyclical_with_a_new_optimizer():
             learn.opt.clear_state()
         quietly(learn, learn.fit_cycles, 2, 1, lr=0.1)
         ends.append(learn.model.state_dict())
-    assert all(torch.equal(ends[0][n], ends[1][n]) for n in ends[0])
+    assert all(equal(ends[0][n], ends[1][n]) for n in ends[0])

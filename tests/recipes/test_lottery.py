@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy, error_rate
-from helpers import quietly, text_learner
+from helpers import equal, quietly, text_learner
 from processes import python
 from torch import nn
 
@@ -23,6 +23,8 @@ from fastprune.all import (
     taylor,
 )
 from fastprune.learner.states import load_into, seed_round
+
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
 
 here = Path(__file__).parent
 
@@ -71,12 +73,12 @@ def test_weights_rewind_to_the_bit(model, rewind_to, step):
     learn.add_cb(states)
     tickets = learn.find_tickets(3, fit, prune_rate=0.5, rewind_to=rewind_to)
     want = first if step == 0 else states.steps[step - 1]
-    assert all(torch.equal(tickets[0].state[n], first[n]) for n in first)
+    assert all(equal(tickets[0].state[n], first[n]) for n in first)
     for m in (1, 2, 3):
         t, start = tickets[m], states.starts[m]
-        assert all(torch.equal(t.state[n], want[n]) for n in want)
+        assert all(equal(t.state[n], want[n]) for n in want)
         for n, x in start.items():
-            assert torch.equal(x, want[n] * t.masks[n] if n in t.masks else want[n]), (m, n)
+            assert equal(x, want[n].cpu() * t.masks[n].cpu() if n in t.masks else want[n]), (m, n)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,7 @@ def test_metrics_are_those_of_training_the_ticket_again():
         seed_round(learn, 5 + m)
         fit(learn, [])
         assert learn.recorder.values[-1][2] == pytest.approx(tickets[m].metrics['accuracy'], abs=1e-9)
-        assert all(torch.equal(x, tickets[m].end[n]) for n, x in learn.model.state_dict().items())
+        assert all(equal(x, tickets[m].end[n]) for n, x in learn.model.state_dict().items())
 
 
 def test_rate_of_each_round_and_the_last_rate():
@@ -185,7 +187,7 @@ t.save(sys.argv[1])
     assert (
         again.masks == t.masks and again.story == t.story and again.metrics == t.metrics and again.initial == t.initial
     )
-    assert all(torch.equal(x, t.state[n]) for n, x in again.state.items())
+    assert all(equal(x, t.state[n]) for n, x in again.state.items())
 
 
 def test_size_on_disk(tmp_path):
@@ -203,14 +205,14 @@ def test_controls_keep_what_they_should():
     t = learn.find_tickets(2, fit, prune_rate=0.5)[2]
     fresh, other, moved = t.reinit(1), t.reinit(2), t.shuffle(1)
     assert fresh.masks == t.masks and not torch.equal(fresh.state['0.0.weight'], other.state['0.0.weight'])
-    assert torch.equal(fresh.state['0.0.weight'], t.reinit(1).state['0.0.weight'])
+    assert equal(fresh.state['0.0.weight'], t.reinit(1).state['0.0.weight'])
     for n, p in learn.model.named_parameters():
-        assert fresh.state[n].std(unbiased=False) == pytest.approx(
+        assert float(fresh.state[n].std(unbiased=False)) == pytest.approx(
             float(t.state[n].std(unbiased=False)), rel=0.25, abs=1e-6
         ), n
         if t.initial[n][2] == 'constant':
-            assert torch.equal(fresh.state[n], torch.full_like(p, t.initial[n][0]))
-    assert all(torch.equal(x, t.state[n]) for n, x in moved.state.items())
+            assert equal(fresh.state[n], torch.full_like(p, t.initial[n][0]))
+    assert all(equal(x, t.state[n]) for n, x in moved.state.items())
     assert {n: int(m.sum()) for n, m in moved.masks.items()} == {
         n: int(m.sum()) for n, m in t.masks.items()
     } and moved.masks != t.masks
@@ -225,7 +227,7 @@ def test_comparison_leaves_the_learner_alone():
     t = learn.find_tickets(1, fit, prune_rate=0.5)
     before, masks = state_of(learn), learn.masks
     table = learn.compare_tickets(t[1], fit, seeds=(0, 1))
-    assert all(torch.equal(x, before[n]) for n, x in learn.model.state_dict().items()) and learn.masks == masks
+    assert all(equal(x, before[n]) for n, x in learn.model.state_dict().items()) and learn.masks == masks
     assert len(table) == 8 and set(table.kind) == {'ticket', 'reinit', 'shuffle', 'dense'} and len(table.summary()) == 4
     assert table[table.kind == 'dense'].sparsity.eq(0).all()
     for bad, msg in ((dict(seeds=()), 'needs at least'), (dict(kinds=('best',)), "'best' is unknown")):
@@ -247,6 +249,7 @@ learn.find_tickets(4, fit, prune_rate=0.4, folder=sys.argv[1], {kw}).df.to_csv(s
 
 
 @pytest.mark.parametrize('kw', ['rewind_to=2', "rewind='finetune'"])
+@pytest.mark.cpu_only  # the killed process was there
 def test_a_killed_search_goes_on_to_the_same_table(tmp_path, kw):
     import pandas as pd
 
@@ -347,11 +350,7 @@ def test_path_leaves_the_learner_as_it_was(pair):
         a.linear_path(a, b, n=3, metrics=broken)
     with pytest.raises(Stop):
         a.linear_path(a, b, n=3, metrics=broken, bn='recalibrate')
-    assert (
-        all(torch.equal(x, before[n]) for n, x in a.model.state_dict().items())
-        and a.masks == masks
-        and a.model.training
-    )
+    assert all(equal(x, before[n]) for n, x in a.model.state_dict().items()) and a.masks == masks and a.model.training
     assert torch.equal(rng, torch.get_rng_state()) and order == a.dls.train.rng.getstate()
     assert not {'pred', 'dl'} & {k for k in a.__dict__ if k not in vars(b)}
     assert all(m.momentum is not None for m in a.model.modules() if isinstance(m, nn.BatchNorm2d))
@@ -381,12 +380,12 @@ def test_error_metrics_and_none(pair):
     assert np.isnan(a.linear_path(a, b, n=3).instability)
 
 
-def test_recalibration_is_that_of_training_data(pair):
+def test_recalibration_is_that_of_training_data(pair, device):
     "At the end points, statistics over all training batches"
     a, b = pair
     path = a.linear_path(a, b, n=2, bn='recalibrate')
     other = make(convnet)
-    other.model.load_state_dict(a.model.state_dict())
+    other.model.to(device).load_state_dict(a.model.state_dict())
     layers = [m for m in other.model.modules() if isinstance(m, nn.BatchNorm2d)]
     for m in layers:
         m.reset_running_stats()
@@ -409,7 +408,7 @@ def test_equal_seeds_give_equal_copies_and_others_do_not():
     same, other = learn.instability(None, fit, seeds=(4, 4), n=3), learn.instability(None, fit, seeds=(4, 5), n=3)
     assert same.barrier == 0 and same.barrier.error == 0 and len(set(same.losses)) == 1
     assert len(set(other.losses)) > 1
-    assert all(torch.equal(x, before[n]) for n, x in learn.model.state_dict().items())
+    assert all(equal(x, before[n]) for n, x in learn.model.state_dict().items())
 
 
 def test_stability_of_tickets_keeps_their_masks():
@@ -540,10 +539,10 @@ def test_the_dry_run_leaves_nothing_behind(tmp_path):
     assert (tmp_path / 'history.csv').read_text() == lines and list(learn.recorder.values) == values
     load_into(learn, first)
     saving = lambda learn, cbs: fit(learn, [*cbs, SaveModelCallback()])
-    assert all(torch.equal(t, first[n]) for n, t in learn.find_tickets(1, saving)[0].state.items())
+    assert all(equal(t, first[n]) for n, t in learn.find_tickets(1, saving)[0].state.items())
     load_into(learn, first)
     twice = lambda learn, cbs: (fit(learn, []), fit(learn, cbs))
-    assert all(torch.equal(t, first[n]) for n, t in learn.find_tickets(1, twice)[0].state.items())
+    assert all(equal(t, first[n]) for n, t in learn.find_tickets(1, twice)[0].state.items())
 
 
 def test_controls_after_learning_rate_rewinding():
@@ -551,9 +550,9 @@ def test_controls_after_learning_rate_rewinding():
     t = learn.find_tickets(3, fit, prune_rate=0.5, rewind='lr')[3]
     moved = t.shuffle(0)
     for n, m in moved.masks.items():
-        assert int((moved.state[n] * m).count_nonzero()) == int(
+        assert int((moved.state[n].cpu() * m.cpu()).count_nonzero()) == int(
             (t.state[n] * t.masks[n]).count_nonzero()
-        ) and not torch.equal(m, t.masks[n])
+        ) and not equal(m, t.masks[n])
     assert all((t.dense().state[n] != 0).float().mean() > 0.99 for n in t.masks)
 
 

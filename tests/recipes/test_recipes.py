@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy, params
-from helpers import mlp_learner, quietly, text_learner
+from helpers import equal, mlp_learner, quietly, text_learner
 from processes import python
 from torch import nn
 
@@ -23,6 +23,8 @@ from fastprune.all import (
     s_cyc_max_lr,
     taylor,
 )
+
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
 
 
 def steps(learn):
@@ -217,12 +219,12 @@ def test_what_a_round_starts_from(rewind):
                 learn.at3 = {n: p.detach().clone() for n, p in self.model.named_parameters()}
 
     table = quietly(learn, learn.iterative_prune, 2, 2, prune_rate=0.5, lr=0.1, rewind=rewind, cbs=[ends, At()], **kw)
-    assert all(torch.equal(p, initial[n]) for n, p in ends.starts[0].items())
+    assert all(equal(p, initial[n]) for n, p in ends.starts[0].items())
     assert [r for r in table.weights] == [2368, 1184, 592]
     for m in (1, 2):
         frm = learn.at3 if rewind == 'weights' else ends.ends[m - 1]
         for n, p in ends.starts[m].items():
-            assert torch.equal(p, torch.where(p != 0, frm[n], p)), (m, n)
+            assert equal(p, torch.where(p != 0, frm[n], p)), (m, n)
         kept = sum(int(p.count_nonzero()) for n, p in ends.starts[m].items() if n.endswith('weight'))
         assert kept == table.weights[m]
     first = ends.rates[0]
@@ -328,6 +330,7 @@ table.to_csv(sys.argv[1]+'/table.csv')
 '''
 
 
+@pytest.mark.cpu_only  # the killed process was there
 def test_a_killed_run_goes_on_to_the_same_table(tmp_path):
     import pandas as pd
 
@@ -407,7 +410,7 @@ def test_gradients_are_taken_on_the_side(learner):
     assert torch.equal(rng, torch.get_rng_state()) and order == learn.dls.train.rng.getstate()
     assert all((p.grad == 1).all() for p in learn.model.parameters())
     assert all(
-        torch.equal(v, state[k])
+        equal(v, state[k])
         for k, v in learn.model.state_dict().items()
         if k.split('.')[-1].startswith(('running', 'num'))
     )
@@ -477,7 +480,7 @@ def test_recipes_check_before_training(learner):
     ):
         with pytest.raises((ValueError, TypeError), match=msg):
             f(*args, **kw)
-    assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items()) and learn.masks is None
+    assert all(equal(v, before[k]) for k, v in learn.model.state_dict().items()) and learn.masks is None
 
 
 # what a review found
@@ -676,7 +679,7 @@ def test_sculpt_leaves_frozen_weights_alone(learner):
     before = learn.model[1][0].weight.detach().clone()
     with learn.no_bar(), learn.no_logging():
         learn.fit_sculpt(0.8, 0.6, 1, 1)
-    assert torch.equal(before, learn.model[1][0].weight) and learn.masks.sparsity == pytest.approx(0.8, abs=1e-3)
+    assert equal(before, learn.model[1][0].weight) and learn.masks.sparsity == pytest.approx(0.8, abs=1e-3)
 
 
 def test_ends_of_cycles_of_short_epochs(learner):

@@ -6,12 +6,14 @@ import pytest
 import torch
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy
 from fastai.callback.all import EarlyStoppingCallback, GradientAccumulation, SaveModelCallback
-from helpers import quietly
+from helpers import equal, quietly
 from torch import nn
 
 from fastprune.all import SparsifyCallback, Ticket, digits_convnet, digits_dls, one_shot, state_of, window
 from fastprune.learner.states import StartAt, StateAt, seed_round, starting_at
 from fastprune.recipes.planning import count_steps
+
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
 
 EPOCHS = 3
 
@@ -104,7 +106,7 @@ def test_copies_train_the_rest_from_their_step():
     (_, first), (_, parent), *copies = starts
     assert len(copies) == 2 and not torch.equal(first['1.weight'], parent['1.weight'])
     for i, copy in copies:
-        assert i == 15 and all(torch.equal(copy[n], t) for n, t in parent.items())
+        assert i == 15 and all(equal(copy[n], t) for n, t in parent.items())
 
 
 def test_the_copies_errors_are_those_of_trainings_by_hand():
@@ -242,7 +244,7 @@ def test_steps_under_gradient_accumulation(n_acc, bs):
     learn.add_cbs([GradientAccumulation(n_acc), Steps()])
     total = count_steps(learn, fit)
     tickets = learn.find_tickets(1, fit, rewind_to=4, measure='none')
-    assert len(seen) == total and all(torch.equal(t, seen[3][1][n]) for n, t in tickets[1].state.items())
+    assert len(seen) == total and all(equal(t, seen[3][1][n]) for n, t in tickets[1].state.items())
     assert tickets[1].start == seen[3][0] + 1
     (whole,) = learn.find_tickets(1, fit, rewind_to='1 epoch', measure='none')[1:]
     n = len(learn.dls.train)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy
-from helpers import quietly
+from helpers import equal, quietly
 from torch import nn
 
 from fastprune.all import (
@@ -26,6 +26,8 @@ from fastprune.all import (
 )
 from fastprune.recipes.round_training import REWINDS
 from fastprune.schedules.rates import at_prune_rate
+
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
 
 SC = partial(s_cyc_max_lr, eps=0.05, delta=0.1)
 
@@ -141,7 +143,7 @@ def test_both_check_the_same(search, rounds, kw, says):
     fit_at = lambda learn, cbs, lr=0.1: fit(learn, cbs, lr)
     with pytest.raises(ValueError, match=says):
         learn.find_tickets(rounds, fit_at, **kw) if search is tickets else search(learn, rounds, **kw)
-    assert all(torch.equal(t, before[n]) for n, t in learn.model.state_dict().items())
+    assert all(equal(t, before[n]) for n, t in learn.model.state_dict().items())
     for name in ('initial', 'nothing'):
         with pytest.raises(TypeError, match=f'no argument {name!r}'):
             search(learn, 1, **{name: 0.1})

@@ -9,6 +9,7 @@ import pytest
 import torch
 from fastai.basics import Callback, CancelFitException, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner
 from fastai.callback.all import ProgressCallback, SchedCos, SchedExp, SchedLin, SchedPoly, combine_scheds
+from helpers import equal
 from torch import nn
 
 from fastprune.all import (
@@ -25,6 +26,8 @@ from fastprune.all import (
     plot_schedules,
     window,
 )
+
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
 
 
 def toy(steps=16, tmp=None):
@@ -96,7 +99,7 @@ def test_schedules_that_do_not_end_at_one(schedule, end, remedy):
             call()
         assert end in str(e.value) and remedy in str(e.value) and 'not sparsity' in str(e.value)
     for k, v in learn.model.state_dict().items():
-        assert torch.equal(v, before[k])
+        assert equal(v, before[k])
 
 
 def test_a_schedule_that_is_changed_later():

@@ -54,6 +54,8 @@ from fastprune.core.scopes import layer_counts
 from fastprune.learner.keep import KeepMasks
 from fastprune.schedules.sparsity import schedule_name
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 opts = dict(
     sgd=SGD,
     momentum=partial(SGD, mom=0.9),
@@ -809,7 +811,7 @@ def test_masks_and_buffers_follow_a_model_to_another_device():
     assert {m.device.type for m in learn.masks.values()} == {'meta'}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU: pytest --device cuda')
 def test_pruned_before_training_on_a_gpu():
     learn = Learner(digits_dls(device='cuda'), digits_convnet(), loss_func=CrossEntropyLossFlat())
     learn.prune(0.5)

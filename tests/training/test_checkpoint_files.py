@@ -36,6 +36,8 @@ from fastprune.training.fit_state import fit_state, restore_fit
 from fastprune.training.optimizer_state import load_opt_state, opt_state
 from fastprune.training.state import pack, rng_state, set_rng_state, unpack
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 SGDM = partial(SGD, mom=0.9)
 TorchAdam = partial(OptimWrapper, opt=torch.optim.Adam)
 

@@ -40,6 +40,8 @@ from fastprune.all import (
     window,
 )
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 
 def net(n=4):
     return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, n))

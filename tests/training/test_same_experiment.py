@@ -36,6 +36,8 @@ from fastprune.core.describe import describe
 from fastprune.core.differences import differences
 from fastprune.training.identity import data_identity
 
+pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
+
 
 class Stop(Callback):
     def before_epoch(self):
