@@ -166,13 +166,16 @@ def compute_masks(
         scores, keep = parts.local, keep and {n: parts.part_of(n, keep[n]) for n in scores}
     units = granularity.groups(scores, layouts, keep, absolute, parts and parts.shapes)
     absolute = absolute and granularity.single  # the scores of other units are means of absolute values already
+    fused = zeros if granularity.single and parts is None else None
     try:
-        kept, counts = kept_units(units, sparsity, target, scope, keep, absolute, parts, zeros)
+        kept, counts = kept_units(units, sparsity, target, scope, keep, absolute, parts, fused)
     except NaNError as e:
         raise _nan_error(scores, granularity, parts) from e
     masks = _masks_of(units, kept, scores, None if granularity.single else keep)
     if parts is not None:
-        return Masks({n: parts.wrap(n, m) for n, m in masks.items()})
+        masks = Masks({n: parts.wrap(n, m) for n, m in masks.items()})
+    if zeros and fused is None:
+        masks.apply_(zeros)
     return masks if counts is None else _know(masks, units, counts, keep, granularity)
 
 # %% ../../nbs/core/compute.ipynb #4dba7a85
