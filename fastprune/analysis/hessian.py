@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core.checks import check_fraction, check_n_batches, check_whole
+from ..core.devices import narrow, wide
+from ..core.later import counts
 from ..core.names import unwrap
 from ..core.weights import prunable_weights
 from ..criteria.gradients import second_derivatives
@@ -30,9 +32,8 @@ class _HessianProduct:
         masks = learn.masks or {}
         self.learn, self.params, self.batches = learn, params, []
         self.masks = {n: masks[n].flatten() if n in masks else None for n in params}
-        self.sizes = [
-            p.numel() if self.masks[n] is None else int(self.masks[n].count_nonzero()) for n, p in params.items()
-        ]
+        kept = dict(zip(masks, counts(list(masks.values())), strict=True))
+        self.sizes = [kept.get(n, p.numel()) for n, p in params.items()]
 
     def _unpacked(self, v):
         "Split a vector into tensors of the parameters' shapes, with zeros for pruned weights"
@@ -40,9 +41,9 @@ class _HessianProduct:
         for (n, p), x in zip(self.params.items(), torch.as_tensor(v).split(self.sizes), strict=True):
             full = torch.zeros(p.numel(), dtype=p.dtype, device=p.device)
             if self.masks[n] is None:
-                full.copy_(x)
+                full.copy_(narrow(x, like=p))
             else:
-                full[self.masks[n]] = x.to(p.device, p.dtype)
+                full[self.masks[n]] = narrow(x, like=p)
             parts.append(full.view_as(p))
         return parts
 
@@ -52,7 +53,7 @@ class _HessianProduct:
         for (n, p), t in zip(self.params.items(), tensors, strict=True):
             t = torch.zeros_like(p) if t is None else t
             t = t.flatten() if self.masks[n] is None else t.flatten()[self.masks[n]]
-            parts.append(t.double().cpu())
+            parts.append(wide(t).cpu())
         return torch.cat(parts).numpy()
 
     def __call__(self, v):

@@ -14,6 +14,8 @@ from fastai.basics import Learner
 from torch import nn
 
 from ..core.checks import check_choice
+from ..core.devices import is_host
+from ..core.foreach import by_type, copy_all
 from ..core.names import shape_of, unwrap
 from ..learner.batches import device_of
 from ..learner.evaluate import batch_chunks
@@ -61,16 +63,35 @@ def check_states(
 def _mix(target, states, coefs):
     """Set `target` to the weighted sum of `states`, in place. Integers, and float8, which has no arithmetic, come from
     the first state"""
-    (first, *rest), (c, *cs) = states, coefs
-    for n, t in target.items():
-        if not t.is_floating_point() or t.dtype.itemsize < 2:
-            t.copy_(first[n])
-        elif len(rest) == 1 and c + cs[0] == 1:
-            torch.lerp(first[n], rest[0][n], cs[0], out=t)  # exact at both ends, and between equal states
-        else:
-            torch.mul(first[n], c, out=t)
-            for s, d in zip(rest, cs, strict=True):
-                t.add_(s[n], alpha=d)
+    mixed = [n for n, t in target.items() if t.is_floating_point() and t.dtype.itemsize > 1]
+    others = [n for n in target if n not in mixed]
+    copy_all([target[n] for n in others], [states[0][n] for n in others])
+    for t, *parts in by_type(*([s[n] for n in mixed] for s in (target, *states))):
+        (_mix_one if len(t) == 1 or is_host(t[0]) else _mix_group)(t, parts, coefs)
+
+
+def _mix_one(ts, parts, coefs):
+    "Weighted sums of tensors, one after the other"
+    (firsts, *rest), (c, *cs) = parts, coefs
+    for i, (t, first) in enumerate(zip(ts, firsts, strict=True)):
+        if len(rest) == 1 and c + cs[0] == 1:
+            torch.lerp(first, rest[0][i], cs[0], out=t)  # exact at both ends, and between equal states
+            continue
+        torch.mul(first, c, out=t)
+        for s, d in zip(rest, cs, strict=True):
+            t.add_(s[i], alpha=d)
+
+
+def _mix_group(ts, parts, coefs):
+    "The same numbers, in few kernels for all tensors"
+    (firsts, *rest), (c, *cs) = parts, coefs
+    torch._foreach_copy_(ts, firsts)
+    if len(rest) == 1 and c + cs[0] == 1:
+        torch._foreach_lerp_(ts, rest[0], cs[0])
+        return
+    torch._foreach_mul_(ts, c)
+    for s, d in zip(rest, cs, strict=True):
+        torch._foreach_add_(ts, s, alpha=d)
 
 
 def _bn_layers(model):
@@ -139,8 +160,6 @@ def point_setter(
 
     def put_both(coefs):
         put(coefs)
-        for m, ts in zip(layers, by_point[coefs], strict=True):
-            for b, t in zip(_statistics(m), ts, strict=True):
-                b.copy_(t)
+        copy_all([b for m in layers for b in _statistics(m)], [t for ts in by_point[coefs] for t in ts])
 
     return put_both

@@ -18,6 +18,7 @@ from .overlap import mask_overlap as overlap_of
 from .paths import check_path
 from .states import check_states, state_from
 from ..core.checks import check_whole
+from ..core.later import counts, later, settle
 from ..core.names import to_state_names, unwrap
 from ..core.plotting import add_grid, axes_or_new
 from ..core.weights import prunable_weights
@@ -25,8 +26,9 @@ from ..learner.batches import in_fit
 from ..recipes.ticket import Ticket
 
 # %% ../../nbs/analysis/weights.ipynb #0e5fb03c
-def _flips(a, b):
-    return int((((a > 0) & (b < 0)) | ((a < 0) & (b > 0))).count_nonzero())
+def _flipped(a, b):
+    "Where two tensors have opposite signs"
+    return ((a > 0) & (b < 0)) | ((a < 0) & (b > 0))
 
 
 @patch
@@ -39,8 +41,9 @@ def sign_flips(
     a, b = state_from(a, 'a'), state_from(self if b is None else b, 'b')
     check_states(unwrap(self.model).state_dict(), a=a, b=b)
     a = {n: a[n].to(b[n].device) for n in to_state_names(self.model, prunable_weights(self.model))}
-    rows = [(n, int(((w != 0) & (b[n] != 0)).count_nonzero()), _flips(w, b[n])) for n, w in a.items()]
-    df = pd.DataFrame(rows, columns=['name', 'weights', 'flips']).set_index('name')
+    both = counts([(w != 0) & (b[n] != 0) for n, w in a.items()])
+    flips = counts([_flipped(w, b[n]) for n, w in a.items()])
+    df = pd.DataFrame(dict(name=list(a), weights=both, flips=flips)).set_index('name')
     df.loc['total'] = df.sum()
     df['fraction'] = df.flips / df.weights.clip(lower=1)
     return df
@@ -73,10 +76,12 @@ class SignFlips(Callback):
             return
         now = self._snapshot()
         self.iters.append(self._t)
-        self.flips.append(sum(_flips(self._last[n], w) for n, w in now.items()))
+        flips = [_flipped(self._last[n], w).count_nonzero() for n, w in now.items()]
+        self.flips.append(later(lambda *ks: sum(ks), *flips))
         self._last = now
 
     def after_fit(self) -> None:
+        settle(self.flips)
         if not in_fit(self.learn):
             self._last = None
 

@@ -24,10 +24,14 @@ def nonzeros(t: torch.Tensor) -> int:  # The count; float8 works, too
     return int((t.float() if t.is_floating_point() and t.dtype.itemsize < 2 else t).count_nonzero())
 
 
+def _count(mask):
+    "How many weights a mask keeps, as a tensor; of a DTensor, in all processes"
+    return mask.sum().full_tensor() if is_dtensor(mask) else mask.count_nonzero()
+
+
 def _n_kept(masks):
-    "How many weights each mask keeps; of a DTensor, in all processes"
-    count = lambda m: m.sum().full_tensor() if is_dtensor(m) else m.count_nonzero()
-    return read([count(m) for m in masks])
+    "How many weights each mask keeps"
+    return read([_count(m) for m in masks])
 
 
 def _pair(a, b):
@@ -173,14 +177,22 @@ def jaccard(
     other: dict,  # Masks of the same weights
 ) -> float:  # Distance in [0,1]: 0 if both keep the same, 1 if they have nothing in common
     "1 - |A and B| / |A or B| of the kept sets (mask distance of Srinivas et al. 2022, table 5)"
+    return float(self.distance_later(other))
+
+
+@patch
+def distance_later(
+    self: Masks,
+    other: dict,  # Masks of the same weights
+) -> float | Pending:  # The number, or one that is still on a device
+    "As `jaccard`, without waiting for an accelerator"
     if self.keys() != other.keys():
         raise ValueError(f"masks of other weights: {sorted(self.keys() ^ other.keys())[0]!r} is in only one of them")
     self.check(other)
-    both, either = (
-        sum(_n_kept(f(*_pair(m, other[n].to(m.device))) for n, m in self.items()))
-        for f in (torch.logical_and, torch.logical_or)
-    )
-    return 1 - both / either if either else 0.0
+    pairs = [_pair(m, other[n].to(m.device)) for n, m in self.items()]
+    both, either = ([_count(f(*pair)) for pair in pairs] for f in (torch.logical_and, torch.logical_or))
+    n = len(pairs)
+    return later(lambda *c: 1 - sum(c[:n]) / sum(c[n:]) if any(c[n:]) else 0.0, *both, *either)
 
 # %% ../../nbs/core/masks.ipynb #35470611
 @patch

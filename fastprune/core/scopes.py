@@ -11,6 +11,8 @@ import math
 import torch
 
 from .checks import check_choice
+from .devices import is_host, wide
+from .later import check_flags
 from .shards import is_dtensor
 
 # %% ../../nbs/core/scopes.ipynb #7d233248
@@ -63,23 +65,27 @@ def lamp(
 ) -> dict:  # Name -> float64 tensor in [0,1], same shapes, to be ranked all together
     """Layer-adaptive scores: the square of each score over the sum of the squares in its tensor that are not smaller
     (Lee et al. 2021, eq. 5)"""
-
-    def one(n, s):
+    for n, s in scores.items():
         if is_dtensor(s):
             raise ValueError(
                 f"scores[{n!r}] is a DTensor, and LAMP ranks each weight within its whole tensor: use another scope"
             )
-        x = s.detach().flatten().double().square()
-        if (top := x == math.inf).any():
-            x = torch.where(top, 2 * x[~top].sum() + 1, x)  # weights to keep, as in rows under weight_norm
-        if (s < 0).any():
-            raise ValueError(
-                f"scores[{n!r}] has negative scores, and LAMP has no meaning for them: use another scope, or a "
-                "criterion such as `magnitude`"
-            )
+    names = list(scores)
+    error = lambda places: ValueError(
+        f"scores[{names[places[0]]!r}] has negative scores, and LAMP has no meaning for them: use another scope, or a "
+        "criterion such as `magnitude`"
+    )
+    check_flags([(s < 0).any() for s in scores.values()], error)
+
+    def one(s):
+        x = wide(s.detach().flatten()).square()
+        top = x == math.inf  # weights to keep, as in rows under weight_norm
+        if not is_host(top) or top.any():
+            others = x[~top] if is_host(top) else torch.where(top, 0, x)
+            x = torch.where(top, 2 * others.sum() + 1, x)
         order = x.argsort(stable=True)
         ranked = x[order]
         rest = ranked.flip(0).cumsum(0).flip(0)
         return torch.empty_like(x).scatter_(0, order, torch.where(rest > 0, ranked / rest, 0.0)).view(s.shape)
 
-    return {n: one(n, s) for n, s in scores.items()}
+    return {n: one(s) for n, s in scores.items()}

@@ -12,6 +12,9 @@ from torch.func import functional_call
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..core.checks import check_n_batches
+from ..core.devices import Total, is_host, upload, wide, wide_device, wide_empty, widest
+from ..core.foreach import copy_all, extremes
+from ..core.later import check_flags
 from ..core.layouts import is_turned_linear
 from ..core.names import unwrap
 from ..core.protocol import Batches, as_batches, needs
@@ -60,33 +63,37 @@ def _map_tensors(f, x):
 def _ones(x):
     "Ones like the first item of an input, in float64"
     if torch.is_tensor(x) and x.is_floating_point():
-        return torch.ones_like(x[:1], dtype=torch.float64)
+        return wide(torch.ones_like(x[:1]))
     raise ValueError(
         f"synflow needs inputs of floats, and the batches have "
         f"{getattr(x, 'dtype', type(x).__name__)}: use another criterion, such as `snip`"
     )
 
 
+@torch.no_grad()
 def _positive_parameters(model, weights):
-    "Absolute parameters without biases. BatchNorm scales by 1 where its weight is 0"
-    flow = {}
-    for n, p in model.named_parameters():
-        is_bias = n not in weights and n.rpartition('.')[2].startswith('bias')
-        flow[n] = torch.zeros_like(p, dtype=torch.float64) if is_bias else p.detach().double().abs()
-    for n, m in model.named_modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.weight is not None:
-            w = m.weight.detach()
-            flow[f'{n}.weight'.lstrip('.')] = torch.where(w == 0, 1.0, w.double().abs())
+    "Absolute parameters without biases, in float64. BatchNorm scales by 1 where its weight is 0"
+    flow = {n: wide_empty(p) for n, p in model.named_parameters()}
+    copy_all(list(flow.values()), list(model.parameters()))
+    torch._foreach_abs_(list(flow.values()))
+    if biases := [t for n, t in flow.items() if n not in weights and n.rpartition('.')[2].startswith('bias')]:
+        torch._foreach_zero_(biases)
+    norms = [n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if scales := [flow[k] for n in norms if (k := f'{n}.weight'.lstrip('.')) in flow]:
+        torch._foreach_sub_(scales, torch._foreach_sub(torch._foreach_sign(scales), 1))  # the sign is 0 or 1
     return flow
 
 
-def _buffer_without_statistics(name, b):
-    "A buffer in float64, with a mean of 0 and a variance of 1"
-    if name.endswith('running_var'):
-        return torch.ones_like(b, dtype=torch.float64)
-    if name.endswith('running_mean'):
-        return torch.zeros_like(b, dtype=torch.float64)
-    return b.double() if b.is_floating_point() else b
+def _buffers(model):
+    "Buffers in float64, with means of 0 and variances of 1"
+    res = {n: b for n, b in model.named_buffers() if not n.endswith(('running_mean', 'running_var'))}
+    res = {n: wide(b) if b.is_floating_point() else b.to(wide_device(b.device)) for n, b in res.items()}
+    stats = {n: wide_empty(b) for n, b in model.named_buffers() if n not in res}
+    if stats:
+        torch._foreach_zero_(list(stats.values()))
+    if variances := [b for n, b in stats.items() if n.endswith('running_var')]:
+        torch._foreach_add_(variances, 1)
+    return res | stats
 
 # %% ../../nbs/criteria/flows.ipynb #26284697
 def _check_output(out):
@@ -99,21 +106,48 @@ def _check_output(out):
         raise ValueError("synflow: the model's output does not depend on the weights")
 
 
-def _check_flow(scores, weights):
-    "Check that the flow of each tensor is finite, not negative, and not 0"
-    for n, s in scores.items():
-        if not s.isfinite().all():
-            raise ValueError(
-                f"synflow: the score of {n!r} is infinite, even in float64: the network is too deep or its weights are "
-                "too large; scale them down, or use another criterion"
-            )
-        negative = (s < 0).any()
-        if negative or not s.any() and 2 * int(weights[n].count_nonzero()) > s.numel():
-            raise ValueError(
-                f"synflow: {'the flow turns negative behind' if negative else 'nothing flows through'} {n!r}: the "
-                "model computes more than weighted sums of positive numbers, such as a softmax, a difference or a "
-                "normalisation. Use another criterion, such as `snip`"
-            )
+def _check_proportion(out, twice):
+    "Check that an output doubles with its input"
+    flag = torch.isclose(twice / _small, 2 * out / _small, rtol=1e-6, equal_nan=True).all().logical_not()
+    error = ValueError(
+        "synflow: the model's output is not in proportion to its input, as after a softmax, a "
+        "sigmoid or a normalisation. Use another criterion, such as `snip`"
+    )
+    check_flags([flag], lambda _: error)
+
+
+def _flow_error(names, places):
+    "The error for the first of the flags of `_check_flow`"
+    name, problem = names[places[0] // 3], places[0] % 3
+    if problem == 0:
+        return ValueError(
+            f"synflow: the score of {name!r} is infinite, even in float64: the network is too deep or its weights are "
+            "too large; scale them down, or use another criterion"
+        )
+    return ValueError(
+        f"synflow: {'the flow turns negative behind' if problem == 1 else 'nothing flows through'} {name!r}: the "
+        "model computes more than weighted sums of positive numbers, such as a softmax, a difference or a "
+        "normalisation. Use another criterion, such as `snip`"
+    )
+
+
+def _mostly_kept(flow, device):
+    "Which of the weights are mostly not 0"
+    n_kept = torch._foreach_norm(torch._foreach_sign(flow), 1)  # exact in float64
+    return 2 * torch.stack([n.to(device) for n in n_kept]) > upload([t.numel() for t in flow], torch.float64, device)
+
+
+def _check_flow(scores, flow):
+    "Check that the flow of each tensor is finite, not negative, and not 0 where most weights are not"
+    names = [n for n, s in scores.items() if s.numel()]
+    if not names:
+        return
+    low, high = extremes([scores[n] for n in names])
+    nothing = (low == 0) & (high == 0)
+    if not is_host(nothing) or nothing.any():
+        nothing &= _mostly_kept([t for t in flow if t.numel()], nothing.device)
+    flags = torch.stack([~torch.maximum(-low, high).isfinite(), low < 0, nothing], 1).flatten()
+    check_flags(flags, lambda places: _flow_error(names, places))
 
 
 _small = 2.0**-400  # an input so small that bounded activations such as ReLU6 never reach their bound
@@ -126,7 +160,7 @@ def _flow(batches, model, weights):
         flow = _positive_parameters(model, weights)
         for n in weights:
             flow[n].requires_grad_()
-        state = {**flow, **{n: _buffer_without_statistics(n, b) for n, b in model.named_buffers()}}
+        state = {**flow, **_buffers(model)}
 
         def run(x):
             inputs = _map_tensors(lambda t: t * x, ones)
@@ -140,11 +174,7 @@ def _flow(batches, model, weights):
         _check_output(out)
         with torch.no_grad():
             twice = run(2 * _small)
-        if not torch.allclose(twice / _small, 2 * out / _small, rtol=1e-6, equal_nan=True):
-            raise ValueError(
-                "synflow: the model's output is not in proportion to its input, as after a softmax, a "
-                "sigmoid or a normalisation. Use another criterion, such as `snip`"
-            )
+            _check_proportion(out, twice)
         return flow, torch.autograd.grad(out.sum(), [flow[n] for n in weights], allow_unused=True)
 
 # %% ../../nbs/criteria/flows.ipynb #6a3a3e5f
@@ -165,8 +195,11 @@ def synflow(
     for n, g in zip(weights, grads, strict=True):
         if g is None:
             raise ValueError(f"synflow: the model's output does not depend on {n!r}: leave it out by `exclude`")
-    scores = {n: (g * flow[n]).detach() / _small for n, g in zip(weights, grads, strict=True)}
-    _check_flow(scores, weights)
+    flow = [flow[n].detach() for n in weights]
+    scores = torch._foreach_mul(flow, grads)
+    torch._foreach_div_(scores, _small)
+    scores = dict(zip(weights, scores, strict=True))
+    _check_flow(scores, flow)
     return scores
 
 # %% ../../nbs/criteria/flows.ipynb #7ac08008
@@ -192,9 +225,9 @@ def _add_squares(squares, name, channels_last):
     "A hook that adds up squares of a layer's inputs, by feature or channel"
 
     def hook(m, inputs, kwargs):
-        x = (inputs[0] if inputs else next(iter(kwargs.values()))).detach().double()
+        x = widest((inputs[0] if inputs else next(iter(kwargs.values()))).detach())
         channel = x.ndim - 1 if channels_last else 1
-        squares[name] = squares.get(name, 0) + x.square().sum([d for d in range(x.ndim) if d != channel])
+        squares.setdefault(name, Total()).add(x.square().sum([d for d in range(x.ndim) if d != channel]))
 
     return hook
 
@@ -213,7 +246,7 @@ def _input_squares(batches, owners, turned, n_batches):
             h.remove()
     if not seen:
         raise ValueError("wanda: the training DataLoader has no batches")
-    return squares
+    return {n: total.value for n, total in squares.items()}
 
 # %% ../../nbs/criteria/flows.ipynb #2a31b0e4
 @needs('batches', 'n_batches')

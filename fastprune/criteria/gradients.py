@@ -13,7 +13,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core.checks import check_n_batches, check_number, check_whole
+from ..core.devices import is_host
+from ..core.foreach import extremes
+from ..core.later import check_flags
 from ..core.protocol import Batches, as_batches, needs
+from ..core.shards import is_dtensor
 
 # %% ../../nbs/criteria/gradients.ipynb #8f377675
 def has_gradients(
@@ -32,6 +36,27 @@ def _check_trainable(name, weights):
             )
 
 
+def _check_not_all_zero(grads, error):
+    "Raise an error if all gradients are 0. It may come later if they are on an accelerator"
+    full = [g for g in grads if g.numel()]
+    if all(map(is_host, full)) or any(map(is_dtensor, full)):
+        if not any(bool(g.any()) for g in full):
+            raise error
+        return
+    low, high = extremes(full)
+    check_flags([((low == 0) & (high == 0)).all()], lambda _: error)
+
+
+def _absolute_products(weights, grads):
+    "|weight * gradient|, by name"
+    ps = [p.detach() for p in weights.values()]
+    if any(map(is_dtensor, ps)):
+        return {n: (p * g).abs() for n, p, g in zip(weights, ps, grads, strict=True)}
+    products = torch._foreach_mul(ps, grads)
+    torch._foreach_abs_(products)
+    return dict(zip(weights, products, strict=True))
+
+
 def taylor(
     weights: dict,  # Name -> parameter of any shape, with its gradient
 ) -> dict:  # Name -> score, same shapes
@@ -44,12 +69,13 @@ def taylor(
                 f"taylor needs gradients, and {n!r} has none: call `loss.backward()` first, use "
                 "`learn.prune(n_batches=...)`, or leave it out"
             )
-    if not has_gradients(weights):
-        raise ValueError(
-            "taylor needs gradients, and all are 0, as after `zero_grad`, or since the network has died: call "
-            "`loss.backward()` first, or use `learn.prune(n_batches=...)`"
-        )
-    return {n: (p.detach() * p.grad).abs() for n, p in weights.items()}
+    grads = [p.grad for p in weights.values()]
+    error = ValueError(
+        "taylor needs gradients, and all are 0, as after `zero_grad`, or since the network has died: call "
+        "`loss.backward()` first, or use `learn.prune(n_batches=...)`"
+    )
+    _check_not_all_zero(grads, error)
+    return _absolute_products(weights, grads)
 
 # %% ../../nbs/criteria/gradients.ipynb #a7e31ff1
 def _by_name(name, weights, grads):
@@ -68,10 +94,10 @@ def snip(
     "|weight * gradient of the loss|, before training (Lee et al. 2019)"
     _check_trainable('snip', weights)
     with as_batches(batches).summed_gradients(1 if n_batches is None else n_batches):
-        grads = _by_name('snip', weights, [p.grad for p in weights.values()])
-        if not any(g.any() for g in grads.values()):
-            raise ValueError("snip: all gradients are 0, so no weight is better than another")
-        return {n: (p.detach() * grads[n]).abs() for n, p in weights.items()}
+        grads = list(_by_name('snip', weights, [p.grad for p in weights.values()]).values())
+        error = ValueError("snip: all gradients are 0, so no weight is better than another")
+        _check_not_all_zero(grads, error)
+        return _absolute_products(weights, grads)
 
 # %% ../../nbs/criteria/gradients.ipynb #aac36cf7
 @contextlib.contextmanager

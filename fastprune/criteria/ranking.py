@@ -15,7 +15,10 @@ from torch import nn
 from ..core.compute import check_nan, check_scores
 from ..core.computed import in_use, normed_rows
 from ..core.dense import dense_gradients
+from ..core.devices import is_host
+from ..core.foreach import extremes
 from ..core.granularity import check_granularity
+from ..core.later import changed_errors
 from ..core.layouts import EXPERTS, EXPERTS_TURNED, transposed_groups
 from ..core.protocol import Batches, as_batches, asks_for, ranks_magnitude
 from ..core.scopes import layer_counts
@@ -46,14 +49,12 @@ def _score(criterion, weights, given):
         if argument is None and name in _missing:
             raise ValueError(f"criterion {schedule_name(criterion)} asks for `{name}`{_missing[name]}")
     dense_gradients(weights.values())
-    try:
+    with changed_errors(lambda e: ValueError(f"criterion {schedule_name(criterion)}: {e}")):
         with torch.enable_grad():  # a user's criterion may call `torch.autograd.grad`
             scores = criterion(weights, **arguments)
         if isinstance(scores, dict):
             scores = {n: s.detach() if isinstance(s, torch.Tensor) else s for n, s in scores.items()}
         return check_scores(scores, weights)
-    except ValueError as e:
-        raise ValueError(f"criterion {schedule_name(criterion)}: {e}") from e
 
 # %% ../../nbs/criteria/ranking.ipynb #4441c7fe
 def hold_rows(
@@ -124,15 +125,27 @@ def _alive_filters(mask, groups=0):
     return kept.expand(-1, m.shape[1], *[-1] * (m.ndim - 2)).flatten(0, 1)
 
 
+def _behind(scores, absolute):
+    "A function that puts a tensor of scores below all others, and keeps its order"
+    smaller = lambda s: s * 2.0**-64  # far from an underflow in float32 or bfloat16
+    if absolute or not scores:
+        return smaller
+    if all(map(is_host, scores)):
+        low = min(float(s.min()) for s in scores)
+        if low >= 0:
+            return smaller
+        span = 2 * (max(float(s.max()) for s in scores) - low) or 1.0
+        return lambda s: s - span
+    low, high = (f(x) for f, x in zip((torch.amin, torch.amax), extremes(scores), strict=True))
+    span = torch.where(low == high, 1, 2 * (high - low))
+    return lambda s: torch.where(low.to(s.device) >= 0, smaller(s), s - span.to(s))
+
+
 def _dead_last(scores, masks, absolute, transposed):
     "Scores in the same order, but those of dead filters below all others"
-    low = 0.0 if absolute else min(float(s.min()) for s in scores.values())
-    if low >= 0:
-        behind = lambda s: s * 2.0**-64  # far from an underflow in float32 or bfloat16
-    else:
-        span = 2 * (max(float(s.max()) for s in scores.values()) - low) or 1.0
-        behind = lambda s: s - span
-    return {n: torch.where(_alive_filters(masks[n], transposed.get(n, 0)), s, behind(s)) for n, s in scores.items()}
+    behind = _behind([s for s in scores.values() if s.numel()], absolute)
+    alive = {n: _alive_filters(masks[n].to(s.device), transposed.get(n, 0)) for n, s in scores.items()}
+    return {n: torch.where(alive[n], s, behind(s)) for n, s in scores.items()}
 
 # %% ../../nbs/criteria/ranking.ipynb #bdba6468
 def ranked(

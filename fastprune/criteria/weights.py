@@ -12,6 +12,7 @@ import zlib
 
 import torch
 
+from ..core.devices import send
 from ..core.protocol import needs
 from ..core.shards import is_dtensor, shard_like
 
@@ -51,7 +52,7 @@ def random_score(
 
     def score(n, p):
         gen = torch.Generator().manual_seed(seed + zlib.crc32(n.encode()))
-        x = torch.rand(p.shape, generator=gen).to(p.device)
+        x = send(torch.rand(p.shape, generator=gen), p.device)
         return shard_like(x, p) if is_dtensor(p) else x
 
     return {n: score(n, p) for n, p in weights.items()}

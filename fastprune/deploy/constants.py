@@ -12,6 +12,7 @@ from collections import Counter
 import torch
 from torch import nn
 
+from ..core.devices import wide
 from .cut import has_channels, has_filters, is_depthwise
 from ..learner.inputs import call_model, map_tensors, tensors_in
 
@@ -48,7 +49,7 @@ def similar_inputs(
 
 def _distance(x, y):
     "The largest difference of two tensors, relative to the largest number of the first. NaN equals NaN"
-    x, y = x.cpu().double(), y.cpu().double()
+    x, y = wide(x.cpu()), wide(y.cpu())
     d = torch.where((x == y) | (x.isnan() & y.isnan()), 0, x - y).abs()
     return float((d / x[x.isfinite()].abs().max().clamp(min=1e-30)).nan_to_num(torch.inf).max()) if d.any() else 0.0
 
@@ -87,7 +88,7 @@ class ChannelRanges:
 
     def constants(self, name: str) -> list:
         "For each channel: its value if it is constant, None if it depends on the data, NaN if on the place alone"
-        low, high = self.low[name].cpu().double(), self.high[name].cpu().double()
+        low, high = wide(self.low[name].cpu()), wide(self.high[name].cpu())
         rounding = (1e-5 + 4 * torch.finfo(self.low[name].dtype).eps) * torch.maximum(low.abs(), high.abs())
         values, same = ((low + high) / 2).tolist(), (high - low <= rounding).tolist()
         found = [v if ok else math.nan for v, ok in zip(values, same, strict=True)]

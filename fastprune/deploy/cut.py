@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..core.devices import narrow, wide
+
 # %% ../../nbs/deploy/cut.ipynb #a187219c
 def is_convolution(m: nn.Module) -> bool:
     "Is it a convolution of PyTorch's, transposed or not?"
@@ -95,8 +97,8 @@ def _move(modules, move):
     m = modules[move.layer]
     w = m.weight.transpose(0, 1) if getattr(m, 'transposed', False) else m.weight
     values = torch.tensor(move.values, dtype=torch.float64)
-    part = torch.einsum('oi...,i->o...', w[:, move.channels].cpu().double(), values)
-    part = (part * move.factor).to(w)
+    part = torch.einsum('oi...,i->o...', wide(w[:, move.channels].cpu()), values)
+    part = narrow(part * move.factor, like=w)
     if move.tensor == 'weight':
         w[:, move.carrier] += part
     else:  # the constant is the same at all places, so each of them sees the sum over the kernel

@@ -67,14 +67,17 @@ class MaskHooks:
         if not isinstance(scores, Scores):
             scores = hold_rows(scores, run.model)
         target, keep = run.of_scope(sparsity), None if self.recover else present
-        absolute = getattr(scores, 'absolute', False)
-        return compute_masks(scores, target, self.scope, self.granularity, keep, absolute, run.layouts)
+        absolute, zeros = getattr(scores, 'absolute', False), run.weights_to_zero(scores)
+        return compute_masks(scores, target, self.scope, self.granularity, keep, absolute, run.layouts, zeros=zeros)
 
     def update_masks(self, weights: dict) -> None:
         "Compute new masks, if an update is due"
         run = self.engine
         if run.is_due():
-            run.hold(self.new_masks(self.scores(weights), run.asked, run.present()), run.asked, run.origin)
+            scores, present = self.scores(weights), run.present()
+            if type(self).new_masks is MaskHooks.new_masks:
+                run.zero_with_masks()
+            run.hold(self.new_masks(scores, run.asked, present), run.asked, run.origin)
 
 # %% ../../nbs/engine/hooks.ipynb #c998fe83
 class Hooks(MaskHooks):

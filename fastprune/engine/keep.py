@@ -11,12 +11,15 @@ import math
 import torch
 from torch import nn
 
+from ..core.devices import is_host
 from ..core.masks import Masks
 from ..core.names import unwrap
 
 # %% ../../nbs/engine/keep.ipynb #f69686ae
 class MaskKeeper:
     "Stores the masks of a model in a plain loop"
+
+    takes_zeroed = True  # Are the masks held as they are, so that weights may be zero before?
 
     def __init__(
         self,
@@ -30,12 +33,13 @@ class MaskKeeper:
         self,
         masks: dict,  # Name -> bool tensor; masks of other weights do not change
         origin: tuple | None = None,  # Criterion, scope and granularity that made them
+        zeroed: tuple = (),  # Names of weights that are zero already where these masks prune them
     ) -> None:
         "Prune by these masks from now on"
         weights = self.parameters()
         masks = {n: m.to(weights[n].device) for n, m in Masks(masks).check(weights).items()}
         self.masks, self.origin = Masks({**(self.masks or {}), **masks}), origin
-        self.project()
+        Masks({n: m for n, m in self.masks.items() if n not in zeroed}).apply_(weights)
 
     def project(self) -> None:
         "Set pruned weights to zero"
@@ -61,6 +65,8 @@ def present_masks(
     def mask_of(n, p):
         if n in masks:
             return masks[n]
+        if not is_host(p):  # without a read: True everywhere if there are only zeros
+            return (nonzero := p.detach() != 0).logical_or(~nonzero.any())
         return p.detach() != 0 if p.detach().any() else torch.ones_like(p, dtype=torch.bool)
 
     return Masks({n: mask_of(n, p) for n, p in weights.items()})
@@ -74,4 +80,4 @@ def sparsities(
     most = math.nextafter(1.0, 0.0)
     if scope != 'local':
         return dict.fromkeys(masks, min(most, masks.sparsity))
-    return {n: min(most, 1 - int(m.count_nonzero()) / m.numel()) for n, m in masks.items()}
+    return {n: min(most, 1 - kept / masks[n].numel()) for n, kept in masks.kept_of_each().items()}

@@ -12,10 +12,13 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core.checks import check_whole
+from ..core.devices import is_host
 from ..core.granularity import check_granularity
+from ..core.later import Pending, later
 from ..core.layouts import transposed_groups
 from ..core.masks import Masks
 from ..core.protocol import asks_for
+from ..core.shards import is_dtensor
 from .keep import MaskKeeper, present_masks
 from .method import Method
 from .optimizers import TorchOptimizer
@@ -30,6 +33,8 @@ class Run:
     t = 0  # the current step, from 0
     epoch = 0  # the current epoch, from 0
     asked = None  # the sparsity to reach after this step, by name
+    held = None  # the masks that were held last
+    zeroed = ()  # names of weights that have their zeros before the masks are held
 
     def __init__(
         self,
@@ -59,13 +64,22 @@ class Run:
 def masks(self: Run) -> Masks | None:
     "The masks of the weights to prune; None before the first masks"
     masks = self.keeper.masks
-    return masks and Masks({n: masks[n] for n in self.weights if n in masks})
+    return masks and self._as_held(Masks({n: masks[n] for n in self.weights if n in masks}))
 
 
 @patch
 def present(self: Run) -> Masks:
     "The current masks; zeros of a model without masks count as pruned"
-    return present_masks(self.keeper.masks, self.weights)
+    return self._as_held(present_masks(self.keeper.masks, self.weights))
+
+
+@patch
+def _as_held(self: Run, masks):
+    "Masks with their count, if they are those that were held last"
+    held = self.held
+    if held is not None and masks.keys() == held.keys() and all(masks[n] is m for n, m in held.items()):
+        return held.copy()
+    return masks
 
 
 @patch
@@ -76,13 +90,36 @@ def hold(
     origin: tuple | None = None,  # Criterion, scope and granularity that made them
 ) -> None:
     "Prune by these masks from now on"
-    self.keeper.hold(masks, origin)
-    current, state = self.keeper.masks, self.state
-    masks = Masks({n: current[n] for n in masks})  # in distributed training, those of the first process
-    state.counts, state.sparsity_reached = asked and self.count(asked), masks.sparsity
+    self.keeper.hold(masks, origin, self.zeroed)
+    current, state, self.zeroed = self.keeper.masks, self.state, ()
+    if any(current[n] is not m for n, m in masks.items()):  # in distributed training, those of the first process
+        masks = {n: current[n] for n in masks}
+    self.held = masks = masks if isinstance(masks, Masks) else Masks(masks)
+    n = sum(m.numel() for m in masks.values())
+    state.counts = asked and self.count(asked)
+    state.sparsity_reached = later(lambda kept: (n - kept) / n if n else 0.0, masks.kept_later())
     state.last_weights = self.copies('previous')
     if self.method.track:
         follow(self.state, masks)
+
+
+@patch
+def zero_with_masks(self: Run) -> None:
+    """Let the pass that makes the next masks also set pruned weights to zero. This saves a pass over all weights on an
+    accelerator"""
+    plain = not any(is_host(p) or is_dtensor(p) for p in self.weights.values())
+    self.zeroed = tuple(self.weights) if plain and self.keeper.takes_zeroed else ()
+
+
+@patch
+def weights_to_zero(
+    self: Run,
+    scores: dict,  # Name -> score
+) -> dict | None:  # Name -> weight, None for none
+    "The weights that get their zeros together with the masks"
+    if any(name not in scores or scores[name].device != self.weights[name].device for name in self.zeroed):
+        self.zeroed = ()
+    return self.weights if self.zeroed else None
 
 
 @patch
@@ -105,7 +142,7 @@ def copies(
 @patch(as_prop=True)
 def sparsity(self: Run) -> float:
     "The sparsity reached so far"
-    return self.state.sparsity_reached
+    return float(self.state.sparsity_reached)
 
 
 @patch(as_prop=True)
@@ -141,7 +178,16 @@ def is_due(self: Run) -> bool:
     state = self.state
     if not self.plan.is_due(self.t, state.last_step):
         return False
-    return self.count(self.asked) != state.counts or self.method.refresh and state.sparsity_reached > 0
+    return self.count(self.asked) != state.counts or self.method.refresh and self._has_pruned()
+
+
+@patch
+def _has_pruned(self: Run):
+    "Is any weight pruned? A sparsity that is still on a device follows from the counts that it was made for"
+    reached, counts = self.state.sparsity_reached, self.state.counts
+    if isinstance(reached, Pending):
+        return any(counts.values()) if isinstance(counts, dict) else bool(counts)
+    return reached > 0
 
 
 @patch(as_prop=True)

@@ -13,63 +13,19 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from ..core.dense import dense_gradients, sparse_embeddings
+from ..core.dense import dense_gradients
 from ..core.granularity import check_granularity
+from ..core.later import Checks, delayed_checks, later, settle
 from ..core.masks import Masks
 from ..core.names import unwrap
-from ..core.targets import expand_sparsity
+from .begin import initial_sparsity, method_plan, sparse_gradients_of
 from .hooks import Hooks
 from .keep import sparsities
 from .method import Method
 from .optimizers import TorchOptimizer
-from .plan import Plan, warn_of_few
 from .run import Run
 from .state import State, check_state, lasting_types, recorded, restore, state_types
 from .track import end_cycle, start_tracking
-
-# %% ../../nbs/engine/sparsifier.ipynb #7e59492f
-def initial_sparsity(
-    run: Run,
-    present: Masks,  # The masks that the model has
-) -> dict:  # Name -> sparsity
-    """The sparsity at the start of the schedule. In a training that resumes at a later step, the present sparsity lies
-    between the start and the target"""
-    method, target = run.method, run.target
-    begin = sparsities(present, method.scope)
-    if method.initial is not None:
-        return {**begin, **expand_sparsity(method.initial, begin, 'initial', run.model)}
-    p = run.progress[run.first_step - 1] if run.first_step else 0.0
-    if p in (0, 1):
-        return begin
-    due = {n: end * p for n, end in target.items()}
-    counts = [run.count(s) for s in (begin, due)]
-    present_counts, due_counts = (c if isinstance(c, dict) else dict.fromkeys(begin, c) for c in counts)
-    return {n: (s - due[n]) / (1 - p) if present_counts[n] > due_counts[n] else 0.0 for n, s in begin.items()}
-
-
-def method_plan(
-    method: Method,
-    total_steps: int,  # Steps in the training
-) -> Plan:
-    "The plan of a method, with a warning if its interval leaves few updates"
-    usual = method.usual_interval(total_steps)
-    plan = Plan(method.schedule, total_steps, method.interval or usual, method.refresh)
-    if not method.quiet:
-        best = len(plan.updates_every(usual))
-        warn_of_few(len(plan.updates), best, 'mask updates', method.interval, usual, total_steps)
-    return plan
-
-
-def sparse_gradients_of(run: Run) -> dict:  # Name -> parameter
-    "Weights of embeddings with sparse gradients. Pruning needs dense ones, and an optimizer that accepts them"
-    sparse = {id(m.weight) for m in sparse_embeddings(run.model)}
-    found = {n: p for n, p in run.weights.items() if id(p) in sparse}
-    if found and isinstance(getattr(run.optimizer, 'inner', None), torch.optim.SparseAdam):
-        raise ValueError(
-            f"torch's SparseAdam takes sparse gradients alone, and those of {next(iter(found))!r} are dense "
-            'while it is pruned: use another optimizer, or leave it out by `exclude`'
-        )
-    return found
 
 # %% ../../nbs/engine/sparsifier.ipynb #94019b7f
 class Sparsifier(Run):
@@ -89,6 +45,7 @@ class Sparsifier(Run):
         if optimizer is not None and not hasattr(optimizer, 'couples_decay'):
             optimizer = TorchOptimizer(optimizer)
         super().__init__(model, method, total_steps, optimizer, **kwargs)
+        self.checks = Checks()  # errors that wait for an accelerator
         self.forward_seen = self.is_open = self.is_finished = self.is_over = False
         method.engine = self
         try:
@@ -129,7 +86,8 @@ class Sparsifier(Run):
 def before_forward(self: Sparsifier) -> None:
     "Before each forward pass in training, for methods that need it"
     self.forward_seen = True
-    self.method.before_forward(self.weights)
+    with delayed_checks(self.checks):
+        self.method.before_forward(self.weights)
 
 
 @patch
@@ -149,7 +107,8 @@ def before_step(self: Sparsifier) -> bool:  # Should the optimizer step?
         )
     self.after_backward()
     self.in_step = self.is_open = True
-    return self.method.before_step(self.weights) is not False
+    with delayed_checks(self.checks):
+        return self.method.before_step(self.weights) is not False
 
 
 @patch
@@ -190,8 +149,10 @@ def cancel_step(self: Sparsifier) -> None:
 def _advance(self: Sparsifier, hook):
     "Let a hook update the masks, and record the step"
     method, state = self.method, self.state
+    self.checks.look()
     asked = self.asked = method.sparsity_at(self.t)
-    hook()
+    with delayed_checks(self.checks):
+        hook()
     state.last_step = self.t
     if method.track:
         if self.t >= self.plan.cycle_end:
@@ -199,7 +160,9 @@ def _advance(self: Sparsifier, hook):
         method.recovered.append(state.n_recovered)
         method.mask_distance.append(state.distance)
     method.iters.append(self.t)
-    method.asked.append(sum(s * self.weights[n].numel() for n, s in asked.items()) / self.size)
+    sizes, total = [self.weights[n].numel() for n in asked], self.size
+    of_all = lambda *parts: sum(s * n for s, n in zip(parts, sizes, strict=True)) / total
+    method.asked.append(later(of_all, *asked.values()))
     method.reached.append(state.sparsity_reached)
     method.lrs.append(self.optimizer.hypers[-1]['lr'] if self.optimizer else math.nan)
 
@@ -209,6 +172,17 @@ def _advance(self: Sparsifier, hook):
 def epoch_end(self: Sparsifier) -> None:
     "Call this at the end of an epoch"
     self.method.epoch_end()
+    self.checks.look(wait=True)
+    self.read_numbers()
+
+
+@patch
+def read_numbers(self: Sparsifier) -> None:
+    "Read the numbers of the history and the state that are still on an accelerator"
+    method, state = self.method, self.state
+    numbers = [state.sparsity_reached, state.n_recovered, state.distance]
+    settle(method.asked, method.reached, method.recovered, method.mask_distance, numbers)
+    state.sparsity_reached, state.n_recovered, state.distance = numbers
 
 
 @patch
@@ -225,6 +199,7 @@ def finish(
         self.t = self.total_steps - 1
         self._advance(self.method.finish)
     self.is_finished = True
+    self.checks.look(wait=True)
     if close:
         self.close()
 
@@ -239,6 +214,7 @@ def close(self: Sparsifier) -> None:
     self.is_over = True
     self.method.close()
     self.keeper.project()
+    self.read_numbers()
     self.method.engine = None
 
 # %% ../../nbs/engine/sparsifier.ipynb #405ca542
@@ -272,6 +248,7 @@ def state_dict(
     masks: bool = True,  # Include the masks?
 ) -> dict:  # Numbers, lists, dicts and tensors
     "The state that a stopped training needs to resume"
+    self.read_numbers()
     method, state = self.method, self.state
     res = {**{k: getattr(method, k) for k in (*recorded, *lasting_types(method))}, **vars(state)}
     return {**res, 'masks': self.keeper.masks and self.present()} if masks else res

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/engine/track.ipynb #5a5de76f
+from ..core.later import later
 from ..core.masks import Masks
 from .state import State
 
@@ -24,11 +25,12 @@ def follow(
 ) -> None:
     "Count the weights that came back, and measure how far the masks moved"
     state.present = masks
-    state.n_recovered = sum(int(m.logical_and(state.ever[n]).count_nonzero()) for n, m in masks.items())
+    back = [m.logical_and(state.ever[n]).count_nonzero() for n, m in masks.items()]
+    state.n_recovered = later(lambda *counts: sum(counts), *back)
     for n, m in masks.items():
         state.ever[n].logical_or_(~m)
     if state.first is not None:
-        state.distance = masks.jaccard(state.first)
+        state.distance = masks.distance_later(state.first)
 
 
 def end_cycle(state: State) -> None:

@@ -21,6 +21,7 @@ from fastai.losses import BaseLoss
 from fastcore.foundation import L
 
 from ..core.dense import sparse_embeddings
+from ..core.foreach import clones, copy_all
 
 # %% ../../nbs/learner/batches.ipynb #434717f9
 def reset_state(learn: Learner) -> None:
@@ -60,7 +61,8 @@ def undisturbed(learn: Learner) -> Iterator[None]:
     """A context that restores the model's modes, buffers and gradients, and all random states, at its end. Within it,
     gradients of embeddings are dense"""
     modes, grads = [(m, m.training) for m in learn.model.modules()], [(p, p.grad) for p in learn.model.parameters()]
-    buffers = [(m, n, b, b.clone()) for m in learn.model.modules() for n, b in m._buffers.items() if b is not None]
+    buffers = [(m, n, b) for m in learn.model.modules() for n, b in m._buffers.items() if b is not None]
+    saved = clones([b for *_, b in buffers])
     sparse = sparse_embeddings(learn.model)
     for m in sparse:
         m.sparse = False  # sparse gradients have no second derivative and support few operations
@@ -74,12 +76,11 @@ def undisturbed(learn: Learner) -> Iterator[None]:
         with preserved_rng(learn):
             yield
     finally:
-        with torch.no_grad():
-            for m, n, b, old in buffers:
-                moved = m._buffers.get(n)  # the model may have moved to another device
-                if moved is None or moved.device == b.device:
-                    moved = m._buffers[n] = b
-                moved.copy_(old)
+        for m, n, b in buffers:
+            moved = m._buffers.get(n)  # the model may have moved to another device
+            if moved is None or moved.device == b.device:
+                m._buffers[n] = b
+        copy_all([m._buffers[n] for m, n, _ in buffers], saved)
         for p, g in grads:
             p.grad = g
         for m, mode in modes:

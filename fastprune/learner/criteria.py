@@ -103,15 +103,17 @@ class LearnerBatches:
         self,
         learn: Learner,  # The Learner with the model, batches, loss and callbacks
     ):
-        self.learn, self.model = learn, learn.model
+        self.learn, self.model, self._inputs = learn, learn.model, None
 
     def undisturbed(self) -> contextlib.AbstractContextManager:
         "A context that restores the model's modes, buffers and gradients, and all random states, at its end"
         return undisturbed(self.learn)
 
     def inputs(self) -> tuple:
-        "The model's inputs of the first batch"
-        return a_batch(self.learn)
+        "The model's inputs of the first batch, which is loaded once"
+        if self._inputs is None:
+            self._inputs = a_batch(self.learn)
+        return self._inputs
 
     def take(self, n: int) -> list:  # Number of batches
         "The first `n` batches"

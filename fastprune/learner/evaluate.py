@@ -15,6 +15,9 @@ import torch
 from fastai.basics import CancelValidException, Learner, Recorder, find_bs, to_device
 from fastai.callback.progress import ProgressCallback
 
+from ..core.devices import widest
+from ..core.foreach import copy_all
+from ..core.later import read
 from ..core.names import unwrap
 from .batches import device_of, is_distributed, mean_over_processes, reset_state, undisturbed
 from .states import state_of
@@ -45,9 +48,8 @@ def evaluating(
             with learn.validation_context(inner=inner):
                 yield _tensors_of(learn)
         finally:
-            with torch.no_grad():
-                for n, t in _tensors_of(learn).items():
-                    t.copy_(state[n])
+            tensors = _tensors_of(learn)
+            copy_all(list(tensors.values()), [state[n] for n in tensors])
             for k in _validation_attributes:
                 learn.__dict__.pop(k, None)
             learn.__dict__.update(attributes)
@@ -84,16 +86,15 @@ class _Totals:
     "Loss and metrics of one point, summed over batches"
 
     def __init__(self, metrics):
-        self.loss, self.n, self.metrics = 0.0, 0, deepcopy(metrics)
+        self.losses, self.sizes, self.metrics = [], [], deepcopy(metrics)
         for m in self.metrics:
             m.reset()
 
     def add(self, learn, i, b):
         learn.one_batch(i, b)
-        bs, loss = find_bs(learn.yb), learn.loss.detach().double().mean()
-        if is_distributed(learn):
-            loss = mean_over_processes(loss)
-        self.loss, self.n = self.loss + loss * bs, self.n + bs
+        loss = widest(learn.loss.detach()).mean()
+        self.losses.append(mean_over_processes(loss) if is_distributed(learn) else loss)
+        self.sizes.append(find_bs(learn.yb))
         for m in self.metrics:
             m.accumulate(learn)
 
@@ -106,7 +107,10 @@ class _Totals:
                     "leave it out by `metrics=...`"
                 )
             res[m.name if m.name not in res else f'{m.name}_{len(res) + 1}'] = float(m.value)
-        return float(self.loss) / self.n, res
+        total = 0.0
+        for loss, bs in zip(read(self.losses), self.sizes, strict=True):
+            total += loss * bs
+        return total / sum(self.sizes), res
 
 
 def evaluate_points(
@@ -127,7 +131,7 @@ def evaluate_points(
             reset_state(learn)
             for i, b in enumerate(chunk):
                 total.add(learn, i, b)
-    if not totals[0].n:
+    if not sum(totals[0].sizes):
         raise ValueError("the DataLoader has no batches to evaluate on")
     values = [t.values() for t in totals]
     return np.array([loss for loss, _ in values]), {k: np.array([m[k] for _, m in values]) for k in values[0][1]}

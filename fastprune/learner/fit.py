@@ -13,6 +13,7 @@ from fastai.basics import Callback, CancelFitException, patch
 from fastai.callback.schedule import Learner  # with fit_one_cycle and fine_tune
 from torch import nn
 
+from ..core.later import counts
 from ..core.names import unwrap
 from ..core.weights import prunable_weights
 from .batches import in_fit
@@ -133,7 +134,8 @@ def _initialised(p):
 def _scattered(p):
     "Number of zeros outside of rows and columns of zeros, which padded channels and unused inputs have"
     kept = p.detach().flatten(1) != 0
-    return int(kept.any(1).count_nonzero()) * int(kept.any(0).count_nonzero()) - int(kept.count_nonzero())
+    rows, columns, n = counts([kept.any(1), kept.any(0), kept])
+    return rows * columns - n
 
 
 def _unknown_weights(learn):
@@ -154,7 +156,7 @@ def warn_of_zeros(learn: Learner) -> None:
         weights = _unknown_weights(learn)
     except ValueError:
         return  # the model can't be pruned
-    zeros = {n: p.numel() - int(p.count_nonzero()) for n, p in weights.items()}
+    zeros = {n: p.numel() - k for (n, p), k in zip(weights.items(), counts(list(weights.values())), strict=True)}
     zeros = {n: k for n, k in zeros.items() if k > 0.1 * weights[n].numel() and not _initialised(weights[n])}
     total = sum(p.numel() for p in weights.values())
     whole_rows = len(zeros) > 1 and sum(zeros.values()) >= 0.25 * total

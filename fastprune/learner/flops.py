@@ -15,6 +15,7 @@ from fastai.basics import Learner, patch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ..core.later import counts
 from ..core.weights import prunable_weights
 from .batches import undisturbed
 from .inputs import at_most, call_example, learner_inputs
@@ -67,10 +68,9 @@ def flops(
                 call_example(self.model, inputs)
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
-    rows = {
-        n: (k, round(k * int(weights[n].count_nonzero()) / weights[n].numel()) if n in weights else k)
-        for n, k in counted.flops.items()
-    }
+    used = {n: weights[n] for n in counted.flops if n in weights}
+    nonzero = dict(zip(used, counts(list(used.values())), strict=True))
+    rows = {n: (k, round(k * nonzero[n] / used[n].numel()) if n in used else k) for n, k in counted.flops.items()}
     df = pd.DataFrame(
         [rows.get(n, (0, 0)) for n in [*weights, 'other']],
         index=pd.Index([*weights, 'other'], name='name'),

@@ -14,12 +14,19 @@ import torch
 from fastai.basics import Callback, Learner, patch
 
 from ..core.computed import check_preserves_zeros
+from ..core.later import read
 from ..core.masks import Masks, check_bool
 from ..engine.targets import listed
 from .batches import in_fit, is_distributed
 from .fit import parameters_of
 
 # %% ../../nbs/learner/keep.ipynb #bf2ab868
+def _alive(weights, masks):
+    "Name -> number of weights that are not zero although they are pruned"
+    alive = [(weights[n] != 0).logical_and_(~m).count_nonzero() for n, m in masks.items()]
+    return dict(zip(masks, read(alive), strict=True))
+
+
 class KeepMasks(Callback):
     "Sets pruned weights to zero after each step. Setting `learn.masks` adds it, `Learner.remove_masks` removes it"
 
@@ -35,13 +42,14 @@ class KeepMasks(Callback):
         self,
         masks: Masks,  # Masks of weights of the model
         origin: tuple | None = None,  # Source of the masks: criterion, scope, granularity
+        zeroed: tuple = (),  # Names of weights that are zero already where these masks prune them
     ) -> None:
         "Set pruned weights to zero, now and after each later step"
         weights = parameters_of(self.learn)
         masks = {n: m.to(weights[n].device) for n, m in masks.check(weights).items()}
         self._masks, self.origin = Masks(masks), origin
         self._weights = {n: weights[n] for n in masks} if in_fit(self.learn) else None
-        self._masks.apply_(weights)
+        Masks({n: m for n, m in masks.items() if n not in zeroed}).apply_(weights)
         self._fresh = True
 
     def project(self) -> None:
@@ -51,7 +59,7 @@ class KeepMasks(Callback):
 
     def _restore(self, reason):
         "As `project`, with a warning if pruned weights were not zero, for example after loading weights"
-        n = sum(int((self._weights[n] != 0).logical_and_(~m).count_nonzero()) for n, m in self._masks.items())
+        n = sum(_alive(self._weights, self._masks).values())
         self.project()
         if n:
             note = f'{n} weights that `learn.masks` prunes were not zero, {reason}. They are set to 0'
@@ -116,7 +124,7 @@ def masked(self: KeepMasks) -> Iterator[None]:
     fits = lambda n, p: n in self._masks and p.shape == self._masks[n].shape
     now = {n: p.detach() for n, p in parameters_of(self.learn).items() if fits(n, p)}
     masks = Masks({n: self._masks[n].to(p.device) for n, p in now.items()})
-    old = {n: p.clone() for n, p in now.items() if int((p != 0).logical_and_(~masks[n]).count_nonzero())}
+    old = {n: now[n].clone() for n, alive in _alive(now, masks).items() if alive}
     masks.apply_(now)
     self._swapped = bool(old)
     try:
@@ -181,6 +189,7 @@ def set_masks(
     learn: Learner,
     masks: dict,  # Name -> bool tensor
     origin: tuple | None = None,  # Source of the masks: criterion, scope, granularity
+    zeroed: tuple = (),  # Names of weights that are zero already where these masks prune them
 ) -> None:
     "Prune by `masks` now and in every later fit, as setting `learn.masks` does"
     Masks(check_bool(masks)).check(parameters_of(learn))
@@ -188,7 +197,7 @@ def set_masks(
         masks = _broadcast_masks(masks)
     if learn.masks is None:
         learn.add_cb(KeepMasks())
-    learn.keep_masks.hold(Masks(masks), origin)
+    learn.keep_masks.hold(Masks(masks), origin, zeroed)
 
 
 def _broadcast_masks(masks):

@@ -13,7 +13,7 @@ import torch
 from fastai.basics import Learner, patch
 
 from ..core.computed import in_use
-from ..core.masks import nonzeros
+from ..core.later import counts
 from ..core.names import unwrap
 from ..core.plotting import Axes, axes_or_new
 from ..core.weights import prunable_weights
@@ -50,12 +50,17 @@ def _prunable_tensors(learn):
     weights.update({n: p for n, p in unwrap(learn.model).named_parameters() if n in masks})
     computed = in_use(learn.model)
 
-    def tensor(n, p):
-        w = computed[n](p.detach()) if n in computed else p
-        kept = nonzeros(w if n in computed or n not in masks else masks[n])
-        return PrunableTensor('x'.join(map(str, p.shape)), p.numel(), nonzeros(w), kept, w)
-
-    return {n: tensor(n, p) for n, p in weights.items() if not p.is_meta}
+    weights = {n: p for n, p in weights.items() if not p.is_meta}
+    used = {n: computed[n](p.detach()) if n in computed else p for n, p in weights.items()}
+    nonzero = counts(list(used.values()))
+    masked = [n for n in weights if n in masks and n not in computed]
+    kept = dict(zip(used, nonzero, strict=True))
+    kept.update(zip(masked, counts([masks[n] for n in masked]), strict=True))
+    shapes = ['x'.join(map(str, p.shape)) for p in weights.values()]
+    return {
+        n: PrunableTensor(shape, w.numel(), k, kept[n], w)
+        for (n, w), shape, k in zip(used.items(), shapes, nonzero, strict=True)
+    }
 
 # %% ../../nbs/learner/report.ipynb #15a6f8b6
 @patch

@@ -198,7 +198,7 @@ class SNFS(AlwaysSparse):
         return guarded(super().drops(masks), masks, mean_momentum(self.mean, masks))
 
     def grows(self, masks: dict, drops: dict) -> dict:
-        free = {n: int((~m).count_nonzero()) + drops[n] for n, m in masks.items()}
+        free = {n: masks[n].numel() - kept + drops[n] for n, kept in masks.kept_of_each().items()}
         room, total = {n: int(0.99 * k) for n, k in free.items()}, sum(drops.values())
         return shared_out(total, mean_momentum(self.mean, masks), room if sum(room.values()) >= total else free)
 

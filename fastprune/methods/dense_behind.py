@@ -35,8 +35,7 @@ class DenseBehind(SparseMethod):
 
     def swap(self, weights: dict) -> None:
         "Put the dense weights into the model"
-        for n, p in weights.items():
-            p.data.copy_(self.dense[n])
+        torch._foreach_copy_([p.data for p in weights.values()], [self.dense[n] for n in weights])
         self.is_swapped = True
 
     def show(self, weights: dict) -> None:
@@ -54,8 +53,7 @@ class DenseBehind(SparseMethod):
 
     def after_step(self, weights: dict) -> None:
         if self.is_swapped:
-            for n, p in weights.items():
-                self.dense[n].copy_(p.detach())
+            torch._foreach_copy_([self.dense[n] for n in weights], [p.detach() for p in weights.values()])
         super().after_step(weights)
         self.cancel_step(weights)
 

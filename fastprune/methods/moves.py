@@ -11,6 +11,8 @@ import math
 import torch
 
 from ..core.compute import check_nan, compute_masks
+from ..core.devices import is_host
+from ..core.later import read
 from ..core.masks import Masks
 from ..criteria.ranking import hold_rows
 from ..criteria.weights import random_score
@@ -54,9 +56,14 @@ def move_steps(
     return range(usual // 2, until // usual * usual, usual)
 
 
-def largest(scores: torch.Tensor, k: int) -> torch.Tensor:
-    "Mask of the `k` largest scores"
-    return compute_masks({'': scores}, 1 - k / scores.numel())[''] if k else torch.zeros_like(scores, dtype=torch.bool)
+def largest(
+    scores: dict,  # Name -> score
+    counts: dict,  # Name -> how many to keep
+) -> dict:  # Name -> mask
+    "Masks of the largest scores of each tensor"
+    some = {n: s for n, s in scores.items() if counts[n]}
+    masks = compute_masks(some, {n: 1 - counts[n] / s.numel() for n, s in some.items()}) if some else {}
+    return {n: masks[n] if n in masks else torch.zeros_like(s, dtype=torch.bool) for n, s in scores.items()}
 
 
 def without_smallest(
@@ -65,8 +72,8 @@ def without_smallest(
     drops: dict,  # Name -> number of weights to drop
 ) -> dict:
     "`masks` without the weights of each tensor that have the smallest scores"
-    count = lambda n, m: int(m.count_nonzero()) - drops[n]
-    return {n: largest(torch.where(m, scores[n], -math.inf), count(n, m)) for n, m in masks.items()}
+    left = {n: kept - drops[n] for n, kept in masks.kept_of_each().items()}
+    return largest({n: torch.where(m, scores[n], -math.inf) for n, m in masks.items()}, left)
 
 # %% ../../nbs/methods/moves.ipynb #41e97844
 class Moves(SparseMethod):
@@ -84,7 +91,7 @@ class Moves(SparseMethod):
 
     def drops(self, masks: dict) -> dict:
         "Name -> number of weights to drop"
-        part, kept = self.fraction_at(self.engine.t), {n: int(m.count_nonzero()) for n, m in masks.items()}
+        part, kept = self.fraction_at(self.engine.t), masks.kept_of_each()
         return {n: min(round(part * k), k - 1) if k else 0 for n, k in kept.items()}
 
     def grows(self, masks: dict, drops: dict) -> dict:
@@ -103,8 +110,10 @@ class Moves(SparseMethod):
         drops = self.drops(masks)
         grows = self.grows(masks, drops)
         left = without_smallest(masks, hold_rows(sizes, run.model), drops)
-        new = {n: largest(torch.where(m, -math.inf, scores[n]), grows[n]) for n, m in left.items()}
-        run.hold(Masks({n: m | new[n] for n, m in left.items()}), run.target, run.origin)
+        new = largest({n: torch.where(m, -math.inf, scores[n]) for n, m in left.items()}, grows)
+        kept = {n: k - drops[n] + grows[n] for n, k in masks.kept_of_each().items()}
+        now = Masks({n: m | new[n] for n, m in left.items()}).know(sum(kept.values()), kept)
+        run.hold(now, run.target, run.origin)
         for n, p in weights.items():
             clear_momentum(run.optimizer, p, new[n] & ~masks[n])
         self.changes.append(dict(iteration=run.t, dropped=drops, grown=grows))
@@ -115,7 +124,11 @@ def mean_momentum(
     masks: Masks,
 ) -> dict:  # Name -> number
     "The mean momentum of the weights that each tensor keeps"
-    return {n: float(m[masks[n]].abs().mean()) if masks[n].any() else 0.0 for n, m in mean.items()}
+    if all(map(is_host, mean.values())):
+        return {n: float(m[masks[n]].abs().mean()) if masks[n].any() else 0.0 for n, m in mean.items()}
+    kept = masks.kept_of_each()
+    sums = read([torch.where(masks[n], m, 0).abs().sum(dtype=torch.float32) for n, m in mean.items()])
+    return {n: s / kept[n] if kept[n] else 0.0 for n, s in zip(mean, sums, strict=True)}
 
 
 def guarded(
@@ -125,8 +138,8 @@ def guarded(
 ) -> dict:  # Name -> number
     "Drop less from nearly dense tensors with more than the average momentum, since these would grow"
     fair = sum(shares.values()) / len(shares)
-    for n, k in drops.items():
-        kept, size = int(masks[n].count_nonzero()), masks[n].numel()
+    for n, kept in masks.kept_of_each().items():
+        k, size = drops[n], masks[n].numel()
         zeros = 1 - kept / size if size else 0.0
         if zeros < 0.2 and shares[n] > fair:
             drops[n] = min(k, round(zeros * kept))

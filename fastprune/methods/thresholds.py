@@ -16,6 +16,7 @@ from torch import nn
 
 from ..core.checks import check_fraction, check_number
 from ..core.computed import normed_rows
+from ..core.devices import is_host
 from ..core.layouts import EXPERTS, EXPERTS_TURNED, transposed_groups
 from ..core.masks import Masks
 from ..engine.optimizers import Guests, after_a_step, check_param_state
@@ -66,7 +67,7 @@ class ThresholdRule(HardEnd, DenseBehind):
     def sparsity_at(self, t: int) -> dict:
         run = self.engine
         at_target = self.target is not None and run.progress[t] == 1
-        return super().sparsity_at(t) if at_target else dict.fromkeys(run.weights, run.sparsity)
+        return super().sparsity_at(t) if at_target else dict.fromkeys(run.weights, run.state.sparsity_reached)
 
     def first_threshold(
         self,
@@ -116,7 +117,7 @@ def check_thresholds(
 
 def falls_short(run: Run) -> bool:
     "Do the masks prune less than the target?"
-    zeros = {n: int((~m).count_nonzero()) for n, m in run.masks.items()}
+    zeros = {n: run.weights[n].numel() - kept for n, kept in run.masks.kept_of_each().items()}
     due = run.count(run.asked)
     if isinstance(due, dict):
         return any(zeros[n] < k for n, k in due.items())
@@ -242,7 +243,11 @@ class DST(LearnedThresholds):
 
     def shown(self, w: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         mask = w.abs() > t
-        if mask.count_nonzero() <= 0.01 * mask.numel():
+        few = mask.count_nonzero() <= 0.01 * mask.numel()
+        if not is_host(w):  # without a read
+            t.masked_fill_(few, 0)
+            return w * (w.abs() > t)
+        if few:
             t.zero_()
             mask = w.abs() > t
         return w * mask

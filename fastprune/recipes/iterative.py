@@ -15,6 +15,7 @@ from fastai.basics import Callback, DataLoader, Learner, patch
 from torch import nn
 
 from ..core.files import load_state, save_state
+from ..core.later import counts
 from ..core.names import unwrap
 from ..core.renamed import renamed
 from ..criteria.weights import magnitude
@@ -30,6 +31,13 @@ from ..schedules.sparsity import one_shot
 from ..training.identity import learner_identity
 
 # %% ../../nbs/recipes/iterative.ipynb #e0d1044c
+def _kept(pruning):
+    "How many of each weight's elements the masks of the Learner keep"
+    masks = pruning.learn.masks or {}
+    kept = dict(zip(masks, counts(list(masks.values())), strict=True))
+    return {n: kept.get(n, p.numel()) for n, p in pruning.weights.items()}
+
+
 class TableSearch(RoundSearch):
     "Rounds that continue from one another, with a table of their results"
 
@@ -44,8 +52,7 @@ class TableSearch(RoundSearch):
         histograms: bool = False,  # Keep each round's `learn.gradient_histogram()`?
     ):
         self.histograms, self.found = histograms, []
-        masks = pruning.learn.masks or {}
-        kept = {n: int(masks[n].count_nonzero()) if n in masks else p.numel() for n, p in pruning.weights.items()}
+        kept = _kept(pruning)
         pruning.sparsity.start_from(kept)
         super().__init__(pruning, training, folder)
         notes = self.store.notes
@@ -122,8 +129,7 @@ def train(self: TableSearch, m: int, rate: float | None = None) -> dict:  # The 
         )
         if m == 0 and training.rewind == 'weights':
             self.store.notes['start'] = training.batches
-    masks = learn.masks or {}
-    kept = sum(int(masks[n].count_nonzero()) if n in masks else p.numel() for n, p in pruning.weights.items())
+    kept = sum(_kept(pruning).values())
     sparsity = 1 - kept / pruning.sparsity.total
     return dict(sparsity=sparsity, weights=kept, max_lr=training.largest(m, rate), **values)
 

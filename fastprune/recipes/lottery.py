@@ -18,6 +18,7 @@ from torch import nn
 from ..core.checks import check_choice
 from ..core.files import save_state
 from ..core.json_files import is_number
+from ..core.later import counts
 from ..core.names import state_names, to_state_names, unwrap
 from ..criteria.weights import magnitude
 from ..learner.states import state_of
@@ -25,7 +26,7 @@ from .pruning import RoundPruning
 from .round_training import FunctionTraining
 from .rounds import RoundSearch
 from .store import check_numbers
-from .ticket import Ticket, check_ticket, weight_distribution
+from .ticket import Ticket, check_ticket, weight_distributions
 from .tickets import Tickets
 from ..schedules.sparsity import one_shot, schedule_name
 from ..training.identity import callbacks_identity, data_identity, model_identity
@@ -130,7 +131,7 @@ def first(self: TicketSearch) -> Ticket:
     learn = self.learn
     learn.remove_masks()
     self.names = _other_names(learn)
-    self.initial = {n: weight_distribution(p) for n, p in unwrap(learn.model).named_parameters()}
+    self.initial = weight_distributions(dict(unwrap(learn.model).named_parameters()))
     masks = {n: torch.ones_like(p, dtype=torch.bool) for n, p in self.pruning.weights.items()}
     return self.ticket(0, state_of(learn), masks)
 
@@ -167,8 +168,8 @@ def next_round(self: TicketSearch, m: int) -> None:
 
 
 def _warn_of_empty(m, masks):
-    for n, mask in masks.items():
-        if mask.numel() and not mask.any():
+    for (n, mask), kept in zip(masks.items(), counts(list(masks.values())), strict=True):
+        if mask.numel() and not kept:
             warnings.warn(
                 f"round {m} leaves no weight in {n!r}: `exclude` it, or use scope='local', a smaller prune_rate or "
                 "fewer rounds",

@@ -14,6 +14,8 @@ from numbers import Number
 import numpy as np
 
 from ..core.checks import check_choice, check_fraction, check_number
+from ..core.devices import wide
+from ..core.later import read
 from .rates import as_rate
 
 # %% ../../nbs/schedules/retraining.ipynb #dbf3c843
@@ -121,7 +123,7 @@ def allr_discount(
     check_number(length, '[0,inf]', budget=budget)
 
     def norm(xs):
-        return math.sqrt(sum(float(x.detach().double().square().sum()) for x in xs))
+        return math.sqrt(sum(read([wide(x.detach()).square().sum() for x in xs])))
 
     whole = norm(before.values())
     change = norm([b.detach() - after[n].detach() for n, b in before.items()])

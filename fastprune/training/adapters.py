@@ -15,6 +15,7 @@ from torch import nn
 
 from ..core.masks import Masks
 from ..engine.optimizers import TorchOptimizer
+from ..learner.batches import is_distributed
 from ..learner.fit import parameters_of
 from ..learner.keep import set_masks
 
@@ -31,6 +32,11 @@ class LearnerMasks:
         return self.learn.masks
 
     @property
+    def takes_zeroed(self) -> bool:
+        "Are the masks held as they are, and not those of another process?"
+        return not is_distributed(self.learn)
+
+    @property
     def origin(self) -> tuple | None:
         "The source of the masks: criterion, scope, granularity"
         return self.learn.masks and self.learn.keep_masks.origin
@@ -39,9 +45,10 @@ class LearnerMasks:
         self,
         masks: dict,  # Name -> bool tensor; masks of other weights do not change
         origin: tuple | None = None,  # Source of the masks
+        zeroed: tuple = (),  # Names of weights that are zero already where these masks prune them
     ) -> None:
         "Prune by these masks, now and after each later step"
-        set_masks(self.learn, {**(self.learn.masks or {}), **masks}, origin)
+        set_masks(self.learn, {**(self.learn.masks or {}), **masks}, origin, zeroed)
 
     def project(self) -> None:
         "Set pruned weights to zero"

@@ -12,6 +12,7 @@ import torch
 from fastai.basics import L, Learner, rank_distrib
 
 from ..core.dense import dense_gradients
+from ..core.later import counts
 from ..core.masks import Masks
 from ..core.names import unwrap
 from ..engine.optimizers import is_scalar
@@ -36,9 +37,9 @@ def fit_state(learn: Learner) -> dict:  # Dicts, lists, numbers and tensors
     "The state of a fit at the end of an epoch"
     model, rec, scaler = unwrap(learn.model), learn.__dict__.get('recorder'), learn.__dict__.get('scaler')
     dense_gradients(model.parameters())
-    grads = {
-        n: p.grad for n, p in model.named_parameters() if p.grad is not None and p.grad.any()
-    }  # during gradient accumulation
+    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    # others than 0 are there during gradient accumulation
+    grads = {n: g for (n, g), k in zip(grads.items(), counts(list(grads.values())), strict=True) if k}
     kept = lambda cb: cb.state_dict() if hasattr(type(cb), 'state_dict') else plain_state(cb)
     return dict(
         epoch=learn.epoch,

@@ -18,11 +18,13 @@ from torch import nn
 from ..core.checks import check_fraction, check_n_batches, check_whole
 from ..core.compute import check_scope, compute_masks, lamp
 from ..core.computed import check_not_torch_pruned
+from ..core.foreach import clones, copy_all
 from ..core.granularity import check_granularity
+from ..core.later import Checks, check_flags, counts, delayed_checks, read
 from ..core.layouts import transposed_groups
 from ..core.masks import Masks
 from ..core.names import from_state_names
-from ..core.protocol import asks_for, ranks_magnitude, usual_iterations
+from ..core.protocol import as_batches, asks_for, ranks_magnitude, usual_iterations
 from ..core.weights import prunable_weights
 from ..criteria.ranking import ranked
 from ..criteria.weights import magnitude
@@ -33,9 +35,9 @@ from ..learner.gradients import summed_gradients
 from ..learner.keep import set_masks
 
 # %% ../../nbs/training/prune.ipynb #7a7e01f4
-def _square(weights):
-    "The squared norm of all weights"
-    return sum(float(torch.linalg.vector_norm(p.detach())) ** 2 for p in weights.values())
+def _norms(weights):
+    "The norm of each weight, on its device"
+    return [torch.linalg.vector_norm(p.detach()) for p in weights.values()]
 
 
 def _protected(scores, absolute, keep, granularity, min_density, layouts):
@@ -70,6 +72,7 @@ def _masks_of(scores, absolute, target, keep, kind):
     if scope == 'lamp':
         scores, absolute = lamp({n: s.abs() for n, s in scores.items()} if absolute else scores), False
         scope = 'global'
+    keep = None if keep is None else {n: m.to(scores[n].device) for n, m in keep.items()}
     if min_density and check_granularity(granularity).most == 1:  # n of m never empties a tensor
         scores, absolute = _protected(scores, absolute, keep, granularity, min_density, layouts), False
     return compute_masks(scores, target, scope, granularity, keep, absolute, layouts)
@@ -80,52 +83,63 @@ def _check_density(masks, sparsity, keep, kind):
     scope, _, min_density, _ = kind
     if not min_density:
         return
-    for n, m in masks.items():
-        kept, least = int(m.count_nonzero()), math.ceil(min_density * m.numel())
-        if kept < least:
-            shared = f', or scope={scope!r} does not, which sets the sparsity of each tensor'
-            raise ValueError(
-                f'min_density={min_density:g}: {n!r} would keep {kept} weights, and needs {least}. '
-                f'sparsity={sparsity!r} leaves no room for that'
-                + ('' if scope in ('global', 'lamp') else shared)
-                + ('' if keep is None else '; and with `recover=False`, pruned weights can not return')
-            )
+    names, least = list(masks), [math.ceil(min_density * m.numel()) for m in masks.values()]
+    kept = [m.count_nonzero() for m in masks.values()]
+
+    def error(places):
+        i = places[0]
+        shared = f', or scope={scope!r} does not, which sets the sparsity of each tensor'
+        return ValueError(
+            f'min_density={min_density:g}: {names[i]!r} would keep {int(kept[i])} weights, and needs {least[i]}. '
+            f'sparsity={sparsity!r} leaves no room for that'
+            + ('' if scope in ('global', 'lamp') else shared)
+            + ('' if keep is None else '; and with `recover=False`, pruned weights can not return')
+        )
+
+    check_flags([k < n for k, n in zip(kept, least, strict=True)], error)
+
+
+def _step_target(sparsity, part):
+    "The sparsity after `part` of the steps, by equal factors of what remains"
+    if isinstance(sparsity, dict):
+        return {k: _step_target(v, part) for k, v in sparsity.items()}
+    return 1 - (1 - sparsity) ** part
 
 
 def _in_steps(learn, weights, sparsity, criterion, given, keep, iterations, kind, n_batches):
     "Masks at `sparsity`, by `iterations` steps that each score the remaining weights; restores the weights"
-    saved = {n: p.detach().clone() for n, p in weights.items()} if iterations > 1 else None
+    saved, checks = clones(list(weights.values())) if iterations > 1 else None, Checks()
     try:
         for i in range(1, iterations + 1):
-            target = sparsity
-            if i < iterations:
-                part = lambda s, i=i: 1 - (1 - s) ** (i / iterations)
-                by_name = isinstance(sparsity, dict)
-                target = {k: part(v) for k, v in sparsity.items()} if by_name else part(sparsity)
-            with summed_gradients(learn, n_batches) if n_batches else contextlib.nullcontext():
-                scores, absolute = ranked(criterion, weights, learn.model, **given)
-            masks = _masks_of(scores, absolute, target, keep, kind)
-            _check_density(masks, sparsity, keep, kind)
+            target = sparsity if i == iterations else _step_target(sparsity, i / iterations)
+            with delayed_checks(checks):
+                with summed_gradients(learn, n_batches) if n_batches else contextlib.nullcontext():
+                    scores, absolute = ranked(criterion, weights, learn.model, **given)
+                masks = _masks_of(scores, absolute, target, keep, kind)
+                _check_density(masks, sparsity, keep, kind)
             if i < iterations:
                 keep = masks
                 masks.apply_({n: p.data for n, p in weights.items()})
+            checks.look(wait=i == iterations)
         return masks
+    except ValueError:
+        checks.look(wait=True)  # an earlier problem is the cause
+        raise
     finally:
         if saved:
-            with torch.no_grad():
-                for n, p in weights.items():
-                    p.copy_(saved[n])
+            copy_all([p.data for p in weights.values()], saved)
 
 # %% ../../nbs/training/prune.ipynb #25336d24
-def _set_pruned(learn, weights, masks, origin):
+def _set_pruned(learn, weights, masks, kept, origin):
     "Set new masks, and `learn.keep_masks.change` to the relative change of the weights' norm, for ALLR"
-    old = learn.masks or {}
-    before = _square(weights)
-    n = sum(int(old[k].count_nonzero()) if k in old else p.numel() for k, p in weights.items())
+    old, before = learn.masks or {}, _norms(weights)
+    dense = sum(p.numel() for k, p in weights.items() if k not in old)
+    n = dense + sum(counts([old[k] for k in weights if k in old]))
     set_masks(learn, {**old, **masks}, origin)
-    kept, keeper = masks.n_kept, learn.keep_masks
+    keeper = learn.keep_masks
+    before, after = (sum(x**2 for x in read(norms)) for norms in (before, _norms(weights)))
     if kept < n and before > 0:
-        keeper.change = math.sqrt(max(0.0, before - _square(weights)) / (before * (1 - kept / n)))
+        keeper.change = math.sqrt(max(0.0, before - after) / (before * (1 - kept / n)))
     elif keeper.change is None:
         keeper.change = 0.0
 
@@ -138,8 +152,8 @@ def _check_prune(n_batches, recover, iterations, min_density):
     check_fraction('the smallest density of each tensor, in [0,1)', min_density=min_density)
 
 
-def _warn_of_empty(masks):
-    empty = [n for n, m in masks.items() if m.numel() and not m.any()]
+def _warn_of_empty(masks, kept):
+    empty = [n for (n, m), k in zip(masks.items(), kept, strict=True) if m.numel() and not k]
     if empty:
         warnings.warn(
             f'layer collapse: no weight is left in {", ".join(map(repr, empty))}. Use `min_density`, another scope, or '
@@ -180,10 +194,11 @@ def prune(
     whole = lambda p: torch.ones_like(p, dtype=torch.bool)
     keep = None if recover else Masks({n: old[n] if n in old else whole(p) for n, p in weights.items()})
     initial = None if initial is None else _as_weights(initial, weights, self.model)
-    given = dict(learn=self, n_batches=n_batches, initial=initial)
+    given = dict(learn=self, batches=as_batches(self), n_batches=n_batches, initial=initial)
     # gradients for a criterion that reads `p.grad`
     sums = n_batches if not asks_for(criterion) and not ranks_magnitude(criterion) else None
     kind = (scope, granularity, min_density, transposed_groups(self.model))
     masks = _in_steps(self, weights, sparsity, criterion, given, keep, iterations, kind, sums)
-    _warn_of_empty(masks)
-    _set_pruned(self, weights, masks, (criterion, scope, granularity))
+    kept = counts(list(masks.values()))
+    _warn_of_empty(masks, kept)
+    _set_pruned(self, weights, masks, sum(kept), (criterion, scope, granularity))

@@ -138,7 +138,7 @@ def pack(
                 'n': pack(torch.tensor(obj, dtype=torch.float64 if kinds == {float} else torch.int64), tensors)['t']
             }
         if len(obj) > 9 and all(isinstance(v, torch.Tensor) and v.ndim == 0 and v.dtype == obj[0].dtype for v in obj):
-            return {'s': pack(torch.stack([v.detach().cpu() for v in obj]), tensors)['t']}
+            return {'s': pack(torch.stack([v.detach().to(obj[0].device) for v in obj]).cpu(), tensors)['t']}
         return {'l': [pack(v, tensors) for v in obj]}
     if isinstance(obj, np.generic):
         return obj.item()

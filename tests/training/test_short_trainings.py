@@ -28,7 +28,7 @@ from fastprune.all import (
     ocp,
     one_shot,
 )
-from fastprune.engine.sparsifier import method_plan
+from fastprune.engine.begin import method_plan
 from fastprune.schedules.sparsity import update_steps
 
 
