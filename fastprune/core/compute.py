@@ -223,7 +223,7 @@ def _know(masks, units, counts, keep, granularity):
         if keep is None:
             return masks.know(kept)
         return masks if before is None else masks.know(min(kept, before))
-    each = {u.names[0]: u.n_weights - k * u.size for u, k in zip(units, counts, strict=True)}
+    each = {u.names[0]: u.n_weights - min(k, u.n_units) * u.size for u, k in zip(units, counts, strict=True)}
     if keep is not None and before_each is None:
         return masks
     if keep is not None:

@@ -87,7 +87,9 @@ def _late_nan_error(names, single, places):
     name = names[places[0]][0]
     if single:
         return ValueError(has_nan(name))
-    return ValueError(f"the mean score of a unit of {name!r} is not a number: {_why}, or is there inf and -inf?")
+    return ValueError(
+        f"the mean score of a unit of {name!r} is not a number: there is NaN, or inf and -inf, among its scores"
+    )
 
 # %% ../../nbs/core/kept_units.ipynb #bdb7334e
 def _kept_globally(units, sparsity, present, absolute, parts, zeros):
