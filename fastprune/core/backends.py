@@ -54,7 +54,7 @@ def _zero(w, mask):
     if w.device.type != 'cpu' or not (w.is_contiguous() and mask.is_contiguous() and w.is_floating_point()):
         return w.masked_fill_(~mask, 0)
     bits, kept = w.view(-1).view(INTS[w.element_size()]), mask.view(-1).view(torch.int8)
-    buffer = torch.empty(min(PIECE, w.numel()), dtype=bits.dtype)
+    buffer = torch.empty(min(PIECE, w.numel()), dtype=bits.dtype, device=w.device)
     for a in range(0, w.numel(), PIECE):
         x = bits[a : a + PIECE]
         x.mul_(buffer[: x.numel()].copy_(kept[a : a + PIECE]))

@@ -71,8 +71,9 @@ def check_nan(
 
 # %% ../../nbs/core/compute.ipynb #98f93490
 def _check_keep(keep, scores):
+    check_bool(keep, 'keep')
     for n, s in scores.items():
-        if n not in check_bool(keep, 'keep') or keep[n].shape != s.shape:
+        if n not in keep or keep[n].shape != s.shape:
             got = tuple(keep[n].shape) if n in keep else 'none'
             raise ValueError(f"keep[{n!r}]: needs a mask of shape {tuple(s.shape)}, got {got}")
         if is_dtensor(keep[n]) and not is_dtensor(s):

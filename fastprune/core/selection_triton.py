@@ -122,7 +122,8 @@ class TritonSelection:
         "In one launch"
         first, device = masks[0], weights[0].device
         distances = tuple(m.data_ptr() - first.data_ptr() for m in masks)
-        key = element_size, tuple((w.data_ptr(), w.shape, w.stride()) for w in weights), distances, stream_of(device)
+        places = tuple((w.data_ptr(), w.shape, w.stride()) for w in weights)
+        key = places, distances, element_size, device, stream_of(device)
         with on_device(device), self.lock:
             self.projections.of(key, lambda: Projection(weights, distances)).run(first)
         torch.autograd.graph.increment_version(weights)

@@ -127,7 +127,7 @@ def _recorded(
     graph, stream, now = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()
     stream.wait_stream(now)
     try:
-        with torch.cuda.stream(stream):
+        with torch.inference_mode(False), torch.cuda.stream(stream):
             graph.capture_begin(capture_error_mode='thread_local')
             try:
                 f()

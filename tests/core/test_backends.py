@@ -2,6 +2,7 @@
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import product
 
 import pytest
@@ -178,7 +179,7 @@ def test_pruned_weights_become_plain_zeros(triton, selection, dtype, layout):
     memory = torch.cat([m.flatten() for m in masks]).to(GPU)
     together = [m.view(w.shape) for m, w in zip(memory.split([w.numel() for w in weights]), weights, strict=True)]
     one = selection()
-    for by in (together, moved(masks), [m.to(GPU).expand_as(m) for m in masks]):
+    for by in (together, moved(masks), [laid_out(m.to(GPU), layout) for m in masks]):
         ws = [w.clone() for w in weights]
         versions = [w._version for w in ws]
         one.project(ws, by)
@@ -274,6 +275,24 @@ def test_threads_take_turns(triton):
     with ThreadPoolExecutor(4) as pool:
         got = list(pool.map(one, range(8)))
     assert same_bits(got, [HostSelection().lowest([x], [3 * i])[0][0] for i, x in enumerate(xs)])
+
+
+@pytest.mark.skipif(GPU.type != 'cuda', reason='CUDA graphs and streams need a GPU')
+def test_graphs_replay_on_their_streams():
+    selection, streams = TritonSelection(), [torch.cuda.current_stream(), torch.cuda.Stream()]
+    for k, stream in product((1, 50, 100, 149), streams):
+        x = numbers('normal', (150,), k)
+        there = x.to(GPU)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            torch.cuda.set_sync_debug_mode('error')
+            try:
+                (mask,), _ = selection.lowest([there], [k])
+            finally:
+                torch.cuda.set_sync_debug_mode('default')
+        stream.synchronize()
+        assert torch.equal(mask.cpu(), HostSelection().lowest([x], [k])[0][0])
+    assert len(selection.searches) == 2 and all(s.graph is not None for s in selection.searches.values())
 
 
 def test_kernels_that_fail_are_replaced_once(monkeypatch):
@@ -442,6 +461,16 @@ def test_nan_that_kernels_find(triton, monkeypatch):
     for scope in ('local', 'global'):
         with pretend(), pytest.raises(ValueError, match=r"scores\['b'\] has NaN"):
             compute_masks(scores, 0.5, scope)
+
+
+def test_another_default_device():
+    "As `torch.set_default_device` chooses it: what is made for the host stays there"
+    scores, keep = scores_and_keep('global', 'known')
+    for granularity in ('weight', 'filter', '2:4'):
+        want = compute_masks(finite(scores), 0.5, 'global', granularity, keep)
+        for device in (nullcontext, pretend):
+            with torch.device('meta'), device():
+                assert compute_masks(finite(scores), 0.5, 'global', granularity, keep) == want
 
 
 def test_nothing_to_select():
