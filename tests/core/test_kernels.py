@@ -1,74 +1,68 @@
-"Kernels compile for a GPU, without one"
+"Kernels compile for GPUs, without one, from the arguments that they get"
 
 import re
+import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from fastprune.core.triton_programs import kernels
-from fastprune.core.triton_search import DIGITS
+from fastprune.core import triton_programs, triton_search
+from fastprune.core.selection_triton import TritonSelection
 
-triton = pytest.importorskip('triton', reason='triton is part of PyTorch on Linux only')
+pytest.importorskip('triton', reason='triton is part of PyTorch on Linux only')
 
-TYPES = dict(
-    table='*i64',
-    tensors='*i32',
-    starts='*i64',
-    extras='*i64',
-    last_state='*i64',
-    state='*i64',
-    last_counts='*i64',
-    counts='*i64',
-    nan='*i32',
-    own='*i32',
-    before='*i64',
-    firsts='*i64',
-    masks='*i8',
-    zeros='*i64',
-)
-SIZES = dict(CHUNK=2**14, BLOCK=2**11)
-PLAIN = dict(KEEP=False, TURNED=False, ALIGNED=True, **SIZES)
-ALL = dict(KEEP=True, TURNED=True, ALIGNED=False, **SIZES)
+TARGETS = {'H100': ('cuda', 90, 32), 'MI300': ('hip', 'gfx942', 64)}
 
 
-def digit(i, n):
-    shift, width = DIGITS[i]
-    return dict(PASS=i, SHIFT=shift, WIDTH=width, LAST_WIDTH=DIGITS[i - 1][1] if i else 0, IS_LAST=i == n - 1)
-
-
-def compiled(name, like='fp32', words='i32', **constants):
-    "The assembly of a kernel"
+@pytest.fixture(params=TARGETS)
+def launched(request, monkeypatch):
+    "What is launched on a GPU that only compiles: (name of the kernel, its code)"
     from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
 
-    kernel = getattr(kernels(), name)
-    types = TYPES | dict(like=f'*{like}', words=f'*{words}')
-    signature = {a: 'constexpr' if a in constants else types[a] for a in kernel.arg_names}
-    values = {(i,): constants[a] for i, a in enumerate(kernel.arg_names) if a in constants}
-    source = triton.compiler.ASTSource(kernel, signature, values)
-    return triton.compile(source, target=GPUTarget('cuda', 90, 32), options=dict(num_warps=8)).asm['ptx']
+    gpu = dict(get_current_device=lambda: 0, get_current_stream=lambda device: 0, get_device_properties=lambda d: {})
+    gpu['get_current_target'] = lambda: GPUTarget(*TARGETS[request.param])
+    monkeypatch.setattr(driver, '_active', SimpleNamespace(**gpu))
+    monkeypatch.delitem(sys.modules, 'fastprune.core.radix', raising=False)  # kernels keep what they have compiled
+    res = []
 
+    def compile_only(kernel, n, *args, **kwargs):
+        if n:
+            code = kernel.warmup(*args, grid=(n,), **kwargs).asm
+            res.append((kernel.__name__, code.get('ptx') or code['amdgcn']))
 
-@pytest.mark.parametrize('like', ['fp32', 'fp16', 'bf16'])
-@pytest.mark.parametrize('i', [0, 1, 2])
-def test_counting(like, i):
-    assert 'v4.b32' in compiled('count_digits', like, **digit(i, 3), ABSOLUTE=True, **PLAIN)  # 16 bytes at once
-    assert '.entry count_digits' in compiled('count_digits', like, **digit(i, 6), ABSOLUTE=False, **ALL)
-
-
-@pytest.mark.parametrize('one_pass', [True, False])
-def test_ties(one_pass):
-    assert '.entry count_ties' in compiled('count_ties', LAST_WIDTH=5, ONE_PASS=one_pass, BLOCK=1024)
+    for module in (triton_programs, triton_search):
+        monkeypatch.setattr(module, 'launch', compile_only)
+    yield res
+    sys.modules.pop('fastprune.core.radix')
 
 
-@pytest.mark.parametrize('zero', [True, False])
-def test_masks(zero):
-    masks = dict(MORE=15, LAST_WIDTH=5, ZERO=zero)
-    plain = compiled('write_masks', 'bf16', 'i16', **masks, ABSOLUTE=True, **PLAIN)
-    assert 'v4.b32' in plain and bool(re.search(r'st\.global\.b16', plain)) is zero
-    assert '.entry write_masks' in compiled('write_masks', **masks, ABSOLUTE=False, **ALL)
+def use(dtype, shapes, absolute, has_keep, **kwargs):
+    "Select and project, twice"
+    selection = TritonSelection()
+    xs = [torch.ones(s, dtype=dtype).to(**kwargs) for s in shapes]
+    keep = [x > 0 for x in xs] if has_keep else None
+    for _ in range(2):
+        masks, nan = selection.lowest(xs, [3] * len(xs), absolute, keep, None if has_keep else xs)
+        selection.project(xs, masks)
+    assert [m.shape for m in masks] == [x.shape for x in xs] and nan.shape == (len(xs),)
 
 
-@pytest.mark.parametrize('words', ['i8', 'i16', 'i32', 'i64'])
-def test_zeros(words):
-    for turned in (True, False):
-        text = compiled('write_zeros', words=words, TURNED=turned, ALIGNED=not turned, **SIZES)
-        assert f'st.global.b{words[1:]}' in text
+PASSES = {torch.bfloat16: 3, torch.float32: 6}
+
+
+@pytest.mark.parametrize('dtype', PASSES)
+def test_all_kernels_compile(launched, dtype):
+    use(dtype, [(8, 16), (48,)], absolute=True, has_keep=False)
+    names = ['count_digits'] * PASSES[dtype] + ['count_ties', 'write_masks', 'write_zeros']
+    assert [name for name, _ in launched] == 2 * names
+    if '.ptx' in launched[0][1] or '.target sm' in launched[0][1]:
+        for name, code in launched:  # aligned numbers are read 16 bytes at once
+            assert name in ('count_ties', 'write_zeros') or re.search(r'ld\.global\.v4\.b32', code), name
+
+
+def test_all_kernels_compile_for_odd_tensors(launched):
+    "Not aligned, in channels-last format, inside of earlier masks, by signed scores"
+    use(torch.float16, [(2, 3, 5, 5), (1, 7, 3, 3)], False, True, memory_format=torch.channels_last)
+    assert {name for name, _ in launched} == {'count_digits', 'count_ties', 'write_masks', 'write_zeros'}
