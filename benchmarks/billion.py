@@ -14,8 +14,8 @@ from fastprune.core.compute import compute_masks
 WIDTH, LAYERS, LIMIT = 2048, 20, 16 * 2**30
 
 
-def shapes():
-    w = WIDTH
+def shapes(width=WIDTH):
+    w = width
     return {
         f'{i}.{n}': s
         for i in range(LAYERS)

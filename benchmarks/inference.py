@@ -1,23 +1,32 @@
-"""Time and outputs of pruned networks on a CPU: dense, sparse, shrunk, and in onnxruntime.
-`python benchmarks/inference.py [NETWORK ...]`
+"""Time and outputs of pruned networks: dense, sparse, and on a CPU shrunk, and in onnxruntime.
+`python benchmarks/inference.py [NETWORK ...] [--device cuda]`
 
 Weights are random, and each tensor is pruned by magnitude. BatchNorm has the statistics of a random batch. Shrunk
-networks are pruned by whole filters (neurons of linear layers) to the same sparsity."""
+networks are pruned by whole filters (neurons of linear layers) to the same sparsity. On a GPU, networks are in float16;
+2:4 layers are those of an MLP, and "tokens" is its batch size."""
 
 import argparse
 import tempfile
 import time
 import warnings
+from inspect import signature
 from pathlib import Path
 
-import onnxruntime
 import pandas as pd
 import torch
 import torchvision
-from common import here, machine
+from common import Rows, here, machine, read_rows, write_rows
 from torch import nn
 
-from fastprune.all import compute_masks, latency, prunable_weights, shrink, sparse_inference, to_onnx
+from fastprune.all import (
+    compute_masks,
+    latency,
+    prunable_weights,
+    shrink,
+    sparse_inference,
+    to_onnx,
+    to_semi_structured,
+)
 
 
 def mlp():
@@ -28,11 +37,17 @@ def encoder():
     return nn.TransformerEncoder(nn.TransformerEncoderLayer(768, 12, 3072, batch_first=True), 4)
 
 
+def wide(width=4096):
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+
 networks = {
     'MLP': (mlp, (1024,)),
     'Transformer encoder': (encoder, (64, 768)),
     **{n: (getattr(torchvision.models, n), (3, 224, 224)) for n in ('mobilenet_v2', 'resnet18', 'resnet50')},
+    'MLP 4096-16384-4096': (wide, (4096,)),
 }
+on_cpu = [n for n in networks if n != 'MLP 4096-16384-4096']
 last = {'MLP': '4', 'Transformer encoder': None, 'mobilenet_v2': 'classifier', 'resnet18': 'fc', 'resnet50': 'fc'}
 
 
@@ -72,6 +87,8 @@ def pruned(name, sparsity, granularity='weight'):
 
 
 def session(path):
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     s = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
@@ -99,6 +116,12 @@ def sides(name, sparsity, folder):
     )
 
 
+def forms_of(report, column):
+    "How many layers became what"
+    counts = report[column].drop('total', errors='ignore').value_counts().to_dict()
+    return ' '.join(f'{k}:{v}' for k, v in counts.items())
+
+
 def cell(name, sparsity, bs, seconds, model, filters, small, onnx_sides):
     "One row for each side"
     x = torch.randn(bs, *networks[name][1])
@@ -120,7 +143,6 @@ def cell(name, sparsity, bs, seconds, model, filters, small, onnx_sides):
             parts.append(latency(some, x, 0.8 * len(some)))
             time.sleep(0.2)
     ms = pd.concat(parts).groupby(level=0, sort=False).agg({'ms': 'median', 'min': 'min', 'max': 'max'})
-    forms = sparse.inference_report.form.drop('total').value_counts().to_dict()
     for side, r in ms.iterrows():
         yield dict(
             network=name,
@@ -135,10 +157,80 @@ def cell(name, sparsity, bs, seconds, model, filters, small, onnx_sides):
             if side == 'shrunk'
             else sum(p.numel() for p in model.parameters()),
             relative_difference=f'{off[side]:.1e}' if side in off else '',
-            forms=' '.join(f'{k}:{v}' for k, v in forms.items()) if side == 'sparse_inference' else '',
+            forms=forms_of(sparse.inference_report, 'form') if side == 'sparse_inference' else '',
             trial_s=round(trial, 1) if side == 'sparse_inference' else '',
+            device='cpu',
             machine=machine(),
         )
+
+
+def compare(rows, network, sparsity, x, model, make, side, seconds=1.0):
+    "Rows of `model` and of what `make` returns for an example, or the row of its error"
+    of = dict(network=network, sparsity=sparsity, batch=len(x))
+    weights = sum(p.numel() for p in model.parameters())
+    start = time.perf_counter()
+    try:
+        other, report, column = make(model, x)
+    except Exception as e:
+        return rows.add(**of, side=side, forms=f'{type(e).__name__}: {e}'[:300])
+    trial = round(time.perf_counter() - start, 1)
+    with torch.no_grad():
+        off = differ(other(x).float(), model(x).float())
+    ms = latency({'dense': model, side: other}, x, seconds)
+    for s, r in ms.iterrows():
+        own = dict(relative_difference=f'{off:.1e}', forms=forms_of(report, column), trial_s=trial) if s == side else {}
+        spread = dict(ms=round(r.ms, 4), min=round(r['min'], 4), max=round(r['max'], 4))
+        rows.add(**of, side=s, **spread, speedup=round(ms.ms['dense'] / r.ms, 3), weights=weights, **own)
+
+
+def unstructured_on(device, names, sparsities, batches, seconds, out=here):
+    "`sparse_inference` on a GPU, in float16"
+    rows, dtype = Rows('inference', device, out), torch.float32 if device == 'cpu' else torch.float16
+
+    def make(model, x):
+        res = sparse_inference(model, x, seconds=seconds, rtol=1e-2)
+        return res, res.inference_report, 'form'
+
+    for name in names:
+        for sparsity in sparsities:
+            model = pruned(name, sparsity).to(device, dtype)
+            for bs in batches:
+                x = torch.randn(bs, *networks[name][1], device=device, dtype=dtype)
+                compare(rows, name, sparsity, x, model, make, 'sparse_inference')
+
+
+def semi_structured_on(device, width, tokens, out=here):
+    "`to_semi_structured` on a GPU, in float16"
+    rows, network = Rows('inference', device, out), f'MLP {width}-{4 * width}-{width}, 2:4'
+    torch.manual_seed(0)
+    model = wide(width).to(device, torch.float16).eval()
+    weights = {n: p.data for n, p in prunable_weights(model).items()}
+    compute_masks(weights, 0.5, granularity='2:4', absolute=True).apply_(weights)
+    takes = signature(to_semi_structured).parameters
+
+    def make(model, x):
+        res = to_semi_structured(model, **{k: v for k, v in dict(example=x, seconds=1.0).items() if k in takes})
+        return res, res.semi_structured_report, 'became'
+
+    for n in tokens:
+        x = torch.randn(n, width, device=device, dtype=torch.float16)
+        compare(rows, network, 0.5, x, model, make, 'to_semi_structured')
+
+
+def main(names, sparsities, batches, seconds):
+    "The sides on a CPU"
+    path = here / 'inference.csv'
+    for name in names:
+        for sparsity in sparsities:
+            with tempfile.TemporaryDirectory() as d:
+                made = sides(name, sparsity, Path(d))
+            for bs in batches:
+                rows = list(cell(name, sparsity, bs, seconds, *made))
+                shown = ['network', 'sparsity', 'batch', 'side', 'ms', 'speedup', 'relative_difference', 'forms']
+                print(pd.DataFrame(rows)[shown].to_string(index=False, header=False), flush=True)
+                of = ['cpu', name, str(sparsity), str(bs)]  # new measurements replace old ones
+                kept = [r for r in read_rows(path) if [r[k] for k in ('device', *shown[:3])] != of]
+                write_rows(path, [*kept, *rows])
 
 
 if __name__ == '__main__':
@@ -148,23 +240,10 @@ if __name__ == '__main__':
     p.add_argument('--sparsities', type=float, nargs='*', default=[0.8, 0.9, 0.95, 0.98])
     p.add_argument('--batches', type=int, nargs='*', default=[1, 16, 32])
     p.add_argument('--seconds', type=float, default=4.0, help='for the trial of forms')
+    p.add_argument('--device', default='cpu')
     a = p.parse_args()
-    path = here / 'inference.csv'
-    for name in a.networks or networks:
-        for sparsity in a.sparsities:
-            with tempfile.TemporaryDirectory() as d:
-                made = sides(name, sparsity, Path(d))
-            for bs in a.batches:
-                rows = pd.DataFrame(cell(name, sparsity, bs, a.seconds, *made))
-                print(
-                    rows[
-                        ['network', 'sparsity', 'batch', 'side', 'ms', 'speedup', 'relative_difference', 'forms']
-                    ].to_string(index=False, header=False),
-                    flush=True,
-                )
-                if path.exists():  # new measurements replace old ones
-                    old = pd.read_csv(path)
-                    rows = pd.concat(
-                        [old[~((old.network == name) & (old.sparsity == sparsity) & (old.batch == bs))], rows]
-                    )
-                rows.to_csv(path, index=False)
+    if a.device == 'cpu':
+        main(a.networks or on_cpu, a.sparsities, a.batches, a.seconds)
+    else:
+        unstructured_on(a.device, a.networks or networks, a.sparsities, a.batches, a.seconds)
+        semi_structured_on(a.device, 4096, [64, 1024, 8192])

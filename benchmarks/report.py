@@ -1,7 +1,10 @@
 "Write README.md in this folder from the CSV files: `python benchmarks/report.py`"
 
+import io
+
 import pandas as pd
 from common import here
+from gpu_targets import NOT_MEASURED, devices, verdicts
 
 # network and scope -> target time over fasterai's time, on the machine where the targets were set
 TARGETS = {
@@ -20,7 +23,18 @@ SPEEDUPS = {  # (network, batch) -> target speedup over dense at 95%
 
 
 def read(name, **kwargs):
-    return pd.read_csv(here / f'{name}.csv', **kwargs)
+    "The rows of a CPU, without the columns that only other devices have"
+    text = pd.read_csv(here / f'{name}.csv', dtype=str, keep_default_na=False)
+    if 'device' in text:
+        text = text[text.device == 'cpu'].drop(columns='device')
+        text = text.loc[:, (text != '').any()]
+    return pd.read_csv(io.StringIO(text.to_csv(index=False)), **kwargs)
+
+
+def on_gpus(name, columns):
+    "The rows of GPUs, with the chosen columns and the device"
+    df = pd.read_csv(here / f'{name}.csv', dtype=str, keep_default_na=False)
+    return df[df.device != 'cpu'].reindex(columns=['device', *columns], fill_value='')
 
 
 def table(df):
@@ -42,7 +56,7 @@ def overhead():
     df, limits = read('overhead'), {'interval 10': 1.05, 'interval 1': 1.30}
     df['target'] = [next((v for k, v in limits.items() if s.endswith(f', {k}')), '') for s in df.side]
     df['met'] = met(df.ratio, df.target)
-    return f'''## Overhead of One-Cycle Pruning to 90% over plain training
+    return f'''## Overhead of One-Cycle Pruning to 90% over plain training, on a CPU
 
 ResNet-18, 32x32 images, batches of {df.bs[0]}, {df.batches[0]} batches per run, {df.runs[0]} runs of each side. `ratio`
 is the median over runs of the time divided by that of plain training. The default interval of a training of T
@@ -59,7 +73,7 @@ def updates(df):
     dense = {(r.network, r.scope): r.fasterai for r in wide[wide.scores == 'dense'].itertuples()}
     wide['target'] = [round(TARGETS[k] * dense[k], 1) for k in zip(wide.network, wide.scope, strict=True)]
     wide['met'] = ['yes' if a <= b else f'no, {a / b:.2f}x' for a, b in zip(wide.fastprune, wide.target, strict=True)]
-    return f'''## One mask update, in milliseconds
+    return f'''## One mask update on a CPU, in milliseconds
 
 One update to 90% computes scores and masks and sets weights to zero. {df.runs[0]} runs. The targets were set on another
 machine, and are scaled by fasterai's time on dense weights in this run.
@@ -210,6 +224,49 @@ Machine: {df.machine[0]}.
 '''
 
 
+GPU_TABLES = {  # heading -> CSV file and columns
+    '`fit_one_cycle` to 90%': ('overhead', ['network', 'side', 'ms_per_batch', 'min', 'max', 'ratio', 'runs']),
+    'Mask updates and projections to 90%': (
+        'mask_update',
+        ['network', 'scores', 'scope', 'side', 'ms', 'min_ms', 'max_ms'],
+    ),
+    'A billion weights': (
+        'mask_update_growth',
+        ['weights', 'scores', 'scope', 'ms', 'ns_per_weight', 'bytes_per_weight'],
+    ),
+    'Inference in float16': (
+        'inference',
+        ['network', 'sparsity', 'batch', 'side', 'ms', 'speedup', 'relative_difference', 'forms'],
+    ),
+    'Linear paths, rounds, tickets and SynFlow': ('connectivity', ['what', 'side', 'seconds', 'min', 'max', 'ratio']),
+}
+
+
+def gpu():
+    names = devices()
+    columns = ['what', 'at most', *(names or ['GPU'])]
+    rows = [[what, limit, *(found or [NOT_MEASURED])] for what, limit, *found in verdicts()]
+    parts = [
+        f'''## On a GPU
+
+`bash benchmarks/wheels.sh wheels` collects the packages that a machine without a network lacks.
+`bash benchmarks/gpu.sh wheels out` measures there, in one run of under 8 minutes, and
+`python benchmarks/gpu.py collect --out out` adds its rows to the CSV files. Data and weights are on the GPU, and all
+batches are the same. Ratios are medians of paired runs. "A step of the engine" computes scores and masks and sets
+weights to zero. Times are measured until the GPU has finished, and with "host" until Python goes on. A figure is the
+larger one of dense weights and of weights with 90% zeros.
+
+{table(pd.DataFrame(rows, columns=columns))}
+'''
+    ]
+    for heading, (name, columns) in GPU_TABLES.items():
+        df = on_gpus(name, columns)
+        for device in dict.fromkeys(df.device):
+            own = df[df.device == device].drop(columns='device')
+            parts.append(f'### {heading}: {device}\n\n{table(spaced(own))}\n')
+    return '\n'.join(parts)
+
+
 def main():
     df = read('mask_update')
     head = f'''# Benchmarks
@@ -218,6 +275,7 @@ The time, memory and disk space that fastprune needs, next to plain training and
 `mask_update.py`, `overhead.py`, `connectivity.py`, `billion.py`, `soak.py`, `inference.py`, `kernel_numba.py` and
 `loading.py` write CSV files, and `python benchmarks/report.py` makes this page from them. They need
 `pip install '.[bench]'`. All sides of a comparison take turns in one process, and figures are medians.
+`mask_update.py`, `overhead.py` and `inference.py` also run on a GPU, by `--device cuda`.
 Machine: {df.machine[0]}.
 '''
     foot = '''## What counts as a weight
@@ -231,6 +289,7 @@ transformers: which ones are pruned by default, with which layout, and which one
         head,
         overhead(),
         updates(df),
+        gpu(),
         growth(),
         connectivity(),
         billion(),

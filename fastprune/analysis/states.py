@@ -93,7 +93,7 @@ def _mix_group(ts, parts, coefs):
     for s, d in zip(rest, cs, strict=True):
         torch._foreach_add_(ts, s, alpha=d)
 
-
+# %% ../../nbs/analysis/states.ipynb #227a0df1
 def _bn_layers(model):
     "The BatchNorm layers that have running statistics"
     return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]

@@ -94,7 +94,7 @@ class Pending:
     def __hash__(self):
         return hash(self.value())
 
-
+# %% ../../nbs/core/later.ipynb #5555e8be
 def later(
     f: Callable,  # Function of numbers that returns a number
     *parts: float | torch.Tensor | Pending,  # Its arguments; tensors have one element
@@ -176,7 +176,7 @@ class Checks:
     def _is_there(self, event):
         return event is not None and event.query()
 
-
+# %% ../../nbs/core/later.ipynb #6fa36314
 def check_flags(
     flags: torch.Tensor | list,  # Flat bool tensor, True where something is wrong; or a list of tensors of one element
     error: Callable,  # Function from the places of True, a list, to an exception
@@ -202,7 +202,7 @@ def delayed_checks(
     finally:
         _checks.reset(token)
 
-
+# %% ../../nbs/core/later.ipynb #3dcabdc9
 @contextlib.contextmanager
 def changed_errors(
     change: Callable,  # Function from a `ValueError` to another exception, such as one with a longer message

@@ -149,7 +149,7 @@ def _check_flow(scores, flow):
     flags = torch.stack([~torch.maximum(-low, high).isfinite(), low < 0, nothing], 1).flatten()
     check_flags(flags, lambda places: _flow_error(names, places))
 
-
+# %% ../../nbs/criteria/flows.ipynb #430d790b
 _small = 2.0**-400  # an input so small that bounded activations such as ReLU6 never reach their bound
 
 

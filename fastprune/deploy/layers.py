@@ -15,8 +15,9 @@ from torch import nn
 
 from ..core.weights import prunable_weights
 from .attention import OpenAttention, open_attention, without_fused_path
-from .forms import layer_forms
+from .forms import FORM_ERRORS, layer_forms
 from .modules import ModuleCalls, has_hooks, layer_kind, replace_module, zero_fraction
+from .semi_structured_layer import tuned_linear
 from .timing import LayerTrial, time_forms
 from ..learner.inputs import call_model
 
@@ -83,6 +84,20 @@ def _open(model, inputs, min_sparsity):
     return calls, stay
 
 
+def _forms(m, calls):
+    "All forms of a layer, as from `layer_forms`, those for the shape of its inputs too"
+    x = calls.inputs[m][0]
+    forms, missing = layer_forms(m, x.numel() // x.shape[-1] if layer_kind(m) == 'linear' and x.numel() else None)
+    if '2:4' in forms:
+        try:
+            tuned = tuned_linear(forms['2:4'], x)
+        except FORM_ERRORS:  # the search fails where the product may still run
+            tuned = None
+        if tuned is not None:
+            forms['2:4 tuned'] = tuned
+    return forms, missing
+
+
 def _users_name(model, name):
     "What the user calls a layer: one of open attention by the parameter that it was"
     owner, _, i = name.rpartition('.in_proj.')
@@ -90,7 +105,7 @@ def _users_name(model, name):
         return name
     return f"{owner}.{'in' if len(m.in_proj) == 1 else 'qkv'[int(i)]}_proj_weight"
 
-
+# %% ../../nbs/deploy/layers.ipynb #d2db9a25
 def fastest_layers(
     model: nn.Module,  # A copy for inference; changed in place
     inputs: tuple,  # As from `as_inputs`
@@ -110,7 +125,7 @@ def fastest_layers(
         inside = next((n for n in stay if name == n or name.startswith(n + '.')), None)
         result.why = _why_untried(m, w, calls, min_sparsity) if inside is None else stay[inside]
         if result.why is None:
-            forms, missing[name] = layer_forms(m)
+            forms, missing[name] = _forms(m, calls)
             trials[name] = LayerTrial(forms, device).eval()
     if trials:
         for name, t in trials.items():

@@ -20,12 +20,25 @@ from .forms import FORM_ERRORS
 from ..learner.inputs import as_inputs, call_example, call_model, error_line, tensors_in
 
 # %% ../../nbs/deploy/timing.ipynb #1c8729ef
-def _now(device):
+def _mark(device):
+    "This moment: in seconds, or on a GPU as an event in its queue, which waits for nothing"
+    if device.type != 'cuda':
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _seconds(start, end):
+    "From one mark to another; a GPU has to be done with both"
+    return end - start if isinstance(start, float) else 1e-3 * start.elapsed_time(end)
+
+
+def _wait(device):
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
-    return time.perf_counter()
 
-
+# %% ../../nbs/deploy/timing.ipynb #26aa9338
 class LayerTrial(nn.Module):
     "A layer in several forms, one of which runs"
 
@@ -38,6 +51,7 @@ class LayerTrial(nn.Module):
         self.forms, self.device = nn.ModuleDict(forms), device
         self.form = 'dense'  # the one that runs
         self.times = {f: [] for f in forms}  # form -> seconds of each call
+        self.marks = []  # (form, start, end) of calls that a GPU may not have ended yet
         self.errors = {}  # form that has failed -> why
 
     def __getattr__(self, name):  # some models read attributes of their layers
@@ -49,7 +63,7 @@ class LayerTrial(nn.Module):
             return getattr(self.forms['dense'], name)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        start = _now(self.device)
+        start = _mark(self.device)
         try:
             res = self.forms[self.form](x)
         except FORM_ERRORS as e:
@@ -57,7 +71,7 @@ class LayerTrial(nn.Module):
                 raise
             self.errors[self.form], self.form = error_line(e), 'dense'
             return self.forms['dense'](x)
-        self.times[self.form].append(_now(self.device) - start)
+        self.marks.append((self.form, start, _mark(self.device)))
         return res
 
     def start_timing(self) -> None:
@@ -65,10 +79,19 @@ class LayerTrial(nn.Module):
         for f in self.errors:
             if f in self.forms:
                 del self.forms[f]
-        self.times = {f: [] for f in self.forms}
+        self.times, self.marks = {f: [] for f in self.forms}, []
+
+    def settle(self) -> None:
+        "Wait for the device, and note the times of all calls"
+        if self.marks:
+            _wait(self.device)
+        for form, start, end in self.marks:
+            self.times[form].append(_seconds(start, end))
+        self.marks = []
 
     def ms(self, form: str) -> float:
         "Milliseconds of a call: the lower quartile, since other programs only ever add time; NaN if it was never timed"
+        self.settle()
         return 1e3 * float(np.quantile(self.times[form], 0.25)) if self.times.get(form) else math.nan
 
     def best(self) -> str:
@@ -99,6 +122,8 @@ def time_forms(
                 t.form = str(order[i % len(order)])
             call_model(model, inputs)
             n += 1
+        for t in trials:
+            t.settle()
 
 # %% ../../nbs/deploy/timing.ipynb #8d5cabc1
 def latency(
@@ -121,8 +146,10 @@ def latency(
         start = time.perf_counter()
         while len(next(iter(times.values()))) < 5 or time.perf_counter() - start < seconds:
             for n, m in models.items():
-                t = _now(device)
+                _wait(device)
+                t = time.perf_counter()
                 call_model(m, inputs)
-                times[n].append(_now(device) - t)
+                _wait(device)
+                times[n].append(time.perf_counter() - t)
     rows = [(n, *(1e3 * f(t) for f in (statistics.median, min, max))) for n, t in times.items()]
     return pd.DataFrame(rows, columns=['name', 'ms', 'min', 'max']).set_index('name')

@@ -104,6 +104,14 @@ def hold(
 
 
 @patch
+def count_masks(self: Run) -> None:
+    "Count what the current masks keep, so that later steps know it; an accelerator is waited for once"
+    if masks := self.masks:
+        each = masks.kept_of_each()
+        self.held = masks.know(sum(each.values()), each)
+
+
+@patch
 def zero_with_masks(self: Run) -> None:
     """Let the pass that makes the next masks also set pruned weights to zero. This saves a pass over all weights on an
     accelerator"""

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..core.dense import dense_gradients
 from ..core.granularity import check_granularity
-from ..core.later import Checks, delayed_checks, later, settle
+from ..core.later import Checks, Pending, delayed_checks, later, settle
 from ..core.masks import Masks
 from ..core.names import unwrap
 from .begin import initial_sparsity, method_plan, sparse_gradients_of
@@ -180,6 +180,8 @@ def epoch_end(self: Sparsifier) -> None:
 def read_numbers(self: Sparsifier) -> None:
     "Read the numbers of the history and the state that are still on an accelerator"
     method, state = self.method, self.state
+    if isinstance(state.sparsity_reached, Pending):
+        self.count_masks()
     numbers = [state.sparsity_reached, state.n_recovered, state.distance]
     settle(method.asked, method.reached, method.recovered, method.mask_distance, numbers)
     state.sparsity_reached, state.n_recovered, state.distance = numbers
@@ -268,5 +270,6 @@ def load_state_dict(
     own = {f.name for f in fields(self.state)}
     for name, t in state_types(self.method).items():
         restore(self.state if name in own else self.method, name, state[name], t, self.weights)
+    self.count_masks()
     self.t = min(self.state.last_step + 1, self.total_steps - 1)
     self.epoch = self.t // self.steps_per_epoch

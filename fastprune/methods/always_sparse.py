@@ -55,6 +55,7 @@ class AlwaysSparse(Moves):
             run.hold(first_masks(run, present, self.seed), run.target, (random_score, self.scope, self.granularity))
         elif not weights.keys() <= masks.keys():
             run.hold(present, run.target)
+        run.count_masks()
         run.state.counts = run.count(run.target)
 
     def fits(self, present: Masks) -> bool:

@@ -35,7 +35,7 @@ class Ticket:
         state: dict,  # The model's `state_dict` to start from
         masks: dict,  # Name -> bool tensor, True where a weight is kept
         metrics: dict | None = None,  # Name -> number: losses and metrics of training the ticket
-        initial: dict | None = None,  # Name -> distribution of the first weights, from `weight_distribution`
+        initial: dict | None = None,  # Name -> distribution of the first weights, from `weight_distributions`
         names: dict | None = None,  # Name of a parameter -> its name in `state`, where they differ
         **story,  # Numbers and strings on how it was found: round, seed, rewind, ...
     ):

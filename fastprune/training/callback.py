@@ -15,7 +15,6 @@ from fastai.basics import Learner, Recorder, patch
 from fastai.callback.tracker import SaveModelCallback
 from torch import nn
 
-from ..core.later import counts
 from ..core.masks import Masks
 from ..core.plotting import Axes, axes_or_new
 from ..core.weights import prunable_weights

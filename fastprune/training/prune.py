@@ -72,7 +72,8 @@ def _masks_of(scores, absolute, target, keep, kind):
     if scope == 'lamp':
         scores, absolute = lamp({n: s.abs() for n, s in scores.items()} if absolute else scores), False
         scope = 'global'
-    keep = None if keep is None else {n: m.to(scores[n].device) for n, m in keep.items()}
+    if keep is not None and any(m.device != scores[n].device for n, m in keep.items()):
+        keep = Masks({n: m.to(scores[n].device) for n, m in keep.items()})  # scores in float64 are elsewhere
     if min_density and check_granularity(granularity).most == 1:  # n of m never empties a tensor
         scores, absolute = _protected(scores, absolute, keep, granularity, min_density, layouts), False
     return compute_masks(scores, target, scope, granularity, keep, absolute, layouts)
@@ -98,7 +99,7 @@ def _check_density(masks, sparsity, keep, kind):
 
     check_flags([k < n for k, n in zip(kept, least, strict=True)], error)
 
-
+# %% ../../nbs/training/prune.ipynb #9e40b854
 def _step_target(sparsity, part):
     "The sparsity after `part` of the steps, by equal factors of what remains"
     if isinstance(sparsity, dict):

@@ -11,7 +11,7 @@ from helpers import quietly
 from modes import forbid_float64, forbid_reads
 from torch import nn
 
-from fastprune.all import GSM, SignFlips, allr_discount, compute_masks, prunable_weights, synflow, taylor
+from fastprune.all import GSM, SignFlips, allr_discount, prunable_weights, synflow, taylor
 from fastprune.analysis.states import point_setter
 from fastprune.core.devices import pretend
 from fastprune.core.later import Checks, delayed_checks
@@ -100,27 +100,16 @@ def test_no_float64_on_a_device_without_it(name, tmp_path):
 # reading numbers
 
 
-def selecting(*args, **kwargs):
-    "`compute_masks`, in which everything may be read"
-    return compute_masks(*args, **kwargs)
-
-
-@pytest.fixture
-def free_selection(monkeypatch):
-    "Selection may read, so that the test is about all else"
-    monkeypatch.setattr('fastprune.training.prune.compute_masks', selecting)
-
-
 def reads_of(f, *args, **kwargs):
     "What `f` reads from the device"
-    with forbid_reads(most=100, except_in=[selecting, DataLoader.__iter__]) as reads:
+    with forbid_reads(most=100, except_in=[DataLoader.__iter__]) as reads:
         f(*args, **kwargs)
     return reads.found
 
 
 @pytest.mark.parametrize('criterion', [synflow, snip, partial(grasp, n_batches=1), random_score])
 @pytest.mark.parametrize('kwargs', [{}, dict(min_density=0.01), dict(recover=False)], ids=str)
-def test_prune_reads_only_at_the_end_of_all_steps(criterion, kwargs, tmp_path, free_selection):
+def test_prune_reads_only_at_the_end_of_all_steps(criterion, kwargs, tmp_path):
     def found(steps):
         learn = digits_learner(tmp_path)
         return reads_of(learn.prune, 0.9, criterion, 'global', iterations=steps, **kwargs)
@@ -151,7 +140,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize('name', WRONG)
-def test_the_right_error_before_any_mask_is_set(name, tmp_path, free_selection):
+def test_the_right_error_before_any_mask_is_set(name, tmp_path):
     layer, kwargs, message = WRONG[name]
     model = nn.Sequential(*digits_convnet(widths=(8, 16, 16)), layer)
     learn = digits_learner(tmp_path, model=model.double() if 'scale' in kwargs else model)

@@ -1,0 +1,157 @@
+"A GPU is not waited for: in a step, in an update of the masks, and in all that a method does in between"
+
+import contextlib
+
+import pytest
+import torch
+from fastai.basics import Callback
+from helpers import METHODS
+from modes import forbid_reads
+from torch import nn
+
+from fastprune.all import SparsifyCallback, prunable_weights
+from fastprune.core.devices import pretend
+from fastprune.core.later import Pending
+from fastprune.engine.sparsifier import Sparsifier
+from fastprune.methods.dense_until_end import HardEnd
+from fastprune.methods.moves import mean_momentum
+from fastprune.methods.thresholds import falls_short
+
+# the last step of some methods asks whether thresholds have pruned enough, and measures the model. SNFS distributes
+# growth over tensors by their mean momentum
+READING = (falls_short, HardEnd.hard_step, mean_momentum)
+STEPS, EPOCH = 60, 20
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(1, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(16, 40), nn.ReLU(), nn.Linear(40, 10)),
+    )
+
+
+def train(make, on_gpu, **kwargs):
+    "Train in a plain loop. With `on_gpu` the CPU passes for a GPU, and the method's part of a step must not read"
+    model, gen = network(), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    method = make(0.8, **kwargs)
+    step = (lambda: forbid_reads(except_in=READING)) if on_gpu else contextlib.nullcontext
+    elsewhere = pretend if on_gpu else contextlib.nullcontext
+    with elsewhere():
+        pruner = Sparsifier(model, method, STEPS, optimizer, steps_per_epoch=EPOCH)
+    pending = 0
+    for t in range(STEPS):
+        with step():
+            pruner.before_forward()
+        x, y = torch.randn(32, 1, 8, 8, generator=gen), torch.randint(10, (32,), generator=gen)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        with step():
+            go = pruner.before_step()
+        if go:
+            optimizer.step()
+        with step():
+            pruner.after_step()
+        pending += sum(isinstance(o, Pending) for o in (*method.reached[-1:], *method.recovered[-1:]))
+        if not (t + 1) % EPOCH:
+            with elsewhere():
+                pruner.epoch_end()
+    masks = pruner.masks
+    with elsewhere():
+        pruner.finish()
+    history = method.iters, method.asked, method.reached, method.recovered, method.mask_distance
+    assert all(isinstance(o, (int, float)) for os in history for o in os)
+    return model.state_dict(), masks, [repr(os) for os in history], pending
+
+
+@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.filterwarnings('ignore')
+def test_no_step_reads(name):
+    "And the masks, the weights and the history are those of a CPU, to the bit"
+    on_cpu, on_gpu = train(METHODS[name], False), train(METHODS[name], True)
+    assert on_gpu[1] == on_cpu[1]
+    assert on_gpu[2] == on_cpu[2]
+    for n, w in on_cpu[0].items():
+        assert torch.equal(w, on_gpu[0][n]), n
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(interval=1, scope='global'),
+        dict(interval=1, granularity='filter', exclude=['6', '8']),
+        dict(granularity='2:4', exclude='0'),
+        dict(scope='erk', recover=False, track=True),
+        dict(granularity='row', scope='global', recover=False, track=True),
+        dict(refresh=True, initial=0.5, interval=3),
+    ],
+)
+@pytest.mark.filterwarnings('ignore')
+def test_no_update_reads(kwargs):
+    "With any scope and granularity"
+    make = lambda sparsity, **kw: SparsifyCallback(0.5 if kw.get('granularity') == '2:4' else sparsity, **kw)
+    on_cpu, on_gpu = train(make, False, **kwargs), train(make, True, **kwargs)
+    assert on_gpu[1] == on_cpu[1] and on_gpu[2] == on_cpu[2]
+
+
+def test_counts_are_known_beforehand():
+    "Counts that follow from the schedule are numbers at once; those that depend on scores are read at an epoch's end"
+    assert train(SparsifyCallback, True)[3] == 0
+    assert train(SparsifyCallback, True, scope='global')[3] == 0
+    assert 0 < train(SparsifyCallback, True, scope='global', recover=False)[3] <= EPOCH
+    assert train(SparsifyCallback, True, track=True)[3] > 0
+
+
+class Guarded(Callback):
+    "Forbids reads in fastprune's callbacks during batches"
+
+    order = -100
+
+    def before_train(self):
+        for cb in self.learn.cbs:
+            if cb.name == 'keep_masks' or isinstance(cb, SparsifyCallback):
+                self.guard(cb)
+
+    def guard(self, cb):
+        call = type(cb).__call__
+        batch = {'before_batch', 'after_pred', 'after_loss', 'before_backward', 'after_backward', 'before_step'}
+
+        class Watched(type(cb)):
+            def __call__(self, event):
+                in_batch = event in batch | {'after_step', 'after_batch', 'after_cancel_batch'}
+                with forbid_reads() if in_batch else pretend():
+                    return call(self, event)
+
+        if type(cb).__name__ != 'Watched':
+            cb.__class__ = Watched
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(interval=1, scope='global', track=True, recover=False)])
+def test_in_a_learner(learner, fit, kwargs):
+    "With a held mask, too, and a last fit without SparsifyCallback"
+    masks = []
+    for cbs in ([], [Guarded()]):
+        learn = learner(bs=256, cbs=cbs)
+        fit(learn, 2, cbs=SparsifyCallback(0.9, **kwargs))
+        fit(learn, 1)
+        masks.append(learn.masks)
+        zeros = {n: p for n, p in prunable_weights(learn.model).items()}
+        assert all(not p[~learn.masks[n]].any() for n, p in zeros.items())
+    assert masks[0] == masks[1]
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(scope='global', interval=1)])
+def test_nan_is_an_error_by_the_end_of_the_epoch(kwargs):
+    "The error names the tensor"
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with pretend():
+        pruner = Sparsifier(model, SparsifyCallback(0.8, **kwargs), STEPS, optimizer, steps_per_epoch=EPOCH)
+        for _ in range(EPOCH):
+            pruner.before_forward()
+            model(torch.randn(4, 1, 8, 8)).sum().backward()
+            model[6].weight.grad[0, 0] = float('nan')
+            pruner.step()
+        with pytest.raises(ValueError, match=r"scores\['6.weight'\] has NaN"):
+            pruner.epoch_end()
