@@ -16,6 +16,7 @@ from .devices import is_host
 from .files import INTS
 from .selection import PIECE, lowest
 from .selection_triton import TritonSelection
+from .triton_programs import has_memory
 
 # %% ../../nbs/core/backends.ipynb #8fd35c55
 class HostSelection:
@@ -133,7 +134,7 @@ class Fallback:
         **kwargs: object,
     ) -> tuple:  # As of `TorchSelection.lowest`
         "Prune exactly the lowest scores, the earlier of equal ones"
-        if all(x.dtype != torch.float64 for x in tensors):
+        if all(x.dtype != torch.float64 and has_memory(x) for x in tensors):
             return self._try('lowest', tensors, *args, **kwargs)
         return self.torch.lowest(tensors, *args, **kwargs)
 

@@ -14,7 +14,16 @@ import numpy as np
 import torch
 
 from .devices import upload
-from .triton_programs import WORDS, Programs, all_aligned, kernels, on_device, sizes_in_memory, stream_of
+from fastprune.core.triton_programs import (
+    WORDS,
+    Programs,
+    all_aligned,
+    has_memory,
+    kernels,
+    on_device,
+    sizes_in_memory,
+    stream_of,
+)
 from .triton_search import PASSES, Search
 
 # %% ../../nbs/core/selection_triton.ipynb #b8e842ed
@@ -111,7 +120,7 @@ class TritonSelection:
         "Set weights to +0.0 where masks are False, even where they are inf or NaN"
         groups, rest = {}, []
         for w, m in zip(weights, masks, strict=True):
-            fits = w.is_floating_point() and m.is_contiguous() and w.numel() and sizes_in_memory(w)
+            fits = w.numel() and m.is_contiguous() and _writable(w)
             (groups.setdefault(w.element_size(), []) if fits else rest).append((w.detach(), m))
         for size, pairs in groups.items():
             self._project_together(size, *zip(*pairs, strict=True))
@@ -139,7 +148,12 @@ def _readable(tensors):
     return tensors, tuple(p or (1, 1) for p in places)
 
 
+def _writable(w):
+    "Can kernels write zeros into a weight?"
+    return w.is_floating_point() and has_memory(w) and sizes_in_memory(w) is not None
+
+
 def _fuse(zeros, places):
     "Can the weights get their zeros in the pass that writes the masks?"
-    same = len({w.element_size() for w in zeros}) == 1 and all(w.is_floating_point() for w in zeros)
+    same = len({w.element_size() for w in zeros}) == 1 and all(map(_writable, zeros))
     return same and all(sizes_in_memory(w) == p for w, p in zip(zeros, places, strict=True))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'BLOCK', 'WARPS', 'WORDS', 'kernels', 'launch', 'on_device', 'stream_of', 'interpreted', 'sizes_in_memory',
-           'all_aligned', 'Programs']
+           'has_memory', 'all_aligned', 'Programs']
 
 # %% ../../nbs/core/triton_programs.ipynb #a5bc428d
 import contextlib
@@ -86,6 +86,13 @@ def sizes_in_memory(
     if x.ndim > 2 and x.movedim(1, -1).is_contiguous():
         return x.shape[1], x[0, 0].numel()
     return None
+
+
+def has_memory(
+    x: torch.Tensor,  # Of any shape
+) -> bool:
+    "Are the numbers of a tensor at its address? Wrappers of other tensors, and fake tensors, have none"
+    return not x.numel() or x.data_ptr() != 0
 
 
 def all_aligned(

@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from modes import forbid_reads
+from torch.utils._pytree import tree_map
 
 from fastprune.core import backends, selection_triton, triton_programs, triton_search
 from fastprune.core.backends import Fallback, HostSelection, TorchSelection, select
@@ -316,6 +317,31 @@ def test_float64_is_sorted(monkeypatch):
     with warnings.catch_warnings(action='error'):
         got, _ = Fallback().lowest([x], [4])
     assert same_bits(got, HostSelection().lowest([x], [4])[0])
+
+
+class Wrapper(torch.Tensor):
+    "A tensor without memory of its own, as a quantized weight may be"
+
+    @staticmethod
+    def __new__(cls, inner):
+        res = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)
+        res.inner = inner
+        return res
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        inner = lambda x: x.inner if isinstance(x, Wrapper) else x
+        res = func(*tree_map(inner, args), **tree_map(inner, kwargs or {}))
+        return Wrapper(res) if func is torch.ops.aten.detach.default else res
+
+
+def test_kernels_leave_tensors_without_memory_alone():
+    x, selection = numbers('normal', (30,), 0).to(GPU), Fallback()
+    want, _ = HostSelection().lowest([x.cpu()], [9])
+    with warnings.catch_warnings(action='error'):
+        got, _ = selection.lowest([Wrapper(x)], [9])
+        selection.project([Wrapper(x)], got)
+    assert same_bits(got, want) and torch.equal(x.cpu() != 0, want[0])
 
 
 @pytest.mark.parametrize('together', [True, False])
