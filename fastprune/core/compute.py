@@ -161,20 +161,23 @@ def compute_masks(
     parts = Parts.of(scores, group)
     if parts is not None:
         _check_parts(parts, scope, granularity, layouts)
+    devices = {n: s.device for n, s in scores.items()}
     if scope == 'lamp':
         scores, scope, absolute = lamp({n: s.abs() for n, s in scores.items()} if absolute else scores), 'global', False
     if parts is not None:
         scores, keep = parts.local, keep and {n: parts.part_of(n, keep[n]) for n in scores}
     units = granularity.groups(scores, layouts, keep, absolute, parts and parts.shapes)
     absolute = absolute and granularity.single  # the scores of other units are means of absolute values already
-    fused = zeros if granularity.single and parts is None else None
     try:
+        fused = zeros if granularity.single and parts is None and _on(scores, devices) else None
         kept, counts = kept_units(units, sparsity, target, scope, keep, absolute, parts, fused)
     except NaNError as e:
         raise _nan_error(scores, granularity, parts) from e
     masks = _masks_of(units, kept, scores, None if granularity.single else keep)
     if parts is not None:
         masks = Masks({n: parts.wrap(n, m) for n, m in masks.items()})
+    elif not _on(masks, devices):  # LAMP ranks on the CPU where a device has no float64
+        masks = Masks({n: m.to(devices[n]) for n, m in masks.items()})
     if zeros and fused is None:
         masks.apply_(zeros)
     return masks if counts is None else _know(masks, units, counts, keep, granularity)
@@ -189,6 +192,11 @@ def _masks_of(units, kept, scores, keep):
         for n, m in masks.items():
             m.logical_and_(keep[n].to(m.device))
     return Masks({n: masks[n] for n in scores})
+
+
+def _on(tensors, devices):
+    "Are all tensors on these devices?"
+    return all(t.device == devices[n] for n, t in tensors.items())
 
 
 def _nan_error(scores, granularity, parts):
@@ -220,7 +228,8 @@ def _know(masks, units, counts, keep, granularity):
     if keep is not None and not granularity.single:
         return masks
     if isinstance(counts, int):
-        kept = sum(u.n_weights for u in units) - counts * (units[0].size if units else 1)
+        n_units = sum(u.n_units for u in units)
+        kept = sum(u.n_weights for u in units) - min(counts, n_units) * (units[0].size if units else 1)
         if keep is None:
             return masks.know(kept)
         return masks if before is None else masks.know(min(kept, before))

@@ -9,6 +9,7 @@ __all__ = ['in_use', 'check_preserves_zeros', 'normed_rows', 'torch_pruned', 'ch
 from collections.abc import Iterable
 from copy import deepcopy
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -98,6 +99,18 @@ def _parametrization(f):
     return ' and '.join(type(o).__name__ for o in f.args[0]._modules.values())
 
 # %% ../../nbs/core/computed.ipynb #98dfe3b5
+_known = WeakKeyDictionary()  # module -> its parametrizations, and what `_divides` has found for them
+
+
+def _divides(f, p):
+    """Does a parametrization make inf or NaN of zeros, so that it divides by a norm of the whole tensor? This is asked
+    once, since the answer has to be read from the weight's device"""
+    owner, kinds = f.args[0], (f.args[1:], tuple(map(type, f.args[0].modules())))
+    if _known.get(owner, (None, None))[0] != kinds:
+        _known[owner] = kinds, not f(torch.zeros_like(p)).isfinite().all()
+    return bool(_known[owner][1])
+
+
 def normed_rows(
     model: nn.Module,  # Any module
 ) -> dict:  # Name -> dimension of the rows that may not be all zeros; None if only the whole tensor may not
@@ -115,10 +128,7 @@ def normed_rows(
     if not found and not computed:
         return {}
     names, params = parameter_names(model), dict(unwrap(model).named_parameters())
-    # a parametrization that makes inf or NaN of zeros divides by a norm of the whole tensor
-    wholes = {
-        n: None for n, f in computed.items() if params[n].is_meta or not f(torch.zeros_like(params[n])).isfinite().all()
-    }
+    wholes = {n: None for n, f in computed.items() if params[n].is_meta or _divides(f, params[n])}
     return {**{names[id(p)]: dim for p, dim in found}, **wholes}
 
 # %% ../../nbs/core/computed.ipynb #a53c2763

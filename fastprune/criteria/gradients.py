@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..core.checks import check_n_batches, check_number, check_whole
 from ..core.devices import is_host
 from ..core.foreach import extremes
-from ..core.later import check_flags
+from ..core.later import check_flags, read
 from ..core.protocol import Batches, as_batches, needs
 from ..core.shards import is_dtensor
 
@@ -24,7 +24,8 @@ def has_gradients(
     weights: dict,  # Name -> parameter
 ) -> bool:
     "Is there a gradient other than 0?"
-    return any(p.grad is not None and bool(p.grad.any()) for p in weights.values())
+    found = [p.grad.any() for p in weights.values() if p.grad is not None]
+    return any(read(found))
 
 
 def _check_trainable(name, weights):

@@ -8,6 +8,7 @@ from fastai.basics import Callback
 from helpers import METHODS
 from modes import forbid_reads
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from fastprune.all import SparsifyCallback, prunable_weights
 from fastprune.core.devices import pretend
@@ -23,17 +24,18 @@ READING = (falls_short, HardEnd.hard_step, mean_momentum)
 STEPS, EPOCH = 60, 20
 
 
-def network():
+def network(normed=False):
     torch.manual_seed(0)
+    last = nn.Linear(40, 10)
     return nn.Sequential(
         *(nn.Conv2d(1, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(16, 40), nn.ReLU(), nn.Linear(40, 10)),
+        *(nn.Flatten(), nn.Linear(16, 40), nn.ReLU(), spectral_norm(last) if normed else last),
     )
 
 
-def train(make, on_gpu, **kwargs):
+def train(make, on_gpu, normed=False, **kwargs):
     "Train in a plain loop. With `on_gpu` the CPU passes for a GPU, and the method's part of a step must not read"
-    model, gen = network(), torch.Generator().manual_seed(0)
+    model, gen = network(normed), torch.Generator().manual_seed(0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
     method = make(0.8, **kwargs)
     step = (lambda: forbid_reads(except_in=READING)) if on_gpu else contextlib.nullcontext
@@ -85,6 +87,8 @@ def test_no_step_reads(name):
         dict(scope='erk', recover=False, track=True),
         dict(granularity='row', scope='global', recover=False, track=True),
         dict(refresh=True, initial=0.5, interval=3),
+        dict(normed=True, interval=1),
+        dict(normed=True, scope='lamp', interval=1),
     ],
 )
 @pytest.mark.filterwarnings('ignore')
