@@ -71,8 +71,9 @@ def check_nan(
 
 # %% ../../nbs/core/compute.ipynb #98f93490
 def _check_keep(keep, scores):
+    check_bool(keep, 'keep')
     for n, s in scores.items():
-        if n not in check_bool(keep, 'keep') or keep[n].shape != s.shape:
+        if n not in keep or keep[n].shape != s.shape:
             got = tuple(keep[n].shape) if n in keep else 'none'
             raise ValueError(f"keep[{n!r}]: needs a mask of shape {tuple(s.shape)}, got {got}")
         if is_dtensor(keep[n]) and not is_dtensor(s):
@@ -179,7 +180,7 @@ def compute_masks(
         masks = Masks({n: m.to(devices[n]) for n, m in masks.items()})
     if zeros and fused is None:
         masks.apply_(zeros)
-    return masks if parts is not None or counts is None else _know(masks, units, counts, keep, granularity)
+    return masks if counts is None else _know(masks, units, counts, keep, granularity)
 
 # %% ../../nbs/core/compute.ipynb #4dba7a85
 def _masks_of(units, kept, scores, keep):

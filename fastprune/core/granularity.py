@@ -84,7 +84,8 @@ class PatternUnits(Units):
             x = torch.where(is_pruned, 0, x)
         pruned = order[:, : self.m - self.n]
         self.pattern = torch.ones_like(x, dtype=torch.bool).scatter_(1, pruned, False)
-        return torch.where(self.pattern, 0, x).sum(1, dtype=dtype)
+        largest = x.gather(1, order[:, -1:])[:, 0].to(dtype)  # kept, so no part of the sum; NaN if there is one
+        return torch.where(largest.isnan(), largest, torch.where(self.pattern, 0, x).sum(1, dtype=dtype))
 
     def present(self, masks: dict) -> torch.Tensor:
         "Which groups are not pruned yet"

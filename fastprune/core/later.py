@@ -153,9 +153,10 @@ class Checks:
         "Copy flags to the CPU, without waiting for them"
         event = None
         if flags.is_cuda:
-            copy = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
-            flags, event = copy.copy_(flags, non_blocking=True), torch.cuda.Event()
-            event.record()
+            copy, event = torch.empty(flags.shape, dtype=flags.dtype, device='cpu', pin_memory=True), torch.cuda.Event()
+            copy.copy_(flags, non_blocking=True)
+            event.record(torch.cuda.current_stream(flags.device))
+            flags = copy
         self.waiting.append((flags, event, error))
 
     def look(
