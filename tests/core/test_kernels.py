@@ -12,6 +12,8 @@ from fastprune.core.selection_triton import TritonSelection
 
 pytest.importorskip('triton', reason='triton is part of PyTorch on Linux only')
 
+pytestmark = pytest.mark.cpu_only  # nothing is launched
+
 TARGETS = {'H100': ('cuda', 90, 32), 'MI300': ('hip', 'gfx942', 64)}
 
 
