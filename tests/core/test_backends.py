@@ -2,7 +2,7 @@
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import product
 
 import pytest
@@ -78,6 +78,13 @@ def laid_out(x, layout):
     return x
 
 
+@contextmanager
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        yield
+
+
 def use_kernels(monkeypatch):
     "All devices have a selection by kernels, as a GPU has"
     selection = Fallback()
@@ -151,7 +158,7 @@ def test_nan_is_a_flag(triton, selection):
 def test_float8_and_float64(triton, selection):
     x = torch.randn(40).to(torch.float8_e4m3fn)
     wide = torch.cat([torch.ones(3, dtype=torch.float64) + 1e-12 * k for k in (2, 1, 3)])
-    with warnings.catch_warnings(action='error'):
+    with no_warnings():
         for scores in (x, wide):
             got, _ = selection().lowest(there([scores]), [5])
             assert same_bits(got, HostSelection().lowest([scores], [5])[0])
@@ -354,7 +361,7 @@ def test_float64_is_sorted(monkeypatch):
     "Kernels have 32-bit keys"
     monkeypatch.setattr(triton_programs, 'launch', None)
     x = torch.cat([torch.ones(3, dtype=torch.float64) + 1e-12 * k for k in (2, 1, 3)])
-    with warnings.catch_warnings(action='error'):
+    with no_warnings():
         got, _ = Fallback().lowest([x], [4])
     assert same_bits(got, HostSelection().lowest([x], [4])[0])
 
@@ -378,7 +385,7 @@ class Wrapper(torch.Tensor):
 def test_kernels_leave_tensors_without_memory_alone():
     x, selection = numbers('normal', (30,), 0).to(GPU), Fallback()
     want, _ = HostSelection().lowest([x.cpu()], [9])
-    with warnings.catch_warnings(action='error'):
+    with no_warnings():
         got, _ = selection.lowest([Wrapper(x)], [9])
         selection.project([Wrapper(x)], got)
     assert same_bits(got, want) and torch.equal(x.cpu() != 0, want[0])
@@ -462,7 +469,7 @@ def test_kernels_make_the_masks_of_the_cpu(triton, monkeypatch, scope, granulari
     want = compute_masks(scores, *args, keep)
     use_kernels(monkeypatch)
     to_gpu = lambda xs: {n: x.to(GPU) for n, x in xs.items()}
-    with pretend(), warnings.catch_warnings(action='error'):
+    with pretend(), no_warnings():
         got = compute_masks(to_gpu(scores), *args, Masks(to_gpu(keep)).know(*keep.known()))
     assert same_bits(got.values(), want.values()) and got.known() == want.known()
 
@@ -478,7 +485,7 @@ def accelerator(request, monkeypatch):
         for module in (triton_programs, triton_search):
             monkeypatch.setattr(module, 'launch', lambda kernel, *args, **kwargs: launched.append(kernel))
         use_kernels(monkeypatch)
-    with delayed_checks(Checks()), forbid_reads(), warnings.catch_warnings(action='error'):
+    with delayed_checks(Checks()), forbid_reads(), no_warnings():
         yield
     assert bool(launched) is (request.param == 'kernels')
 
