@@ -3,6 +3,7 @@
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from itertools import product
 
 import pytest
@@ -33,9 +34,13 @@ GPU = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 needs_gpu = pytest.mark.skipif(GPU.type != 'cuda', reason='graphs, streams and large tensors need a GPU')
 
 
+needs_triton = pytest.mark.skipif(find_spec('triton') is None, reason='triton is part of PyTorch on Linux only')
+
+
 @pytest.fixture(scope='module')
 def triton():
     "Kernels run on a GPU, or else on the CPU, where tensors of a hundred numbers are enough for several programs"
+    pytest.importorskip('triton', reason='triton is part of PyTorch on Linux only')
     if GPU.type == 'cuda':
         yield
         return
@@ -343,6 +348,7 @@ def test_graphs_replay_on_their_streams():
     assert len(selection.searches) == 2 and all(s.graph is not None for s in selection.searches.values())
 
 
+@needs_triton
 def test_kernels_that_fail_are_replaced_once(monkeypatch):
     def failing(*args, **kwargs):
         raise RuntimeError('no C compiler')
@@ -391,6 +397,7 @@ def test_kernels_leave_tensors_without_memory_alone():
     assert same_bits(got, want) and torch.equal(x.cpu() != 0, want[0])
 
 
+@needs_triton
 @pytest.mark.parametrize('together', [True, False])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_memory_of_a_billion_weights(monkeypatch, together, dtype):
@@ -477,7 +484,7 @@ def test_kernels_make_the_masks_of_the_cpu(triton, monkeypatch, scope, granulari
 # nothing is read back
 
 
-@pytest.fixture(params=['sort', 'kernels'])
+@pytest.fixture(params=['sort', pytest.param('kernels', marks=needs_triton)])
 def accelerator(request, monkeypatch):
     "A device of which nothing can be read. Kernels stand aside: they write nothing"
     launched = []
