@@ -118,24 +118,18 @@ class TritonSelection:
         masks: list,  # Bool tensors of their shapes, on the same device
     ) -> None:
         "Set weights to +0.0 where masks are False, even where they are inf or NaN"
-        groups, rest = {}, []
-        for w, m in zip(weights, masks, strict=True):
-            fits = w.numel() and m.is_contiguous() and _writable(w)
-            (groups.setdefault(w.element_size(), []) if fits else rest).append((w.detach(), m))
-        for size, pairs in groups.items():
-            self._project_together(size, *zip(*pairs, strict=True))
-        for w, m in rest:
-            w.masked_fill_(~m, 0)
-
-    def _project_together(self, element_size, weights, masks):
-        "In one launch"
-        first, device = masks[0], weights[0].device
-        distances = tuple(m.data_ptr() - first.data_ptr() for m in masks)
-        places = tuple((w.data_ptr(), w.shape, w.stride()) for w in weights)
-        key = places, distances, element_size, device, stream_of(device)
+        if not weights:
+            return
+        device, first = weights[0].device, masks[0].data_ptr()
+        key = device, stream_of(device), *(_place_of(w, m, first) for w, m in zip(weights, masks, strict=True))
         with on_device(device), self.lock:
-            self.projections.of(key, lambda: Projection(weights, distances)).run(first)
-        torch.autograd.graph.increment_version(weights)
+            launches, rest = self.projections.of(key, lambda: _planned(weights, masks))
+            for projection, places in launches:
+                projection.run(masks[places[0]])
+        for _, places in launches:
+            torch.autograd.graph.increment_version([weights[i] for i in places])
+        for i in rest:
+            weights[i].detach().masked_fill_(~masks[i], 0)
 
 # %% ../../nbs/core/selection_triton.ipynb #3fa9c2e8
 def _readable(tensors):
@@ -157,3 +151,21 @@ def _fuse(zeros, places):
     "Can the weights get their zeros in the pass that writes the masks?"
     same = len({w.element_size() for w in zeros}) == 1 and all(map(_writable, zeros))
     return same and all(sizes_in_memory(w) == p for w, p in zip(zeros, places, strict=True))
+
+
+def _place_of(w, mask, first):
+    "All that a projection depends on, for one weight"
+    return w.data_ptr(), w.shape, w.stride(), w.dtype, mask.data_ptr() - first, mask.is_contiguous()
+
+
+def _planned(weights, masks):
+    "Projections with the places of their weights, and the places of weights that kernels don't write"
+    groups, rest = {}, []
+    for i, (w, m) in enumerate(zip(weights, masks, strict=True)):
+        fits = w.numel() and m.is_contiguous() and _writable(w)
+        (groups.setdefault(w.element_size(), []) if fits else rest).append(i)
+    launches = []
+    for places in groups.values():
+        distances = [masks[i].data_ptr() - masks[places[0]].data_ptr() for i in places]
+        launches.append((Projection([weights[i] for i in places], distances), places))
+    return launches, rest

@@ -67,7 +67,7 @@ class MaskHooks:
         if not isinstance(scores, Scores):
             scores = hold_rows(scores, run.model)
         target, keep = run.of_scope(sparsity), None if self.recover else present
-        absolute, zeros = getattr(scores, 'absolute', False), run.weights_to_zero(scores)
+        absolute, zeros = getattr(scores, 'absolute', False), run.held.weights_to_zero(run.weights, scores)
         return compute_masks(scores, target, self.scope, self.granularity, keep, absolute, run.layouts, zeros=zeros)
 
     def update_masks(self, weights: dict) -> None:
@@ -76,7 +76,7 @@ class MaskHooks:
         if run.is_due():
             scores, present = self.scores(weights), run.present()
             if type(self).new_masks is MaskHooks.new_masks:
-                run.zero_with_masks()
+                run.held.zero_with_masks(run.weights, run.keeper.takes_zeroed)
             run.hold(self.new_masks(scores, run.asked, present), run.asked, run.origin)
 
 # %% ../../nbs/engine/hooks.ipynb #c998fe83

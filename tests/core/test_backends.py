@@ -19,6 +19,7 @@ from fastprune.core.compute import compute_masks
 from fastprune.core.devices import pretend
 from fastprune.core.granularity import GRANULARITIES
 from fastprune.core.later import Checks, delayed_checks
+from fastprune.core.mask_counts import kept_later, know, known
 from fastprune.core.masks import Masks
 from fastprune.core.scopes import SCOPES
 from fastprune.core.selection_triton import TritonSelection
@@ -433,7 +434,7 @@ def finite(scores):
 
 def assert_known(masks):
     "If the number of weights is known, it is right, and no longer known after a change"
-    kept, each = masks.known()
+    kept, each = known(masks)
     if kept is not None:
         assert kept == sum(int(m.sum()) for m in masks.values()) and type(kept) is int
     if each is not None:
@@ -441,7 +442,7 @@ def assert_known(masks):
     for m in masks.values():
         with torch.no_grad():
             m.logical_not_()
-        assert masks.known() == (None, None)
+        assert known(masks) == (None, None)
         m.logical_not_()
     return kept is not None
 
@@ -459,7 +460,7 @@ def test_an_accelerator_gets_the_masks_of_the_cpu(scope, granularity):
             got = compute_masks(scores, *args, zeros=others)
         assert got == want and same_bits(others.values(), weights.values())
         assert same_bits(weights.values(), want.apply_({n: x.clone() for n, x in scores.items()}).values())
-        assert got.known() == want.known()
+        assert known(got) == known(want)
         several_sizes = scope in ('global', 'lamp') and granularity in ('row', 'column', 'kernel', 'filter')
         if kept is None:
             assert assert_known(got) is not several_sizes
@@ -477,8 +478,8 @@ def test_kernels_make_the_masks_of_the_cpu(triton, monkeypatch, scope, granulari
     use_kernels(monkeypatch)
     to_gpu = lambda xs: {n: x.to(GPU) for n, x in xs.items()}
     with pretend(), no_warnings():
-        got = compute_masks(to_gpu(scores), *args, Masks(to_gpu(keep)).know(*keep.known()))
-    assert same_bits(got.values(), want.values()) and got.known() == want.known()
+        got = compute_masks(to_gpu(scores), *args, know(Masks(to_gpu(keep)), *known(keep)))
+    assert same_bits(got.values(), want.values()) and known(got) == known(want)
 
 
 # nothing is read back
@@ -506,7 +507,7 @@ def test_nothing_is_read(accelerator, scope, granularity):
         masks = compute_masks(scores, 0.45, scope, granularity, keep, absolute)
         masks.apply_(weights)
         masks = compute_masks(finite(scores), 0.45, scope, granularity, masks, zeros=weights)
-        masks.kept_later()
+        kept_later(masks)
         assert masks.keys() == scores.keys()
 
 
