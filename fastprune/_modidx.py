@@ -353,6 +353,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fastprune.core.devices.is_host': ('core/devices.html#is_host', 'fastprune/core/devices.py'),
                                         'fastprune.core.devices.narrow': ('core/devices.html#narrow', 'fastprune/core/devices.py'),
                                         'fastprune.core.devices.pretend': ('core/devices.html#pretend', 'fastprune/core/devices.py'),
+                                        'fastprune.core.devices.runs_cuda': ('core/devices.html#runs_cuda', 'fastprune/core/devices.py'),
                                         'fastprune.core.devices.send': ('core/devices.html#send', 'fastprune/core/devices.py'),
                                         'fastprune.core.devices.upload': ('core/devices.html#upload', 'fastprune/core/devices.py'),
                                         'fastprune.core.devices.wide': ('core/devices.html#wide', 'fastprune/core/devices.py'),

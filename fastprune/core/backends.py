@@ -12,7 +12,7 @@ import warnings
 
 import torch
 
-from .devices import is_host
+from .devices import is_host, runs_cuda
 from .files import INTS
 from .selection import PIECE, lowest
 from .selection_triton import TritonSelection
@@ -170,7 +170,7 @@ def selection_for(
     "The selection of a device"
     if is_host(device):
         return _host
-    return _fallback if device.type == 'cuda' and _has_triton else _torch
+    return _fallback if runs_cuda(device) and _has_triton else _torch
 
 # %% ../../nbs/core/backends.ipynb #7f05a3c1
 def _by_device(tensors):
