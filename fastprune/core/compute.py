@@ -81,13 +81,28 @@ def _check_keep(keep, scores):
             raise ValueError(f"keep[{n!r}] is a DTensor, and its scores are not: use `.full_tensor()` of the mask")
 
 
-def _check_all(scores, sparsity, scope, granularity, keep):
+def _check_zeros(zeros, scores):
+    if not isinstance(zeros, dict):
+        raise ValueError(f"zeros={type(zeros).__name__}: needs a dict from name to weight, or None")
+    for n, s in scores.items():
+        w = zeros.get(n)
+        if not isinstance(w, torch.Tensor) or w.shape != s.shape or w.device != s.device:
+            is_tensor = isinstance(w, torch.Tensor)
+            got = f'{tuple(w.shape)} on {w.device}' if is_tensor else 'none' if n not in zeros else type(w).__name__
+            raise ValueError(
+                f"zeros[{n!r}]: needs the weight of scores of shape {tuple(s.shape)} on {s.device}, got {got}"
+            )
+
+
+def _check_all(scores, sparsity, scope, granularity, keep, zeros):
     "Check arguments without reading values; return the scope, the granularity and the sparsity of each tensor"
     scope = check_scope(scope, sparsity)
     granularity = check_granularity(granularity, sparsity)
     target = expand_sparsity(sparsity, check_scores(scores))
     if keep is not None:
         _check_keep(keep, scores)
+    if zeros is not None:
+        _check_zeros(zeros, scores)
     return scope, granularity, target
 
 # %% ../../nbs/core/compute.ipynb #0e628ff5
@@ -144,8 +159,8 @@ def compute_masks(
     If units of different sizes are ranked together, the count comes as near as whole units allow. DTensors and pieces
     get the masks of the whole tensor, to the bit, without gathering it; all processes have to call. Raises `ValueError`
     for a sparsity outside [0,1), an unknown scope or granularity, one that does not fit a tensor, and NaN in a score"""
-    layouts, zeros = transposed or {}, _zeros_of(zeros, scores)
-    check = lambda: _check_all(scores, sparsity, scope, granularity, keep)
+    layouts = transposed or {}
+    check = lambda: _check_all(scores, sparsity, scope, granularity, keep, zeros)
     if group is None:
         scope, granularity, target = check()
     else:
@@ -155,6 +170,7 @@ def compute_masks(
             scope=scope,
             granularity=granularity,
             keep=keep is not None,
+            zeros=zeros is not None,
             absolute=absolute,
             transposed=transposed,
         )
@@ -211,16 +227,6 @@ def _nan_error(scores, granularity, parts):
     return ValueError(
         f"the mean score of a {granularity.unit} is not a number{where}: there is inf and -inf among its scores"
     )
-
-
-def _zeros_of(zeros, scores):
-    "The weights that get zeros, if they fit the scores"
-    if zeros is not None:
-        for n, s in check_scores(scores).items():
-            if n not in zeros or zeros[n].shape != s.shape or zeros[n].device != s.device:
-                raise ValueError(f"zeros[{n!r}]: needs the weight of shape {tuple(s.shape)}, on the scores' device")
-        zeros = {n: w.detach() for n, w in zeros.items()}
-    return zeros
 
 
 def _know(masks, units, counts, keep, granularity):

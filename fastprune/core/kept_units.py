@@ -74,7 +74,7 @@ def has_nan(
 
 def _selected(units, counts, absolute, present, zeros):
     "Masks of units, ranked on their devices. NaN there raises an error as soon as it is known"
-    zeros = [zeros[u.names[0]] for u in units] if zeros else None
+    zeros = [zeros[u.names[0]].detach() for u in units] if zeros else None
     kept, flags = select([u.scores for u in units], counts, absolute, present, zeros)
     for places, nan in flags:
         names = [units[i].names for i in places]

@@ -8,7 +8,7 @@ __all__ = ['know', 'known', 'kept_later', 'kept_of_each', 'distance_later']
 # %% ../../nbs/core/mask_counts.ipynb #3fe26a18
 import torch
 
-from .later import Pending, counts, later
+from .later import Pending, count, counts, later
 from .masks import Masks
 from .shards import is_dtensor
 
@@ -36,9 +36,7 @@ def known(
 def kept_later(masks: Masks) -> int | Pending:  # The number, or one that is still on a device
     "Number of weights that are kept, without waiting for an accelerator"
     kept = known(masks)[0]
-    if kept is None and not any(map(is_dtensor, masks.values())):
-        return later(lambda *kept: sum(kept), *(m.count_nonzero() for m in masks.values()))
-    return masks.n_kept if kept is None else kept
+    return later(lambda *kept: sum(kept), *map(count, masks.values())) if kept is None else kept
 
 
 def kept_of_each(

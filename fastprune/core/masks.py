@@ -21,7 +21,7 @@ from .shards import Parts, is_dtensor, shard_like
 # %% ../../nbs/core/masks.ipynb #1a2d9f6e
 def nonzeros(t: torch.Tensor) -> int:  # The count; float8 works, too
     "How many elements of a tensor are not 0"
-    return int((t.float() if t.is_floating_point() and t.dtype.itemsize < 2 else t).count_nonzero())
+    return counts([t])[0]
 
 
 def _pair(a, b):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..core.checks import check_whole
 from .kernel import SparseConv, SparseLinear, looks_like
 from .semi_structured_layer import semi_structured_linear
 from .skinny import MOST_ROWS, SkinnyLinear
@@ -119,6 +120,8 @@ def layer_forms(
     rows: int | None = None,  # Rows of its inputs, for forms that are for a few alone; None if unknown
 ) -> tuple:  # Form -> module with 'dense' first, and form -> why there is none
     "All forms that a layer has"
+    if rows is not None:
+        check_whole('rows of inputs', 0, rows=rows)
     forms, why = {'dense': layer}, {}
     for form, make in FORMS.items():
         if FORM_DEVICES.get(form, layer.weight.device.type) != layer.weight.device.type:

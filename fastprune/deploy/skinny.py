@@ -6,15 +6,14 @@
 __all__ = ['LANES', 'STEPS', 'UNIT', 'MOST_ROWS', 'DTYPES', 'pack_skinny', 'skinny_missing', 'SkinnyLinear']
 
 # %% ../../nbs/deploy/skinny.ipynb #62b1b800
-import contextlib
-import functools
-import os
+import importlib
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..core.json_files import error_line
+from ..core.triton_programs import is_interpreted, on_device
 from .kernel import looks_like
 
 # %% ../../nbs/deploy/skinny.ipynb #2b072d5f
@@ -75,23 +74,15 @@ def pack_skinny(
     return dict(start=start.int(), base=base.to(small), offset=offset.to(kind), value=value)
 
 # %% ../../nbs/deploy/skinny.ipynb #47a83a9b
-def _interpreted():
-    "Does Triton run kernels on the CPU, as a test?"
-    return os.environ.get('TRITON_INTERPRET') == '1'
-
-
-@functools.cache
 def _kernel():
-    from fastprune.deploy import skinny_kernel
-
-    return skinny_kernel.skinny_product
+    return importlib.import_module('fastprune.deploy.skinny_kernel').skinny_product
 
 
 def skinny_missing(
     device: torch.device,  # Where a layer is
 ) -> str:  # The reason; empty if nothing is missing
     "Why the kernel can't run on a device"
-    if device.type != 'cuda' and not _interpreted():
+    if device.type != 'cuda' and not is_interpreted():
         return f"the skinny kernel runs on a GPU, and the layer is on the {device.type}"
     try:
         _kernel()
@@ -121,7 +112,7 @@ def _launch(packed, x, bias, rows, batch):
     sizes = dict(WIDTH=2 * UNIT if columns == 1 else min(UNIT, 1024 // columns), PARTS=2, UNIT=UNIT, STEPS=STEPS)
     flags = dict(HAS_BIAS=bias is not None, BATCH=columns, num_warps=warps)
     try:
-        with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
+        with on_device(x.device):
             _kernel()[(rows,)](*packed, x, out if bias is None else bias, out, rows, batch, **sizes, **flags)
     except Exception as e:  # Triton raises its own classes, and those of compilers and drivers
         raise RuntimeError(f"the skinny kernel failed: {error_line(e)}") from e
@@ -162,7 +153,7 @@ class SkinnyLinear(nn.Module):
         "Is the kernel for this input? The dense product is for all others"
         if x.dtype != self.value.dtype or x.dtype not in DTYPES or x.device != self.value.device:
             return False
-        if not (x.is_cuda or _interpreted()) or not x.ndim or x.shape[-1] != self.in_features:
+        if not (x.is_cuda or is_interpreted()) or not x.ndim or x.shape[-1] != self.in_features:
             return False
         if not 1 <= x.numel() // self.in_features <= MOST_ROWS or torch.is_autocast_enabled(x.device.type):
             return False

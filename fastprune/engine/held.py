@@ -6,6 +6,9 @@
 __all__ = []
 
 # %% ../../nbs/engine/held.ipynb #71377097
+import contextlib
+from collections.abc import Iterator
+
 from ..core.devices import is_host
 from ..core.later import Pending, later
 from ..core.mask_counts import kept_later, kept_of_each, know
@@ -17,14 +20,14 @@ class Held:
     "The masks that were held last, and the weights that have their zeros already"
 
     masks = None  # `Masks`
-    zeroed = ()  # names of weights that get their zeros before the next masks are held
+    zeroed = ()  # names of weights that get their zeros before masks are held
 
     def hold(
         self,
         masks: dict,  # Name -> mask
     ) -> float | Pending:  # Their sparsity, or one that is still on a device
         "Remember masks"
-        self.masks, self.zeroed = masks if isinstance(masks, Masks) else Masks(masks), ()
+        self.masks = masks if isinstance(masks, Masks) else Masks(masks)
         n = sum(m.numel() for m in masks.values())
         return later(lambda kept: (n - kept) / n if n else 0.0, kept_later(self.masks))
 
@@ -41,14 +44,19 @@ class Held:
             each = kept_of_each(masks)
             self.masks = know(masks, sum(each.values()), each)
 
+    @contextlib.contextmanager
     def zero_with_masks(
         self,
         weights: dict,  # Name -> parameter
         takes_zeroed: bool,  # Are the masks held as they are made?
-    ) -> None:
-        "Let the pass that makes the next masks write zeros, too, where that saves a pass over all weights"
+    ) -> Iterator[None]:
+        "In this context, the pass that makes masks writes zeros, too, where that saves a pass over all weights"
         plain = not any(is_host(p) or is_dtensor(p) for p in weights.values())
         self.zeroed = tuple(weights) if plain and takes_zeroed else ()
+        try:
+            yield
+        finally:
+            self.zeroed = ()
 
     def weights_to_zero(
         self,

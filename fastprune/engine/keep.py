@@ -20,8 +20,6 @@ from ..core.names import unwrap
 class MaskKeeper:
     "Stores the masks of a model in a plain loop"
 
-    takes_zeroed = True  # Are the masks held as they are, so that weights may be zero before?
-
     def __init__(
         self,
         model: nn.Module,  # The model to prune
@@ -29,6 +27,11 @@ class MaskKeeper:
         self.model = model
         self.masks = None  # `Masks`, or None while nothing is pruned
         self.origin = None  # criterion, scope and granularity that made the masks
+
+    @property
+    def takes_zeroed(self) -> bool:
+        "Does `hold` take `zeroed`, and the masks as they are? A class with another `hold` has to say so itself"
+        return type(self).hold is MaskKeeper.hold
 
     def hold(
         self,

@@ -78,7 +78,10 @@ def hold(
     origin: tuple | None = None,  # Criterion, scope and granularity that made them
 ) -> None:
     "Prune by these masks from now on"
-    self.keeper.hold(masks, origin, self.held.zeroed)
+    if self.held.zeroed:
+        self.keeper.hold(masks, origin, self.held.zeroed)
+    else:
+        self.keeper.hold(masks, origin)
     current, state = self.keeper.masks, self.state
     if any(current[n] is not m for n, m in masks.items()):  # in distributed training, those of the first process
         masks = {n: current[n] for n in masks}

@@ -239,6 +239,7 @@ def state_dict(
     masks: bool = True,  # Include the masks?
 ) -> dict:  # Numbers, lists, dicts and tensors
     "The state that a stopped training needs to resume"
+    self.checks.look(wait=True)
     read_numbers(self)
     method, state = self.method, self.state
     res = {**{k: getattr(method, k) for k in (*recorded, *lasting_types(method))}, **vars(state)}

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/engine/track.ipynb #5a5de76f
-from ..core.later import Pending, later, settle
+from ..core.later import Pending, count, later, settle
 from ..core.mask_counts import distance_later
 from ..core.masks import Masks
 from .state import State
@@ -26,7 +26,7 @@ def follow(
 ) -> None:
     "Count the weights that came back, and measure how far the masks moved"
     state.present = masks
-    back = [m.logical_and(state.ever[n]).count_nonzero() for n, m in masks.items()]
+    back = [count(m.logical_and(state.ever[n])) for n, m in masks.items()]
     state.n_recovered = later(lambda *counts: sum(counts), *back)
     for n, m in masks.items():
         state.ever[n].logical_or_(~m)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..core.foreach import copy_all
 from ..schedules.sparsity import cubic, one_shot
 from ..training.callback import SparseMethod
 
@@ -35,7 +36,7 @@ class DenseBehind(SparseMethod):
 
     def swap(self, weights: dict) -> None:
         "Put the dense weights into the model"
-        torch._foreach_copy_([p.data for p in weights.values()], [self.dense[n] for n in weights])
+        copy_all([p.data for p in weights.values()], [self.dense[n] for n in weights])
         self.is_swapped = True
 
     def show(self, weights: dict) -> None:
@@ -53,7 +54,7 @@ class DenseBehind(SparseMethod):
 
     def after_step(self, weights: dict) -> None:
         if self.is_swapped:
-            torch._foreach_copy_([self.dense[n] for n in weights], [p.detach() for p in weights.values()])
+            copy_all([self.dense[n] for n in weights], [p.detach() for p in weights.values()])
         super().after_step(weights)
         self.cancel_step(weights)
 

@@ -138,7 +138,7 @@ def test_sorting_selects_as_the_cpu_does(specs, dtypes, part, together, absolute
         assert_same_as_cpu(TorchSelection(), specs, dtypes, part, together, absolute, kept)
 
 
-few = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+few = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @few
@@ -213,9 +213,8 @@ def test_pruned_weights_become_plain_zeros(triton, selection, dtype, layout):
 @pytest.mark.parametrize(
     'dtype, layout',
     [
-        (torch.float32, 'plain'),
         (torch.float32, 'channels last'),
-        (torch.bfloat16, 'channels last'),
+        (torch.bfloat16, 'plain'),
         (torch.bfloat16, 'transposed'),
         (torch.float16, 'odd address'),
         ('mixed', 'channels last'),
@@ -502,7 +501,7 @@ def accelerator(request, monkeypatch):
 @pytest.mark.parametrize('granularity', GRAIN)
 @pytest.mark.parametrize('scope', SCOPES[:-1])
 def test_nothing_is_read(accelerator, scope, granularity):
-    for kept, absolute in product((None, 'masks', 'known'), (False, True)):
+    for kept, absolute in ((None, False), ('masks', True), ('known', False)):
         scores, keep = scores_and_keep(scope, kept)
         weights = {n: x.clone() for n, x in scores.items()}
         masks = compute_masks(scores, 0.45, scope, granularity, keep, absolute)

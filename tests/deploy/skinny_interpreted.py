@@ -122,10 +122,10 @@ def test_as_a_form(monkeypatch):
     monkeypatch.setattr('fastprune.deploy.timing.LayerTrial.best', lambda t: list(t.forms)[-1])
     monkeypatch.setattr(inference, '_choose', lambda *args: 'sparse')
     torch.manual_seed(0)
-    model = nn.Sequential(sparse_linear(64, 48, 0.9), nn.ReLU(), sparse_linear(48, 8, 0.9))
+    model = nn.Sequential(sparse_linear(64, 8, 0.8), nn.ReLU(), sparse_linear(8, 3, 0.5))
     for n, form in ((4, 'skinny'), (40, 'csr')):
         x = torch.randn(n, 64)
-        fast = inference.sparse_inference(model, x, seconds=0.01)
+        fast = inference.sparse_inference(model, x, min_sparsity=0.1, seconds=0.01)
         assert set(fast.inference_report.form[:-1]) == {form} and same(fast(x), model(x), torch.float32)
     layer = forms.layer_forms(model[0], rows=40)
     assert layer[1] == {'skinny': 'for at most 32 rows of inputs, the example has 40'}

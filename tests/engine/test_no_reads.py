@@ -1,6 +1,8 @@
 "A GPU is not waited for: in a step, in an update of the masks, and in all that a method does in between"
 
 import contextlib
+import copy
+import pickle
 
 import pytest
 import torch
@@ -10,9 +12,13 @@ from modes import forbid_reads
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from fastprune.all import SparsifyCallback, prunable_weights
+from fastprune.all import SparsifyCallback, linear, one_shot, prunable_weights
 from fastprune.core.devices import pretend
 from fastprune.core.later import Pending
+from fastprune.core.masks import Masks
+from fastprune.engine import hooks
+from fastprune.engine.keep import MaskKeeper
+from fastprune.engine.method import Method
 from fastprune.engine.sparsifier import Sparsifier
 from fastprune.methods.dense_until_end import HardEnd
 from fastprune.methods.moves import mean_momentum
@@ -21,7 +27,7 @@ from fastprune.methods.thresholds import falls_short
 # the last step of some methods asks whether thresholds have pruned enough, and measures the model. SNFS distributes
 # growth over tensors by their mean momentum
 READING = (falls_short, HardEnd.hard_step, mean_momentum)
-STEPS, EPOCH = 60, 20
+STEPS, EPOCH = 40, 20
 
 
 def network(normed=False):
@@ -105,6 +111,108 @@ def test_counts_are_known_beforehand():
     assert train(SparsifyCallback, True, scope='global')[3] == 0
     assert 0 < train(SparsifyCallback, True, scope='global', recover=False)[3] <= EPOCH
     assert train(SparsifyCallback, True, track=True)[3] > 0
+
+
+def step(pruner, model):
+    pruner.before_forward()
+    model(torch.randn(4, 1, 8, 8)).sum().backward()
+    pruner.step()
+
+
+def in_training(method=None, **kwargs):
+    "A model on an accelerator, and its training"
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    method = method or SparsifyCallback(0.8, interval=1, scope='global', recover=False, schedule=linear)
+    return model, Sparsifier(model, method, STEPS, optimizer, **kwargs)
+
+
+def test_numbers_that_wait_are_copied_and_pickled():
+    "A callback in the middle of a fit, too"
+    with pretend():
+        model, pruner = in_training()
+        for _ in range(3):
+            step(pruner, model)
+        reached = pruner.method.reached
+        assert isinstance(reached[-1], Pending)
+        for again in (copy.deepcopy(pruner.method), pickle.loads(pickle.dumps(pruner.method))):
+            assert again.engine is None and type(again.reached[-1]) is float and again.reached == reached
+        assert f'{reached[-1]:.4f}' == f'{pruner.sparsity:.4f}' and reached[-1]
+
+
+def test_no_state_of_a_training_that_has_diverged():
+    with pretend():
+        model, pruner = in_training()
+        model[6].weight.data[0, 0] = float('nan')
+        step(pruner, model)
+        with pytest.raises(ValueError, match='has NaN'):
+            pruner.state_dict()
+
+
+class Elsewhere(MaskKeeper):
+    "Another keeper: it knows nothing of weights that are zero already"
+
+    def hold(self, masks, origin=None):
+        super().hold({n: ~m for n, m in masks.items()}, origin)
+
+
+class FromOutside:
+    "Not a `MaskKeeper` at all"
+
+    def __init__(self, model):
+        self.inner = Elsewhere(model)
+
+    def hold(self, masks, origin=None):
+        self.inner.hold(masks, origin)
+
+    def __getattr__(self, name):
+        if name in ('inner', 'takes_zeroed'):
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+
+class Opposite(SparsifyCallback):
+    "Changes the masks"
+
+    def new_masks(self, scores, sparsity, present):
+        return Masks({n: ~m for n, m in super().new_masks(scores, sparsity, present).items()})
+
+
+def assert_zeros_are_where_masks_say(model, masks):
+    weights = dict(model.named_parameters())
+    assert masks and all(torch.equal(weights[n] != 0, m) for n, m in masks.items())
+
+
+@pytest.mark.parametrize('keeper', [MaskKeeper, Elsewhere, FromOutside])
+@pytest.mark.parametrize('make', [SparsifyCallback, Opposite])
+def test_zeros_come_only_with_masks_that_are_held(make, keeper):
+    "Not with masks that a method or a keeper changes"
+    with pretend():
+        model = network()
+        pruner = Sparsifier(model, make(0.8, interval=1, schedule=one_shot), STEPS, keeper=keeper(model))
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        pruner.after_step()
+    assert_zeros_are_where_masks_say(model, pruner.masks)
+    assert all(torch.equal(p[pruner.masks[n]], before[n][pruner.masks[n]]) for n, p in pruner.weights.items())
+
+
+def test_masks_of_an_update_that_fails_are_forgotten(monkeypatch):
+    "Masks that are held after it get their zeros"
+    with pretend():
+        model, pruner = in_training(Method(0.8, interval=1, schedule=one_shot))
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match='no masks'):
+            patch.setattr(pruner.method, 'scores', lambda weights: {n: p.detach() for n, p in weights.items()})
+            patch.setattr(hooks, 'compute_masks', raising(ValueError('no masks')))
+            pruner.after_step()
+        pruner.hold({n: torch.arange(p.numel()).view(p.shape) % 2 > 0 for n, p in pruner.weights.items()})
+    assert_zeros_are_where_masks_say(model, pruner.masks)
+
+
+def raising(error):
+    def f(*args, **kwargs):
+        raise error
+
+    return f
 
 
 class Guarded(Callback):
