@@ -54,7 +54,7 @@ def _zero(w, mask):
     if w.device.type != 'cpu' or not (w.is_contiguous() and mask.is_contiguous() and w.is_floating_point()):
         return w.masked_fill_(~mask, 0)
     bits, kept = w.view(-1).view(INTS[w.element_size()]), mask.view(-1).view(torch.int8)
-    buffer = torch.empty(min(PIECE, w.numel()), dtype=bits.dtype)
+    buffer = torch.empty(min(PIECE, w.numel()), dtype=bits.dtype, device='cpu')
     for a in range(0, w.numel(), PIECE):
         x = bits[a : a + PIECE]
         x.mul_(buffer[: x.numel()].copy_(kept[a : a + PIECE]))
@@ -92,7 +92,7 @@ class TorchSelection:
         xs = [x.detach().reshape(-1) for x in tensors]
         insides = [None] * len(xs) if keep is None else [m.reshape(-1) for m in keep]
         nan = [x.isnan() if m is None else x.isnan() & m for x, m in zip(xs, insides, strict=True)]
-        nan = torch.stack([o.any() for o in nan]) if nan else torch.zeros(0, dtype=torch.bool)
+        nan = torch.stack([o.any() for o in nan]) if nan else torch.zeros(0, dtype=torch.bool, device='cpu')
         if absolute:
             xs = [x.abs() for x in xs]
         if isinstance(ks, int):

@@ -103,7 +103,7 @@ def upload(
     device: torch.device,
 ) -> torch.Tensor:  # On the device
     "A tensor of numbers, copied to a device without waiting for its queue"
-    return send(torch.tensor(numbers, dtype=dtype), device)
+    return send(torch.tensor(numbers, dtype=dtype, device='cpu'), device)
 
 # %% ../../nbs/core/devices.ipynb #1225736d
 @contextlib.contextmanager

@@ -153,7 +153,7 @@ class Checks:
         "Copy flags to the CPU, without waiting for them"
         event = None
         if flags.is_cuda:
-            copy = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
+            copy = torch.empty(flags.shape, dtype=flags.dtype, device='cpu', pin_memory=True)
             flags, event = copy.copy_(flags, non_blocking=True), torch.cuda.Event()
             event.record()
         self.waiting.append((flags, event, error))
@@ -182,7 +182,8 @@ def check_flags(
 ) -> None:
     "Raise an error if a flag is True: at once, or later inside of `delayed_checks` if the flags are on an accelerator"
     if isinstance(flags, list):
-        flags = torch.stack([f.to(flags[0].device) for f in flags]) if flags else torch.zeros(0, dtype=torch.bool)
+        none = torch.zeros(0, dtype=torch.bool, device='cpu')
+        flags = torch.stack([f.to(flags[0].device) for f in flags]) if flags else none
     checks, change = _checks.get(), _change.get()
     if checks is None or is_host(flags):
         _raise(flags.tolist(), error)
