@@ -87,8 +87,8 @@ def test_gradients_come_back_to_a_model_that_has_moved(device, tmp_path):
     first, *rest = learn.model.parameters()
     first.grad = before = torch.ones_like(first)
     with undisturbed(learn):
-        learn.model.to(device)
         first.grad = None
+        learn.model.to(device)
     assert first.grad.device.type == device.type and equal(first.grad, before) and all(p.grad is None for p in rest)
 
 
