@@ -77,7 +77,13 @@ class MaskHooks:
             scores, present = self.scores(weights), run.present()
             if type(self).new_masks is MaskHooks.new_masks:
                 run.zero_with_masks()
-            run.hold(self.new_masks(scores, run.asked, present), run.asked, run.origin)
+            try:
+                masks = self.new_masks(scores, run.asked, present)
+            except KeyboardInterrupt:
+                if run.zeroed:  # weights may have their zeros already, and no masks that say so
+                    run.hold(Masks.from_zeros(weights), origin=run.origin)
+                raise
+            run.hold(masks, run.asked, run.origin)
 
 # %% ../../nbs/engine/hooks.ipynb #c998fe83
 class Hooks(MaskHooks):
