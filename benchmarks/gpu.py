@@ -77,6 +77,6 @@ if __name__ == '__main__':
     if a.stage in ('collect', 'summary'):
         {'collect': collect, 'summary': summary}[a.stage](a.out)
     else:
-        if a.device == 'cpu' and a.stage == 'tuning':
+        if a.device == 'cpu' and a.stage in ('tuning', 'skinny'):
             os.environ['TRITON_INTERPRET'] = '1'  # before anything imports triton
         raise SystemExit(stage(a.stage, a.device, a.small, a.out, a.limit))

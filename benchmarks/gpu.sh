@@ -28,7 +28,7 @@ say() {
 }
 
 # stage:limit in seconds, the most important first. Stages joined by + measure no time, and run side by side
-plan=${STAGES:-env:40 exact:75+syncs:75 updates:90 overhead:150 billion:40 tests:80+precision:80 deploy:70 recipes:60 tuning:150}
+plan=${STAGES:-env:40 exact:75+syncs:75 updates:90 overhead:150 billion:40 tests:80+precision:80 deploy:70 skinny:45 recipes:60 tuning:150}
 
 left() {
     echo $((deadline - (SECONDS - start)))

@@ -46,6 +46,7 @@ STAGES = {
     'billion': _billion,
     'tests': _of('suite', 'suite'),
     'deploy': _deploy,
+    'skinny': _of('skinny', 'skinny'),
     'recipes': _of('recipes', 'recipes'),
     'precision': _of('precision', 'precision'),
     'tuning': _of('tuning', 'tuning'),

@@ -1,6 +1,7 @@
 "Selection with other sizes of its kernels, and without a CUDA graph"
 
 import contextlib
+import sys
 from functools import partial
 
 import torch
@@ -12,7 +13,7 @@ from fastprune.all import prunable_weights
 NARROW = dict(
     DIGITS=((24, 8), (16, 8), (8, 8), (0, 8)), PASSES={torch.bfloat16: 2, torch.float16: 3, torch.float32: 4}, BINS=256
 )
-VARIANTS = {  # variant -> constants of `fastprune.core.selection_triton`, and BINS of `fastprune.core.radix`
+VARIANTS = {  # variant -> constants of the modules of `modules`
     'as it is': {},
     'no graph': dict(graph=False),
     'CHUNK 2^13': dict(CHUNK=2**13),
@@ -42,17 +43,29 @@ def constants(modules, values):
             setattr(m, k, v)
 
 
-def measure(modules, weights, values):
+def modules():
+    "The modules that have constants. Kernels are new, since they keep those that they are compiled with"
+    from fastprune.core import selection_triton, triton_programs, triton_search
+
+    sys.modules.pop('fastprune.core.radix', None)
+    return triton_programs.kernels(), triton_programs, triton_search, selection_triton
+
+
+def measure(weights, values):
     "(masks, projection, host time of masks), each a list of seconds, and the masks"
-    selection, rounds = modules[0].TritonSelection(), 7
-    tensors = list(weights.values())
+    import triton.language as tl
+
+    from fastprune.core.selection_triton import Search, TritonSelection
+
+    tensors, rounds, values = list(weights.values()), 7, dict(values)
     ks = [round(0.9 * w.numel()) for w in tensors]
-    values = dict(values)
-    record = values.pop('graph', True)
-    with constants(modules, values):
-        old = modules[0].Search._may_record
+    record, find_again = values.pop('graph', True), Search.find_again
+    if 'BINS' in values:
+        values['BINS'] = tl.constexpr(values['BINS'])
+    with constants(modules(), values):
+        selection = TritonSelection()
         if not record:
-            modules[0].Search._may_record = lambda self: False
+            Search.find_again = Search.find
         try:
             masks = partial(selection.lowest, tensors, ks, True)
             for _ in range(4):  # compiles, and records a graph
@@ -61,7 +74,8 @@ def measure(modules, weights, values):
             project()
             return [[timer(f) for _ in range(rounds)] for timer, f in _sides(masks, project)], kept
         finally:
-            modules[0].Search._may_record = old
+            Search.find_again = find_again
+            sys.modules.pop('fastprune.core.radix')
 
 
 def _sides(masks, project):
@@ -70,8 +84,6 @@ def _sides(masks, project):
 
 def tuning(run):
     check = run.checks('tuning')
-    from fastprune.core import radix, selection_triton
-
     rows = Rows('tuning', run.device, run.out)
     networks = {'small': None} if run.small else NETWORKS
     variants = {v: VARIANTS[v] for v in ('as it is', 'no graph')} if run.small else VARIANTS
@@ -84,7 +96,7 @@ def tuning(run):
             if run.left < 10:
                 return check(f'{variant}, {network}', 'no time is left')
             try:
-                times, kept = measure((selection_triton, radix), weights, values)
+                times, kept = measure(weights, values)
             except Exception as e:
                 check(f'{variant}, {network}', 'FAILED', f'{type(e).__name__}: {e}'[:300])
                 continue

@@ -12,10 +12,11 @@ import warnings
 
 import torch
 
-from .devices import is_host
+from .devices import is_host, runs_cuda
 from .files import INTS
 from .selection import PIECE, lowest
 from .selection_triton import TritonSelection
+from .triton_programs import has_memory
 
 # %% ../../nbs/core/backends.ipynb #8fd35c55
 class HostSelection:
@@ -54,7 +55,7 @@ def _zero(w, mask):
     if w.device.type != 'cpu' or not (w.is_contiguous() and mask.is_contiguous() and w.is_floating_point()):
         return w.masked_fill_(~mask, 0)
     bits, kept = w.view(-1).view(INTS[w.element_size()]), mask.view(-1).view(torch.int8)
-    buffer = torch.empty(min(PIECE, w.numel()), dtype=bits.dtype, device='cpu')
+    buffer = torch.empty(min(PIECE, w.numel()), dtype=bits.dtype, device=w.device)
     for a in range(0, w.numel(), PIECE):
         x = bits[a : a + PIECE]
         x.mul_(buffer[: x.numel()].copy_(kept[a : a + PIECE]))
@@ -63,7 +64,7 @@ def _zero(w, mask):
 def _below(x, k, inside):
     "Mask of the `k` lowest numbers of a flat tensor; what is not `inside` counts as the lowest"
     n = x.numel()
-    if not 0 < k < n and inside is None:
+    if not n or not 0 < k < n and inside is None:
         return torch.full_like(x, k > 0, dtype=torch.bool)
     if inside is not None:
         x = torch.where(inside, x, -math.inf)
@@ -75,6 +76,11 @@ def _below(x, k, inside):
     ties = k - outside - lower.sum()  # how many of the equal ones go: the first ones
     lower.logical_or_(equal.logical_and_(equal.cumsum(0) <= ties))
     return lower if inside is None else lower.logical_or_(~inside)
+
+
+def _flat(x):
+    "A flat tensor of a type that can be sorted"
+    return (x.detach().float() if x.element_size() < 2 else x.detach()).reshape(-1)
 
 
 class TorchSelection:
@@ -89,7 +95,7 @@ class TorchSelection:
         zeros: list | None = None,  # Weights that get zeros where they are pruned, of the shapes of `tensors`
     ) -> tuple:  # Bool masks, and a flat bool tensor: which of the tensors have NaN. These have no valid mask
         "Prune exactly the lowest scores, the earlier of equal ones"
-        xs = [x.detach().reshape(-1) for x in tensors]
+        xs = [_flat(x) for x in tensors]
         insides = [None] * len(xs) if keep is None else [m.reshape(-1) for m in keep]
         nan = [x.isnan() if m is None else x.isnan() & m for x, m in zip(xs, insides, strict=True)]
         nan = torch.stack([o.any() for o in nan]) if nan else torch.zeros(0, dtype=torch.bool, device='cpu')
@@ -128,7 +134,7 @@ class Fallback:
         **kwargs: object,
     ) -> tuple:  # As of `TorchSelection.lowest`
         "Prune exactly the lowest scores, the earlier of equal ones"
-        if all(x.dtype != torch.float64 for x in tensors):
+        if all(x.dtype != torch.float64 and has_memory(x) for x in tensors):
             return self._try('lowest', tensors, *args, **kwargs)
         return self.torch.lowest(tensors, *args, **kwargs)
 
@@ -164,9 +170,9 @@ def selection_for(
     "The selection of a device"
     if is_host(device):
         return _host
-    return _fallback if device.type == 'cuda' and _has_triton else _torch
+    return _fallback if runs_cuda(device) and _has_triton else _torch
 
-
+# %% ../../nbs/core/backends.ipynb #7f05a3c1
 def _by_device(tensors):
     "Device -> places of its tensors in the list"
     res = {}

@@ -14,6 +14,7 @@ from .devices import is_host
 from .granularity import check_granularity
 from .kept_units import has_nan, kept_units
 from .later import check_flags
+from .mask_counts import know, known
 from .masks import Masks, check_bool
 from .scopes import check_scope, lamp
 from .selection import NaNError
@@ -71,8 +72,9 @@ def check_nan(
 
 # %% ../../nbs/core/compute.ipynb #98f93490
 def _check_keep(keep, scores):
+    check_bool(keep, 'keep')
     for n, s in scores.items():
-        if n not in check_bool(keep, 'keep') or keep[n].shape != s.shape:
+        if n not in keep or keep[n].shape != s.shape:
             got = tuple(keep[n].shape) if n in keep else 'none'
             raise ValueError(f"keep[{n!r}]: needs a mask of shape {tuple(s.shape)}, got {got}")
         if is_dtensor(keep[n]) and not is_dtensor(s):
@@ -179,7 +181,7 @@ def compute_masks(
         masks = Masks({n: m.to(devices[n]) for n, m in masks.items()})
     if zeros and fused is None:
         masks.apply_(zeros)
-    return masks if parts is not None or counts is None else _know(masks, units, counts, keep, granularity)
+    return masks if counts is None else _know(masks, units, counts, keep, granularity)
 
 # %% ../../nbs/core/compute.ipynb #4dba7a85
 def _masks_of(units, kept, scores, keep):
@@ -223,18 +225,18 @@ def _zeros_of(zeros, scores):
 
 def _know(masks, units, counts, keep, granularity):
     "Note how many weights masks keep, if that follows from the numbers of pruned units"
-    before, before_each = (None, None) if keep is None else keep.known() if isinstance(keep, Masks) else (None, None)
+    before, before_each = (None, None) if keep is None else known(keep)
     if keep is not None and not granularity.single:
         return masks
     if isinstance(counts, int):
         n_units = sum(u.n_units for u in units)
         kept = sum(u.n_weights for u in units) - min(counts, n_units) * (units[0].size if units else 1)
         if keep is None:
-            return masks.know(kept)
-        return masks if before is None else masks.know(min(kept, before))
+            return know(masks, kept)
+        return masks if before is None else know(masks, min(kept, before))
     each = {u.names[0]: u.n_weights - min(k, u.n_units) * u.size for u, k in zip(units, counts, strict=True)}
     if keep is not None and before_each is None:
         return masks
     if keep is not None:
         each = {n: min(k, before_each[n]) for n, k in each.items()}
-    return masks.know(sum(each.values()), each)
+    return know(masks, sum(each.values()), each)

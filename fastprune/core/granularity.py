@@ -15,6 +15,43 @@ import torch
 
 from .units import Granularity, Units, as_out_in, from_out_in, out_in_shape, outputs_apart
 
+# %% ../../nbs/core/granularity.ipynb #e7d1e0f6
+class _SingleWeights(Units):
+    "The weights of one tensor, each a unit of its own"
+
+    def __init__(
+        self,
+        name: str,
+        scores: torch.Tensor,  # Of weights, or weights themselves
+        whole: tuple | None = None,  # Shape of the whole tensor, if this is a piece of it
+    ):
+        self.names, self.shapes = (name,), {name: scores.shape if whole is None else whole}
+        self.n_weights = self.n_units = scores.numel() if whole is None else math.prod(whole)
+        self.size, self.scores = 1, scores.detach()
+
+    def present(self, masks: dict) -> torch.Tensor:
+        return masks[self.names[0]].to(self.scores.device)
+
+    def masks(self, kept: torch.Tensor) -> dict:
+        return {self.names[0]: kept}
+
+
+class Weight(Granularity):
+    "Single weights"
+
+    names, single = ('weight',), True
+
+    def units(
+        self,
+        name: str,
+        scores: torch.Tensor,
+        layout: int | str,
+        keep: torch.Tensor | None = None,
+        absolute: bool = False,
+        whole: tuple | None = None,
+    ) -> Units:
+        return _SingleWeights(name, scores, whole)
+
 # %% ../../nbs/core/granularity.ipynb #fece45d1
 _conv = {'row': (-1,), 'column': (-2,), 'kernel': slice(2, None), 'filter': slice(1, None)}
 _linear = {'row': (1,), 'column': (0,)}
@@ -29,12 +66,6 @@ def _extent(shape, layout):
     if nd == 2:
         return _experts if isinstance(layout, str) else _linear
     return {k: v for k, v in _conv.items() if k != 'column' or nd > 3}
-
-
-class Weight(Granularity):
-    "Single weights"
-
-    names, single = ('weight',), True
 
 
 class Slice(Granularity):
@@ -84,7 +115,8 @@ class PatternUnits(Units):
             x = torch.where(is_pruned, 0, x)
         pruned = order[:, : self.m - self.n]
         self.pattern = torch.ones_like(x, dtype=torch.bool).scatter_(1, pruned, False)
-        return torch.where(self.pattern, 0, x).sum(1, dtype=dtype)
+        largest = x.gather(1, order[:, -1:])[:, 0].to(dtype)  # kept, so no part of the sum; NaN if there is one
+        return torch.where(largest.isnan(), largest, torch.where(self.pattern, 0, x).sum(1, dtype=dtype))
 
     def present(self, masks: dict) -> torch.Tensor:
         "Which groups are not pruned yet"

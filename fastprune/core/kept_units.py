@@ -27,7 +27,7 @@ def kept_units(
     keep: dict | None,  # Name -> earlier mask of weights
     absolute: bool,  # Rank |score|?
     parts: Parts | None,  # Pieces of this process, if tensors are spread over processes
-    zeros: dict | None = None,  # Name -> weight that gets zeros where it is pruned
+    zeros: dict | None = None,  # Name -> weight that gets zeros where it is pruned, if units are single weights
 ) -> tuple:  # A mask of the units of each group; how many are pruned, of each or of all in one order, None if unknown
     "Which units to keep. Raises `NaNError`"
     present = None if keep is None else [u.present(keep) for u in units]
@@ -74,8 +74,8 @@ def has_nan(
 
 def _selected(units, counts, absolute, present, zeros):
     "Masks of units, ranked on their devices. NaN there raises an error as soon as it is known"
-    fused = [zeros[u.names[0]] for u in units] if zeros and all(u.n_units == u.n_weights for u in units) else None
-    kept, flags = select([u.scores for u in units], counts, absolute, present, fused)
+    zeros = [zeros[u.names[0]] for u in units] if zeros else None
+    kept, flags = select([u.scores for u in units], counts, absolute, present, zeros)
     for places, nan in flags:
         names = [units[i].names for i in places]
         check_flags(nan, partial(_late_nan_error, names, all(u.n_units == u.n_weights for u in units)))
@@ -87,7 +87,9 @@ def _late_nan_error(names, single, places):
     name = names[places[0]][0]
     if single:
         return ValueError(has_nan(name))
-    return ValueError(f"the mean score of a unit of {name!r} is not a number: {_why}, or is there inf and -inf?")
+    return ValueError(
+        f"the mean score of a unit of {name!r} is not a number: there is NaN, or inf and -inf, among its scores"
+    )
 
 # %% ../../nbs/core/kept_units.ipynb #bdb7334e
 def _kept_globally(units, sparsity, present, absolute, parts, zeros):

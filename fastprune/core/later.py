@@ -14,7 +14,7 @@ from itertools import islice
 
 import torch
 
-from .devices import is_host
+from .devices import is_host, runs_cuda
 from .shards import is_dtensor
 
 # %% ../../nbs/core/later.ipynb #ddbc3cea
@@ -152,10 +152,11 @@ class Checks:
     ) -> None:
         "Copy flags to the CPU, without waiting for them"
         event = None
-        if flags.is_cuda:
-            copy = torch.empty(flags.shape, dtype=flags.dtype, device='cpu', pin_memory=True)
-            flags, event = copy.copy_(flags, non_blocking=True), torch.cuda.Event()
-            event.record()
+        if runs_cuda(flags.device):
+            copy, event = torch.empty(flags.shape, dtype=flags.dtype, device='cpu', pin_memory=True), torch.cuda.Event()
+            copy.copy_(flags, non_blocking=True)
+            event.record(torch.cuda.current_stream(flags.device))
+            flags = copy
         self.waiting.append((flags, event, error))
 
     def look(

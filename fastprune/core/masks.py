@@ -15,23 +15,13 @@ from fastcore.basics import patch
 
 from .backends import project
 from .files import load_tensors, pack_bits, save_state, unpack_bits
-from .later import Pending, later, read
+from .later import counts
 from .shards import Parts, is_dtensor, shard_like
 
 # %% ../../nbs/core/masks.ipynb #1a2d9f6e
 def nonzeros(t: torch.Tensor) -> int:  # The count; float8 works, too
     "How many elements of a tensor are not 0"
     return int((t.float() if t.is_floating_point() and t.dtype.itemsize < 2 else t).count_nonzero())
-
-
-def _count(mask):
-    "How many weights a mask keeps, as a tensor; of a DTensor, in all processes"
-    return mask.sum().full_tensor() if is_dtensor(mask) else mask.count_nonzero()
-
-
-def _n_kept(masks):
-    "How many weights each mask keeps"
-    return read([_count(m) for m in masks])
 
 
 def _pair(a, b):
@@ -68,7 +58,7 @@ def _from_packed(packed):
 class Masks(dict):
     "Name -> bool tensor of the weight's shape, True where it is kept"
 
-    _known = None  # kept weights, those of each tensor, and the tensors with their versions at that time
+    noted = None  # what `fastprune.core.mask_counts.know` has noted
 
     def __eq__(self, other):
         "Same names and same tensors"
@@ -97,31 +87,15 @@ class Masks(dict):
                 line('Masks', self.n_kept, sum(m.numel() for m in self.values())),
                 *[
                     line(f"  {n} {'x'.join(map(str, m.shape))}", kept, m.numel())
-                    for (n, m), kept in zip(self.items(), _n_kept(self.values()), strict=True)
+                    for (n, m), kept in zip(self.items(), counts(list(self.values())), strict=True)
                 ],
             ]
         )
 
-    @property
-    def density(self) -> float:  # Fraction of weights that are kept
-        "Kept weights over all weights"
-        return 1 - self.sparsity
-
-    @property
-    def sparsity(self) -> float:  # Fraction of weights that are pruned
-        "Pruned weights over all weights"
-        n = sum(m.numel() for m in self.values())
-        return (n - self.n_kept) / n if n else 0.0
-
-    @property
-    def n_kept(self) -> int:  # Number of weights that are kept
-        "Number of weights that are kept"
-        return sum(_n_kept(self.values()))
-
     def copy(self) -> 'Masks':
         "Another dict of the same tensors"
         res = type(self)(self)
-        res._known = self._known
+        res.noted = self.noted
         return res
 
     __copy__ = copy
@@ -132,6 +106,25 @@ class Masks(dict):
 
     def __reduce_ex__(self, protocol):
         return _from_packed, ({n: _packed(m) for n, m in self.items()},)  # one bit per weight in a pickle, too
+
+# %% ../../nbs/core/masks.ipynb #c7d1e0f5
+@patch(as_prop=True)
+def density(self: Masks) -> float:  # Fraction of weights that are kept
+    "Kept weights over all weights"
+    return 1 - self.sparsity
+
+
+@patch(as_prop=True)
+def sparsity(self: Masks) -> float:  # Fraction of weights that are pruned
+    "Pruned weights over all weights"
+    n = sum(m.numel() for m in self.values())
+    return (n - self.n_kept) / n if n else 0.0
+
+
+@patch(as_prop=True)
+def n_kept(self: Masks) -> int:  # Number of weights that are kept
+    "Number of weights that are kept"
+    return sum(counts(list(self.values())))
 
 # %% ../../nbs/core/masks.ipynb #4b8ff86f
 @patch
@@ -177,60 +170,14 @@ def jaccard(
     other: dict,  # Masks of the same weights
 ) -> float:  # Distance in [0,1]: 0 if both keep the same, 1 if they have nothing in common
     "1 - |A and B| / |A or B| of the kept sets (mask distance of Srinivas et al. 2022, table 5)"
-    return float(self.distance_later(other))
-
-
-@patch
-def distance_later(
-    self: Masks,
-    other: dict,  # Masks of the same weights
-) -> float | Pending:  # The number, or one that is still on a device
-    "As `jaccard`, without waiting for an accelerator"
     if self.keys() != other.keys():
         raise ValueError(f"masks of other weights: {sorted(self.keys() ^ other.keys())[0]!r} is in only one of them")
     self.check(other)
-    pairs = [_pair(m, other[n].to(m.device)) for n, m in self.items()]
-    both, either = ([_count(f(*pair)) for pair in pairs] for f in (torch.logical_and, torch.logical_or))
-    n = len(pairs)
-    return later(lambda *c: 1 - sum(c[:n]) / sum(c[n:]) if any(c[n:]) else 0.0, *both, *either)
-
-# %% ../../nbs/core/masks.ipynb #35470611
-@patch
-def know(
-    self: Masks,
-    kept: int,  # Number of weights that the masks keep
-    each: dict | None = None,  # Name -> number of weights that each mask keeps, if it is known
-) -> Masks:  # self
-    "Note how many weights are kept"
-    if not any(m.is_inference() or is_dtensor(m) for m in self.values()):
-        self._known = kept, each, {n: (m, m._version) for n, m in self.items()}
-    return self
-
-
-@patch
-def known(
-    self: Masks,
-) -> tuple:  # Number of weights that are kept, and those of each mask by name; None where it is not known
-    "How many weights are kept, if that is known and no mask has changed since"
-    kept, each, versions = self._known or (None, None, {})
-    same = lambda n, m: n in versions and versions[n][0] is m and versions[n][1] == m._version
-    return (kept, each) if len(versions) == len(self) and all(same(n, m) for n, m in self.items()) else (None, None)
-
-
-@patch
-def kept_later(self: Masks) -> int | Pending:  # The number, or one that is still on a device
-    "Number of weights that are kept, without waiting for an accelerator"
-    kept = self.known()[0]
-    if kept is None and not any(map(is_dtensor, self.values())):
-        return later(lambda *counts: sum(counts), *(m.count_nonzero() for m in self.values()))
-    return self.n_kept if kept is None else kept
-
-
-@patch
-def kept_of_each(self: Masks) -> dict:  # Name -> number of weights that are kept
-    "Number of weights that each mask keeps; an accelerator is waited for once, if it is not known"
-    each = self.known()[1]
-    return dict(zip(self, _n_kept(self.values()), strict=True)) if each is None else dict(each)
+    both, either = (
+        sum(counts([f(*_pair(m, other[n].to(m.device))) for n, m in self.items()]))
+        for f in (torch.logical_and, torch.logical_or)
+    )
+    return 1 - both / either if either else 0.0
 
 # %% ../../nbs/core/masks.ipynb #c5b14ea6
 @patch

@@ -10,13 +10,25 @@ import triton
 import triton.language as tl
 
 # %% ../../nbs/core/radix.ipynb #85f3202a
-COLUMNS = 7  # of the table: address, size, set, address of `keep`, place of the mask, and the two sizes of `_place`
-BINS = 64  # values of the widest digit
+COLUMNS = tl.constexpr(7)  # address, size, set, address of `keep`, place of the mask, and the two sizes of `_place`
+BINS = tl.constexpr(64)  # values of the widest digit
 
 
 @triton.jit
-def _column(table, t, i, COLUMNS: tl.constexpr):
+def _column(table, t, i):
     return tl.load(table + t * COLUMNS + i)
+
+
+@triton.jit
+def _part(table, tensors, starts, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
+    "What a program works on: the tensor, its first number there, and how many numbers"
+    b = tl.program_id(0)
+    t = tl.load(tensors + b).to(tl.int64)
+    start = tl.load(starts + b)
+    left = tl.minimum(_column(table, t, 1) - start, CHUNK).to(tl.int32)
+    if ALIGNED:
+        left = tl.multiple_of(left, 16)
+    return t, start, left
 
 
 @triton.jit
@@ -38,14 +50,7 @@ def _place(j, start, inner, outer, TURNED: tl.constexpr):
     else:
         return j
 
-
-@triton.jit
-def _left(n, start, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
-    "How many numbers a program has"
-    left = tl.minimum(n - start, CHUNK).to(tl.int32)
-    return tl.multiple_of(left, 16) if ALIGNED else left
-
-
+# %% ../../nbs/core/radix.ipynb #b5a0c7d4
 @triton.jit
 def _keys(x, ABSOLUTE: tl.constexpr):
     "Unsigned whole numbers in the order of floats, and which of the floats are NaN"
@@ -60,7 +65,7 @@ def _keys(x, ABSOLUTE: tl.constexpr):
 
 
 @triton.jit
-def _digit(counts, rank, BINS: tl.constexpr):
+def _digit(counts, rank):
     "The value of the digit of the `rank`-th key, and how many keys have lower ones"
     h = tl.load(counts + tl.arange(0, BINS))
     below = tl.cumsum(h, 0) < rank
@@ -68,7 +73,7 @@ def _digit(counts, rank, BINS: tl.constexpr):
 
 
 @triton.jit
-def _next(state, counts, s, extra, WIDTH: tl.constexpr, FIRST: tl.constexpr, BINS: tl.constexpr):
+def _next(state, counts, s, extra, WIDTH: tl.constexpr, FIRST: tl.constexpr):
     """The digits of the k-th key of set `s` so far, and its rank among the keys that begin with them. `state` and
     `counts` are those of the last pass, `extra` is k without the size of the set"""
     if FIRST:
@@ -77,53 +82,46 @@ def _next(state, counts, s, extra, WIDTH: tl.constexpr, FIRST: tl.constexpr, BIN
     else:
         prefix = tl.load(state + 2 * s)
         rank = tl.load(state + 2 * s + 1)
-    digit, less = _digit(counts + s * BINS, rank, BINS)
+    digit, less = _digit(counts + s * BINS, rank)
     return (prefix << WIDTH) | digit, rank - less
 
 # %% ../../nbs/core/radix.ipynb #1cd9394a
 @triton.jit
 def count_digits(
-    like,  # Any tensor of the scores' type
-    table,
-    tensors,  # Of each program
-    starts,  # Of each program
-    extras,  # k without the size, of each set
-    last_state,  # Prefix and rank of each set, after the pass before the last one
-    state,  # The same after the last pass; written here
-    last_counts,  # Counts of the last pass, [sets, BINS]
-    counts,  # Counts of this pass; written here
-    nan,  # Flag of each tensor; written in the first pass
-    own,  # Counts of each program; written in the last pass
-    PASS: tl.constexpr,
-    SHIFT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    LAST_WIDTH: tl.constexpr,
-    IS_LAST: tl.constexpr,
-    ABSOLUTE: tl.constexpr,
-    KEEP: tl.constexpr,
-    TURNED: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BINS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr,
+    like: tl.tensor,  # Any tensor of the scores' type
+    table: tl.tensor,  # [tensors, COLUMNS]
+    tensors: tl.tensor,  # Of each program
+    starts: tl.tensor,  # Of each program
+    extras: tl.tensor,  # k without the size, of each set
+    last_state: tl.tensor,  # Prefix and rank of each set, after the pass before the last one
+    state: tl.tensor,  # The same after the last pass; written here
+    last_counts: tl.tensor,  # Counts of the last pass, [sets, BINS]
+    counts: tl.tensor,  # Counts of this pass; written here
+    nan: tl.tensor,  # Flag of each tensor; written in the first pass
+    own: tl.tensor,  # Counts of each program, [programs, BINS]; written in the last pass
+    PASS: tl.constexpr,  # 0, 1, ...
+    SHIFT: tl.constexpr,  # Lowest bit of the digit
+    WIDTH: tl.constexpr,  # Its bits
+    LAST_WIDTH: tl.constexpr,  # Bits of the digit before it
+    IS_LAST: tl.constexpr,  # Is this the last pass?
+    ABSOLUTE: tl.constexpr,  # Rank absolute values?
+    KEEP: tl.constexpr,  # Are there earlier masks?
+    TURNED: tl.constexpr,  # Is any tensor in channels-last format?
+    ALIGNED: tl.constexpr,  # Are all addresses and sizes multiples of 16?
+    CHUNK: tl.constexpr,  # Numbers of a program
+    BLOCK: tl.constexpr,  # Numbers that it reads at once
 ) -> None:
     "Count the values of a digit among the keys that begin with the digits found so far"
-    b = tl.program_id(0)
-    t = tl.load(tensors + b).to(tl.int64)
-    n, s = _column(table, t, 1, COLUMNS), _column(table, t, 2, COLUMNS)
-    inner, outer = _column(table, t, 5, COLUMNS), _column(table, t, 6, COLUMNS)
-    start = tl.load(starts + b)
-    left = _left(n, start, CHUNK, ALIGNED)
-    x = _base(_column(table, t, 0, COLUMNS).to(like.dtype), start, TURNED, ALIGNED)
-    keep = _base(_column(table, t, 3, COLUMNS).to(tl.pointer_type(tl.int8)), start, False, ALIGNED)
+    t, start, left = _part(table, tensors, starts, CHUNK, ALIGNED)
+    s, inner, outer = _column(table, t, 2), _column(table, t, 5), _column(table, t, 6)
+    x = _base(_column(table, t, 0).to(like.dtype), start, TURNED, ALIGNED)
+    keep = _base(_column(table, t, 3).to(tl.pointer_type(tl.int8)), start, False, ALIGNED)
     if PASS > 0:
-        prefix, rank = _next(last_state, last_counts, s, tl.load(extras + s), LAST_WIDTH, PASS == 1, BINS)
+        prefix, rank = _next(last_state, last_counts, s, tl.load(extras + s), LAST_WIDTH, PASS == 1)
         tl.store(state + 2 * s, prefix)
         tl.store(state + 2 * s + 1, rank)
         prefix = prefix.to(tl.uint32)
-    h = tl.zeros([BINS], tl.int32)
-    any_nan = tl.zeros([BLOCK], tl.int32)
+    h, any_nan = tl.zeros([BINS], tl.int32), tl.zeros([BLOCK], tl.int32)
     for a in range(0, CHUNK, BLOCK):
         j = a + tl.arange(0, BLOCK)
         inside = j < left
@@ -135,33 +133,31 @@ def count_digits(
             any_nan = any_nan | (is_nan & inside).to(tl.int32)
         else:
             inside = inside & ((key >> (SHIFT + WIDTH)) == prefix)
-        digit = ((key >> SHIFT) & ((1 << WIDTH) - 1)).to(tl.int32)
-        h += tl.histogram(digit, BINS, mask=inside)
+        h += tl.histogram(((key >> SHIFT) & ((1 << WIDTH) - 1)).to(tl.int32), BINS, mask=inside)
     bins = tl.arange(0, BINS)
     tl.atomic_add(counts + s * BINS + bins, h.to(tl.int64), mask=h > 0, sem='relaxed')
     if IS_LAST:
-        tl.store(own + b.to(tl.int64) * BINS + bins, h)
+        tl.store(own + tl.program_id(0).to(tl.int64) * BINS + bins, h)
     if PASS == 0:
         tl.store(nan + t, 1, mask=tl.max(any_nan, 0) > 0)
 
 # %% ../../nbs/core/radix.ipynb #da7ceded
 @triton.jit
 def count_ties(
-    extras,  # k without the size, of each set
-    last_state,  # As for `count_digits`
-    last_counts,
-    state,  # The k-th key and the number of equal ones to prune; written here
-    own,  # Counts of each program in the last pass
-    before,  # Equal scores before each program; written here
-    firsts,  # First program of each set, and the end
-    LAST_WIDTH: tl.constexpr,
-    ONE_PASS: tl.constexpr,
-    BINS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    extras: tl.tensor,  # k without the size, of each set
+    last_state: tl.tensor,  # As for `count_digits`
+    last_counts: tl.tensor,  # As for `count_digits`
+    state: tl.tensor,  # The k-th key and the number of equal ones to prune; written here
+    own: tl.tensor,  # Counts of each program in the last pass
+    before: tl.tensor,  # Equal scores of the set before each program's part; written here
+    firsts: tl.tensor,  # First program of each set, and the end
+    LAST_WIDTH: tl.constexpr,  # Bits of the last digit
+    ONE_PASS: tl.constexpr,  # Was there only one digit?
+    BLOCK: tl.constexpr,  # Programs that are counted at once
 ) -> None:
     "Count the scores of a set that equal its k-th, before each program's part"
     s = tl.program_id(0).to(tl.int64)
-    key, rank = _next(last_state, last_counts, s, tl.load(extras + s), LAST_WIDTH, ONE_PASS, BINS)
+    key, rank = _next(last_state, last_counts, s, tl.load(extras + s), LAST_WIDTH, ONE_PASS)
     tl.store(state + 2 * s, key)
     tl.store(state + 2 * s + 1, rank)
     digit = key & ((1 << LAST_WIDTH) - 1)
@@ -176,42 +172,37 @@ def count_ties(
 # %% ../../nbs/core/radix.ipynb #b6556c9e
 @triton.jit
 def write_masks(
-    like,  # Any tensor of the scores' type
-    words,  # Any tensor of whole numbers, as wide as the weights that get zeros
-    table,
-    tensors,
-    starts,
-    state,  # From `count_ties`
-    before,
-    own,
-    masks,  # Memory of all masks; written here
-    zeros,  # Addresses of the weights that get zeros
+    like: tl.tensor,  # Any tensor of the scores' type
+    words: tl.tensor,  # Any tensor of whole numbers, as wide as the weights that get zeros
+    table: tl.tensor,  # [tensors, COLUMNS]
+    tensors: tl.tensor,  # Of each program
+    starts: tl.tensor,  # Of each program
+    state: tl.tensor,  # From `count_ties`
+    before: tl.tensor,  # From `count_ties`
+    own: tl.tensor,  # From `count_digits`
+    masks: tl.tensor,  # Memory of all masks; written here
+    zeros: tl.tensor,  # Addresses of the weights that get zeros, if there are any
     MORE: tl.constexpr,  # Low bits of a key that no pass has counted, since the type has none there
-    LAST_WIDTH: tl.constexpr,
+    LAST_WIDTH: tl.constexpr,  # Bits of the last digit
+    ZERO: tl.constexpr,  # Are there weights that get zeros?
     ABSOLUTE: tl.constexpr,
     KEEP: tl.constexpr,
-    ZERO: tl.constexpr,
     TURNED: tl.constexpr,
     ALIGNED: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BINS: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     "Write the mask of a program's part, from the k-th key of its set"
+    t, start, left = _part(table, tensors, starts, CHUNK, ALIGNED)
+    s, inner, outer = _column(table, t, 2), _column(table, t, 5), _column(table, t, 6)
+    x = _base(_column(table, t, 0).to(like.dtype), start, TURNED, ALIGNED)
+    keep = _base(_column(table, t, 3).to(tl.pointer_type(tl.int8)), start, False, ALIGNED)
+    mask = _base(masks + _column(table, t, 4), start, False, ALIGNED)
+    if ZERO:
+        w = _base(tl.load(zeros + t).to(words.dtype), start, TURNED, ALIGNED)
     b = tl.program_id(0).to(tl.int64)
-    t = tl.load(tensors + b).to(tl.int64)
-    n, s = _column(table, t, 1, COLUMNS), _column(table, t, 2, COLUMNS)
-    inner, outer = _column(table, t, 5, COLUMNS), _column(table, t, 6, COLUMNS)
-    start = tl.load(starts + b)
-    left = _left(n, start, CHUNK, ALIGNED)
-    x = _base(_column(table, t, 0, COLUMNS).to(like.dtype), start, TURNED, ALIGNED)
-    w = _base(tl.load(zeros + t).to(words.dtype), start, TURNED, ALIGNED)
-    keep = _base(_column(table, t, 3, COLUMNS).to(tl.pointer_type(tl.int8)), start, False, ALIGNED)
-    mask = _base(masks + _column(table, t, 4, COLUMNS), start, False, ALIGNED)
-    prefix, rank = tl.load(state + 2 * s), tl.load(state + 2 * s + 1)
+    prefix, rank, seen = tl.load(state + 2 * s), tl.load(state + 2 * s + 1), tl.load(before + b)
     key = prefix.to(tl.uint32)
-    seen = tl.load(before + b)
     equal = tl.load(own + b * BINS + (prefix & ((1 << LAST_WIDTH) - 1))).to(tl.int64)
     split = (seen < rank) & (rank < seen + equal)  # does the last pruned tie lie in this part?
     ties_go = (rank >= seen + equal) & (equal > 0)
@@ -224,11 +215,10 @@ def write_masks(
         counts = inside
         if KEEP:
             counts = inside & (tl.load(keep + j, mask=inside, other=0) != 0)
-        tie = (v == key) & counts
         tie_kept = (v == key) & (ties_go == 0)
         if split:
-            at = seen + tl.cumsum(tie.to(tl.int32), 0).to(tl.int64)
-            tie_kept = tie & (at > rank)
+            tie = (v == key) & counts
+            tie_kept = tie & (seen + tl.cumsum(tie.to(tl.int32), 0).to(tl.int64) > rank)
             seen += tl.sum(tie.to(tl.int64), 0)
         kept = ((v > key) | tie_kept) & counts
         tl.store(mask + j, kept.to(tl.int8), mask=inside)
@@ -238,25 +228,21 @@ def write_masks(
 # %% ../../nbs/core/radix.ipynb #9e211d40
 @triton.jit
 def write_zeros(
-    words,  # Any tensor of whole numbers, as wide as the weights
-    masks,  # The first mask; the others are found by their distance from it
-    table,
-    tensors,
-    starts,
+    words: tl.tensor,  # Any tensor of whole numbers, as wide as the weights
+    masks: tl.tensor,  # The first mask; the others are found by their distance from it
+    table: tl.tensor,  # [tensors, COLUMNS]
+    tensors: tl.tensor,  # Of each program
+    starts: tl.tensor,  # Of each program
     TURNED: tl.constexpr,
     ALIGNED: tl.constexpr,
-    COLUMNS: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     "Set weights to zero where masks are False"
-    b = tl.program_id(0)
-    t = tl.load(tensors + b).to(tl.int64)
-    n, inner, outer = _column(table, t, 1, COLUMNS), _column(table, t, 5, COLUMNS), _column(table, t, 6, COLUMNS)
-    start = tl.load(starts + b)
-    left = _left(n, start, CHUNK, ALIGNED)
-    w = _base(_column(table, t, 0, COLUMNS).to(words.dtype), start, TURNED, ALIGNED)
-    mask = _base(masks + _column(table, t, 4, COLUMNS), start, False, ALIGNED)
+    t, start, left = _part(table, tensors, starts, CHUNK, ALIGNED)
+    inner, outer = _column(table, t, 5), _column(table, t, 6)
+    w = _base(_column(table, t, 0).to(words.dtype), start, TURNED, ALIGNED)
+    mask = _base(masks + _column(table, t, 4), start, False, ALIGNED)
     for a in range(0, CHUNK, BLOCK):
         j = a + tl.arange(0, BLOCK)
         inside = j < left

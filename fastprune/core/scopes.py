@@ -86,6 +86,6 @@ def lamp(
         order = x.argsort(stable=True)
         ranked = x[order]
         rest = ranked.flip(0).cumsum(0).flip(0)
-        return torch.empty_like(x).scatter_(0, order, torch.where(rest > 0, ranked / rest, 0.0)).view(s.shape)
+        return torch.empty_like(x).scatter_(0, order, torch.where(rest == 0, 0.0, ranked / rest)).view(s.shape)
 
     return {n: one(s) for n, s in scores.items()}

@@ -7,6 +7,7 @@ __all__ = ['Hooks']
 
 # %% ../../nbs/engine/hooks.ipynb #16b54022
 from ..core.compute import compute_masks
+from ..core.masks import Masks
 from ..criteria.gradients import has_gradients
 from ..criteria.ranking import hold_rows, ranked
 from ..criteria.weights import magnitude
@@ -67,7 +68,7 @@ class MaskHooks:
         if not isinstance(scores, Scores):
             scores = hold_rows(scores, run.model)
         target, keep = run.of_scope(sparsity), None if self.recover else present
-        absolute, zeros = getattr(scores, 'absolute', False), run.weights_to_zero(scores)
+        absolute, zeros = getattr(scores, 'absolute', False), run.held.weights_to_zero(run.weights, scores)
         return compute_masks(scores, target, self.scope, self.granularity, keep, absolute, run.layouts, zeros=zeros)
 
     def update_masks(self, weights: dict) -> None:
@@ -76,11 +77,11 @@ class MaskHooks:
         if run.is_due():
             scores, present = self.scores(weights), run.present()
             if type(self).new_masks is MaskHooks.new_masks:
-                run.zero_with_masks()
+                run.held.zero_with_masks(run.weights, run.keeper.takes_zeroed)
             try:
                 masks = self.new_masks(scores, run.asked, present)
             except KeyboardInterrupt:
-                if run.zeroed:  # weights may have their zeros already, and no masks that say so
+                if run.held.zeroed:  # weights may have their zeros already, and no masks that say so
                     run.hold(Masks.from_zeros(weights), origin=run.origin)
                 raise
             run.hold(masks, run.asked, run.origin)

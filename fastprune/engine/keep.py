@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..core.devices import is_host
+from ..core.mask_counts import kept_of_each
 from ..core.masks import Masks
 from ..core.names import unwrap
 
@@ -80,4 +81,4 @@ def sparsities(
     most = math.nextafter(1.0, 0.0)
     if scope != 'local':
         return dict.fromkeys(masks, min(most, masks.sparsity))
-    return {n: min(most, 1 - kept / masks[n].numel()) for n, kept in masks.kept_of_each().items()}
+    return {n: min(most, 1 - kept / masks[n].numel()) for n, kept in kept_of_each(masks).items()}

@@ -12,13 +12,12 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core.checks import check_whole
-from ..core.devices import is_host
 from ..core.granularity import check_granularity
-from ..core.later import Pending, later
+from ..core.later import Pending
 from ..core.layouts import transposed_groups
 from ..core.masks import Masks
 from ..core.protocol import asks_for
-from ..core.shards import is_dtensor
+from .held import Held
 from .keep import MaskKeeper, present_masks
 from .method import Method
 from .optimizers import TorchOptimizer
@@ -33,8 +32,6 @@ class Run:
     t = 0  # the current step, from 0
     epoch = 0  # the current epoch, from 0
     asked = None  # the sparsity to reach after this step, by name
-    held = None  # the masks that were held last
-    zeroed = ()  # names of weights that have their zeros before the masks are held
 
     def __init__(
         self,
@@ -54,7 +51,7 @@ class Run:
         self.first_step = self.t = first_step
         self.epoch = first_step // self.steps_per_epoch
         self.keeper, self.given = keeper or MaskKeeper(model), given or {}
-        self.evaluate = evaluate or dict
+        self.evaluate, self.held = evaluate or dict, Held()
         self.origin = method.criterion, method.scope, method.granularity
         self.weights, self.target = method.targets(model, self.given.get('learn'))
         self.layouts, self.size = transposed_groups(model), sum(p.numel() for p in self.weights.values())
@@ -64,22 +61,13 @@ class Run:
 def masks(self: Run) -> Masks | None:
     "The masks of the weights to prune; None before the first masks"
     masks = self.keeper.masks
-    return masks and self._as_held(Masks({n: masks[n] for n in self.weights if n in masks}))
+    return masks and self.held.recognise(Masks({n: masks[n] for n in self.weights if n in masks}))
 
 
 @patch
 def present(self: Run) -> Masks:
     "The current masks; zeros of a model without masks count as pruned"
-    return self._as_held(present_masks(self.keeper.masks, self.weights))
-
-
-@patch
-def _as_held(self: Run, masks):
-    "Masks with their count, if they are those that were held last"
-    held = self.held
-    if held is not None and masks.keys() == held.keys() and all(masks[n] is m for n, m in held.items()):
-        return held.copy()
-    return masks
+    return self.held.recognise(present_masks(self.keeper.masks, self.weights))
 
 
 @patch
@@ -90,44 +78,14 @@ def hold(
     origin: tuple | None = None,  # Criterion, scope and granularity that made them
 ) -> None:
     "Prune by these masks from now on"
-    self.keeper.hold(masks, origin, self.zeroed)
-    current, state, self.zeroed = self.keeper.masks, self.state, ()
+    self.keeper.hold(masks, origin, self.held.zeroed)
+    current, state = self.keeper.masks, self.state
     if any(current[n] is not m for n, m in masks.items()):  # in distributed training, those of the first process
         masks = {n: current[n] for n in masks}
-    self.held = masks = masks if isinstance(masks, Masks) else Masks(masks)
-    n = sum(m.numel() for m in masks.values())
-    state.counts = asked and self.count(asked)
-    state.sparsity_reached = later(lambda kept: (n - kept) / n if n else 0.0, masks.kept_later())
+    state.counts, state.sparsity_reached = asked and self.count(asked), self.held.hold(masks)
     state.last_weights = self.copies('previous')
     if self.method.track:
-        follow(self.state, masks)
-
-
-@patch
-def count_masks(self: Run) -> None:
-    "Count what the current masks keep, so that later steps know it; an accelerator is waited for once"
-    if masks := self.masks:
-        each = masks.kept_of_each()
-        self.held = masks.know(sum(each.values()), each)
-
-
-@patch
-def zero_with_masks(self: Run) -> None:
-    """Let the pass that makes the next masks also set pruned weights to zero. This saves a pass over all weights on an
-    accelerator"""
-    plain = not any(is_host(p) or is_dtensor(p) for p in self.weights.values())
-    self.zeroed = tuple(self.weights) if plain and self.keeper.takes_zeroed else ()
-
-
-@patch
-def weights_to_zero(
-    self: Run,
-    scores: dict,  # Name -> score
-) -> dict | None:  # Name -> weight, None for none
-    "The weights that get their zeros together with the masks"
-    if any(name not in scores or scores[name].device != self.weights[name].device for name in self.zeroed):
-        self.zeroed = ()
-    return self.weights if self.zeroed else None
+        follow(self.state, self.held.masks)
 
 
 @patch
@@ -179,6 +137,14 @@ def count(self: Run, sparsity: dict) -> int | dict:
     units = check_granularity(self.method.granularity).counts(self.weights, self.layouts)
     return {n: round(s * units[n]) for n, s in sparsity.items()}
 
+# %% ../../nbs/engine/run.ipynb #b7d1e0f3
+def _has_pruned(state):
+    "Is any weight pruned? A sparsity that is still on a device follows from the counts that it was made for"
+    reached, counts = state.sparsity_reached, state.counts
+    if isinstance(reached, Pending):
+        return any(counts.values()) if isinstance(counts, dict) else bool(counts)
+    return reached > 0
+
 
 @patch
 def is_due(self: Run) -> bool:
@@ -186,16 +152,7 @@ def is_due(self: Run) -> bool:
     state = self.state
     if not self.plan.is_due(self.t, state.last_step):
         return False
-    return self.count(self.asked) != state.counts or self.method.refresh and self._has_pruned()
-
-
-@patch
-def _has_pruned(self: Run):
-    "Is any weight pruned? A sparsity that is still on a device follows from the counts that it was made for"
-    reached, counts = self.state.sparsity_reached, self.state.counts
-    if isinstance(reached, Pending):
-        return any(counts.values()) if isinstance(counts, dict) else bool(counts)
-    return reached > 0
+    return self.count(self.asked) != state.counts or self.method.refresh and _has_pruned(state)
 
 
 @patch(as_prop=True)

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..core.dense import dense_gradients
 from ..core.granularity import check_granularity
-from ..core.later import Checks, Pending, delayed_checks, later, settle
+from ..core.later import Checks, delayed_checks, later
 from ..core.masks import Masks
 from ..core.names import unwrap
 from .begin import initial_sparsity, method_plan, sparse_gradients_of
@@ -25,7 +25,7 @@ from .method import Method
 from .optimizers import TorchOptimizer
 from .run import Run
 from .state import State, check_state, lasting_types, recorded, restore, state_types
-from .track import end_cycle, start_tracking
+from .track import end_cycle, read_numbers, start_tracking
 
 # %% ../../nbs/engine/sparsifier.ipynb #94019b7f
 class Sparsifier(Run):
@@ -173,18 +173,7 @@ def epoch_end(self: Sparsifier) -> None:
     "Call this at the end of an epoch"
     self.method.epoch_end()
     self.checks.look(wait=True)
-    self.read_numbers()
-
-
-@patch
-def read_numbers(self: Sparsifier) -> None:
-    "Read the numbers of the history and the state that are still on an accelerator"
-    method, state = self.method, self.state
-    if isinstance(state.sparsity_reached, Pending):
-        self.count_masks()
-    numbers = [state.sparsity_reached, state.n_recovered, state.distance]
-    settle(method.asked, method.reached, method.recovered, method.mask_distance, numbers)
-    state.sparsity_reached, state.n_recovered, state.distance = numbers
+    read_numbers(self)
 
 
 @patch
@@ -216,7 +205,7 @@ def close(self: Sparsifier) -> None:
     self.is_over = True
     self.method.close()
     self.keeper.project()
-    self.read_numbers()
+    read_numbers(self)
     self.method.engine = None
 
 # %% ../../nbs/engine/sparsifier.ipynb #405ca542
@@ -250,7 +239,7 @@ def state_dict(
     masks: bool = True,  # Include the masks?
 ) -> dict:  # Numbers, lists, dicts and tensors
     "The state that a stopped training needs to resume"
-    self.read_numbers()
+    read_numbers(self)
     method, state = self.method, self.state
     res = {**{k: getattr(method, k) for k in (*recorded, *lasting_types(method))}, **vars(state)}
     return {**res, 'masks': self.keeper.masks and self.present()} if masks else res
@@ -270,6 +259,6 @@ def load_state_dict(
     own = {f.name for f in fields(self.state)}
     for name, t in state_types(self.method).items():
         restore(self.state if name in own else self.method, name, state[name], t, self.weights)
-    self.count_masks()
+    self.held.count(self.masks)
     self.t = min(self.state.last_step + 1, self.total_steps - 1)
     self.epoch = self.t // self.steps_per_epoch

@@ -6,7 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/engine/track.ipynb #5a5de76f
-from ..core.later import later
+from ..core.later import Pending, later, settle
+from ..core.mask_counts import distance_later
 from ..core.masks import Masks
 from .state import State
 
@@ -30,7 +31,19 @@ def follow(
     for n, m in masks.items():
         state.ever[n].logical_or_(~m)
     if state.first is not None:
-        state.distance = masks.distance_later(state.first)
+        state.distance = distance_later(masks, state.first)
+
+
+def read_numbers(
+    run: object,  # A `Run`
+) -> None:
+    "Read the numbers of the history and the state that are still on an accelerator"
+    method, state = run.method, run.state
+    if isinstance(state.sparsity_reached, Pending):
+        run.held.count(run.masks)
+    numbers = [state.sparsity_reached, state.n_recovered, state.distance]
+    settle(method.asked, method.reached, method.recovered, method.mask_distance, numbers)
+    state.sparsity_reached, state.n_recovered, state.distance = numbers
 
 
 def end_cycle(state: State) -> None:

@@ -20,13 +20,13 @@ from ..engine.targets import listed
 from .batches import in_fit, is_distributed
 from .fit import parameters_of
 
-# %% ../../nbs/learner/keep.ipynb #bf2ab868
+# %% ../../nbs/learner/keep.ipynb #d7d1e0f6
 def _alive(weights, masks):
     "Name -> number of weights that are not zero although they are pruned"
     alive = [(weights[n] != 0).logical_and_(~m).count_nonzero() for n, m in masks.items()]
     return dict(zip(masks, read(alive), strict=True))
 
-
+# %% ../../nbs/learner/keep.ipynb #bf2ab868
 class KeepMasks(Callback):
     "Sets pruned weights to zero after each step. Setting `learn.masks` adds it, `Learner.remove_masks` removes it"
 

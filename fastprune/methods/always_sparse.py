@@ -15,6 +15,7 @@ from fastai.basics import patch
 from torch import nn
 
 from ..core.checks import check_fraction, check_whole
+from ..core.mask_counts import kept_of_each
 from ..core.masks import Masks
 from ..criteria.weights import random_score
 from ..engine.keep import sparsities
@@ -55,7 +56,7 @@ class AlwaysSparse(Moves):
             run.hold(first_masks(run, present, self.seed), run.target, (random_score, self.scope, self.granularity))
         elif not weights.keys() <= masks.keys():
             run.hold(present, run.target)
-        run.count_masks()
+        run.held.count(run.masks)
         run.state.counts = run.count(run.target)
 
     def fits(self, present: Masks) -> bool:
@@ -199,7 +200,7 @@ class SNFS(AlwaysSparse):
         return guarded(super().drops(masks), masks, mean_momentum(self.mean, masks))
 
     def grows(self, masks: dict, drops: dict) -> dict:
-        free = {n: masks[n].numel() - kept + drops[n] for n, kept in masks.kept_of_each().items()}
+        free = {n: masks[n].numel() - kept + drops[n] for n, kept in kept_of_each(masks).items()}
         room, total = {n: int(0.99 * k) for n, k in free.items()}, sum(drops.values())
         return shared_out(total, mean_momentum(self.mean, masks), room if sum(room.values()) >= total else free)
 

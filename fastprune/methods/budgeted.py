@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from ..core.later import counts
 from ..schedules.retraining import allr_discount, lr_retrain
 from ..training.callback import SparseMethod
 
@@ -64,7 +65,7 @@ class BudgetedCallback(SparseMethod):
             return
         before = {n: p.detach().clone() for n, p in weights.items()}
         super().update_masks(weights)
-        was, now = (sum(int(p.count_nonzero()) for p in ps.values()) for ps in (before, weights))
+        was, now = (sum(counts(list(ps.values()))) for ps in (before, weights))
         pruned = was > now
         discount = allr_discount(before, weights, (was - now) / was, self.budget) if pruned else min(1.0, self.budget)
         self.discounts.append(discount)

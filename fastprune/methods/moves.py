@@ -13,6 +13,7 @@ import torch
 from ..core.compute import check_nan, compute_masks
 from ..core.devices import is_host
 from ..core.later import read
+from ..core.mask_counts import kept_of_each, know
 from ..core.masks import Masks
 from ..criteria.ranking import hold_rows
 from ..criteria.weights import random_score
@@ -72,7 +73,7 @@ def without_smallest(
     drops: dict,  # Name -> number of weights to drop
 ) -> dict:
     "`masks` without the weights of each tensor that have the smallest scores"
-    left = {n: kept - drops[n] for n, kept in masks.kept_of_each().items()}
+    left = {n: kept - drops[n] for n, kept in kept_of_each(masks).items()}
     return largest({n: torch.where(m, scores[n], -math.inf) for n, m in masks.items()}, left)
 
 # %% ../../nbs/methods/moves.ipynb #41e97844
@@ -91,7 +92,7 @@ class Moves(SparseMethod):
 
     def drops(self, masks: dict) -> dict:
         "Name -> number of weights to drop"
-        part, kept = self.fraction_at(self.engine.t), masks.kept_of_each()
+        part, kept = self.fraction_at(self.engine.t), kept_of_each(masks)
         return {n: min(round(part * k), k - 1) if k else 0 for n, k in kept.items()}
 
     def grows(self, masks: dict, drops: dict) -> dict:
@@ -111,8 +112,8 @@ class Moves(SparseMethod):
         grows = self.grows(masks, drops)
         left = without_smallest(masks, hold_rows(sizes, run.model), drops)
         new = largest({n: torch.where(m, -math.inf, scores[n]) for n, m in left.items()}, grows)
-        kept = {n: k - drops[n] + grows[n] for n, k in masks.kept_of_each().items()}
-        now = Masks({n: m | new[n] for n, m in left.items()}).know(sum(kept.values()), kept)
+        kept = {n: k - drops[n] + grows[n] for n, k in kept_of_each(masks).items()}
+        now = know(Masks({n: m | new[n] for n, m in left.items()}), sum(kept.values()), kept)
         run.hold(now, run.target, run.origin)
         for n, p in weights.items():
             clear_momentum(run.optimizer, p, new[n] & ~masks[n])
@@ -126,7 +127,7 @@ def mean_momentum(
     "The mean momentum of the weights that each tensor keeps"
     if all(map(is_host, mean.values())):
         return {n: float(m[masks[n]].abs().mean()) if masks[n].any() else 0.0 for n, m in mean.items()}
-    kept = masks.kept_of_each()
+    kept = kept_of_each(masks)
     sums = read([torch.where(masks[n], m, 0).abs().sum(dtype=torch.float32) for n, m in mean.items()])
     return {n: s / kept[n] if kept[n] else 0.0 for n, s in zip(mean, sums, strict=True)}
 
@@ -138,7 +139,7 @@ def guarded(
 ) -> dict:  # Name -> number
     "Drop less from nearly dense tensors with more than the average momentum, since these would grow"
     fair = sum(shares.values()) / len(shares)
-    for n, kept in masks.kept_of_each().items():
+    for n, kept in kept_of_each(masks).items():
         k, size = drops[n], masks[n].numel()
         zeros = 1 - kept / size if size else 0.0
         if zeros < 0.2 and shares[n] > fair:

@@ -18,6 +18,7 @@ from ..core.checks import check_fraction, check_number
 from ..core.computed import normed_rows
 from ..core.devices import is_host
 from ..core.layouts import EXPERTS, EXPERTS_TURNED, transposed_groups
+from ..core.mask_counts import kept_of_each
 from ..core.masks import Masks
 from ..engine.optimizers import Guests, after_a_step, check_param_state
 from ..engine.run import Run
@@ -117,7 +118,7 @@ def check_thresholds(
 
 def falls_short(run: Run) -> bool:
     "Do the masks prune less than the target?"
-    zeros = {n: run.weights[n].numel() - kept for n, kept in run.masks.kept_of_each().items()}
+    zeros = {n: run.weights[n].numel() - kept for n, kept in kept_of_each(run.masks).items()}
     due = run.count(run.asked)
     if isinstance(due, dict):
         return any(zeros[n] < k for n, k in due.items())

@@ -15,6 +15,7 @@ from fastai.basics import Learner, Recorder, patch
 from fastai.callback.tracker import SaveModelCallback
 from torch import nn
 
+from ..core.mask_counts import kept_of_each
 from ..core.masks import Masks
 from ..core.plotting import Axes, axes_or_new
 from ..core.weights import prunable_weights
@@ -155,7 +156,7 @@ def end_notes(cb: SparsifyCallback) -> list:
             'EarlyStoppingCallback, ignore the schedule. Prune without them, and stop early in a '
             f'later fit, which keeps the masks; or call `learn.prune({cb.sparsity!r})` now'
         )
-    kept = Masks(masks).kept_of_each()
+    kept = kept_of_each(masks)
     if empty := [n for n, m in masks.items() if m.numel() and not kept[n]]:
         local = cb.scope == 'local'
         lower = 'a lower sparsity there, as a dict by name,' if local else "a lower sparsity, scope='erk',"

@@ -1,5 +1,6 @@
 "Masks are exact, for all shapes, dtypes and scores"
 
+import contextlib
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 from fastprune.all import Masks, SparsifyCallback, compute_masks, linear, prunable_weights
 from fastprune.core import selection
+from fastprune.core.devices import pretend
 from fastprune.core.granularity import GRANULARITIES, check_granularity
 from fastprune.core.scopes import layer_counts
 
@@ -50,18 +52,24 @@ def assert_ordered(scores, masks):
 tensors = st.lists(st.tuples(kinds, st.lists(st.integers(1, 7), min_size=1, max_size=4)), min_size=1, max_size=4)
 
 
-@pytest.fixture(params=['direct', 'bracket', 'bracket elsewhere', 'unlucky', 'pieces'], autouse=True)
+@pytest.fixture(params=['direct', 'bracket', 'bracket elsewhere', 'unlucky', 'pieces', 'accelerator'], autouse=True)
 def path(request, monkeypatch):
     "Every test runs on every path of the selection"
-    if request.param == 'direct':
+    with pretend() if request.param == 'accelerator' else contextlib.nullcontext():
+        set_path(request.param, monkeypatch)
+        yield
+
+
+def set_path(name, monkeypatch):
+    if name in ('direct', 'accelerator'):
         return
     monkeypatch.setattr(selection, 'SMALL', 3)
     monkeypatch.setattr(selection, 'SPREAD', 0.2)
-    if request.param == 'pieces':
+    if name == 'pieces':
         monkeypatch.setattr(selection, 'PIECE', 7)
-    if request.param == 'bracket elsewhere':
+    if name == 'bracket elsewhere':
         monkeypatch.setattr(selection, '_on_cpu', lambda x: False)  # as on an accelerator
-    if request.param == 'unlucky':  # samples that tell nothing, twice out of three times
+    if name == 'unlucky':  # samples that tell nothing, twice out of three times
         sample, calls = selection.Pieces.sample, []
 
         def unlucky(self, m):
@@ -393,7 +401,7 @@ def test_finer_masks_are_kept(granularity):
 def test_what_can_not_be_ranked():
     x = torch.zeros(6, 4)
     x[:, 0], x[:3, 1] = torch.inf, -torch.inf
-    with pytest.raises(ValueError, match='the mean score of a (row|unit of .w.) is not a number'):
+    with pytest.raises(ValueError, match=r'the mean score of a (row|unit of .w.) is not a number'):
         compute_masks({'w': x}, 0.34, granularity='row')
     for keep in ({'w': torch.ones(6, 4)}, [x], {'w': torch.ones(4, 6).bool()}):
         with pytest.raises(ValueError, match='keep'):
