@@ -6,6 +6,8 @@
 __all__ = ['Hooks']
 
 # %% ../../nbs/engine/hooks.ipynb #16b54022
+import contextlib
+
 from ..core.compute import compute_masks
 from ..core.masks import Masks
 from ..criteria.gradients import has_gradients
@@ -17,6 +19,19 @@ class Scores(dict):
     "Name -> score. With `absolute`, the absolute value is ranked, so that magnitude needs no copy of the weights"
 
     absolute = False
+
+# %% ../../nbs/engine/hooks.ipynb #b7d2c402
+@contextlib.contextmanager
+def _zeros_with_masks(run, fused):
+    "Inside, new masks are made and held"
+    if fused:
+        run.held.zero_with_masks(run.weights, run.keeper.takes_zeroed)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if run.held.zeroed:
+            run.hold(Masks.from_zeros(run.weights), origin=run.origin)
+        raise
 
 # %% ../../nbs/engine/hooks.ipynb #4d66d4fd
 class MaskHooks:
@@ -76,15 +91,8 @@ class MaskHooks:
         run = self.engine
         if run.is_due():
             scores, present = self.scores(weights), run.present()
-            if type(self).new_masks is MaskHooks.new_masks:
-                run.held.zero_with_masks(run.weights, run.keeper.takes_zeroed)
-            try:
-                masks = self.new_masks(scores, run.asked, present)
-            except KeyboardInterrupt:
-                if run.held.zeroed:  # weights may have their zeros already, and no masks that say so
-                    run.hold(Masks.from_zeros(weights), origin=run.origin)
-                raise
-            run.hold(masks, run.asked, run.origin)
+            with _zeros_with_masks(run, type(self).new_masks is MaskHooks.new_masks):
+                run.hold(self.new_masks(scores, run.asked, present), run.asked, run.origin)
 
 # %% ../../nbs/engine/hooks.ipynb #c998fe83
 class Hooks(MaskHooks):
