@@ -32,17 +32,18 @@ def random_numbers_kept() -> Iterator[None]:
     "A context after which random numbers go on as if it had not been"
     settings = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     algorithms = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         with preserved_rng():
             yield
     finally:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = settings
-        torch.use_deterministic_algorithms(algorithms)
+        torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
 
 
 def same(a: dict, b: dict) -> bool:
-    "Are two state_dicts equal, to the bit?"
-    return a.keys() == b.keys() and all(torch.equal(x, b[k]) for k, x in a.items())
+    "Are two state_dicts equal, to the bit? They may be on different devices"
+    return a.keys() == b.keys() and all(torch.equal(x, b[k].to(x.device)) for k, x in a.items())
 
 # %% ../nbs/testing.ipynb #ba6652b9
 def exact_end(make: Callable, sparsity: float, folder: str | Path) -> None:

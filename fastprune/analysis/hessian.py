@@ -38,7 +38,7 @@ class _HessianProduct:
     def _unpacked(self, v):
         "Split a vector into tensors of the parameters' shapes, with zeros for pruned weights"
         parts = []
-        for (n, p), x in zip(self.params.items(), torch.as_tensor(v).split(self.sizes), strict=True):
+        for (n, p), x in zip(self.params.items(), torch.as_tensor(v, device='cpu').split(self.sizes), strict=True):
             full = torch.zeros(p.numel(), dtype=p.dtype, device=p.device)
             if self.masks[n] is None:
                 full.copy_(narrow(x, like=p))
@@ -61,7 +61,7 @@ class _HessianProduct:
         n_items = sum(map(find_bs, self.batches))
         reset_state(self.learn)
         for i, b in enumerate(self.batches):
-            with preserved_rng(self.learn):
+            with preserved_rng():
                 loss = loss_of(self.learn, b, i)
             if loss is None:
                 continue

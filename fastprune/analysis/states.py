@@ -152,6 +152,7 @@ def point_setter(
     memory: int = 2**30,  # Bytes of batches in memory at once
 ) -> Callable:  # Function (coefficients)
     "A function that sets the model to a weighted sum of states"
+    states = [{n: s[n].to(t.device) for n, t in target.items()} for s in states]  # a ticket may come from a file
     put = lambda coefs: _mix(target, states, coefs)
     if bn == 'interpolate':
         return put

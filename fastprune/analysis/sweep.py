@@ -22,6 +22,7 @@ from ..core.describe import describe
 from ..core.differences import differences
 from ..core.files import atomically
 from ..core.folders import sole_owner
+from ..core.generators import forked_rng
 from ..core.json_files import is_number, read_json
 from ..core.masks import Masks
 from ..core.plotting import add_grid, axes_or_new, choose_metric
@@ -74,9 +75,10 @@ class Sweep(pd.DataFrame):
         return add_grid(ax, legend='outside')
 
 # %% ../../nbs/analysis/sweep.ipynb #1285edd0
+@forked_rng()
 def _run_one(make, name, method, sparsity, seed, n_threads, path, identity, measure):
     "Execute one run, in any process. Returns its row, and writes it to `path`"
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    threads = torch.get_num_threads()
     torch.set_num_threads(n_threads)
     try:
         set_seed(seed)
@@ -99,7 +101,6 @@ def _run_one(make, name, method, sparsity, seed, n_threads, path, identity, meas
         ) from e
     finally:
         torch.set_num_threads(threads)
-        torch.set_rng_state(state)
     if path:
         atomically(lambda p: p.write_text(json.dumps(dict(run=identity, row=row))), path)
     return row

@@ -98,7 +98,7 @@ class TorchSelection:
         xs = [_flat(x) for x in tensors]
         insides = [None] * len(xs) if keep is None else [m.reshape(-1) for m in keep]
         nan = [x.isnan() if m is None else x.isnan() & m for x, m in zip(xs, insides, strict=True)]
-        nan = torch.stack([o.any() for o in nan]) if nan else torch.zeros(0, dtype=torch.bool)
+        nan = torch.stack([o.any() for o in nan]) if nan else torch.zeros(0, dtype=torch.bool, device='cpu')
         if absolute:
             xs = [x.abs() for x in xs]
         if isinstance(ks, int):

@@ -67,7 +67,7 @@ def _preserves_zeros(f, p):
                 q.data.add_(0.37)
     gen, full = torch.Generator().manual_seed(0), torch.where(p.detach() == 0, 0.5, p.detach())
     for _ in range(4):
-        mask = (torch.rand(p.shape, generator=gen) > 0.5).to(p.device)
+        mask = (torch.rand(p.shape, generator=gen, device='cpu') > 0.5).to(p.device)
         try:
             w = f(full * mask)
         except (RuntimeError, ValueError):

@@ -194,7 +194,7 @@ def _place(name, entry):
 
 def _fill(f, n, dtype, shape, name):
     "Read a tensor of `n` bytes"
-    data = torch.empty(n, dtype=torch.uint8)
+    data = torch.empty(n, dtype=torch.uint8, device='cpu')
     if n and f.readinto(memoryview(data.numpy())) != n:
         raise ValueError('it ends too early')
     if dtype is torch.bool and n and data.numpy().max() > 1:

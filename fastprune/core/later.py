@@ -195,7 +195,8 @@ def check_flags(
 ) -> None:
     "Raise an error if a flag is True: at once, or later inside of `delayed_checks` if the flags are on an accelerator"
     if isinstance(flags, list):
-        flags = torch.stack([f.to(flags[0].device) for f in flags]) if flags else torch.zeros(0, dtype=torch.bool)
+        none = torch.zeros(0, dtype=torch.bool, device='cpu')
+        flags = torch.stack([f.to(flags[0].device) for f in flags]) if flags else none
     checks, change = _checks.get(), _change.get()
     if checks is None or is_host(flags):
         _raise(flags.tolist(), error)

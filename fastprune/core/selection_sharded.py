@@ -167,7 +167,7 @@ def _count_around(scores, lo, hi, large):
     """Counts of each set: below `lo`, up to `lo`, below `hi`, up to `hi`, and of pieces with NaN in the first row;
     and tensor and keys strictly between, of each piece"""
     p, sets = scores.pieces, scores.sets
-    counts, between = torch.zeros(len(lo), 5, dtype=torch.int64), []
+    counts, between = torch.zeros(len(lo), 5, dtype=torch.int64, device='cpu'), []
     for i, where in p:
         x = p.read(i, where)
         counts[0, 4] += p.has_nan(i, where, x)
@@ -183,7 +183,7 @@ def _count_around(scores, lo, hi, large):
         upto_lo = count(torch.le, lo[s], first)
         upto_hi = count(torch.le, hi[s], second)
         below_hi = count(torch.lt, hi[s], second)
-        counts[s, :4] += torch.tensor([below_lo, upto_lo, below_hi, upto_hi])
+        counts[s, :4] += torch.tensor([below_lo, upto_lo, below_hi, upto_hi], device='cpu')
         if lo[s] < hi[s]:
             between.append((i, take_from(x, true_places(second.logical_and_(first.logical_not_())))))
     return counts, between

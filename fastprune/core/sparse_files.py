@@ -150,7 +150,7 @@ def _restore(n, entry, tensors, state, masks):
         pattern = unpack_bits(bits, shape, n)
         if (count := int(pattern.count_nonzero())) != values.numel():
             raise ValueError(f'{n[:80]!r} has {values.numel()} values for {count} places')
-        state[n] = torch.zeros(shape, dtype=dtype)
+        state[n] = torch.zeros(shape, dtype=dtype, device='cpu')
         state[n].view(-1).masked_scatter_(pattern.view(-1), values.to(dtype))
         if entry.get('mask') is True:
             masks[n] = pattern

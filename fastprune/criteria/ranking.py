@@ -17,6 +17,7 @@ from ..core.computed import in_use, normed_rows
 from ..core.dense import dense_gradients
 from ..core.devices import is_host
 from ..core.foreach import extremes
+from ..core.generators import forked_rng
 from ..core.granularity import check_granularity
 from ..core.later import changed_errors
 from ..core.layouts import EXPERTS, EXPERTS_TURNED, transposed_groups
@@ -193,7 +194,7 @@ def try_criterion(
     try:
         for p in weights.values():
             p.grad = torch.ones_like(p) if p.requires_grad else None  # a GAN trains only some weights at a time
-        with torch.random.fork_rng(devices=list({p.device.index for p in weights.values() if p.is_cuda})):
+        with forked_rng():
             try:
                 given = dict(learn=learn, batches=batches, initial=weights, previous=weights)
                 check_nan(_score(criterion, weights, given))

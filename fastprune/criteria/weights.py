@@ -52,7 +52,7 @@ def random_score(
 
     def score(n, p):
         gen = torch.Generator().manual_seed(seed + zlib.crc32(n.encode()))
-        x = send(torch.rand(p.shape, generator=gen), p.device)
+        x = send(torch.rand(p.shape, generator=gen, device='cpu'), p.device)
         return shard_like(x, p) if is_dtensor(p) else x
 
     return {n: score(n, p) for n, p in weights.items()}

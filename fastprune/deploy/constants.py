@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..core.devices import wide
+from ..core.generators import forked_rng
 from .cut import has_channels, has_filters, is_depthwise
 from ..learner.inputs import call_model, map_tensors, tensors_in
 
@@ -25,7 +26,7 @@ def model_outputs(
     "What a model returns. Random numbers are the same in each call"
     modes = [(m, m.training) for m in model.modules()]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=list({p.device for p in model.parameters() if p.is_cuda})):
+        with torch.no_grad(), forked_rng():
             torch.manual_seed(0)
             return tensors_in(call_model(model.train(train), inputs))
     finally:
@@ -41,8 +42,10 @@ def similar_inputs(
 
     def one(x):
         if not x.is_floating_point():
-            return x.gather(0, torch.rand(x.shape, generator=gen).argsort(0).to(x.device)) if x.ndim else x
-        return torch.randn(x.shape, generator=gen).to(x) * (x.std(correction=0) or 1) + x.mean()
+            return (
+                x.gather(0, torch.rand(x.shape, generator=gen, device='cpu').argsort(0).to(x.device)) if x.ndim else x
+            )
+        return torch.randn(x.shape, generator=gen, device='cpu').to(x) * (x.std(correction=0) or 1) + x.mean()
 
     return map_tensors(one, inputs)
 

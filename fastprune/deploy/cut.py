@@ -96,7 +96,7 @@ def _move(modules, move):
     "Add the constants of a `Move` where they go"
     m = modules[move.layer]
     w = m.weight.transpose(0, 1) if getattr(m, 'transposed', False) else m.weight
-    values = torch.tensor(move.values, dtype=torch.float64)
+    values = torch.tensor(move.values, dtype=torch.float64, device='cpu')
     part = torch.einsum('oi...,i->o...', wide(w[:, move.channels].cpu()), values)
     part = narrow(part * move.factor, like=w)
     if move.tensor == 'weight':

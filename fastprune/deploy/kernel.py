@@ -46,13 +46,13 @@ class _Sparse(nn.Module):
             )
         w, self.shape = weight.detach().flatten(1), tuple(weight.shape)
         row, col = w.nonzero(as_tuple=True)
-        start = torch.zeros(len(w) + 1, dtype=torch.int64)
+        start = torch.zeros(len(w) + 1, dtype=torch.int64, device='cpu')
         start[1:] = w.count_nonzero(1).cumsum(0)
         self.register_buffer('start', start.int())
         self.register_buffer('row', row.int())
         self.register_buffer('col', col.int())
         self.register_buffer('val', w[row, col])
-        self.register_buffer('bias', torch.zeros(len(w)) if bias is None else bias.detach().clone())
+        self.register_buffer('bias', w.new_zeros(len(w)) if bias is None else bias.detach().clone())
         self.register_buffer('blocks', row_blocks(start))
         self.plans = {}  # for shapes of inputs that were met
 
@@ -141,7 +141,7 @@ class SparseLinear(_Sparse):
         return f'{self.in_features}, {self.out_features}, values={len(self.val)}'
 
     def _plan(self, width):
-        tile = torch.tensor([0]), torch.tensor([width])  # a chunk is one tile
+        tile = torch.tensor([0], device='cpu'), torch.tensor([width], device='cpu')  # a chunk is one tile
         return self.offsets(self.col.long() * width, self.in_features * width), tile
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..core.checks import check_number, check_whole
+from ..core.generators import forked_rng
 from ..core.names import unwrap
 from .constants import ChannelObserver, model_outputs, output_distance, similar_inputs
 from .cut import channel_places, cut_channels, find_zero_filters, has_filters
@@ -146,7 +147,7 @@ def _copy_that_runs(model, example):
     return work, runs, outputs
 
 
-@torch.random.fork_rng(devices=())
+@forked_rng()
 def find_cuts(
     model: nn.Module,  # Any module; it is not changed
     example: torch.Tensor | tuple | dict,  # A batch of inputs

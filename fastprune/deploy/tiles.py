@@ -29,7 +29,7 @@ def cover(
         starts.append(min(column, columns - width))
         widths.append(width)
         column = starts[-1] + width
-    return torch.tensor(starts), torch.tensor(widths)
+    return torch.tensor(starts, device='cpu'), torch.tensor(widths, device='cpu')
 
 # %% ../../nbs/deploy/tiles.ipynb #e82b4e95
 def row_blocks(
@@ -37,9 +37,9 @@ def row_blocks(
 ) -> torch.Tensor:  # The rows that blocks start at, and the number of rows
     "Blocks of rows with about as many values each"
     rows = len(start) - 1
-    work = start + 2 * torch.arange(rows + 1)  # a row costs as much as two values, beside its own
-    edges = torch.searchsorted(work, work[-1] * torch.arange(1, BLOCKS) // BLOCKS)
-    return torch.tensor(sorted({0, rows, *(int(e) // LANES * LANES for e in edges)}))
+    work = start + 2 * torch.arange(rows + 1, device='cpu')  # a row costs as much as two values, beside its own
+    edges = torch.searchsorted(work, work[-1] * torch.arange(1, BLOCKS, device='cpu') // BLOCKS)
+    return torch.tensor(sorted({0, rows, *(int(e) // LANES * LANES for e in edges)}), device='cpu')
 
 # %% ../../nbs/deploy/tiles.ipynb #a9765eef
 def _whole(names: str):

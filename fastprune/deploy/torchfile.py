@@ -20,7 +20,7 @@ from .torch_pickle import OtherObject, StoredTensor, TensorPickle
 # %% ../../nbs/deploy/torchfile.ipynb #fe877eff
 def _bytes(f, n):
     "The next `n` bytes of a file"
-    res = torch.empty(n, dtype=torch.uint8)
+    res = torch.empty(n, dtype=torch.uint8, device='cpu')
     if n and f.readinto(memoryview(res.numpy())) != n:
         raise ValueError('it ends too early')
     return res

@@ -6,7 +6,10 @@
 __all__ = ['Hooks']
 
 # %% ../../nbs/engine/hooks.ipynb #16b54022
+import contextlib
+
 from ..core.compute import compute_masks
+from ..core.masks import Masks
 from ..criteria.gradients import has_gradients
 from ..criteria.ranking import hold_rows, ranked
 from ..criteria.weights import magnitude
@@ -16,6 +19,17 @@ class Scores(dict):
     "Name -> score. With `absolute`, the absolute value is ranked, so that magnitude needs no copy of the weights"
 
     absolute = False
+
+# %% ../../nbs/engine/hooks.ipynb #b7d2c402
+@contextlib.contextmanager
+def _zeros_held(run):
+    "If Ctrl-C stops an update whose zeros are in the weights already, masks of these zeros are held"
+    try:
+        yield
+    except KeyboardInterrupt:
+        if run.held.zeroed:
+            run.hold(Masks.from_zeros(run.weights), origin=run.origin)
+        raise
 
 # %% ../../nbs/engine/hooks.ipynb #4d66d4fd
 class MaskHooks:
@@ -76,7 +90,8 @@ class MaskHooks:
         if run.is_due():
             scores, present = self.scores(weights), run.present()
             unchanged = getattr(self.new_masks, '__func__', None) is MaskHooks.new_masks
-            with run.held.zero_with_masks(run.weights, unchanged and getattr(run.keeper, 'takes_zeroed', False)):
+            fuses = unchanged and getattr(run.keeper, 'takes_zeroed', False)
+            with run.held.zero_with_masks(run.weights, fuses), _zeros_held(run):
                 run.hold(self.new_masks(scores, run.asked, present), run.asked, run.origin)
 
 # %% ../../nbs/engine/hooks.ipynb #c998fe83

@@ -161,7 +161,7 @@ def after_a_step(
     i: int,  # Its group
 ) -> tuple | None:  # A dict, and a small parameter of as many dimensions
     "The optimizer state of a small parameter after one step, and that parameter; None if the step fails"
-    q = nn.Parameter(torch.zeros([2] * p.ndim, dtype=p.dtype))
+    q = nn.Parameter(torch.zeros([2] * p.ndim, dtype=p.dtype, device='cpu'))
     q.grad = torch.zeros_like(q)
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -22,6 +22,7 @@ from fastcore.foundation import L
 
 from ..core.dense import sparse_embeddings
 from ..core.foreach import clones, copy_all
+from ..core.generators import forked_rng
 
 # %% ../../nbs/learner/batches.ipynb #434717f9
 def reset_state(learn: Learner) -> None:
@@ -42,14 +43,11 @@ def train_loader(learn: Learner) -> DataLoader:
 
 
 @contextlib.contextmanager
-def preserved_rng(
-    learn: Learner | None = None,  # For the GPUs of its model
-) -> Iterator[None]:
-    "A context that restores the random states of torch, NumPy and Python at its end"
+def preserved_rng() -> Iterator[None]:
+    "A context that restores the random states of torch, on all devices, of NumPy and of Python at its end"
     py, npy = random.getstate(), np.random.get_state()
-    devices = list({p.device for p in learn.model.parameters() if p.is_cuda}) if learn is not None else []
     try:
-        with torch.random.fork_rng(devices=devices):
+        with forked_rng():
             yield
     finally:
         random.setstate(py)
@@ -73,7 +71,7 @@ def undisturbed(learn: Learner) -> Iterator[None]:
     rng = getattr(dl, 'rng', None)  # a torch DataLoader has none
     state = rng and rng.getstate()
     try:
-        with preserved_rng(learn):
+        with preserved_rng():
             yield
     finally:
         for m, n, b in buffers:
@@ -82,7 +80,7 @@ def undisturbed(learn: Learner) -> Iterator[None]:
                 m._buffers[n] = b
         copy_all([m._buffers[n] for m, n, _ in buffers], saved)
         for p, g in grads:
-            p.grad = g
+            p.grad = g if g is None else g.to(p.device)
         for m, mode in modes:
             m.training = mode
         for m in sparse:

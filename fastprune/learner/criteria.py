@@ -158,7 +158,7 @@ def losses(
 ) -> Iterator[Iterator]:
     "A context with an iterator over the losses, with their graphs; batches that callbacks cancel are left out"
     reset_state(self.learn)
-    with preserved_rng(self.learn), _at_temperature(self.learn, temperature):
+    with preserved_rng(), _at_temperature(self.learn, temperature):
         losses = (loss_of(self.learn, b, i) for i, b in enumerate(batches))
         yield (loss for loss in losses if loss is not None)
 

@@ -36,7 +36,7 @@ def _over_any_backend(broadcast):
     def _broadcast(self, t, rank):
         if torch.distributed.get_backend() == 'nccl':
             return broadcast(self, t, rank)
-        t = torch.tensor(t, dtype=torch.int64)
+        t = torch.tensor(t, dtype=torch.int64, device='cpu')
         torch.distributed.broadcast(t, rank)
         return t.tolist()
 

@@ -122,7 +122,7 @@ class _Hidden(TorchFunctionMode):
     def values(self):
         "A sample of all batches, in proportion to their sizes"
         rate = min((len(x) / n for n, x in self.batches), default=1)
-        return [x[torch.randperm(len(x))[: round(n * rate)]] for n, x in self.batches]
+        return [x[torch.randperm(len(x), device=x.device)[: round(n * rate)]] for n, x in self.batches]
 
 # %% ../../nbs/learner/histogram.ipynb #d73c6986
 def _pick(x, n):

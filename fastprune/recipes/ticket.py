@@ -137,9 +137,9 @@ def reinit(
     for n, (mean, std, kind) in self.initial.items():
         t = self.state[n := self.names.get(n, n)]
         if kind == 'uniform':
-            x = (torch.rand(t.shape, generator=gen) * 2 - 1) * 3**0.5
+            x = (torch.rand(t.shape, generator=gen, device='cpu') * 2 - 1) * 3**0.5
         else:
-            x = torch.randn(t.shape, generator=gen)
+            x = torch.randn(t.shape, generator=gen, device='cpu')
         state[n] = (mean + std * x).to(t.device, t.dtype) if std > 0 else torch.full_like(t, mean)
     return self.replace(state=state, kind='reinit', kind_seed=seed)
 
@@ -154,8 +154,8 @@ def shuffle(
     gen, masks, state = _generator('shuffle', seed), {}, dict(self.state)
     for n, m in self.masks.items():
         k = self.names.get(n, n)
-        order, w = torch.randperm(m.numel(), generator=gen), state[k]
-        masks[n] = m.flatten().cpu()[order].view(m.shape)
+        order, w = torch.randperm(m.numel(), generator=gen, device='cpu'), state[k]
+        masks[n] = m.flatten()[order.to(m.device)].view(m.shape)
         if not m.all() and not w.cpu()[~m.cpu()].any():
             state[k] = w.flatten()[order.to(w.device)].view(w.shape)
     return self.replace(masks=masks, state=state, kind='shuffle', kind_seed=seed)

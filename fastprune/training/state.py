@@ -15,6 +15,7 @@ import torch
 from fastai.basics import L, Learner
 
 from ..core.files import check_tensor
+from ..core.generators import accelerator_states, has_accelerator, set_accelerator_states
 from ..core.names import unwrap
 from ..engine.state import is_number, is_whole
 from ..learner.batches import train_loader
@@ -38,9 +39,7 @@ def rng_state(learn: Learner) -> dict:  # For `set_rng_state`: only numbers, str
         python=listed(random.getstate()),
         numpy=[name, torch.from_numpy(keys.astype(np.int64)), *rest],
         torch=torch.get_rng_state(),
-        cuda=[torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())]
-        if torch.cuda.is_initialized()
-        else [],
+        **{'cuda': [], **accelerator_states()},
         loader=listed(rng.getstate()) if rng else None,
         generator=gen.get_state() if gen else None,
     )
@@ -77,7 +76,7 @@ def _check_numpy_rng(s):
     need(ok, f"NumPy's position {at!r} or a value after it is out of range")
 
 
-_generators = {'python', 'numpy', 'torch', 'cuda', 'loader', 'generator'}
+_generators = {'python', 'numpy', 'torch', 'cuda', 'loader', 'generator'}  # and kinds of accelerators
 
 # %% ../../nbs/training/state.ipynb #c40bea01
 def check_rng_state(
@@ -85,7 +84,7 @@ def check_rng_state(
 ) -> None:
     """Raise `ValueError` unless `state` is a result of `rng_state`. Call it before you set a generator: a wrong
     position crashes NumPy"""
-    ok = isinstance(state, dict) and state.keys() == _generators
+    ok = isinstance(state, dict) and state.keys() >= _generators
     need(ok, f"the random states need {', '.join(sorted(_generators))}")
     _check_python_rng(state['python'], 'python')
     if state['loader'] is not None:
@@ -94,10 +93,11 @@ def check_rng_state(
     _check_torch_rng(state['torch'], 'torch')
     if state['generator'] is not None:
         _check_torch_rng(state['generator'], 'generator')
-    need(isinstance(state['cuda'], list) and all(map(_are_bytes, state['cuda'])), 'cuda is not a list of states')
-    if torch.cuda.is_available():
-        for s in state['cuda']:
-            _check_torch_rng(s, 'cuda', 'cuda')
+    for kind in ('cuda', *(state.keys() - _generators)):
+        states = state[kind]
+        need(isinstance(states, list) and all(map(_are_bytes, states)), f'{kind} is not a list of states')
+        for s in states if has_accelerator(kind) else ():
+            _check_torch_rng(s, kind, kind)
 
 
 def set_rng_state(
@@ -111,8 +111,7 @@ def set_rng_state(
     name, keys, *rest = state['numpy']
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state['torch'])
-    for i, s in enumerate(state['cuda'][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(s, i)
+    set_accelerator_states(state)
     dl = train_loader(learn)
     if state['loader'] and hasattr(dl, 'rng'):
         dl.rng = random.Random()
@@ -134,9 +133,8 @@ def pack(
     if isinstance(obj, (list, tuple, L)):
         obj, kinds = list(obj), {type(v) for v in obj}
         if len(obj) > 9 and kinds in ({float}, {int}):
-            return {
-                'n': pack(torch.tensor(obj, dtype=torch.float64 if kinds == {float} else torch.int64), tensors)['t']
-            }
+            dtype = torch.float64 if kinds == {float} else torch.int64
+            return {'n': pack(torch.tensor(obj, dtype=dtype, device='cpu'), tensors)['t']}
         if len(obj) > 9 and all(isinstance(v, torch.Tensor) and v.ndim == 0 and v.dtype == obj[0].dtype for v in obj):
             return {'s': pack(torch.stack([v.detach().to(obj[0].device) for v in obj]).cpu(), tensors)['t']}
         return {'l': [pack(v, tensors) for v in obj]}

@@ -10,7 +10,7 @@ import math
 from functools import lru_cache
 
 import torch
-from fastai.basics import DataLoaders, TfmdDL, store_attr
+from fastai.basics import DataLoaders, TfmdDL, default_device, store_attr
 from torch.nn import functional as F
 
 from ..core.checks import check_fraction, check_whole
@@ -21,7 +21,8 @@ def _digits():
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
-    return torch.tensor(x, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(y)
+    x, y = torch.tensor(x, dtype=torch.float32, device='cpu'), torch.tensor(y, device='cpu')
+    return x.view(-1, 1, 8, 8) / 16, y
 
 
 class TensorData:
@@ -85,6 +86,7 @@ def digits_dls(
     from sklearn.model_selection import train_test_split
 
     x, y = _digits()
+    device = default_device() if device is None else device
     _check_parts(len(y), valid_pct, test_pct)
     if size != 8:
         x = F.interpolate(x, size=(size, size), mode='bilinear')

@@ -142,7 +142,7 @@ def _decode(folder):
         images = list(pool.map(read_image, [f for f, _ in files]))
     if odd := next((f for (f, _), x in zip(files, images, strict=True) if x.shape != images[0].shape), None):
         raise ValueError(f"data: {str(odd)!r} and {str(files[0][0])!r} differ in size: needs images of one size")
-    return torch.from_numpy(np.stack(images)), torch.tensor([i for _, i in files]), vocab
+    return torch.from_numpy(np.stack(images)), torch.tensor([i for _, i in files], device='cpu'), vocab
 
 
 @lru_cache(maxsize=2)

@@ -85,7 +85,7 @@ def same_numbers(a, b):
     if isinstance(a, dict):
         assert a.keys() == b.keys()
         return all(same_numbers(a[n], b[n]) for n in a)
-    return a.dtype == b.dtype and torch.allclose(a, b, rtol=1e-5)
+    return a.dtype == b.dtype and torch.allclose(a, b.to(a.device), rtol=1e-5)
 
 
 @pytest.mark.parametrize('name', WIDE)

@@ -253,9 +253,9 @@ def test_what_can_be_packed():
     assert (
         back['n'] == obj['n']
         and back['i'] == obj['i']
-        and torch.equal(back['a'][4][2], torch.arange(3))
+        and equal(back['a'][4][2], torch.arange(3))
         and back['a'][:4] == obj['a'][:4]
-        and torch.equal(torch.stack(back['s']), torch.arange(12.0))
+        and equal(torch.stack(back['s']), torch.arange(12.0))
         and back['empty'] == []
     )
     with pytest.raises(ValueError, match='a function'):
