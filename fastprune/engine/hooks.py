@@ -22,14 +22,15 @@ class Scores(dict):
 
 # %% ../../nbs/engine/hooks.ipynb #b7d2c402
 @contextlib.contextmanager
-def _zeros_held(run):
-    "If Ctrl-C stops an update whose zeros are in the weights already, masks of these zeros are held"
-    try:
-        yield
-    except KeyboardInterrupt:
-        if run.held.zeroed:
-            run.hold(Masks.from_zeros(run.weights), origin=run.origin)
-        raise
+def _zeros_with_masks(run, are_held):
+    "A context that makes new masks, which `are_held` as they are made. Ctrl-C leaves masks of the zeros"
+    with run.held.zero_with_masks(run.weights, are_held and getattr(run.keeper, 'takes_zeroed', False)):
+        try:
+            yield
+        except KeyboardInterrupt:
+            if run.held.zeroed:
+                run.hold(Masks.from_zeros(run.weights), origin=run.origin)
+            raise
 
 # %% ../../nbs/engine/hooks.ipynb #4d66d4fd
 class MaskHooks:
@@ -89,9 +90,7 @@ class MaskHooks:
         run = self.engine
         if run.is_due():
             scores, present = self.scores(weights), run.present()
-            unchanged = getattr(self.new_masks, '__func__', None) is MaskHooks.new_masks
-            fuses = unchanged and getattr(run.keeper, 'takes_zeroed', False)
-            with run.held.zero_with_masks(run.weights, fuses), _zeros_held(run):
+            with _zeros_with_masks(run, getattr(self.new_masks, '__func__', None) is MaskHooks.new_masks):
                 run.hold(self.new_masks(scores, run.asked, present), run.asked, run.origin)
 
 # %% ../../nbs/engine/hooks.ipynb #c998fe83
