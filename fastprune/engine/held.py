@@ -20,7 +20,7 @@ class Held:
     "The masks that were held last, and the weights that have their zeros already"
 
     masks = None  # `Masks`
-    zeroed = ()  # names of weights that get their zeros before masks are held
+    zeroed = frozenset()  # names of weights that get their zeros before masks are held
 
     def hold(
         self,
@@ -52,11 +52,11 @@ class Held:
     ) -> Iterator[None]:
         "In this context, the pass that makes masks writes zeros, too, where that saves a pass over all weights"
         plain = not any(is_host(p) or is_dtensor(p) for p in weights.values())
-        self.zeroed = tuple(weights) if plain and takes_zeroed else ()
+        self.zeroed = frozenset(weights if plain and takes_zeroed else ())
         try:
             yield
         finally:
-            self.zeroed = ()
+            self.zeroed = frozenset()
 
     def weights_to_zero(
         self,
@@ -65,5 +65,5 @@ class Held:
     ) -> dict | None:  # Name -> weight, None for none
         "The weights that get their zeros together with the masks of `scores`"
         if any(n not in scores or scores[n].device != weights[n].device for n in self.zeroed):
-            self.zeroed = ()
+            self.zeroed = frozenset()
         return weights if self.zeroed else None

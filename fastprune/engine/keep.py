@@ -37,7 +37,7 @@ class MaskKeeper:
         self,
         masks: dict,  # Name -> bool tensor; masks of other weights do not change
         origin: tuple | None = None,  # Criterion, scope and granularity that made them
-        zeroed: tuple = (),  # Names of weights that are zero already where these masks prune them
+        zeroed: frozenset = frozenset(),  # Names of weights that are zero already where these masks prune them
     ) -> None:
         "Prune by these masks from now on"
         weights = self.parameters()

@@ -42,7 +42,7 @@ class KeepMasks(Callback):
         self,
         masks: Masks,  # Masks of weights of the model
         origin: tuple | None = None,  # Source of the masks: criterion, scope, granularity
-        zeroed: tuple = (),  # Names of weights that are zero already where these masks prune them
+        zeroed: frozenset = frozenset(),  # Names of weights that are zero already where these masks prune them
     ) -> None:
         "Set pruned weights to zero, now and after each later step"
         weights = parameters_of(self.learn)
@@ -189,7 +189,7 @@ def set_masks(
     learn: Learner,
     masks: dict,  # Name -> bool tensor
     origin: tuple | None = None,  # Source of the masks: criterion, scope, granularity
-    zeroed: tuple = (),  # Names of weights that are zero already where these masks prune them
+    zeroed: frozenset = frozenset(),  # Names of weights that are zero already where these masks prune them
 ) -> None:
     "Prune by `masks` now and in every later fit, as setting `learn.masks` does"
     Masks(check_bool(masks)).check(parameters_of(learn))

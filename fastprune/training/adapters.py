@@ -45,7 +45,7 @@ class LearnerMasks:
         self,
         masks: dict,  # Name -> bool tensor; masks of other weights do not change
         origin: tuple | None = None,  # Source of the masks
-        zeroed: tuple = (),  # Names of weights that are zero already where these masks prune them
+        zeroed: frozenset = frozenset(),  # Names of weights that are zero already where these masks prune them
     ) -> None:
         "Prune by these masks, now and after each later step"
         set_masks(self.learn, {**(self.learn.masks or {}), **masks}, origin, zeroed)
