@@ -85,6 +85,7 @@ def run(tmp_path, stages, wheels=('torch-1-py3-none-any.whl',)):
     return done.stdout, out
 
 
+@pytest.mark.slow
 def test_a_stage_fails_alone_and_rows_come_as_they_are_measured(tmp_path):
     said, out = run(tmp_path, {'STAGES': 'nothing:60+billion:60'})
     ended = {r['case']: r['result'] for r in rows_of(out / 'checks.csv') if r['stage'] == 'stages'}
