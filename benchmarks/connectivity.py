@@ -34,6 +34,17 @@ def learner(kind, n, bs):
     return Learner(dls, resnet18(num_classes=10), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
 
 
+def restorer(learn):
+    "A function that gives a Learner its present weights back, and no masks"
+    first = copy.deepcopy(learn.model.state_dict())
+
+    def again():
+        learn.remove_masks()
+        learn.model.load_state_dict(first)
+
+    return again
+
+
 def bare(learn, points):
     "Forward passes over batches in memory"
     batches = list(learn.dls.valid)
@@ -109,11 +120,7 @@ def main(
             learn.fit_one_cycle(1, 1e-3, cbs=cbs)
 
     small = learner(TensorData, 64 * batches, 64)
-    first = copy.deepcopy(small.model.state_dict())
-
-    def again():
-        small.remove_masks()
-        small.model.load_state_dict(first)
+    again = restorer(small)
 
     def tickets():
         again()

@@ -131,3 +131,30 @@ def text_learner(tmp_path):
     return text_classifier_learner(
         dls, AWD_LSTM, pretrained=False, config=config, lin_ftrs=[10], metrics=accuracy, path=tmp_path, drop_mult=0.5
     )
+
+
+class Tagger(nn.Module):
+    "An LSTM with its decoder tied to the embedding"
+
+    def __init__(self, n=24, d=16):
+        super().__init__()
+        self.emb, self.rnn, self.out = nn.Embedding(n, d), nn.LSTM(d, d, batch_first=True), nn.Linear(d, n)
+        self.out.weight = self.emb.weight
+
+    def forward(self, tokens):
+        return self.out(self.rnn(self.emb(tokens))[0][:, -1])
+
+
+class Encoder(nn.Module):
+    def __init__(self, d=64, hidden=128):
+        super().__init__()
+        self.stem, self.layers, self.head = (
+            nn.Linear(8, d),
+            nn.TransformerEncoder(nn.TransformerEncoderLayer(d, 4, hidden, batch_first=True), 2),
+            nn.Linear(d, 32),
+        )
+        for p in self.layers.parameters():
+            nn.init.normal_(p, std=0.1)  # layers start as copies, which the exporter writes once
+
+    def forward(self, x, hide=None):
+        return self.head(self.layers(self.stem(x), src_key_padding_mask=hide).mean(1))

@@ -4,7 +4,7 @@ import copy
 
 import torch
 from common import Rows, interleaved, quiet, spread
-from connectivity import bare
+from connectivity import bare, restorer
 from fastai.basics import Learner, OptimWrapper, accuracy, partial, set_seed
 from overhead import make, same_batches
 from torch import nn
@@ -41,12 +41,7 @@ def compare(run, what, sides, rounds):
 def flows(run):
     "100 steps of SynFlow, and the passes that they cannot do without"
     learn, steps = learner(run, 2), 3 if run.small else 100
-    first = copy.deepcopy(learn.model.state_dict())
-    x = torch.ones(1, 3, 32, 32, device=run.device)
-
-    def again():
-        learn.remove_masks()
-        learn.model.load_state_dict(first)
+    again, x = restorer(learn), torch.ones(1, 3, 32, 32, device=run.device)
 
     def ours():
         again()
@@ -91,15 +86,11 @@ def paths(run):
 def tickets(run):
     rounds, batches = (1, 2) if run.small else (3, 40)
     learn = learner(run, batches)
-    first = copy.deepcopy(learn.model.state_dict())
+    again = restorer(learn)
 
     def fit(learn, cbs):
         with quiet(), learn.no_bar(), learn.no_logging():
             learn.fit_one_cycle(1, 1e-3, cbs=cbs)
-
-    def again():
-        learn.remove_masks()
-        learn.model.load_state_dict(first)
 
     def ours():
         again()

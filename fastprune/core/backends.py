@@ -19,8 +19,21 @@ from .selection_triton import TritonSelection
 from .triton_programs import has_memory
 
 # %% ../../nbs/core/backends.ipynb #8fd35c55
-class HostSelection:
-    "Selection and projection on a CPU; and among tensors on several devices, where it waits for them"
+class _Projecting:
+    "Projection one tensor after the other"
+
+    def project(
+        self,
+        weights: list,  # Tensors, changed in place
+        masks: list,  # Bool tensors of their shapes, on their devices
+    ) -> None:
+        "Set weights to +0.0 where masks are False, even where they are inf or NaN"
+        for w, m in zip(weights, masks, strict=True):
+            _zero(w, m)
+
+
+class HostSelection(_Projecting):
+    "Selection on a CPU; and among tensors on several devices, where it waits for them"
 
     def lowest(
         self,
@@ -39,15 +52,6 @@ class HostSelection:
         if zeros:
             self.project(zeros, masks)
         return masks, None
-
-    def project(
-        self,
-        weights: list,  # Tensors, changed in place
-        masks: list,  # Bool tensors of their shapes, on their devices
-    ) -> None:
-        "Set weights to +0.0 where masks are False, even where they are inf or NaN"
-        for w, m in zip(weights, masks, strict=True):
-            _zero(w, m)
 
 
 def _zero(w, mask):
@@ -83,8 +87,8 @@ def _flat(x):
     return (x.detach().float() if x.element_size() < 2 else x.detach()).reshape(-1)
 
 
-class TorchSelection:
-    "Selection and projection by PyTorch's sort, without waiting for the device"
+class TorchSelection(_Projecting):
+    "Selection by PyTorch's sort, without waiting for the device"
 
     def lowest(
         self,
@@ -110,15 +114,6 @@ class TorchSelection:
         if zeros:
             self.project(zeros, masks)
         return masks, nan
-
-    def project(
-        self,
-        weights: list,  # Tensors, changed in place
-        masks: list,  # Bool tensors of their shapes, on their devices
-    ) -> None:
-        "Set weights to +0.0 where masks are False, even where they are inf or NaN"
-        for w, m in zip(weights, masks, strict=True):
-            w.masked_fill_(~m, 0)
 
 # %% ../../nbs/core/backends.ipynb #68f41550
 class Fallback:

@@ -65,9 +65,7 @@ def check_nan(
         if is_host(s) and s.isnan().any():
             raise ValueError(has_nan(n))
     elsewhere = {n: s for n, s in scores.items() if not is_host(s)}
-    for device in dict.fromkeys(s.device for s in elsewhere.values()):
-        there = {n: s.isnan().any() for n, s in elsewhere.items() if s.device == device}
-        check_flags(torch.stack(list(there.values())), partial(_nan_error_of, list(there)))
+    check_flags([s.isnan().any() for s in elsewhere.values()], partial(_nan_error_of, list(elsewhere)))
     return scores
 
 # %% ../../nbs/core/compute.ipynb #98f93490

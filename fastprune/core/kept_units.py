@@ -116,13 +116,10 @@ def _lowest_units(units, sizes, n_prune, keep):
     cat = lambda xs, dtype: torch.cat([x.flatten().to(device, dtype) for x in xs])
     x = cat(scores, torch.promote_types(widest, torch.float32))
     size = torch.cat([torch.full((s.numel(),), n, device=device) for s, n in zip(scores, sizes, strict=True)])
-    if is_host(x) and x.isnan().any():
-        raise NaNError
     if not is_host(x):
-        check_flags(
-            torch.stack([s.isnan().any().to(device) for s in scores]),
-            partial(_late_nan_error, [u.names for u in units], False),
-        )
+        check_flags([s.isnan().any() for s in scores], partial(_late_nan_error, [u.names for u in units], False))
+    elif x.isnan().any():
+        raise NaNError
     order, pruned = x.argsort(stable=True), 0
     if keep is not None:
         inside = cat(keep, torch.bool)

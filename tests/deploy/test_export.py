@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import SGD, Callback
+from helpers import Encoder, Tagger
 from torch import nn
 from torch.nn.utils import prune
 
@@ -28,33 +29,6 @@ from fastprune.deploy import export
 from fastprune.deploy.semi_structured import semi_structured_layers
 
 pytestmark = pytest.mark.cpu_only  # files for other programs; what needs a GPU says `cuda`
-
-
-class Tagger(nn.Module):
-    "An LSTM with its decoder tied to the embedding"
-
-    def __init__(self, n=24, d=16):
-        super().__init__()
-        self.emb, self.rnn, self.out = nn.Embedding(n, d), nn.LSTM(d, d, batch_first=True), nn.Linear(d, n)
-        self.out.weight = self.emb.weight
-
-    def forward(self, tokens):
-        return self.out(self.rnn(self.emb(tokens))[0][:, -1])
-
-
-class Encoder(nn.Module):
-    def __init__(self, d=64, hidden=128):
-        super().__init__()
-        self.stem, self.layers, self.head = (
-            nn.Linear(8, d),
-            nn.TransformerEncoder(nn.TransformerEncoderLayer(d, 4, hidden, batch_first=True), 2),
-            nn.Linear(d, 32),
-        )
-        for p in self.layers.parameters():
-            nn.init.normal_(p, std=0.1)  # layers start as copies, which the exporter writes once
-
-    def forward(self, x, hide=None):
-        return self.head(self.layers(self.stem(x), src_key_padding_mask=hide).mean(1))
 
 
 class Pair(nn.Module):

@@ -5,39 +5,13 @@ from copy import deepcopy
 import pandas as pd
 import pytest
 import torch
+from helpers import Encoder, Tagger
 from torch import nn
 
 from fastprune.all import compute_masks, prunable_weights, sparse_inference, to_semi_structured
 from fastprune.deploy import forms, semi_structured, semi_structured_layer, timing
 from fastprune.deploy.semi_structured import fastest_form, semi_structured_layers
 from fastprune.deploy.semi_structured_layer import gpu_missing, semi_structured_linear, tuned_linear
-
-
-class Tagger(nn.Module):
-    "An LSTM with its decoder tied to the embedding"
-
-    def __init__(self, n=24, d=16):
-        super().__init__()
-        self.emb, self.rnn, self.out = nn.Embedding(n, d), nn.LSTM(d, d, batch_first=True), nn.Linear(d, n)
-        self.out.weight = self.emb.weight
-
-    def forward(self, tokens):
-        return self.out(self.rnn(self.emb(tokens))[0][:, -1])
-
-
-class Encoder(nn.Module):
-    def __init__(self, d=64, hidden=128):
-        super().__init__()
-        self.stem, self.layers, self.head = (
-            nn.Linear(8, d),
-            nn.TransformerEncoder(nn.TransformerEncoderLayer(d, 4, hidden, batch_first=True), 2),
-            nn.Linear(d, 32),
-        )
-        for p in self.layers.parameters():
-            nn.init.normal_(p, std=0.1)  # layers start as copies, which the exporter writes once
-
-    def forward(self, x, hide=None):
-        return self.head(self.layers(self.stem(x), src_key_padding_mask=hide).mean(1))
 
 
 def mlp():
