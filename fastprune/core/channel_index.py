@@ -33,11 +33,14 @@ class Slots:
             for p in g.places:
                 if p.role not in roles:
                     continue
-                key, shape = (p.name, p.dim, p.groups), g.shapes[p.name]
-                if key not in found:
-                    found[key] = torch.full((position_count(p, shape),), none, dtype=torch.int64, device='cpu')
-                    self.places[key], self.shapes[p.name] = p, tuple(shape)
-                found[key][p.positions] = first + p.channels
+                key, size = (p.name, p.dim, p.groups), int(p.positions.max()) + 1
+                if p.role != 'norm':  # a module has no shape
+                    self.shapes[p.name] = tuple(g.shapes[p.name])
+                    size = position_count(p, self.shapes[p.name])
+                index = found.get(key, torch.zeros(0, dtype=torch.int64, device='cpu'))
+                index = torch.cat([index, index.new_full((max(0, size - len(index)),), none)])
+                index[p.positions] = first + p.channels
+                self.places[key], found[key] = p, index
             first += g.n
         self.sizes, self.device = [len(o) for o in found.values()], device
         self.index = send(torch.cat(list(found.values())), device) if found else None
