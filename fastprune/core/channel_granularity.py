@@ -14,7 +14,7 @@ from torch import nn
 
 from .channel_counts import channel_costs, channel_counts
 from .channel_index import ChannelIndex, channel_scores, kept_in
-from .channel_units import ChannelUnits, kept_globally, kept_locally
+from .channel_ranking import ChannelUnits, kept_globally, kept_locally
 from .channels import ChannelGroup
 from .checks import check_choice, check_whole
 from .later import Pending, counts, later
