@@ -130,8 +130,11 @@ def state(
 ) -> dict[str, torch.Tensor]:  # Zero where channels are kept
     "The values of cut channels, for a checkpoint"
     index = self.channels.index(self.kept[0].device)
-    stay = {p.name: s.view([-1 if d == p.dim else 1 for d in range(self.values[p.name].ndim)])
-            for p, s in index.statistics.stay(self.kept) if p.name in self.values}
+    stay = {
+        p.name: s.view([-1 if d == p.dim else 1 for d in range(self.values[p.name].ndim)])
+        for p, s in index.statistics.stay(self.kept)
+        if p.name in self.values
+    }
     stay.update({n: m for n, m in masks.items() if n in self.values})
     return {n: torch.where(stay[n].to(t.device), 0, t) for n, t in self.values.items() if n in stay}
 
