@@ -79,7 +79,7 @@ class Method(Hooks):
         track: bool = False,  # Record `recovered` and `mask_distance`? Takes two more bytes a weight
         min_channels: int = 1,  # Channels of a group that stay at least, with granularity 'channel' or 'head'
         round_to: int = 1,  # With these, the number of channels that stay is a multiple of this
-        cost: str = 'weights',  # With these and scope 'global', scores are divided by the 'weights' or 'flops' of a channel
+        cost: str = 'weights',  # With these and scope 'global': what a channel saves, in 'weights' or 'flops'
     ):
         options = dict(min_channels=min_channels, round_to=round_to, cost=cost)
         check_arguments(sparsity, criterion, scope, granularity, initial, recover, **options)

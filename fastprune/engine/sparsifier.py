@@ -22,7 +22,7 @@ from .hooks import Hooks
 from .method import Method
 from .optimizers import TorchOptimizer
 from .run import Run
-from .state import State, check_state, lasting_types, recorded, restore, state_types
+from .state import State, check_state, is_cut, lasting_types, recorded, restore, state_types
 from .track import end_cycle, read_numbers, start_tracking
 
 # %% ../../nbs/engine/sparsifier.ipynb #94019b7f
@@ -244,7 +244,11 @@ def state_dict(
     read_numbers(self)
     method, state = self.method, self.state
     res = {**{k: getattr(method, k) for k in (*recorded, *lasting_types(method))}, **vars(state)}
-    return {**res, 'masks': self.keeper.masks and self.present()} if masks else res
+    if not masks:
+        return res
+    cut = self.keeper.cut if self.granularity.tied and self.keeper.masks else None
+    values = {'cut': cut and cut.state(self.keeper.masks)} if self.granularity.tied else {}
+    return {**res, **values, 'masks': self.keeper.masks and self.present()}
 
 
 @patch
@@ -255,9 +259,15 @@ def load_state_dict(
 ) -> None:
     "Resume from this state. Raises `ValueError` for a state of another method or model"
     types = state_types(self.method) | ({'masks': Masks | None} if 'masks' in state else {})
+    if self.granularity.tied and 'masks' in state:
+        types['cut'] = is_cut
     check_state(self.method, state, self, types)
     if state.get('masks') is not None:
+        if cut := getattr(self.keeper, 'cut', None):
+            cut.forget()  # its values are of other weights
         self.keeper.hold(state['masks'], self.origin)
+        if state.get('cut'):
+            self.keeper.cut.load(state['cut'])
     own = {f.name for f in fields(self.state)}
     for name, t in state_types(self.method).items():
         restore(self.state if name in own else self.method, name, state[name], t, self.members)

@@ -116,6 +116,16 @@ def has_type(
     return v.keys() == targets.keys() and all(has_type(o, get_args(t)[1], weights) for o in v.values())
 
 # %% ../../nbs/engine/state.ipynb #e016d996
+def is_cut(
+    v: object,  # Anything, as from a file
+    method: object,  # A method
+    run: object,  # A `Run`
+) -> bool:
+    "Are these values of cut channels, for the parameters and running statistics of the model? None is, too"
+    tensors = {**dict(run.model.named_parameters()), **dict(run.model.named_buffers())}
+    return v is None or isinstance(v, dict) and all(n in tensors and is_like(t, tensors[n]) for n, t in v.items())
+
+
 def check_state(
     method: object,  # A method
     state: object,  # Anything, as from a file
