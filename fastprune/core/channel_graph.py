@@ -91,6 +91,7 @@ class _Call(NamedTuple):
     module: nn.Module | None  # None for an input of the model
     args: tuple  # With slots for tensors
     kwargs: dict
+    shapes: list  # Of the tensors
 
 
 def _stand_in(m, calls, own, *args, **kwargs):
@@ -107,7 +108,7 @@ def _stand_in(m, calls, own, *args, **kwargs):
     outs = _Once.apply(run, anchor, *tensors)
     fn = next((o.grad_fn for o in outs if o.grad_fn is not None), None)
     if fn is not None:
-        calls[fn] = _Call(m, slot_args, slot_kwargs)
+        calls[fn] = _Call(m, slot_args, slot_kwargs, [tuple(t.shape) for t in tensors])
     return _filled(kept[0], outs)
 
 
@@ -170,6 +171,7 @@ class _Tracer:
     def _call(self, call, inputs, shapes, fn):
         if call.module is None:
             return [None] * len(shapes)
+        inputs = [Value(s, None, traced=False) if v is None else v for v, s in zip(inputs, call.shapes, strict=True)]
         args, kwargs = _filled((call.args, call.kwargs), inputs)
         heads = heads_of(call.module)
         if heads is not None:

@@ -6,13 +6,14 @@
 __all__ = ['groups_of']
 
 # %% ../../nbs/core/channel_groups.ipynb #0a08511c
+import math
 from collections import defaultdict
 
 import numpy as np
 import torch
 
-from .channel_units import Units
 from .channels import ChannelGroup, Places
+from .channel_units import Units
 
 # %% ../../nbs/core/channel_groups.ipynb #0c6a532c
 def _alive(axis, label):

@@ -21,7 +21,11 @@ from .channel_units import Units
 class Namer:
     "The axes of a model's tensors, by module and attribute"
 
-    def __init__(self, model: nn.Module, units: Units):
+    def __init__(
+        self,
+        model: nn.Module,
+        units: Units,
+    ):
         self.units = units
         self.names = {id(t): n for o in (model.named_buffers, model.named_parameters) for n, t in o()}
         self.modules = {m: n for n, m in model.named_modules()}

@@ -21,6 +21,7 @@ class Value(NamedTuple):
     shape: tuple  # Of the tensor
     ids: torch.Tensor | None  # Its label; None if channels can't be told apart
     param: Callable | None = None  # Of a parameter that no layer owns: dim -> its label along another dimension
+    traced: bool = True  # Does it depend on weights, or on the model's input?
 
 
 def varying(
@@ -154,7 +155,7 @@ def _roll(fn, x, shape):
         ids = ids.roll(s, d)
     return ids
 
-
+# %% ../../nbs/core/channel_rules.ipynb #eecc83b3
 def _flip(fn, x, shape):
     return x.ids.flip([_dim(d, len(shape)) for d in fn._saved_dims])
 
@@ -181,6 +182,16 @@ def _index(fn, x, shape):
     return x.ids.reshape([*x.ids.shape[: given[0]], *[1] * n_new, *x.ids.shape[given[-1] + 1 :]])
 
 
+def _as_strided(fn, x, shape):
+    "Pooling that ends channels-last: the same values, with strides of its own"
+    strides, step = [], 1
+    for s in reversed(shape):
+        strides.insert(0, step)
+        step *= s
+    same = all(s == 1 or a == b for s, a, b in zip(shape, strides, fn._saved_stride, strict=True))
+    return x.ids if same and shape == x.shape and not fn._saved_storage_offset else None
+
+
 def _unshuffle(fn, x, shape):
     "Each channel becomes r^2"
     if varying(x.ids) not in ([], [len(shape) - 3]):
@@ -200,10 +211,11 @@ _views = {
     'Repeat': _repeat,
     'IndexSelect': _index_select,
     'Index': _index,
+    'AsStrided': _as_strided,
     'PixelUnshuffle': _unshuffle,
 }
 
-# %% ../../nbs/core/channel_rules.ipynb #183adf09
+# %% ../../nbs/core/channel_rules.ipynb #7b8539bc
 def _split(fn, x, shapes):
     d = _dim(fn._saved_dim, len(x.shape))
     sizes = [s[d] for s in shapes]
@@ -286,11 +298,11 @@ def _with_constants(values, shape, d):
         values = [Value(size, None) if v is None else v for v in values]
     return values
 
-# %% ../../nbs/core/channel_rules.ipynb #78441df9
+# %% ../../nbs/core/channel_rules.ipynb #0a172a87
 _reductions = ('Mean', 'Sum', 'Nansum', 'Amax', 'Amin', 'Max', 'Min', 'Var', 'Std', 'LinalgVectorNorm', 'Norm', 'Prod')
 _mixing = re.compile(
     r'(Bmm|Mm|Addmm|Addbmm|Baddbmm|Addmv|Mv|Dot|ScaledDot|Cumsum|Cumprod|Cummax|Sort|Topk|Fft|Convolution|Native'
-    r'|Cudnn|Miopen|Mkldnn|Embedding|Gather|Scatter|IndexPut|CopySlices|Unfold|Im2Col|Col2Im|AsStrided|Linear'
+    r'|Cudnn|Miopen|Mkldnn|Embedding|Gather|Scatter|IndexPut|CopySlices|Unfold|Im2Col|Col2Im|Linear'
     r'|Triu|Tril|Diagonal|Kron|Cdist|FusedDropout|LinalgSolve|Cross|Logcumsumexp|Searchsorted|Take|MaskedSelect)'
 )
 
