@@ -192,9 +192,7 @@ def attention_rule(
         read(namer.units, q_in, columns, -1)
         q, k, v = rows.split(len(rows) // 3)
     else:
-        q, k, v = (
-            _project(namer, getattr(m, p), x) for p, x in zip(heads.parts, (q_in, k_in, v_in), strict=True)
-        )
+        q, k, v = (_project(namer, getattr(m, p), x) for p, x in zip(heads.parts, (q_in, k_in, v_in), strict=True))
     written, columns = (q, None) if heads.out is None else _axes(namer, getattr(m, heads.out))
     ids = _join_heads(namer, q, k, v, columns, heads.n, heads.n_kv)
     if any(_has_heads(x, heads.n) for x in _others((args, kwargs), (q_in, k_in, v_in))):

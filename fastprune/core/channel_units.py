@@ -97,9 +97,7 @@ class Units:
         if 1 < n_blocks < len(ids):
             self.blocks.append((ids, n_blocks))
 
-    def components(
-        self,
-    ) -> np.ndarray:  # int [numbers]
+    def components(self) -> np.ndarray:  # int [numbers]
         "A label for each number, the same for those that go together; that of what has to stay is [0]"
         a, b = torch.cat(self._pairs, 1).numpy() if self._pairs else np.zeros((2, 0), dtype=np.int64)
         ones = np.ones(len(a), dtype=np.int8)
