@@ -58,22 +58,23 @@ def _group_numbers(axes, n_labels):
 # %% ../../nbs/core/channel_groups.ipynb #e5e0d9c8
 def _block_of(units, constraints, label):
     "The number of blocks, and each unit's; None if the units don't fit into blocks"
-    blocks = max((n for _, n in constraints), default=1)
-    res = np.zeros(len(units), dtype=np.int64)
-    index = {u: i for i, u in enumerate(units.tolist())}
-    for ids, n in sorted(constraints, key=lambda c: -c[1]):
-        owners = label[ids.numpy()]
-        if blocks % n or set(owners.tolist()) != index.keys():
+    index = np.full(len(label), -1)
+    index[units] = np.arange(len(units))
+    own = []
+    for ids, n in constraints:
+        owners = index[label[ids.numpy()]]
+        if (owners < 0).any() or len(np.unique(owners)) < len(units):
             return None
-        block = np.repeat(np.arange(n), len(owners) // n)
-        own = np.zeros(len(units), dtype=np.int64)
-        own[[index[u] for u in owners.tolist()]] = block
-        if (own[[index[u] for u in owners.tolist()]] != block).any():
+        count = np.zeros((len(units), n), dtype=np.int64)
+        np.add.at(count, (owners, np.repeat(np.arange(n), len(owners) // n)), 1)
+        if (count == count[:, :1]).all():
+            continue  # each channel has as much of each block
+        if ((count > 0).sum(1) > 1).any():
             return None
-        if n == blocks and not res.any():
-            res = own
-        if (res // (blocks // n) != own).any():
-            return None
+        own.append((n, count.argmax(1)))
+    blocks, res = max(own, key=lambda o: o[0], default=(1, np.zeros(len(units), dtype=np.int64)))
+    if any(blocks % n or (res // (blocks // n) != b).any() for n, b in own):
+        return None
     sizes = np.bincount(res, minlength=blocks)
     return (blocks, res) if (sizes == sizes[0]).all() else None
 

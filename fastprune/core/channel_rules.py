@@ -118,9 +118,10 @@ def keep_all(
             for d in range(min(len(v.shape), 2)):
                 units.keep(v.param(d))
 
-# %% ../../nbs/core/channel_rules.ipynb #fcc6e048
+# %% ../../nbs/core/channel_rules.ipynb #5e630e22
 def _reshape(fn, x, shape):
-    return _narrowed(x.ids.expand(x.shape).reshape(shape))
+    ids = _narrowed(x.ids.expand(x.shape).reshape(shape))
+    return ids if len(varying(ids)) <= len(varying(x.ids)) else None
 
 
 def _permute(fn, x, shape):
@@ -137,24 +138,17 @@ def _expand(fn, x, shape):
 
 def _slice(fn, x, shape):
     d = _dim(fn._saved_dim, len(shape))
-    if x.ids.shape[d] == 1:
-        return x.ids
-    window = slice(_signed(fn._saved_start), _signed(fn._saved_end), fn._saved_step)
-    return x.ids[(slice(None),) * d + (window,)]
+    return x.ids if x.ids.shape[d] == 1 or shape == x.shape else None
 
 
 def _select(fn, x, shape):
     d = _dim(fn._saved_dim, len(x.shape))
-    return x.ids.select(d, _signed(fn._saved_index) if x.ids.shape[d] > 1 else 0)
+    return x.ids.select(d, 0) if x.ids.shape[d] == 1 else None
 
 
 def _roll(fn, x, shape):
     dims = [_dim(d, len(shape)) for d in fn._saved_dims]
-    pairs = [(int(_signed(s)), d) for s, d in zip(fn._saved_shifts, dims, strict=True)]
-    ids = x.ids
-    for s, d in pairs:
-        ids = ids.roll(s, d)
-    return ids
+    return x.ids if all(x.ids.shape[d] == 1 for d in dims) else None
 
 # %% ../../nbs/core/channel_rules.ipynb #eecc83b3
 def _flip(fn, x, shape):
@@ -168,17 +162,14 @@ def _repeat(fn, x, shape):
 
 def _index_select(fn, x, shape):
     d = _dim(fn._saved_dim, len(shape))
-    return x.ids if x.ids.shape[d] == 1 else x.ids.index_select(d, fn._saved_index.cpu())
+    return x.ids if x.ids.shape[d] == 1 else None
 
 
 def _index(fn, x, shape):
-    "Indexing by tensors along dimensions without channels, or by one tensor"
+    "Indexing by tensors along neighbouring dimensions without channels"
     given = [d for d, i in enumerate(fn._saved_indices) if i is not None]
     if given != list(range(given[0], given[-1] + 1)) or any(x.ids.shape[d] > 1 for d in given):
-        if len(given) != 1:
-            return None
-        i = fn._saved_indices[given[0]]
-        return None if i.dtype == torch.bool else x.ids[(slice(None),) * given[0] + (i.cpu(),)]
+        return None
     n_new = len(shape) - (x.ids.ndim - len(given))
     return x.ids.reshape([*x.ids.shape[: given[0]], *[1] * n_new, *x.ids.shape[given[-1] + 1 :]])
 
@@ -216,16 +207,42 @@ _views = {
     'PixelUnshuffle': _unshuffle,
 }
 
-# %% ../../nbs/core/channel_rules.ipynb #7b8539bc
-def _split(fn, x, shapes):
+# %% ../../nbs/core/channel_rules.ipynb #8dffc849
+def _split(units, fn, x, shapes):
+    "Equal parts stay equal if each loses as many channels; sizes that are given are constants"
     d = _dim(fn._saved_dim, len(x.shape))
+    if x.ids.shape[d] == 1:
+        return [x.ids] * len(shapes)
     sizes = [s[d] for s in shapes]
-    return [x.ids] * len(shapes) if x.ids.shape[d] == 1 else list(x.ids.split(sizes, d))
+    if _name_of(fn) != 'Split' or len(set(sizes)) > 1 or varying(x.ids) != [d]:
+        units.keep(x.ids)
+    units.in_blocks(x.ids.flatten(), len(sizes))
+    return list(x.ids.split(sizes, d))
 
 
-def _unbind(fn, x, shapes):
+def _unbind(units, fn, x, shapes):
     d = _dim(fn._saved_dim, len(x.shape))
-    return [x.ids.select(d, i if x.ids.shape[d] > 1 else 0) for i in range(len(shapes))]
+    if x.ids.shape[d] == 1:
+        return [x.ids.select(d, 0)] * len(shapes)
+    units.keep(x.ids)
+    return [None] * len(shapes)
+
+
+def _gated(units, fn, x, shape):
+    "`GLU`: the first half times a sigmoid of the second"
+    d = _dim(fn._saved_dim, len(shape))
+    if x.ids.shape[d] == 1:
+        return x.ids
+    a, b = x.ids.chunk(2, d)
+    units.join(a, b)
+    return a
+
+
+def _shuffled(units, fn, x, shape):
+    if x.ids.shape[1] == 1:
+        return x.ids
+    units.in_blocks(x.ids.flatten(), fn._saved_groups)
+    return x.ids.unflatten(1, (fn._saved_groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
 def _reduce(units, fn, x, shape):
@@ -254,6 +271,9 @@ def _pixel_shuffle(units, fn, x, shape):
     return along(ids[:, 0], -3, len(shape))
 
 
+_own = {'PixelShuffle': _pixel_shuffle, 'Glu': _gated, 'ChannelShuffle': _shuffled, 'NativeChannelShuffle': _shuffled}
+
+# %% ../../nbs/core/channel_rules.ipynb #eceda4b6
 def _joined(units, fn, values, shape):
     "Concatenation: along channels, or of tokens that have the same channels"
     stacked = _name_of(fn) == 'Stack'
@@ -299,7 +319,7 @@ def _with_constants(values, shape, d):
         values = [Value(size, None) if v is None else v for v in values]
     return values
 
-# %% ../../nbs/core/channel_rules.ipynb #0a172a87
+# %% ../../nbs/core/channel_rules.ipynb #c29970d8
 _reductions = ('Mean', 'Sum', 'Nansum', 'Amax', 'Amin', 'Max', 'Min', 'Var', 'Std', 'LinalgVectorNorm', 'Norm', 'Prod')
 _mixing = re.compile(
     r'(Bmm|Mm|Addmm|Addbmm|Baddbmm|Addmv|Mv|Dot|ScaledDot|Cumsum|Cumprod|Cummax|Sort|Topk|Fft|Convolution|Native'
@@ -351,11 +371,9 @@ def outputs_of(
             units.keep(first.ids)
         return [ids]
     if name in ('Split', 'SplitWithSizes', 'Unbind') and alone:
-        return (_unbind if name == 'Unbind' else _split)(fn, first, shapes)
-    if name == 'PixelShuffle':
-        return [_pixel_shuffle(units, fn, first, shapes[0])]
-    if name == 'ChannelShuffle' or name == 'NativeChannelShuffle':
-        return [torch.channel_shuffle(first.ids.expand_as(first.ids), fn._saved_groups)]
+        return (_unbind if name == 'Unbind' else _split)(units, fn, first, shapes)
+    if name in _own:
+        return [_own[name](units, fn, first, shapes[0])]
     if alone and name in _reductions and len(first.shape) and shapes[0] != first.shape:
         return [_reduce(units, fn, first, shapes[0])] * len(shapes)
     if name in _factors and any(v is not None and v.shares for v in values):
