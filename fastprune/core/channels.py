@@ -77,7 +77,7 @@ def positions_kept(
     res[place.positions.to(kept.device)] = kept[place.channels.to(kept.device)]
     return res
 
-
+# %% ../../nbs/core/channels.ipynb #82db4fac
 def channel_masks(
     groups: list,  # Of `ChannelGroup`
     kept: list,  # Bool tensor [n] for each group: which channels stay
