@@ -492,6 +492,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'fastprune/core/channel_norms.py'),
                                               'fastprune.core.channel_norms._hook_of': ( 'core/channel_norms.html#_hook_of',
                                                                                          'fastprune/core/channel_norms.py'),
+                                              'fastprune.core.channel_norms._recompile': ( 'core/channel_norms.html#_recompile',
+                                                                                           'fastprune/core/channel_norms.py'),
                                               'fastprune.core.channel_norms._scale': ( 'core/channel_norms.html#_scale',
                                                                                        'fastprune/core/channel_norms.py'),
                                               'fastprune.core.channel_norms._size': ( 'core/channel_norms.html#_size',
