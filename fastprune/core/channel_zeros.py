@@ -61,6 +61,8 @@ class _Watch:
         self.norms = _cut_positions(groups, kept, ('norm',))
         self.changed = []  # (name of a module, shape of its output): it makes something of zero
         for m in model.modules():
+            if isinstance(m, torch.jit.ScriptModule):
+                continue
             if self.modules[m] in self.norms:
                 m.register_forward_hook(self._after_norm)
             elif not list(m.children()) and not is_layer(m):
@@ -101,7 +103,7 @@ class _Watch:
             if ((x == 0) & (y != 0)).any():
                 self.changed.append((f'{self.modules[m]} ({type(m).__name__})', y.shape))
 
-# %% ../../nbs/core/channel_zeros.ipynb #af7c01bc
+# %% ../../nbs/core/channel_zeros.ipynb #7194d985
 def check_zeros(
     model: nn.Module,  # It is not changed
     groups: list,  # Of `ChannelGroup`, those that are to be cut

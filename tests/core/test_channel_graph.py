@@ -212,7 +212,15 @@ def test_mobilenet():
     model = vision.mobilenet_v2(num_classes=10)
     groups = check_exact(model, image())
     want, width = [32, 1280], 32
-    for t, c, n, _ in ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)):
+    for t, c, n, _ in (
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ):
         want.append(c)
         for _ in range(n):
             want += [t * width] if t > 1 else []
@@ -368,7 +376,11 @@ def conv(c_in, c_out, size=3, **kwargs):
 def test_flatten_has_several_columns_a_channel():
     model = nn.Sequential(conv(3, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 5))
     groups = check_exact(model, image(4))
-    assert shapes_of_places(groups[0]) == [('0.weight', 0, 'filter', 4), ('0.bias', 0, 'other', 4), ('3.weight', 1, 'input', 64)]
+    assert shapes_of_places(groups[0]) == [
+        ('0.weight', 0, 'filter', 4),
+        ('0.bias', 0, 'other', 4),
+        ('3.weight', 1, 'input', 64),
+    ]
     assert groups[0].places[2].channels.tolist() == [i for i in range(4) for _ in range(16)]
 
 
@@ -395,7 +407,15 @@ def test_a_product_of_halves_has_both_in_a_unit():
 
 
 def test_shuffled_pixels_and_channels():
-    layers = conv(3, 16), nn.PixelShuffle(2), conv(4, 3), nn.PixelUnshuffle(2), conv(12, 8), nn.ChannelShuffle(4), conv(8, 2)
+    layers = (
+        conv(3, 16),
+        nn.PixelShuffle(2),
+        conv(4, 3),
+        nn.PixelUnshuffle(2),
+        conv(12, 8),
+        nn.ChannelShuffle(4),
+        conv(8, 2),
+    )
     groups = check_exact(nn.Sequential(*layers), image(8))
     assert [g.n for g in groups] == [4, 3, 8]
     assert groups[2].places[-1].channels.tolist() == [0, 2, 4, 6, 1, 3, 5, 7] and groups[2].blocks == 4
@@ -444,7 +464,9 @@ def test_a_module_that_is_called_twice():
 
 
 def test_weights_that_are_used_twice():
-    model = nn.Sequential(nn.Embedding(20, 8), nn.LayerNorm(8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.Linear(8, 20))
+    model = nn.Sequential(
+        nn.Embedding(20, 8), nn.LayerNorm(8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.Linear(8, 20)
+    )
     model[5].weight = model[0].weight
     groups = find_channels(model, torch.randint(20, (2, 5)))
     assert [(g.name, g.n) for g in groups] == [('2.weight', 16), ('4.weight', 8)] or [g.n for g in groups] == [8, 16]
@@ -457,7 +479,9 @@ def test_an_embedding_alone_is_what_makes_the_channels():
 
 
 def test_channels_of_the_input_stay():
-    model = nn.Sequential(Both(nn.Identity(), conv(3, 3)), conv(3, 4), Both(conv(4, 3), conv(4, 2), lambda a, b: (a, b)))
+    model = nn.Sequential(
+        Both(nn.Identity(), conv(3, 3)), conv(3, 4), Both(conv(4, 3), conv(4, 2), lambda a, b: (a, b))
+    )
     assert [g.name for g in find_channels(model, image(8))] == ['1.weight']
 
 
@@ -472,12 +496,16 @@ def test_what_is_not_understood_stays_whole():
     assert [g.name for g in find_channels(mixed, torch.randn(2, 5, 3))] == ['2.weight']
     taken = nn.Sequential(nn.Linear(3, 8), Apply(lambda x: x[..., :4]), nn.Linear(4, 6), nn.Linear(6, 2))
     assert [g.name for g in find_channels(taken, torch.randn(2, 5, 3))] == ['2.weight']
-    mean = nn.Sequential(nn.Linear(3, 8), Apply(lambda x: x - x.mean(-1, keepdim=True)), nn.Linear(8, 6), nn.Linear(6, 2))
+    mean = nn.Sequential(
+        nn.Linear(3, 8), Apply(lambda x: x - x.mean(-1, keepdim=True)), nn.Linear(8, 6), nn.Linear(6, 2)
+    )
     assert [g.name for g in find_channels(mean, torch.randn(2, 5, 3))] == ['2.weight']
 
 
 def test_a_map_of_one_channel_stays():
-    model = nn.Sequential(conv(3, 6), Both(nn.Identity(), nn.Sequential(conv(6, 1), nn.Sigmoid()), torch.mul), conv(6, 2))
+    model = nn.Sequential(
+        conv(3, 6), Both(nn.Identity(), nn.Sequential(conv(6, 1), nn.Sigmoid()), torch.mul), conv(6, 2)
+    )
     assert [(g.name, g.n) for g in check_exact(model, image(8))] == [('0.weight', 6)]
 
 
@@ -503,7 +531,9 @@ def test_attention_across_sequences(own):
 
 def test_encoder_of_torch():
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=True)
-    model = nn.Sequential(nn.Linear(3, 16), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(16, 2))
+    model = nn.Sequential(
+        nn.Linear(3, 16), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(16, 2)
+    )
     groups = check_exact(model, torch.randn(2, 5, 3))
     assert [(g.kind, g.n) for g in groups] == [('channel', 16)] + [('head', 4), ('channel', 32)] * 2
 
@@ -615,7 +645,9 @@ def test_random_networks(model):
     assert len({g.name for g in groups}) == len(groups)
     check_zeros(model, groups, x)
     kept = half(groups)
-    torch.testing.assert_close(output(masked(model, groups, kept), x), output(sliced(model, groups, kept), x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        output(masked(model, groups, kept), x), output(sliced(model, groups, kept), x), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize('name', ['resnet18', 'mobilenet_v2', 'squeezenet1_1', 'regnet_x_400mf'])
