@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd as Dropout
 
 from .channel_attention import Heads, attention_rule, heads_of, keeps_heads_apart
 from .channel_groups import groups_of
@@ -23,6 +24,7 @@ from .channel_rules import is_share, outputs_of
 from .channel_units import Units
 from .generators import forked_rng
 from .json_files import error_line
+from .names import unwrap
 
 # %% ../../nbs/core/channel_graph.ipynb #5c9de0ab
 def _map(f, o):
@@ -208,7 +210,15 @@ class _Tracer:
         shares = fn not in self.calls and is_share(fn, inputs)
         self.values[fn] = [Value(s, i, shares=shares) for s, i in zip(shapes, labels, strict=True)]
 
-    def keep_outputs(self, outs):
+    def names(self):
+        "Names of the tensors that have been met"
+        return {name for name, _ in self.units.axes}
+
+    def follow(self, outs):
+        "Find the labels of all that the outputs depend on, and keep the outputs' channels"
+        for fn in _order([o.grad_fn for o in outs]):
+            if fn not in self.values:
+                self.visit(fn)
         for o in outs:
             keep_all(self.units, [self._input(o.grad_fn, o.output_nr)])
 
@@ -240,13 +250,16 @@ def _follow(model):
     return running
 
 
-def _run(model, inputs, call, calls):
-    "Outputs of the model that depend on its weights"
-    model.eval()
+def _prepare(model, calls):
+    "Let the parameters of a copy need gradients, and its layers be operations"
     for p in model.parameters():
         p.requires_grad_(p.is_floating_point())
     _put_stand_ins(model, calls)
-    running = _follow(model)
+    return _follow(model)
+
+
+def _run(model, inputs, call, calls, running):
+    "Outputs of the model that depend on its weights"
     inputs = _map(partial(_marked, calls=calls), inputs)
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -282,11 +295,13 @@ def find_channels(
 ) -> list:  # Of `ChannelGroup`, in the order of the model's parameters
     "The groups of channels of a model that can only be cut together, without those tied to inputs or outputs"
     with forked_rng():
-        model = _copied(model)
+        model = _copied(unwrap(model))
         tracer = _Tracer(model)
-        outs = _run(model, inputs, call, tracer.calls)
-        for fn in _order([o.grad_fn for o in outs]):
-            tracer.visit(fn)
-        tracer.keep_outputs(outs)
+        running = _prepare(model.eval(), tracer.calls)
+        tracer.follow(_run(model, inputs, call, tracer.calls, running))
+        if not tracer.names() >= {n for n, p in model.named_parameters() if p.ndim > 1}:  # such as auxiliary heads
+            for m in model.modules():
+                m.training = not (heads_of(m) or isinstance(m, Dropout))
+            tracer.follow(_run(model, inputs, call, tracer.calls, running))
     names = [n for n, _ in model.named_parameters()] + [n for n, _ in model.named_buffers()]
     return groups_of(tracer.units, names + [n for n, _ in model.named_modules()])

@@ -126,13 +126,14 @@ def _with_constants(values, shape, d):
         values = [Value(size, None) if v is None else v for v in values]
     return values
 
-# %% ../../nbs/core/channel_rules.ipynb #37504205
+# %% ../../nbs/core/channel_rules.ipynb #735524d7
 _factors = ('Mul', 'Div')
+_windows = re.compile(r'(?:Pool|Upsample|Pad|Grid|Interp).*?(\d)[Dd]')  # such as 'MaxPool2DWithIndices'
 _reductions = ('Mean', 'Sum', 'Nansum', 'Amax', 'Amin', 'Max', 'Min', 'Var', 'Std', 'LinalgVectorNorm', 'Norm', 'Prod')
 _mixing = re.compile(
     r'(Bmm|Mm|Addmm|Addbmm|Baddbmm|Addmv|Mv|Dot|ScaledDot|Cumsum|Cumprod|Cummax|Logcumsumexp|Sort|Topk|Fft'
-    r'|Convolution|Native|Cudnn|Miopen|Mkldnn|Embedding|Linear|Unfold|Im2Col|Col2Im|Gather|Scatter|IndexPut|Take'
-    r'|CopySlices|MaskedSelect|Triu|Tril|Diagonal|Kron|Cdist|Cross|FusedDropout|LinalgSolve|Searchsorted'
+    r'|Convolution|Native(?!Dropout)|Cudnn|Miopen|Mkldnn|Embedding|Linear|Unfold|Im2Col|Col2Im|Gather|Scatter|IndexPut|Take'
+    r'|CopySlices|MaskedSelect|Triu|Tril|Diagonal|Kron|Cdist|Cross|LinalgSolve|Searchsorted'
     r'|DifferentiableGraph|CompiledFunction|Checkpoint)'
 )
 
@@ -181,6 +182,10 @@ def outputs_of(
         return [_own[name](units, fn, first, shapes[0])]
     if alone and name in _reductions and len(first.shape) and shapes[0] != first.shape:
         return [_reduce(units, fn, first, shapes[0])] * len(shapes)
+    window = _windows.search(name)
+    if window and any(d >= len(first.shape) - int(window[1]) for d in varying(first.ids)):
+        keep_all(units, values)  # channels beside each other mix
+        return [None] * len(shapes)
     if name in _factors and any(v is not None and v.shares for v in values):
         keep_all(units, values)  # shares of fewer channels would be larger
     ids = join_operands(units, values, shapes[0], name in _factors)

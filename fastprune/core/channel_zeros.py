@@ -18,6 +18,7 @@ from .channel_graph import call_model, find_channels
 from .channel_layers import channel_dim, is_layer
 from .channels import channel_masks
 from .generators import forked_rng
+from .names import unwrap
 
 # %% ../../nbs/core/channel_zeros.ipynb #b4b7c49e
 def _half(group, generator):
@@ -65,7 +66,7 @@ class _Watch:
                 continue
             if self.modules[m] in self.norms:
                 m.register_forward_hook(self._after_norm)
-            elif not list(m.children()) and not is_layer(m):
+            elif not list(m.children()) and not (is_layer(m) and getattr(m, 'affine', True)):
                 m.register_forward_hook(self._after_other)
             m.register_forward_pre_hook(self._before)
 
@@ -113,7 +114,7 @@ def check_zeros(
     "Raise a `ValueError` that names the module if a cut channel would not be zero where it is read"
     generator = torch.Generator().manual_seed(0)
     with forked_rng(), torch.enable_grad():
-        model = deepcopy(model).eval()
+        model = deepcopy(unwrap(model)).eval()
         _randomize(model, groups, generator)
         kept = [_half(g, generator) for g in groups]
         masks = channel_masks(groups, kept)
