@@ -8,7 +8,7 @@ __all__ = ['Inputs', 'call_model', 'shapes_of', 'call_example', 'batch_size', 'h
 
 # %% ../../nbs/learner/inputs.ipynb #0aeeda2f
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
