@@ -77,8 +77,12 @@ def torch_pruning_pruner(model, ratio, steps=1):
 
     last = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
     return tp.pruner.MagnitudePruner(
-        model, torch.randn(1, 3, 32, 32), tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=ratio,
-        ignored_layers=[last], iterative_steps=steps,
+        model,
+        torch.randn(1, 3, 32, 32),
+        tp.importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio=ratio,
+        ignored_layers=[last],
+        iterative_steps=steps,
     )
 
 
@@ -97,7 +101,7 @@ SIDES = {
 
 
 def ratio_for(model, flops):
-    "The smallest ratio at which Torch-Pruning, which fasterai calls, too, leaves at most this part of the multiply-adds"
+    "The smallest ratio at which Torch-Pruning, which fasterai calls, leaves at most this part of the multiply-adds"
     low, high, dense = 0.0, 0.95, macs(model)
     for _ in range(12):
         ratio, small = (low + high) / 2, copy.deepcopy(model)
@@ -170,10 +174,18 @@ def main(args):
             scores = [s for s, _ in values]
             rows.append(
                 dict(
-                    network=model, side=side, accuracy=round(statistics.mean(scores), 2),
-                    std=round(statistics.stdev(scores), 2) if len(scores) > 1 else '', seeds=len(scores),
-                    each=' '.join(f'{s:.2f}' for s in scores), flops=round(max(p for _, p in values), 4),
-                    rate=found.get(side, ''), ms_1=ms[side, 1], ms_64=ms[side, 64], **about, device='cpu',
+                    network=model,
+                    side=side,
+                    accuracy=round(statistics.mean(scores), 2),
+                    std=round(statistics.stdev(scores), 2) if len(scores) > 1 else '',
+                    seeds=len(scores),
+                    each=' '.join(f'{s:.2f}' for s in scores),
+                    flops=round(max(p for _, p in values), 4),
+                    rate=found.get(side, ''),
+                    ms_1=ms[side, 1],
+                    ms_64=ms[side, 64],
+                    **about,
+                    device='cpu',
                     machine=machine(),
                 )
             )

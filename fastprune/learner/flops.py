@@ -15,3 +15,33 @@ from ..core.later import counts
 from ..core.weights import prunable_weights
 from .batches import undisturbed
 from .inputs import at_most, call_example, learner_inputs
+
+# %% ../../nbs/learner/flops.ipynb #8834f03a
+@patch
+def flops(
+    self: Learner,
+    # Weights whose zeros count: names, glob patterns, modules or classes; all prunable ones if None
+    include: str | type | list | None = None,
+    exclude: str | type | list | None = None,  # Weights to leave out, given in the same ways
+    # A batch of inputs: a tensor, a tuple, or a dict by name; from the DataLoaders if None
+    example: torch.Tensor | tuple | list | dict | None = None,
+) -> pd.DataFrame:  # A row for each weight, for 'other' operations and for 'total': dense, nonzero, speedup
+    """FLOPs of a forward pass for one item, the first of a batch: all of them (dense), those with a weight that is not
+    0 (nonzero), and the ratio of both (speedup)"""
+    weights = prunable_weights(self.model, include, exclude)
+    with undisturbed(self), torch.no_grad(), plain_operations():
+        inputs = at_most(learner_inputs(self, example), 1)
+        self.model.eval()
+        with FlopCount(storage_names(weights)) as counted:
+            call_example(self.model, inputs)
+    used = {n: weights[n] for n in counted.flops if n in weights}
+    nonzero = dict(zip(used, counts(list(used.values())), strict=True))
+    rows = {n: (k, round(k * nonzero[n] / used[n].numel()) if n in used else k) for n, k in counted.flops.items()}
+    df = pd.DataFrame(
+        [rows.get(n, (0, 0)) for n in [*weights, 'other']],
+        index=pd.Index([*weights, 'other'], name='name'),
+        columns=['dense', 'nonzero'],
+    )
+    df.loc['total'] = df.sum()
+    df['speedup'] = df.dense / df.nonzero.where(df.nonzero > 0)
+    return df
