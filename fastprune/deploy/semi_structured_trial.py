@@ -91,23 +91,29 @@ def run_product(
         tell('algorithm', algorithm)
 
 
-def is_broken(error: str) -> bool:
-    "Can a process with this error not use its GPU any more?"
-    return 'CUDA error' in error
+def _is_broken(device):
+    "Can this process not use its GPU any more?"
+    try:
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
 
 
 def answer() -> None:
     "What the other process does: products come as JSON from its input, and a line goes to its output after each step"
     task = json.loads(sys.stdin.read())
+    device = torch.device(task['device'])
     tell = lambda *line: sys.stdout.write(json.dumps(line) + '\n') and sys.stdout.flush()
     for i, fields in enumerate(task['products']):
         try:
-            run_product(Product(*fields), torch.device(task['device']), task['search'], lambda *s, i=i: tell(i, *s))
+            run_product(Product(*fields), device, task['search'], lambda *s, i=i: tell(i, *s))
             tell(i, 'done', True)
         except (ValueError, RuntimeError, NotImplementedError, AssertionError) as e:
             tell(i, 'why', error_line(e))
-            if is_broken(error_line(e)):
-                return
+            if _is_broken(device):
+                return tell(i, 'broken', True)
 
 # %% ../../nbs/deploy/semi_structured_trial.ipynb #1f0a27ca
 COMMAND = [sys.executable, '-c', f'from {__name__} import answer; answer()']  # starts the other process
@@ -150,7 +156,7 @@ def try_products(
     while left:
         told, why = _run(left, device, search)
         for p, t in zip(left, told, strict=True):
-            bad = 'done' not in t and ('why' not in t or is_broken(t['why']))
+            bad = 'done' not in t and ('why' not in t or 'broken' in t)
             outcomes[p] = _outcome(t, why)
             if bad:
                 break

@@ -441,6 +441,7 @@ for i, (_, _, rows, _, _) in enumerate(task['products']):
             os.abort()
         if rows == {dies_at} and {dies_in!r} == 'error':
             print(json.dumps([i, 'why', 'CUDA error: an illegal instruction was encountered']), flush=True)
+            print(json.dumps([i, 'broken', True]), flush=True)
             break
         print(json.dumps([i, 'algorithm', 7]), flush=True)
     print(json.dumps([i, 'done', True]), flush=True)
