@@ -130,9 +130,9 @@ def forbid_reads(
     most=0,  # How many are allowed
     except_in=(),  # Functions in which all are allowed
 ):
-    """It is an error to read numbers of a tensor on the device of the tests: by `item`, `tolist`, `cpu`, `nonzero`, a mask
-    as an index, and all else that a GPU has to be waited for. If it is the CPU, it passes for an accelerator. Gives
-    what has been read"""
+    """It is an error to read numbers of a tensor on the device of the tests: by `item`, `tolist`, `cpu`, `nonzero`, a
+    mask as an index, and all else that a GPU has to be waited for. If it is the CPU, it passes for an accelerator.
+    Gives what has been read"""
     reads = Reads(most, except_in)
     with pretend(of_tests.device.type == 'cpu'), _Methods(reads), _Operations(reads):
         yield reads
