@@ -90,7 +90,7 @@ def run_product(
         _check_output(dense, tuned_linear(layer, algorithm), x)
         tell('algorithm', algorithm)
 
-
+# %% ../../nbs/deploy/semi_structured_trial.ipynb #1f0a27cd
 def _is_broken(device):
     "Can this process not use its GPU any more?"
     try:
