@@ -177,6 +177,7 @@ def compute_masks(
     if parts is not None:
         _check_parts(parts, scope, granularity, layouts)
     devices = {n: s.device for n, s in scores.items()}
+    moves = scope == 'lamp' or len({*devices.values()}) > 1  # may masks be on other devices than scores?
     if scope == 'lamp':
         scores, scope, absolute = lamp({n: s.abs() for n, s in scores.items()} if absolute else scores), 'global', False
     if parts is not None:
@@ -184,18 +185,25 @@ def compute_masks(
     units = granularity.groups(scores, layouts, keep, absolute, parts and parts.shapes)
     absolute = absolute and granularity.single  # the scores of other units are means of absolute values already
     try:
-        fused = zeros if granularity.single and parts is None and _on(scores, devices) else None
-        kept, counts = kept_units(units, sparsity, target, scope, keep, absolute, parts, fused)
+        fused = zeros if granularity.single and parts is None and (not moves or _on(scores, devices)) else None
+        kept, counts, checks = kept_units(units, sparsity, target, scope, keep, absolute, parts, fused)
     except NaNError as e:
         raise _nan_error(scores, granularity, parts) from e
-    masks = _masks_of(units, kept, scores, None if granularity.single else keep)
+    if granularity.single:
+        masks = Masks(zip(scores, kept, strict=True))
+    else:
+        masks = _masks_of(units, kept, scores, keep)
     if parts is not None:
         masks = Masks({n: parts.wrap(n, m) for n, m in masks.items()})
-    elif not _on(masks, devices):  # LAMP ranks on the CPU where a device has no float64
+    elif moves and not _on(masks, devices):  # LAMP ranks on the CPU where a device has no float64
         masks = Masks({n: m.to(devices[n]) for n, m in masks.items()})
+    if counts is not None:
+        _know(masks, units, counts, keep, granularity)
+    for flags, error in checks:  # as late as may be, since outside of a training a GPU is waited for
+        check_flags(flags, error)
     if zeros and fused is None:
         masks.apply_(zeros)
-    return masks if counts is None else _know(masks, units, counts, keep, granularity)
+    return masks
 
 # %% ../../nbs/core/compute.ipynb #4dba7a85
 def _masks_of(units, kept, scores, keep):

@@ -402,13 +402,13 @@ def test_kernels_leave_tensors_without_memory_alone():
 @pytest.mark.parametrize('together', [True, False])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_memory_of_a_billion_weights(monkeypatch, together, dtype):
-    "Masks have a byte a weight, and all else has little"
+    "Masks have a byte a weight, keys that are still in question up to a quarter, and all else has little"
     monkeypatch.setattr(triton_programs, 'CHUNK', 2**14)
     sizes = (2**28, *[2**20 + 8] * 700)
     search = Search(sizes, ((1, 1),) * 701, together, True, True, False, dtype, torch.device('meta'))
     tensors = [x for o in (search, search.programs) for x in vars(o).values() if isinstance(x, torch.Tensor)]
     assert len(tensors) >= 10
-    assert sum(x.nbytes for x in tensors) + search.mask_bytes < 1.05 * sum(sizes)
+    assert sum(x.nbytes for x in tensors) + search.mask_bytes < 1.3 * sum(sizes)
 
 
 # masks of weights
