@@ -100,22 +100,30 @@ def _next(new, state, counts, s, extra, WIDTH: tl.constexpr, FIRST: tl.constexpr
 
 # %% ../../nbs/core/radix.ipynb #d2b8f1c5
 @triton.jit
-def _collect(slots, n, key, inside, SLOTS: tl.constexpr):
-    "Add keys to the `n` that are in `slots` already, as long as there is room. Returns how many there would be"
-    place = n + tl.cumsum(inside.to(tl.int32), 0) - 1
-    tl.store(slots + place, key.to(tl.int32, bitcast=True), mask=inside & (place < SLOTS))
-    return n + tl.sum(inside.to(tl.int32), 0)
+def _collect(slots, n, zeros, key, inside, ABSOLUTE: tl.constexpr, SLOTS: tl.constexpr):
+    "Add keys to the `n` that are in `slots`, as long as there is room. Keys of 0 are counted. Returns both numbers"
+    is_zero = key == (0 if ABSOLUTE else 0x80000000)
+    new, zero = (inside & ~is_zero).to(tl.int32), (inside & is_zero).to(tl.int32)
+    place = n + tl.cumsum(new, 0) - 1
+    tl.store(slots + place, key.to(tl.int32, bitcast=True), mask=(new > 0) & (place < SLOTS))
+    both = tl.sum(new + (zero << 16), 0)  # a block has fewer than 2^16
+    return n + (both & 0xFFFF), zeros + (both >> 16)
 
 
 @triton.jit
-def _count_collected(slots, found, prefix, SHIFT: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr):
-    "Counts of a digit among the collected keys that begin with `prefix`, and whether all keys had room; else 0"
-    n, j = tl.load(found), tl.arange(0, SLOTS)
+def _recount(
+    slots, found, prefix, SHIFT: tl.constexpr, WIDTH: tl.constexpr, ABSOLUTE: tl.constexpr, SLOTS: tl.constexpr
+):
+    "Counts of a digit among the collected keys that begin with `prefix`, and whether all had room; else 0"
+    n, zeros, j = tl.load(found), tl.load(found + 1), tl.arange(0, SLOTS)
     has_all = n <= SLOTS
-    n = tl.where(has_all, n, 0)
+    n, zeros = tl.where(has_all, n, 0), tl.where(has_all, zeros, 0)
     key = tl.load(slots + j, mask=j < n, other=0).to(tl.uint32, bitcast=True)
     inside = (j < n) & ((key >> (SHIFT + WIDTH)) == prefix)
-    return tl.histogram(((key >> SHIFT) & ((1 << WIDTH) - 1)).to(tl.int32), BINS, mask=inside), has_all
+    h = tl.histogram(((key >> SHIFT) & ((1 << WIDTH) - 1)).to(tl.int32), BINS, mask=inside)
+    zero, bins = tl.full([], 0 if ABSOLUTE else 0x80000000, tl.uint32), tl.arange(0, BINS)
+    of_zero = (bins == ((zero >> SHIFT) & ((1 << WIDTH) - 1)).to(tl.int32)) & ((zero >> (SHIFT + WIDTH)) == prefix)
+    return h + tl.where(of_zero, zeros, 0), has_all
 
 # %% ../../nbs/core/radix.ipynb #1cd9394a
 @triton.jit
@@ -132,7 +140,7 @@ def count_digits(
     nan: tl.tensor,  # Flag of each tensor; written in the first pass
     own: tl.tensor,  # Counts of each program, [programs, BINS]; written here
     slots: tl.tensor,  # Keys that are still in question, [programs, SLOTS]; written in the third pass
-    found: tl.tensor,  # How many there are for each program, which may be more than there is room for
+    found: tl.tensor,  # Numbers of these, which may be more than there is room for, and of zeros, [programs, 2]
     PASS: tl.constexpr,  # 0, 1, ...
     SHIFT: tl.constexpr,  # Lowest bit of the digit
     WIDTH: tl.constexpr,  # Its bits
@@ -156,9 +164,9 @@ def count_digits(
         prefix = prefix.to(tl.uint32)
     b, bins = tl.program_id(0).to(tl.int64), tl.arange(0, BINS)
     slots += b * SLOTS
-    h, any_nan, n, end = tl.zeros([BINS], tl.int32), tl.zeros([BLOCK], tl.int32), tl.zeros([], tl.int32), CHUNK
+    h, any_nan, n, zeros, end = tl.zeros([BINS], tl.int32), tl.zeros([BLOCK], tl.int32), 0, 0, CHUNK
     if PASS > 2:  # most programs have all keys that matter from the pass before
-        h, has_all = _count_collected(slots, found + b, prefix, SHIFT, WIDTH, SLOTS)
+        h, has_all = _recount(slots, found + 2 * b, prefix, SHIFT, WIDTH, ABSOLUTE, SLOTS)
         end = tl.where(has_all, 0, CHUNK)
     for a in range(0, end, BLOCK):
         j = a + tl.arange(0, BLOCK)
@@ -169,10 +177,10 @@ def count_digits(
         else:
             inside = inside & ((key >> (SHIFT + WIDTH)) == prefix)
         if PASS >= 2 and not IS_LAST:
-            n = _collect(slots, n, key, inside, SLOTS)
+            n, zeros = _collect(slots, n, zeros, key, inside, ABSOLUTE, SLOTS)
         h += tl.histogram(((key >> SHIFT) & ((1 << WIDTH) - 1)).to(tl.int32), BINS, mask=inside)
     if PASS >= 2 and not IS_LAST:
-        tl.store(found + b, n, mask=end > 0)
+        tl.store(found + 2 * b + tl.arange(0, 2), tl.where(tl.arange(0, 2) == 0, n, zeros), mask=end > 0)
     tl.atomic_add(counts + s * BINS + bins, h.to(tl.int64), mask=h > 0, sem='relaxed')
     tl.store(own + b * BINS + bins, h)
     if PASS == 0:

@@ -58,7 +58,9 @@ class Search:
         self.counts, self.states = empty(passes, n_sets, bins), empty(passes + 1, n_sets, 2)
         self.own, self.before = empty(n_programs, bins, dtype=torch.int32), empty(n_programs)
         room = n_programs if passes > 3 else 0
-        self.slots, self.found = (empty(*shape, dtype=torch.int32) for shape in ((room, self.programs.slots), (room,)))
+        self.slots, self.found = (
+            empty(*shape, dtype=torch.int32) for shape in ((room, self.programs.slots), (room, 2))
+        )
         self.nan, self.like = empty(n, dtype=torch.int32), empty(1, dtype=dtype)
 
 # %% ../../nbs/core/triton_search.ipynb #e8d95cc7

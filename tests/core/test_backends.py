@@ -262,6 +262,23 @@ def test_weights_that_are_their_own_scores(triton):
         assert x._version == 1  # as autograd counts changes
 
 
+@pytest.mark.parametrize('selection', [HostSelection, TorchSelection, TritonSelection])
+def test_weights_that_share_memory(triton, selection):
+    "Each gets its zeros, whichever comes first"
+    memory = torch.ones(150, device=GPU)
+    weights = [memory[:100], memory[40:]]
+    scores = [numbers('normal', w.shape, i) for i, w in enumerate(weights)]
+    want, _ = HostSelection().lowest(scores, [60, 60])
+    kept = torch.ones(150, dtype=torch.bool)
+    kept[:100] &= want[0]
+    kept[40:] &= want[1]
+    masks, _ = selection().lowest(there(scores), [60, 60], zeros=weights)
+    assert same_bits(masks, want) and torch.equal(memory.cpu(), kept.float())
+    memory.fill_(1)
+    selection().project(weights, masks)
+    assert torch.equal(memory.cpu(), kept.float())
+
+
 def test_a_search_is_used_again(triton):
     "With other numbers, at other addresses, for another k"
     selection = TritonSelection()
