@@ -160,6 +160,8 @@ def expand_sparsity(
     if not isinstance(sparsity, dict):
         return dict.fromkeys(names, float(sparsity))
     res, names = {}, dict.fromkeys(names)
+    if sparsity.keys() == names.keys():
+        return {n: float(sparsity[n]) for n in names}
     for pat, s in sparsity.items():
         found = match(pat, names) if isinstance(pat, str) else _class_names(pat, names, argument, model)
         if not found:
