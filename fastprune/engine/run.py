@@ -32,6 +32,7 @@ class Run:
     t = 0  # the current step, from 0
     epoch = 0  # the current epoch, from 0
     asked = None  # the sparsity to reach after this step, by name
+    units = None  # a granularity, and the number of units of each weight
 
     def __init__(
         self,
@@ -82,6 +83,7 @@ def hold(
         self.keeper.hold(masks, origin, self.held.zeroed)
     else:
         self.keeper.hold(masks, origin)
+    self.held.is_projected = getattr(self.keeper, 'projects_at_once', False)
     current, state = self.keeper.masks, self.state
     if any(current[n] is not m for n, m in masks.items()):  # in distributed training, those of the first process
         masks = {n: current[n] for n in masks}
@@ -137,7 +139,10 @@ def count(self: Run, sparsity: dict) -> int | dict:
     "How many weights or units a sparsity prunes. Masks change when this number changes"
     if self.method.scope != 'local':
         return round(self.of_scope(sparsity) * self.size)
-    units = check_granularity(self.method.granularity).counts(self.weights, self.layouts)
+    if self.units is None or self.units[0] != self.method.granularity:  # shapes don't change in a training
+        granularity = check_granularity(self.method.granularity)
+        self.units = self.method.granularity, granularity.counts(self.weights, self.layouts)
+    units = self.units[1]
     return {n: round(s * units[n]) for n, s in sparsity.items()}
 
 # %% ../../nbs/engine/run.ipynb #b7d1e0f3

@@ -45,7 +45,7 @@ class KeepMasks(Callback):
         zeroed: frozenset = frozenset(),  # Names of weights that are zero already where these masks prune them
     ) -> None:
         "Set pruned weights to zero, now and after each later step"
-        weights = parameters_of(self.learn)
+        weights = parameters_of(self.learn, masks)
         masks = {n: m.to(weights[n].device) for n, m in masks.check(weights).items()}
         self._masks, self.origin = Masks(masks), origin
         self._weights = {n: weights[n] for n in masks} if in_fit(self.learn) else None
@@ -67,7 +67,7 @@ class KeepMasks(Callback):
 
     def _look_up(self):
         "Name -> parameter that the mask prunes"
-        weights = parameters_of(self.learn)
+        weights = parameters_of(self.learn, self._masks)
         return {n: weights[n] for n in self._masks.check(weights)}
 
     def before_step(self) -> None:
@@ -192,7 +192,7 @@ def set_masks(
     zeroed: frozenset = frozenset(),  # Names of weights that are zero already where these masks prune them
 ) -> None:
     "Prune by `masks` now and in every later fit, as setting `learn.masks` does"
-    Masks(check_bool(masks)).check(parameters_of(learn))
+    Masks(check_bool(masks)).check(parameters_of(learn, masks))
     if is_distributed(learn):
         masks = _broadcast_masks(masks)
     if learn.masks is None:

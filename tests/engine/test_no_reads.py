@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from fastprune.all import SparsifyCallback, linear, one_shot, prunable_weights
+from fastprune.core import backends
+from fastprune.core import masks as masks_module
 from fastprune.core.devices import pretend
 from fastprune.core.later import Pending
 from fastprune.core.masks import Masks
@@ -194,6 +196,23 @@ def test_zeros_come_only_with_masks_that_are_held(make, keeper):
         pruner.after_step()
     assert_zeros_are_where_masks_say(model, pruner.masks)
     assert all(torch.equal(p[pruner.masks[n]], before[n][pruner.masks[n]]) for n, p in pruner.weights.items())
+
+
+def test_a_step_with_new_masks_projects_once(monkeypatch):
+    "And one with the masks of the step before projects, too"
+    projected = []
+    project = backends.project
+    monkeypatch.setattr(masks_module, 'project', lambda ws, ms: projected.append(len(ws)) or project(ws, ms))
+    with pretend():
+        model, pruner = in_training(Method(0.8, interval=2, schedule=linear))
+        for due in (1, 0, 1, 0):
+            projected.clear()
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.add_(1)  # as an optimizer does
+            pruner.after_step()
+            assert [n for n in projected if n] == ([] if due else [4])
+            assert_zeros_are_where_masks_say(model, pruner.masks)
 
 
 def test_masks_of_an_update_that_fails_are_forgotten(monkeypatch):
