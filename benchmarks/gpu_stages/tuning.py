@@ -15,17 +15,13 @@ NARROW = dict(
 )
 VARIANTS = {  # variant -> constants of the modules of `modules`; the most promising first
     'as it is': {},
-    'zeros: vectors': dict(write_zeros='vectors'),
-    'zeros: words in columns': dict(write_zeros='words_in_columns'),
-    'zeros: words in rows': dict(write_zeros='words_in_rows'),
-    'BLOCK 2^12': dict(BLOCK=2**12),
-    'BLOCK 2^12, 16 warps': dict(BLOCK=2**12, WARPS=16),
-    'BLOCK 2^10, 4 warps': dict(BLOCK=2**10, WARPS=4),
-    'CHUNK 2^15, BLOCK 2^12': dict(CHUNK=2**15, BLOCK=2**12),
-    'digits of 8 bits, BLOCK 2^12': dict(NARROW, BLOCK=2**12),
-    'BLOCK 2^13, 16 warps': dict(BLOCK=2**13, WARPS=16),
-    '4 warps': dict(WARPS=4),
+    'BLOCK 2^9, 4 warps': dict(BLOCK=2**9),
+    'BLOCK 2^9, 2 warps': dict(BLOCK=2**9, WARPS=2),
+    '2 warps': dict(WARPS=2),
+    'BLOCK 2^11, 8 warps': dict(BLOCK=2**11, WARPS=8),
+    'CHUNK 2^15': dict(CHUNK=2**15),
     'CHUNK 2^13': dict(CHUNK=2**13),
+    'digits of 8 bits': NARROW,
     'no graph': dict(graph=False),
 }
 # a network with 303 million weights, whose shapes are those of ViT-L, and one with many smaller ones
@@ -63,10 +59,6 @@ def measure(weights, values):
     tensors, rounds, values = list(weights.values()), 7, dict(values)
     ks = [round(0.9 * w.numel()) for w in tensors]
     record, find_again = values.pop('graph', True), Search.find_again
-    if 'write_zeros' in values:
-        from gpu_stages import zeros
-
-        values['write_zeros'] = getattr(zeros, values['write_zeros'])
     if 'BINS' in values:
         values['BINS'] = tl.constexpr(values['BINS'])
     with constants(modules(), values):

@@ -23,8 +23,8 @@ import torch
 from .devices import upload
 
 # %% ../../nbs/core/triton_programs.ipynb #c3c333ce
-CHUNK, BLOCK = 2**14, 2**11  # numbers that a program reads in all, and at once
-WARPS = 8
+CHUNK, BLOCK = 2**14, 2**10  # numbers that a program reads in all, and at once
+WARPS = 4
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers by their bytes
 
 
