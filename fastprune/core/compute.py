@@ -92,6 +92,23 @@ def _check_zeros(zeros, scores):
             )
 
 
+def _agreed(scores, sparsity, scope, granularity, keep, zeros, group, **options):
+    "`_check_all`, in all processes of a group alike"
+    check = lambda: _check_all(scores, sparsity, scope, granularity, keep, zeros)
+    if group is None:
+        return check()
+    same = dict(
+        scores={n: getattr(s, 'dtype', None) for n, s in scores.items()} if isinstance(scores, dict) else None,
+        sparsity=sparsity,
+        scope=scope,
+        granularity=granularity,
+        keep=keep is not None,
+        zeros=zeros is not None,
+        **options,
+    )
+    return agree(check, same, group)
+
+
 def _check_all(scores, sparsity, scope, granularity, keep, zeros):
     "Check arguments without reading values; return the scope, the granularity and the sparsity of each tensor"
     scope = check_scope(scope, sparsity)
@@ -158,14 +175,12 @@ def compute_masks(
     get the masks of the whole tensor, to the bit, without gathering it; all processes have to call. Raises `ValueError`
     for a sparsity outside [0,1), an unknown scope or granularity, one that does not fit a tensor, and NaN in a score"""
     layouts = transposed or {}
-    check = lambda: _check_all(scores, sparsity, scope, granularity, keep, zeros)
-    if group is None:
-        scope, granularity, target = check()
-    else:
-        types = {n: getattr(s, 'dtype', None) for n, s in scores.items()} if isinstance(scores, dict) else None
-        same = dict(scores=types, sparsity=sparsity, scope=scope, granularity=granularity, keep=keep is not None)
-        same |= dict(zeros=zeros is not None, absolute=absolute, transposed=transposed)
-        scope, granularity, target = agree(check, same, group)
+    asked = scores, sparsity, scope, granularity, keep, zeros
+    scope, granularity, target = _agreed(*asked, group, absolute=absolute, transposed=transposed)
+    if granularity.tied:
+        if group is not None:
+            raise ValueError(f"granularity={granularity!r} needs whole tensors, and group= says that these are pieces")
+        return _tied_masks(granularity, scores, sparsity if scope == 'global' else target, scope, keep, absolute, zeros)
     parts = Parts.of(scores, group)
     if parts is not None:
         _check_parts(parts, scope, granularity, layouts)
@@ -196,6 +211,14 @@ def compute_masks(
     return masks
 
 # %% ../../nbs/core/compute.ipynb #4dba7a85
+def _tied_masks(granularity, scores, sparsity, scope, keep, absolute, zeros):
+    "Masks of all tensors that units of several tensors extend over"
+    masks = granularity.compute(scores, sparsity, scope, keep, absolute)
+    if zeros:
+        Masks({n: masks[n] for n in zeros if n in masks}).apply_(zeros)
+    return masks
+
+
 def _masks_of(units, kept, scores, keep, single):
     "Masks of weights from masks of units, within `keep` and in the order of the scores; empties `kept`"
     if single:

@@ -123,7 +123,7 @@ class Granularity:
     kinds = []  # all subclasses, in the order of their definition
     names = ()  # strings that mean a granularity of this class
     form, example = None, None  # of strings with numbers, such as 'n:m' and "n of m as '2:4'"
-    single = False  # Is a unit one weight?
+    single, tied = False, False  # Is a unit one weight? Does it extend over several tensors, those of a group?
     most = 1.0  # the largest sparsity that it can reach: below 1, no tensor loses all of its weights
 
     def __init_subclass__(cls):

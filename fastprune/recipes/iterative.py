@@ -15,9 +15,9 @@ from fastai.basics import Callback, DataLoader, Learner, patch
 from torch import nn
 
 from ..core.files import load_state, save_state
-from ..core.later import counts
 from ..core.names import unwrap
 from ..core.renamed import renamed
+from ..core.unit_counts import counted
 from ..criteria.weights import magnitude
 from ..learner.histogram import GradientHistogram
 from ..learner.states import load_into, seed_round, state_of
@@ -32,10 +32,8 @@ from ..training.identity import learner_identity
 
 # %% ../../nbs/recipes/iterative.ipynb #e0d1044c
 def _kept(pruning):
-    "How many of each weight's elements the masks of the Learner keep"
-    masks = pruning.learn.masks or {}
-    kept = dict(zip(masks, counts(list(masks.values())), strict=True))
-    return {n: kept.get(n, p.numel()) for n, p in pruning.weights.items()}
+    "How many of each weight's elements, or of each group's channels, the masks of the Learner keep"
+    return counted(pruning.units).kept_counts(pruning.learn.masks or {}, pruning.sparsity.sizes)
 
 
 class TableSearch(RoundSearch):
