@@ -18,7 +18,7 @@ from fastprune.core import backends, selection_triton, triton_programs, triton_s
 from fastprune.core.backends import Fallback, HostSelection, TorchSelection, select
 from fastprune.core.compute import compute_masks
 from fastprune.core.devices import pretend
-from fastprune.core.granularity import GRANULARITIES
+from fastprune.core.granularity import GRANULARITIES, check_granularity
 from fastprune.core.later import Checks, delayed_checks
 from fastprune.core.mask_counts import kept_later, know, known
 from fastprune.core.masks import Masks
@@ -430,7 +430,7 @@ def test_memory_of_a_billion_weights(monkeypatch, together, dtype):
 
 # masks of weights
 
-GRAIN = [*GRANULARITIES[:-2], '2:4', '2x4', '1x1']
+GRAIN = [*(g for g in GRANULARITIES[:-2] if not check_granularity(g).tied), '2:4', '2x4', '1x1']
 
 
 def scores_and_keep(scope, kept, dtype=torch.float32):
