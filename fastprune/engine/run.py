@@ -114,7 +114,7 @@ def hold(
     if self.method.track:
         follow(self.state, self.held.masks)
 
-
+# %% ../../nbs/engine/run.ipynb #8f1dc3b3
 @patch
 def project(self: Run) -> None:
     "Set pruned weights to zero"
