@@ -6,14 +6,17 @@
 __all__ = ['COSTS', 'ranked_names', 'member_names', 'producers', 'by_group', 'Channels']
 
 # %% ../../nbs/core/channel_granularity.ipynb #bb6b5dc7
+from functools import partial
+
 import torch
 from fastcore.basics import patch
 
-from .channel_counts import channel_costs, channel_counts
+from .channel_cost import ChannelCosts, ranked_cuts, weight_costs
+from .channel_counts import channel_counts, nearest_step, steps_of
 from .channel_index import ChannelIndex, channel_scores, kept_in
 from .channel_ranking import ChannelUnits, kept_globally, kept_locally
 from .channels import ChannelGroup
-from .checks import check_choice, check_whole
+from .checks import check_choice, check_number, check_whole
 from .masks import Masks
 from .shards import is_dtensor
 from .units import Granularity
@@ -66,7 +69,8 @@ class Channels(Granularity):
     names, tied = ('channel', 'head'), True
     channels = ()  # the groups, once it is bound to those of a model
     recover = True  # May channels come back, so that the values they had are kept?
-    uses = None  # name -> how often each weight is used for one item, for `cost='flops'`
+    costs = None  # FLOPs as `ChannelCosts`, for `cost='flops'` and for a limit
+    end = None  # with scope 'global' and a limit: the sparsity at which it is to be reached
 
     def __init__(
         self,
@@ -74,15 +78,19 @@ class Channels(Granularity):
         min_channels: int = 1,  # Channels of a group that stay at least
         round_to: int = 1,  # The number of channels that stay is a multiple of this
         cost: str = 'weights',  # What scope 'global' compares: the 'weights' or the 'flops' that a channel costs
+        flops: float | None = None,  # FLOPs at the end, relative to the dense network; None for a sparsity
     ):
         super().__init__(text)
         check_whole('channels', min_channels=min_channels, round_to=round_to)
         check_choice(COSTS, cost=cost)
-        self.min_channels, self.round_to, self.cost = min_channels, round_to, cost
+        if flops is not None:
+            check_number('a part of the FLOPs of the dense network, in (0,1)', '(0,1)', flops=flops)
+        self.min_channels, self.round_to, self.cost, self.flops = min_channels, round_to, cost, flops
         self._index, self._noted = {}, None  # on devices
 
     def _key(self):
-        return self.text, self.min_channels, self.round_to, self.cost, tuple((g.name, g.n) for g in self.channels)
+        own = self.text, self.min_channels, self.round_to, self.cost, self.flops
+        return *own, tuple((g.name, g.n) for g in self.channels)
 
     def __eq__(self, other):
         return isinstance(other, Channels) and self._key() == other._key()
@@ -118,7 +126,8 @@ def bind(
     self: Channels,
     groups: list,  # Of `ChannelGroup`, those to prune
     recover: bool = True,  # May channels come back?
-    uses: dict | None = None,  # Name -> how often each weight is used, for `cost='flops'`
+    costs: ChannelCosts | None = None,  # FLOPs, for `cost='flops'` and for a limit
+    end: float | None = None,  # With scope 'global' and a limit: the sparsity at which it is to be reached
 ) -> Channels:
     "The same for the groups of a model. Raises `ValueError` if `round_to` is too large for all of them"
     if all(g.n < self.round_to for g in groups):
@@ -127,8 +136,8 @@ def bind(
             f"round_to={self.round_to} is above the channels of all groups: the widest, {widest.name!r}, has "
             f"{widest.n}. Use at most that"
         )
-    res = type(self)(self.text, self.min_channels, self.round_to, self.cost)
-    res.channels, res.recover, res.uses = list(groups), bool(recover), uses
+    res = type(self)(self.text, self.min_channels, self.round_to, self.cost, self.flops)
+    res.channels, res.recover, res.costs, res.end = list(groups), bool(recover), costs, end
     return res
 
 
@@ -195,6 +204,16 @@ def _note(channels, masks, kept):
     return kept
 
 # %% ../../nbs/core/channel_granularity.ipynb #68609b17
+def _units_within(channels, units, part, order):
+    "How many units go at `part` of the way to a limit of FLOPs. `order`: the group of each, lowest first"
+    steps = [steps_of(g, channels.round_to) for g in channels.channels]
+    rounded = lambda kept: [
+        k if channels.round_to == 1 else nearest_step(k, g.n, step)
+        for k, g, step in zip(kept, channels.channels, steps, strict=True)
+    ]
+    return round(part * ranked_cuts(channels.costs, channels.flops, order, [u.size for u in units], rounded))
+
+
 @patch
 def compute(
     self: Channels,
@@ -220,7 +239,11 @@ def compute(
     ]
     if scope == 'global':
         n = round(float(sparsity) * self.n_channels)
-        kept = kept_globally(units, n, channel_costs(self.channels, self.uses), self.min_channels, self.round_to)
+        if self.end is not None:
+            n = partial(_units_within, self, units, float(sparsity) / self.end)
+        costs = self.costs if self.cost == 'flops' else weight_costs(self.channels)
+        saved = dict(zip(self.group_names, costs.saved(), strict=True))
+        kept = kept_globally(units, n, saved, self.min_channels, self.round_to)
     else:
         target = (
             by_group(self.channels, sparsity)

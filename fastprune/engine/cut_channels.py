@@ -48,7 +48,7 @@ class CutChannels:
         "Add channels of other groups"
         named = {g.name: g for g in self.channels.channels} | {g.name: g for g in channels.channels}
         if named.keys() != set(channels.group_names):
-            channels = channels.bind(list(named.values()), channels.recover, channels.uses)
+            channels = channels.bind(list(named.values()), channels.recover)
         self.channels = channels
 
     @torch.no_grad()

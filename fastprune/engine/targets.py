@@ -72,6 +72,7 @@ def find_targets(
             method.units,
             source or ChannelSource(model),
             method.sparsity,
+            method.scope,
             method.include,
             method.exclude,
             method.recover,
