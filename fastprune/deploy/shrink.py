@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from ..core.checks import check_number, check_whole
+from ..core.copies import copy_model
 from ..core.generators import forked_rng
 from ..core.names import unwrap
 from .constants import ChannelObserver, model_outputs, output_distance, similar_inputs
 from .cut import channel_places, cut_channels, find_zero_filters, has_filters
 from .cut_sets import CutPlanner, torch_pruning
-from .modules import copy_model
 from ..learner.inputs import as_inputs, call_model, tensors_in
 
 # %% ../../nbs/deploy/shrink.ipynb #6a9f5cc5
