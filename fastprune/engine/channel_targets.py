@@ -96,7 +96,7 @@ def sparsities_within(
     cuts = cuts_for(costs, channels.flops, counts, [steps_of(g, channels.round_to) for g in groups])
     return {g.name: cut / g.n for g, cut in zip(groups, cuts, strict=True)}
 
-
+# %% ../../nbs/engine/channel_targets.ipynb #aa11bb24
 def _chosen(groups, model, include, exclude, is_trained):
     "The groups that may be pruned, and names of frozen parameters that keep others whole"
     prunable_weights(model, include, exclude)  # raises an error for a pattern that matches nothing
