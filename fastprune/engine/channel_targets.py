@@ -133,11 +133,11 @@ def channel_targets(
     source: ChannelSource,
     # Fraction of channels, or a dict by name, pattern, module or class of their producers; None with a limit of FLOPs
     sparsity: float | dict | None,
-    scope: str,  # 'local' or 'global'
     include: str | type | list | None = None,  # As for `Method`
     exclude: str | type | list | None = None,  # As for `Method`
     recover: bool = True,  # May channels come back?
     is_trained: Callable | None = None,  # Function of name and parameter; all are trained if None
+    scope: str = 'local',  # or 'global'
 ) -> tuple:  # Ranked weights by name, sparsity by name of the group, the bound granularity, names of frozen parameters
     "The channels that a sparsity applies to. Raises `ValueError` if there are none"
     model, all_groups = source.model, source.groups()

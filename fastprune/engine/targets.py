@@ -72,11 +72,11 @@ def find_targets(
             method.units,
             source or ChannelSource(model),
             method.sparsity,
-            method.scope,
             method.include,
             method.exclude,
             method.recover,
             trained,
+            method.scope,
         )
         check_frozen(method, {**dict.fromkeys(frozen), **weights}, frozen)
         try_criterion(method.criterion, weights, learn)

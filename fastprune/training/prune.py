@@ -169,7 +169,7 @@ def _filled(learn):
 def _to_prune(learn, sparsity, scope, units, include, exclude, recover):
     "The weights to prune, their sparsities, and the granularity, bound to the model"
     if units.tied:
-        return channel_targets(units, LearnerChannels(learn), sparsity, scope, include, exclude, recover)[:3]
+        return channel_targets(units, LearnerChannels(learn), sparsity, include, exclude, recover, scope=scope)[:3]
     weights = prunable_weights(learn.model, include, exclude)
     if not weights:
         raise ValueError(f'nothing to prune: {no_weights(learn.model)}')
