@@ -16,6 +16,8 @@ from ..core.channel_cost import ChannelCosts, cuts_for, flop_counts
 from ..core.channel_counts import channel_counts, steps_of
 from ..core.channel_granularity import Channels, member_names, producers, ranked_names
 from ..core.channel_graph import call_model, find_channels
+from ..core.channel_norms import without_norms
+from ..core.channel_zeros import check_zeros
 from ..core.computed import normed_rows
 from ..core.generators import forked_rng
 from ..core.names import unwrap
@@ -25,7 +27,8 @@ from ..core.unit_counts import counted
 from ..core.weights import prunable_weights
 
 # %% ../../nbs/engine/channel_targets.ipynb #08768e43
-_found = WeakKeyDictionary()  # model -> shapes of its parameters, its groups, and its FLOPs as from `flop_counts`
+# model -> shapes of its parameters, its groups, its FLOPs as from `flop_counts`, and names of groups that were checked
+_found = WeakKeyDictionary()
 
 
 def _shapes(model):
@@ -37,7 +40,7 @@ def remember_groups(
     groups: list,  # Of `ChannelGroup`
 ) -> None:
     "Use these groups for a model, as long as its parameters have the same shapes"
-    _found[unwrap(model)] = [_shapes(model), list(groups), None]
+    _found[unwrap(model)] = [_shapes(model), list(groups), None, set()]
 
 
 class ChannelSource:
@@ -63,7 +66,7 @@ class ChannelSource:
     def _entry(self):
         entry = _found.get(unwrap(self.model))
         if entry is None or entry[0] != _shapes(self.model):
-            with self.inputs() as (inputs, call):
+            with self.inputs() as (inputs, call), without_norms(self.model):
                 remember_groups(self.model, find_channels(unwrap(self.model), inputs, call))
             entry = _found[unwrap(self.model)]
         return entry
@@ -71,6 +74,18 @@ class ChannelSource:
     def groups(self) -> list:
         "The groups of the model"
         return self._entry()[1]
+
+    def check(
+        self,
+        groups: list,  # Of `ChannelGroup`, those to prune
+    ) -> None:
+        "Make sure that cut channels are zero where they are read; raises `ValueError`. Not without an example"
+        checked, names = self._entry()[3], tuple(g.name for g in groups)
+        if names in checked or type(self) is ChannelSource and self.example is None:
+            return
+        with self.inputs() as (inputs, call), without_norms(self.model):
+            check_zeros(self.model, groups, inputs, call)
+        checked.add(names)
 
     def costs(
         self,
@@ -165,4 +180,5 @@ def channel_targets(
     bound = granularity.bind(groups, recover, source.costs(groups) if needs_flops else None, end)
     parameters, names = dict(unwrap(model).named_parameters()), ranked_names(groups)
     _check_tensors(model, names)
+    source.check(groups)
     return {n: parameters[n] for n in parameters if n in names}, target, bound, frozen
