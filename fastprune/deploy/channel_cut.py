@@ -20,8 +20,7 @@ def _equal_rows(keep, name):
     "Positions [blocks, k] that stay in each block, from a bool tensor [blocks, n]"
     if len(set(keep.sum(1).tolist())) > 1:
         raise ValueError(
-            f"{name!r} would lose {keep.shape[1]} - {keep.sum(1).tolist()} channels in its blocks, which "
-            'have to stay equally large'
+            f"{name!r} would keep {keep.sum(1).tolist()} channels in its blocks, which have to stay equally large"
         )
     return keep.nonzero()[:, 1].view(len(keep), -1)
 
@@ -72,6 +71,16 @@ class TensorCut:
         columns = _equal_rows(self.keep[1].view(g, m)[alive], self.name).to(t.device)
         first = alive.nonzero().flatten().to(t.device)[:, None, None]
         return t.unflatten(0, (g, -1))[first, rows[:, :, None], columns[:, None]].flatten(0, 1)
+
+    @property
+    def new_shape(self) -> tuple:
+        "The shape that is left"
+        blocks = self.blocks if 1 in self.keep else 1
+        left = {d: int(k.sum()) for d, k in self.keep.items()}
+        if blocks > 1:
+            alive = self.keep.get(0, torch.ones(self.shape[0], dtype=torch.bool, device='cpu')).view(blocks, -1).any(1)
+            left[1] = left[1] // max(1, int(alive.sum()))
+        return tuple(left.get(d, s) for d, s in enumerate(self.shape))
 
     def kept(
         self,
