@@ -37,7 +37,7 @@ class ChannelGroup(NamedTuple):
     blocks: int = 1  # Channels 0 ... n/blocks-1 are the first block, and so on: each loses equally many
     kind: str = 'channel'  # or 'head'
 
-# %% ../../nbs/core/channels.ipynb #e39be7c8
+# %% ../../nbs/core/channels.ipynb #a65db263
 def _along(shape, place):
     "A view of a tensor, and the dimensions of it that positions count through"
     if place.groups == 1:
@@ -69,7 +69,7 @@ def positions_kept(
     res[place.positions.to(kept.device)] = kept[place.channels.to(kept.device)]
     return res
 
-
+# %% ../../nbs/core/channels.ipynb #d9f8bf4f
 def channel_masks(
     groups: list,  # Of `ChannelGroup`
     kept: list,  # Bool tensor [n] for each group: which channels stay

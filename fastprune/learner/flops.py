@@ -6,46 +6,17 @@
 __all__ = []
 
 # %% ../../nbs/learner/flops.ipynb #9dabb4f0
-import contextlib
-import warnings
-
 import pandas as pd
 import torch
 from fastai.basics import Learner, patch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from ..core.channel_cost import FlopCount, plain_operations, storage_names
 from ..core.later import counts
 from ..core.weights import prunable_weights
 from .batches import undisturbed
 from .inputs import at_most, call_example, learner_inputs
 
 # %% ../../nbs/learner/flops.ipynb #8834f03a
-class _Flops(TorchDispatchMode):
-    "Adds up the FLOPs of operations for each weight that they use"
-
-    def __init__(self, owners):
-        super().__init__()
-        self.owners, self.flops = owners, {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if count := flop_registry.get(func._overloadpacket):
-            storages = [o.untyped_storage().data_ptr() for o in args if isinstance(o, torch.Tensor)]
-            name = next((self.owners[p] for p in storages if p in self.owners), 'other')
-            self.flops[name] = self.flops.get(name, 0) + count(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-@contextlib.contextmanager
-def _no_mkldnn():
-    "A context in which recurrent layers run as the operations that they consist of"
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # a warning of TF32 on Intel GPUs
-        with torch.backends.mkldnn.flags(enabled=False):
-            yield
-
-
 @patch
 def flops(
     self: Learner,
@@ -58,16 +29,11 @@ def flops(
     """FLOPs of a forward pass for one item, the first of a batch: all of them (dense), those with a weight that is not
     0 (nonzero), and the ratio of both (speedup)"""
     weights = prunable_weights(self.model, include, exclude)
-    with undisturbed(self), torch.no_grad(), _no_mkldnn():
+    with undisturbed(self), torch.no_grad(), plain_operations():
         inputs = at_most(learner_inputs(self, example), 1)
         self.model.eval()
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            with _Flops({p.untyped_storage().data_ptr(): n for n, p in weights.items()}) as counted:
-                call_example(self.model, inputs)
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
+        with FlopCount(storage_names(weights)) as counted:
+            call_example(self.model, inputs)
     used = {n: weights[n] for n in counted.flops if n in weights}
     nonzero = dict(zip(used, counts(list(used.values())), strict=True))
     rows = {n: (k, round(k * nonzero[n] / used[n].numel()) if n in used else k) for n, k in counted.flops.items()}

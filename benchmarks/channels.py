@@ -1,0 +1,207 @@
+"""Accuracy, FLOPs and latency of networks that lose channels while they train, at equal FLOPs and epochs: fastprune,
+fasterai's PruneCallback and Torch-Pruning's MagnitudePruner, from the same trained networks.
+`python benchmarks/channels.py --data FOLDER_OF_CIFAR10 [--models resnet20 mobilenet_v2] [--seeds 3] [--flops 0.5]`.
+Each side's learning rate, and the peers' ratio that meets the FLOPs, are searched; the former on a part of the training
+images, with the first seed"""
+
+import argparse
+import copy
+import statistics
+import warnings
+from functools import partial
+
+import torch
+from torch import nn
+from common import here, interleaved, machine, quiet, read_rows, spread, write_rows
+from fastai.basics import Learner, CrossEntropyLossFlat, accuracy, noop, set_seed
+from fastai.callback.progress import ProgressCallback
+
+from fastprune.all import SparsifyCallback, cifar10_dls, cifar_resnet
+
+warnings.filterwarnings('ignore')
+RATES = 1e-3, 3e-3, 1e-2
+BATCH = 32  # images in a batch of training
+
+
+def network(name):
+    from torchvision.models import mobilenet_v2
+
+    return _resnet20() if name == 'resnet20' else mobilenet_v2(num_classes=10)
+
+
+def _resnet20():
+    "ResNet-20 with convolutions as shortcuts (option B), since the peers can't follow channels that are padded"
+    net = cifar_resnet(20)
+    for block in net.modules():
+        if (shortcut := getattr(block, 'shortcut', None)) is not None and not isinstance(shortcut, nn.Identity):
+            conv = block.convs[0][0]
+            c_in, c_out, stride = conv.in_channels, conv.out_channels, conv.stride
+            block.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+    return net
+
+
+def learner(dls, model, seed):
+    set_seed(1000 + seed)
+    learn = Learner(dls, model, CrossEntropyLossFlat(), metrics=accuracy)
+    learn.remove_cb(ProgressCallback)
+    learn.logger = noop
+    return learn
+
+
+def macs(model):
+    "Multiply-adds for one image"
+    import torch_pruning as tp
+
+    return tp.utils.count_ops_and_params(copy.deepcopy(model).eval(), torch.randn(1, 3, 32, 32))[0]
+
+
+# ---- sides: function of Learner, ratio, FLOPs, epochs and rate; each ends with the small model in the Learner
+
+
+def ours(learn, ratio, flops, epochs, lr, scope='local'):
+    learn.fit_one_cycle(epochs, lr, cbs=SparsifyCallback(flops=flops, scope=scope, granularity='channel', cost='flops'))
+    learn.shrink(repeats=0)
+
+
+def fasterai(learn, ratio, flops, epochs, lr):
+    from fasterai.core.criteria import large_final
+    from fasterai.core.schedule import one_cycle
+    from fasterai.prune.prune_callback import PruneCallback
+
+    example = torch.randn(1, 3, 32, 32)
+    learn.fit_one_cycle(epochs, lr, cbs=PruneCallback(ratio, one_cycle, 'local', large_final, example_inputs=example))
+
+
+def torch_pruning_pruner(model, ratio, steps=1):
+    import torch_pruning as tp
+
+    last = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
+    return tp.pruner.MagnitudePruner(
+        model,
+        torch.randn(1, 3, 32, 32),
+        tp.importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio=ratio,
+        ignored_layers=[last],
+        iterative_steps=steps,
+    )
+
+
+def torch_pruning(learn, ratio, flops, epochs, lr):
+    "As its README does: prune the trained network, then train on"
+    torch_pruning_pruner(learn.model, ratio).step()
+    learn.fit_one_cycle(epochs, lr)
+
+
+SIDES = {
+    'fastprune, local': ours,
+    'fastprune, global': partial(ours, scope='global'),
+    'fasterai PruneCallback': fasterai,
+    'Torch-Pruning MagnitudePruner': torch_pruning,
+}
+
+
+def ratio_for(model, flops):
+    "The smallest ratio at which Torch-Pruning, which fasterai calls, leaves at most this part of the multiply-adds"
+    low, high, dense = 0.0, 0.95, macs(model)
+    for _ in range(12):
+        ratio, small = (low + high) / 2, copy.deepcopy(model)
+        torch_pruning_pruner(small, ratio).step()
+        low, high = (low, ratio) if macs(small) <= flops * dense else (ratio, high)
+    return high
+
+
+def run(side, dls, state, args, model, seed, lr):
+    "Accuracy in percent, part of the multiply-adds, and the small network"
+    net = network(model)
+    net.load_state_dict(state)
+    ratio, dense = ratio_for(net, args.flops), macs(net)
+    learn = learner(dls, net, seed)
+    with quiet():
+        SIDES[side](learn, ratio, args.flops, args.epochs, lr)
+        reached = 100 * float(learn.validate()[1])
+    return reached, macs(learn.model) / dense, learn.model.eval()
+
+
+def data(args, valid_pct=0.0):
+    return cifar10_dls(args.data, bs=BATCH, n_train=args.images, n_test=args.test, valid_pct=valid_pct)
+
+
+def trained(model, dls, epochs, seed):
+    set_seed(seed)
+    learn = learner(dls, network(model), seed)
+    with quiet():
+        learn.fit_one_cycle(epochs, 1e-2)
+    return {k: v.clone() for k, v in learn.model.state_dict().items()}, 100 * float(learn.validate()[1])
+
+
+def search(side, model, args):
+    "The best of `RATES` on a fifth of the training images"
+    dls = data(args, 0.2)
+    state, _ = trained(model, dls, args.dense, 0)
+    return max(RATES, key=lambda lr: run(side, dls, state, args, model, 0, lr)[0])
+
+
+@torch.no_grad()
+def latencies(nets):
+    "Milliseconds of one image and of 64, of each network, in turns"
+    res = {}
+    for n in (1, 64):
+        x = torch.randn(n, 3, 32, 32)
+        times = interleaved({k: partial(net, x) for k, net in nets.items()}, 30)
+        for k, ts in times.items():
+            res[k, n] = round(1000 * spread(ts)[0], 3)
+    return res
+
+
+def main(args):
+    rows, about = [], dict(images=args.images, test=args.test, epochs=args.epochs, flops_target=args.flops)
+    for model in args.models:
+        found = {side: search(side, model, args) for side in SIDES}
+        reached, nets = {}, {}
+        for seed in range(args.seeds):
+            dls = data(args)
+            state, base = trained(model, dls, args.dense, seed)
+            net = network(model)
+            net.load_state_dict(state)
+            reached.setdefault('dense, as the sides start', []).append((base, 1.0))
+            nets.setdefault('dense, as the sides start', net.eval())
+            for side, lr in found.items():
+                score, part, small = run(side, dls, state, args, model, seed, lr)
+                reached.setdefault(side, []).append((score, part))
+                nets.setdefault(side, small)
+        ms = latencies(nets)
+        for side, values in reached.items():
+            scores = [s for s, _ in values]
+            rows.append(
+                dict(
+                    network=model,
+                    side=side,
+                    accuracy=round(statistics.mean(scores), 2),
+                    std=round(statistics.stdev(scores), 2) if len(scores) > 1 else '',
+                    seeds=len(scores),
+                    each=' '.join(f'{s:.2f}' for s in scores),
+                    flops=round(max(p for _, p in values), 4),
+                    rate=found.get(side, ''),
+                    ms_1=ms[side, 1],
+                    ms_64=ms[side, 64],
+                    **about,
+                    device='cpu',
+                    machine=machine(),
+                )
+            )
+            done = {(r['network'], r['side']) for r in rows}
+            old = [r for r in read_rows(here / 'channels.csv') if (r['network'], r['side']) not in done]
+            write_rows(here / 'channels.csv', [*old, *rows])
+
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument('--data', required=True)
+    p.add_argument('--models', nargs='+', default=['resnet20', 'mobilenet_v2'])
+    p.add_argument('--seeds', type=int, default=3)
+    p.add_argument('--flops', type=float, default=0.5)
+    p.add_argument('--images', type=int, default=5_000)
+    p.add_argument('--test', type=int, default=2_000)
+    p.add_argument('--dense', type=int, default=12)
+    p.add_argument('--epochs', type=int, default=6)
+    main(p.parse_args())
