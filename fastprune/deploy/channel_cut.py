@@ -216,6 +216,10 @@ def groups_left(
             else:
                 keep = cut.keep[p.dim]
             places.append(_place_left(p, k, keep))
-        shapes = {n: cuts[n].new_shape if n in cuts else s for n, s in g.shapes.items()}
+        shapes = {n: cuts[n].new_shape if n in cuts else tuple(s) for n, s in g.shapes.items()}
+        for p in g.places:
+            if p.role == 'norm' and p.name in shapes:
+                left = int(norms[p.name, p.dim].sum())
+                shapes[p.name] = tuple(left if d == p.dim else s for d, s in enumerate(shapes[p.name]))
         res.append(g._replace(n=int(k.sum()), places=tuple(places), shapes=shapes))
     return res

@@ -10,8 +10,8 @@ import time
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from ..core.channel_cost import FlopCount, plain_operations
 from ..learner.inputs import call_model, tensors_in
 
 # %% ../../nbs/deploy/costs.ipynb #cb67198b
@@ -54,11 +54,6 @@ def count_flops(
     inputs: tuple,  # As from `as_inputs`
 ) -> int:
     "FLOPs of a forward pass"
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with FlopCounterMode(display=False) as counter:
-            call_model(model, inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    return counter.get_total_flops()
+    with plain_operations(), FlopCount({}) as counted:
+        call_model(model, inputs)
+    return sum(counted.flops.values())
