@@ -6,12 +6,14 @@
 __all__ = ['round_widths', 'shrink_table', 'shrink_channels']
 
 # %% ../../nbs/deploy/channel_shrink.ipynb #50d41799
+import contextlib
 from copy import deepcopy
 
 import pandas as pd
 import torch
 from torch import nn
 
+from ..core.channel_norms import release_norms
 from ..core.channels import ChannelGroup
 from ..core.checks import check_number, check_whole
 from ..core.generators import forked_rng
@@ -81,9 +83,22 @@ def shrink_table(
     return pd.DataFrame.from_dict(rows, 'index', columns=columns).rename_axis('name')
 
 # %% ../../nbs/deploy/channel_shrink.ipynb #f370b015
+@contextlib.contextmanager
+def _exact():
+    "A context in which GPUs multiply in full precision, and not in TF32"
+    matmul = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision('highest')
+    try:
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+
+
 def _difference(model, outputs, runs, groups, kept):
     "The largest difference of outputs if these channels are cut out of a copy, and the copy and what was cut"
     small = copy_model(model)
+    release_norms(small)
     cuts = cut_groups(small, groups, kept)
     now = [model_outputs(small, x) for x in runs]
     return max(output_distance(a, b) for a, b in zip(outputs, now, strict=True)), small, cuts
@@ -102,6 +117,7 @@ def _culprit(model, outputs, runs, groups, kept, limit):
 
 
 @forked_rng()
+@_exact()
 def shrink_channels(
     model: nn.Module,  # With masks applied; it is not changed
     inputs: tuple,  # As from `as_inputs`
