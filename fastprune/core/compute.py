@@ -173,6 +173,8 @@ def compute_masks(
             transposed=transposed,
         )
         scope, granularity, target = agree(check, same, group)
+    if granularity.tied:
+        return _tied_masks(granularity, scores, sparsity if scope == 'global' else target, scope, keep, absolute, zeros)
     parts = Parts.of(scores, group)
     if parts is not None:
         _check_parts(parts, scope, granularity, layouts)
@@ -198,6 +200,14 @@ def compute_masks(
     return masks if counts is None else _know(masks, units, counts, keep, granularity)
 
 # %% ../../nbs/core/compute.ipynb #4dba7a85
+def _tied_masks(granularity, scores, sparsity, scope, keep, absolute, zeros):
+    "Masks of all tensors that units of several tensors extend over"
+    masks = granularity.compute(scores, sparsity, scope, keep, absolute)
+    if zeros:
+        Masks({n: masks[n] for n in zeros if n in masks}).apply_(zeros)
+    return masks
+
+
 def _masks_of(units, kept, scores, keep):
     "Masks of weights from masks of units, within `keep` and in the order of the scores; empties `kept`"
     masks = {}

@@ -13,6 +13,7 @@ import warnings
 
 import torch
 
+from . import channel_granularity as channel_granularity  # 'channel' and 'head'
 from .units import Granularity, Units, as_out_in, from_out_in, out_in_shape, outputs_apart
 
 # %% ../../nbs/core/granularity.ipynb #e7d1e0f6
@@ -201,7 +202,8 @@ class Blocks(Granularity):
         return (shape[0] // r, r, shape[1] // c, c, *shape[2:]), (1, 3)
 
 # %% ../../nbs/core/granularity.ipynb #989595af
-_named = [name for kind in Granularity.kinds for name in kind.names]
+_kinds = sorted(Granularity.kinds, key=lambda kind: kind.tied)
+_named = [name for kind in _kinds for name in kind.names]
 GRANULARITIES = (*_named, *(kind.form for kind in Granularity.kinds if kind.form))
 
 
