@@ -181,7 +181,7 @@ def _check_widths(module, state, prefix, *args):
             continue
         if all(a >= b for a, b in zip(t.shape, p.shape, strict=True)):
             raise ValueError(
-                f"{n!r} has the shape {tuple(t.shape)} in the file, and {tuple(p.shape)} in the model, which was shrunk "
+                f"{n!r} has the shape {tuple(t.shape)} in the file, and {tuple(p.shape)} in the model, "
                 "which was shrunk: load the file into a model made anew, before `shrink()`; a shrunk model is saved by "
                 "`save_shrunk` and loaded by `load_shrunk`"
             )
