@@ -1,10 +1,24 @@
 "Channels cut by groups: outputs, training and files stay the same, and the network is really smaller"
 
+import copy
+import math
 
 import pytest
 import torch
+from fastai.basics import (
+    SGD,
+    Adam,
+    Callback,
+    CrossEntropyLossFlat,
+    DataLoaders,
+    Learner,
+    OptimWrapper,
+    TfmdDL,
+    load_learner,
+)
 from torch import nn
 
+from fastprune.all import load_shrunk, save_shrunk
 from fastprune.core.channel_graph import find_channels
 from fastprune.core.channel_index import Slots
 from fastprune.core.channel_norms import hold_norms, release_norms
@@ -12,9 +26,10 @@ from fastprune.core.channels import channel_masks
 from fastprune.core.masks import Masks
 from fastprune.deploy.channel_attention import HeadAttention
 from fastprune.deploy.channel_cut import cut_groups, groups_left
+from fastprune.deploy.channel_shrink import shrink_channels
 from fastprune.deploy.costs import count_flops
-from fastprune.deploy.shrunk_file import load_shrunk, save_shrunk
 from fastprune.learner.inputs import as_inputs, tensors_in
+from fastprune.zoo.data import TensorData
 
 pytestmark = pytest.mark.cpu_only  # networks of torchvision, timm and transformers are made there
 vision = pytest.importorskip('torchvision').models
@@ -161,11 +176,11 @@ def test_outputs_stay_the_same(name, tmp_path):
     sizes_agree(model)
     if name == 'resnet50':
         assert count_flops(model, as_inputs(x, model)) <= 0.3 * flops
-    for g, k, left in zip(groups, kept, groups_left(groups, kept, cuts), strict=True):
+    for k, left in zip(kept, groups_left(groups, kept, cuts), strict=True):
         assert left.n == k.sum()
         for p in left.places:
             assert p.role == 'norm' or model.state_dict()[p.name].shape == left.shapes[p.name]
-        assert {len(p.positions) for p in left.places} <= {len(p.positions[k[p.channels]]) for p in g.places}
+        assert all(set(p.channels.tolist()) <= set(range(left.n)) for p in left.places)
     save_shrunk(model, tmp_path / 'small')
     again = load_shrunk(tmp_path / 'small', make).eval()
     with torch.no_grad():
@@ -173,3 +188,213 @@ def test_outputs_stay_the_same(name, tmp_path):
     assert not any(t.is_meta for t in again.state_dict().values())
     run(model.train(), x).float().square().mean().backward()
     assert all(p.grad is None or p.grad.shape == p.shape for p in model.parameters())
+
+
+class Residual(nn.Module):
+    def __init__(self, c, inner):
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.Conv2d(c, inner, 3, padding=1, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU(),
+            nn.Conv2d(inner, c, 3, padding=1, bias=False),
+            nn.BatchNorm2d(c),
+        )
+
+    def forward(self, x):
+        return (x + self.block(x)).relu()
+
+
+def small_resnet():
+    stem = nn.Sequential(nn.Conv2d(1, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU())
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10))
+    return nn.Sequential(stem, nn.Sequential(Residual(12, 8), Residual(12, 16)), head)
+
+
+class Track(Callback):
+    order = 60
+
+    def before_fit(self):
+        self.values = []
+
+    def after_loss(self):
+        if self.training:
+            self.values.append(float(self.loss.detach()))
+
+
+def learner(opt=SGD, seed=0, **kwargs):
+    "A Learner of a small network, without shuffling, with masks of channels"
+    torch.manual_seed(seed)
+    x, y = torch.randn(80, 1, 8, 8), torch.randint(0, 10, (80,))
+    model = randomise(small_resnet())
+    splitter = lambda m: [list(o.parameters()) for o in m]
+    learn = Learner(make_dls(x, y), model, CrossEntropyLossFlat(), opt, splitter=splitter, cbs=Track(), **kwargs)
+    groups = find_channels(model, x[:2])
+    learn.masks = channel_masks(groups, some(groups))
+    return learn
+
+
+def make_dls(x, y):
+    data, few = (TensorData(x[:n], y[:n], list(range(10))) for n in (80, 8))
+    return DataLoaders(TfmdDL(data, bs=8), TfmdDL(few, bs=8))
+
+
+def fit(learn, n=1, lr=1e-2):
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(n, lr)
+    return torch.tensor(learn.track.values)
+
+
+def torch_adam(params, lr, **kwargs):
+    return OptimWrapper(params, torch.optim.Adam, lr=lr)
+
+
+@pytest.mark.parametrize('opt', [SGD, Adam, torch_adam], ids=['sgd', 'adam', 'torch'])
+def test_training_goes_on_as_with_masks(opt):
+    kwargs = dict(moms=(0.9, 0.9, 0.9)) if opt is not torch_adam else {}
+    both = [learner(opt, **kwargs) for _ in range(2)]
+    assert torch.equal(*(fit(o) for o in both))
+    masked, small = both
+    optimizer, rates = small.opt, [h['lr'] for h in small.opt.hypers]
+    table = small.shrink(n_items=4, repeats=1)
+    assert small.opt is optimizer and [h['lr'] for h in optimizer.hypers] == rates
+    n = [sum(p.numel() for p in o.model.parameters()) for o in both]
+    assert n[1] < 0.35 * n[0] and table.loc['total', 'weights_after'] == n[1]
+    assert table.loc['total', 'FLOPs_after'] < 0.35 * table.loc['total', 'FLOPs']
+    losses = [fit(o, 2, slice(1e-3, 1e-2)) for o in both]
+    assert len(losses[0]) == 20
+    torch.testing.assert_close(*losses, atol=1e-4, rtol=0)
+    assert all(m.all() for m in small.masks.values())
+
+
+def test_freezing_and_groups_survive():
+    learn = learner(Adam)
+    learn.create_opt()
+    learn.freeze_to(1)
+    frozen = [[p.requires_grad for p in ps] for ps in learn.opt.param_lists]
+    learn.shrink(n_items=4, repeats=0)
+    assert learn.opt.frozen_idx == 1 and [[p.requires_grad for p in ps] for ps in learn.opt.param_lists] == frozen
+    sizes = [[p.shape for p in ps] for ps in learn.opt.param_lists]
+    assert sizes == [[p.shape for p in o.parameters()] for o in learn.model]
+    learn.unfreeze()
+    assert fit(learn).isfinite().all()
+
+
+class Average(Callback):
+    "Copies of weights, as other libraries keep them"
+
+    def before_fit(self):
+        if hasattr(self, 'model_copy'):
+            return
+        self.model_copy = torch.optim.swa_utils.AveragedModel(self.model)
+        self.by_name = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+
+    def after_step(self):
+        self.model_copy.update_parameters(self.model)
+
+
+def test_averages_are_cut():
+    learn = learner()
+    learn.add_cb(Average())
+    fit(learn)
+    x = learn.dls.one_batch()[0]
+    with torch.no_grad():
+        before = learn.average.model_copy.module.eval()(x)
+    learn.shrink(n_items=4, repeats=0)
+    with torch.no_grad():
+        assert apart(before, learn.average.model_copy(x)) < 1e-5
+    assert [t.shape for t in learn.average.by_name.values()] == [p.shape for p in learn.model.parameters()]
+    fit(learn)
+
+
+def test_round_to():
+    learn = learner()
+    with pytest.raises(ValueError, match='round_to=64: the widest group has 16'):
+        learn.shrink(round_to=64, repeats=0)
+    learn.shrink(n_items=4, repeats=0, round_to=4)
+    widths = [m.out_channels for m in learn.model.modules() if isinstance(m, nn.Conv2d)]
+    assert widths == [8, 4, 8, 8, 8]
+    assert learn.masks.sparsity > 0  # zeros that stay are held
+    fit(learn)
+
+
+def test_files(tmp_path):
+    learn = learner()
+    learn.path = tmp_path
+    learn.save('wide')
+    learn.shrink(n_items=4, repeats=0)
+    with pytest.raises(ValueError, match='load_shrunk'):
+        learn.load('wide')
+    x = learn.dls.one_batch()[0]
+    with torch.no_grad():
+        before = learn.model.eval()(x)
+    learn.save('small')
+    learn.load('small')
+    learn.export()
+    loaded = load_learner(tmp_path / 'export.pkl')
+    with torch.no_grad():
+        assert torch.equal(loaded.model.eval()(x), before)
+        save_shrunk(learn, tmp_path / 'small')
+        assert torch.equal(load_shrunk(tmp_path / 'small', small_resnet).eval()(x), before)
+
+
+def test_wrong_files(tmp_path):
+    learn = learner()
+    learn.shrink(n_items=4, repeats=0)
+    save_shrunk(learn.model, tmp_path / 'small')
+    with pytest.raises(ValueError, match='another architecture'):
+        load_shrunk(tmp_path / 'small', lambda: vision.resnet18(num_classes=10))
+    with pytest.raises(ValueError, match='meta device'):
+        load_shrunk(tmp_path / 'small', lambda: torch.ones(1).item())
+    with pytest.raises(ValueError, match="can't be read"):
+        load_shrunk(tmp_path / 'none', small_resnet)
+
+
+def test_masks_that_do_not_fit_are_named():
+    learn = learner()
+    groups = find_channels(learn.model, learn.dls.one_batch()[0])
+    kept = some(groups)
+    with torch.no_grad():
+        learn.model[0][1].bias.fill_(1)
+        learn.model[2][2].weight.fill_(1)
+    with pytest.raises(ValueError, match="those of '0.0.weight'"):
+        shrink_channels(learn.model, as_inputs(learn.dls.one_batch()[0], learn.model), groups, kept, repeats=0)
+
+
+attention = {
+    'self': dict(),
+    'batch first': dict(batch_first=True),
+    'other keys': dict(kdim=12, vdim=10),
+    'no bias': dict(bias=False),
+}
+
+
+@pytest.mark.parametrize('kind', attention)
+def test_attention_is_as_torch(kind):
+    "All arguments, with weights and without"
+    torch.manual_seed(0)
+    m = randomise(nn.MultiheadAttention(16, 4, **attention[kind]))
+    ours, first = HeadAttention(copy.deepcopy(m)), m.batch_first
+    q, k, v = (torch.randn(2, n, d) for n, d in ((5, 16), (6, m.kdim), (6, m.vdim)))
+    if kind != 'other keys':
+        q = k = v = torch.randn(2, 6, 16)
+    inputs = [t if first else t.transpose(0, 1) for t in (q, k, v)]
+    causal = torch.full((q.shape[1], 6), -math.inf).triu(1)
+    padding = torch.arange(6).expand(2, 6) > 3
+    for given in (
+        {},
+        dict(attn_mask=causal),
+        dict(attn_mask=causal < 0),
+        dict(attn_mask=causal.expand(8, -1, -1)),
+        dict(key_padding_mask=padding),
+        dict(key_padding_mask=padding, attn_mask=causal < 0),
+        dict(attn_mask=causal, is_causal=True),
+    ):
+        for more in (dict(need_weights=False), dict(), dict(average_attn_weights=False)):
+            a, b = m(*inputs, **given, **more), ours(*inputs, **given, **more)
+            torch.testing.assert_close(a[0], b[0], atol=1e-5, rtol=0)
+            assert (a[1] is None) == (b[1] is None)
+            if a[1] is not None:
+                torch.testing.assert_close(a[1], b[1], atol=1e-5, rtol=0)
+    one = [t[0] for t in (q, k, v)]
+    torch.testing.assert_close(m(*one)[0], ours(*one)[0], atol=1e-5, rtol=0)
