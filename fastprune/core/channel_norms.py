@@ -29,8 +29,8 @@ def _size(module):
     shape = getattr(module, 'normalized_shape', None) or module.weight.shape
     if len(shape) != 1:
         raise ValueError(
-            f"{type(module).__name__} averages over {tuple(shape)}, not over channels alone: leave the layers before it "
-            "out by `exclude`"
+            f"{type(module).__name__} averages over {tuple(shape)}, not over channels alone: leave the layers before "
+            "it out by `exclude`"
         )
     return shape[0]
 

@@ -10,8 +10,7 @@ import contextlib
 from collections.abc import Iterator
 
 from ..core.devices import is_host
-from ..core.later import Pending, later
-from ..core.mask_counts import kept_later, kept_of_each, know
+from ..core.mask_counts import kept_of_each, know
 from ..core.masks import Masks
 from ..core.shards import is_dtensor
 
@@ -25,11 +24,10 @@ class Held:
     def hold(
         self,
         masks: dict,  # Name -> mask
-    ) -> float | Pending:  # Their sparsity, or one that is still on a device
+    ) -> Masks:
         "Remember masks"
         self.masks = masks if isinstance(masks, Masks) else Masks(masks)
-        n = sum(m.numel() for m in masks.values())
-        return later(lambda kept: (n - kept) / n if n else 0.0, kept_later(self.masks))
+        return self.masks
 
     def recognise(self, masks: Masks) -> Masks:  # The same masks, with their counts if these are known
         "Masks, as they were held"

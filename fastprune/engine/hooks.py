@@ -24,7 +24,8 @@ class Scores(dict):
 @contextlib.contextmanager
 def _zeros_with_masks(run, are_held):
     "A context that makes new masks, which `are_held` as they are made. Ctrl-C leaves masks of the zeros"
-    with run.held.zero_with_masks(run.weights, are_held and getattr(run.keeper, 'takes_zeroed', False)):
+    are_held = are_held and run.granularity.fuses and getattr(run.keeper, 'takes_zeroed', False)
+    with run.held.zero_with_masks(run.weights, are_held):
         try:
             yield
         except KeyboardInterrupt:
@@ -83,12 +84,13 @@ class MaskHooks:
             scores = hold_rows(scores, run.model)
         target, keep = run.of_scope(sparsity), None if self.recover else present
         absolute, zeros = getattr(scores, 'absolute', False), run.held.weights_to_zero(run.weights, scores)
-        return compute_masks(scores, target, self.scope, self.granularity, keep, absolute, run.layouts, zeros=zeros)
+        return compute_masks(scores, target, self.scope, run.granularity, keep, absolute, run.layouts, zeros=zeros)
 
     def update_masks(self, weights: dict) -> None:
         "Compute new masks, if an update is due"
         run = self.engine
         if run.is_due():
+            run.fill()
             scores, present = self.scores(weights), run.present()
             with _zeros_with_masks(run, getattr(self.new_masks, '__func__', None) is MaskHooks.new_masks):
                 run.hold(self.new_masks(scores, run.asked, present), run.asked, run.origin)

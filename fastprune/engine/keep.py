@@ -6,15 +6,13 @@
 __all__ = ['MaskKeeper']
 
 # %% ../../nbs/engine/keep.ipynb #4ba296dd
-import math
-
 import torch
 from torch import nn
 
 from ..core.devices import is_host
-from ..core.mask_counts import kept_of_each
 from ..core.masks import Masks
 from ..core.names import unwrap
+from .cut_channels import channels_of, joined
 
 # %% ../../nbs/engine/keep.ipynb #f69686ae
 class MaskKeeper:
@@ -27,6 +25,7 @@ class MaskKeeper:
         self.model = model
         self.masks = None  # `Masks`, or None while nothing is pruned
         self.origin = None  # criterion, scope and granularity that made the masks
+        self.cut = None  # `CutChannels`, if the masks cut channels
 
     @property
     def takes_zeroed(self) -> bool:
@@ -42,7 +41,10 @@ class MaskKeeper:
         "Prune by these masks from now on"
         weights = self.parameters()
         masks = {n: m.to(weights[n].device) for n, m in Masks(masks).check(weights).items()}
-        self.masks, self.origin = Masks({**(self.masks or {}), **masks}), origin
+        old, self.masks, self.origin = self.masks, Masks({**(self.masks or {}), **masks}), origin
+        if cut := joined(self.cut, origin):
+            self.cut = cut
+            cut.hold(self.model, old, self.masks, channels_of(origin) is not None)
         Masks({n: m for n, m in self.masks.items() if n not in zeroed}).apply_(weights)
 
     def project(self) -> None:
@@ -74,14 +76,3 @@ def present_masks(
         return p.detach() != 0 if p.detach().any() else torch.ones_like(p, dtype=torch.bool)
 
     return Masks({n: mask_of(n, p) for n, p in weights.items()})
-
-
-def sparsities(
-    masks: Masks,
-    scope: str,  # As for `compute_masks`
-) -> dict:  # Name -> sparsity
-    "The sparsity of each mask, or of all masks if `scope` ranks them together; just below 1 if nothing is kept"
-    most = math.nextafter(1.0, 0.0)
-    if scope != 'local':
-        return dict.fromkeys(masks, min(most, masks.sparsity))
-    return {n: min(most, 1 - kept / masks[n].numel()) for n, kept in kept_of_each(masks).items()}

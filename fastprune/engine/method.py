@@ -10,12 +10,15 @@ from collections.abc import Callable
 
 from torch import nn
 
+from ..core import unit_counts as unit_counts  # options of granularities
 from ..core.checks import check_whole
 from ..core.compute import check_scope
 from ..core.granularity import check_granularity
 from ..core.targets import check_sparsities
+from ..core.units import Granularity
 from ..criteria.registry import CRITERIA
 from ..criteria.weights import magnitude
+from .channel_targets import ChannelSource
 from .hooks import Hooks
 from .targets import find_targets
 from ..schedules.sparsity import check_schedule, ocp
@@ -27,6 +30,8 @@ def check_arguments(
     scope: str = 'local',  # As for `Method`
     granularity: str = 'weight',  # As for `Method`
     initial: float | dict | None = None,  # As for `Method`
+    recover: bool | str = True,  # As for `Method`
+    **options: object,  # As for `Method`: min_channels, round_to, cost
 ) -> None:
     "Check the arguments that need no model; raises `ValueError`"
     for name, s in (('sparsity', sparsity), ('initial', initial)):
@@ -39,6 +44,7 @@ def check_arguments(
             f'criterion={criterion!r} is not a function from weights to scores. '
             f'There are {", ".join(CRITERIA)}, or write your own'
         )
+    check_granularity(granularity).with_options(check_scope(scope), recover, **options)
 
 # %% ../../nbs/engine/method.ipynb #5d6152e3
 class Method(Hooks):
@@ -47,6 +53,7 @@ class Method(Hooks):
     lasting = {}  # attribute -> type of what a checkpoint saves, in addition to those of the bases
     arguments = (), {}  # of the constructor, positional and by name
     quiet = False  # Skip warnings that an earlier method has given?
+    min_channels, round_to, cost = 1, 1, 'weights'  # of callbacks that an earlier version has saved
     left_out = None  # frozen weights that a warning has named
 
     def __new__(cls, *args, **kwargs):
@@ -70,8 +77,12 @@ class Method(Hooks):
         exclude: str | type | list | None = None,  # The same, for weights not to prune
         refresh: bool = False,  # Recompute masks every `interval` iterations, even while the sparsity is constant?
         track: bool = False,  # Record `recovered` and `mask_distance`? Takes two more bytes a weight
+        min_channels: int = 1,  # Channels of a group that stay at least, with granularity 'channel' or 'head'
+        round_to: int = 1,  # With these, the number of channels that stay is a multiple of this
+        cost: str = 'weights',  # With these and scope 'global': what a channel saves, in 'weights' or 'flops'
     ):
-        check_arguments(sparsity, criterion, scope, granularity, initial)
+        options = dict(min_channels=min_channels, round_to=round_to, cost=cost)
+        check_arguments(sparsity, criterion, scope, granularity, initial, recover, **options)
         check_schedule(schedule)
         if interval is not None:
             check_whole('iterations', interval=interval)
@@ -81,6 +92,7 @@ class Method(Hooks):
         self.scope, self.granularity, self.interval, self.initial = check_scope(scope), granularity, interval, initial
         self.recover, self.include, self.exclude = recover, include, exclude
         self.refresh, self.track = refresh, track
+        self.min_channels, self.round_to, self.cost = min_channels, round_to, cost
         # one entry for each optimizer step of the last run; the last two lists only with `track`
         self.iters, self.asked, self.reached, self.lrs = [], [], [], []
         self.recovered, self.mask_distance = [], []
@@ -91,7 +103,22 @@ class Method(Hooks):
         learn: object = None,  # The Learner, for a criterion that needs it
     ) -> tuple:  # Name -> parameter, and name -> sparsity at the end
         "The weights that would be pruned, and their sparsities. Raises `ValueError` if an argument does not fit"
-        return find_targets(self, model, learn)
+        return self.choose(model, learn)[:2]
+
+    def choose(
+        self,
+        model: nn.Module,  # The model to prune
+        learn: object = None,  # The Learner, for a criterion that needs it
+        example: object = None,  # A batch of inputs, to find the channels that belong together
+    ) -> tuple:  # As `targets`, and the granularity, bound to the model
+        "The weights to prune, their sparsities, and the granularity"
+        return find_targets(self, model, learn, source=ChannelSource(model, example))
+
+    @property
+    def units(self) -> Granularity:
+        "The granularity with its options"
+        options = dict(min_channels=self.min_channels, round_to=self.round_to, cost=self.cost)
+        return check_granularity(self.granularity).with_options(self.scope, self.recover, **options)
 
     @property
     def active(self) -> bool:

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from fastcore.basics import patch
 from torch import nn
 
+from ..core import unit_counts as unit_counts  # what sparsity is a fraction of
 from ..core.checks import check_whole
-from ..core.granularity import check_granularity
 from ..core.later import Pending
 from ..core.layouts import transposed_groups
 from ..core.masks import Masks
+from ..core.names import unwrap
 from ..core.protocol import asks_for
+from .channel_targets import remember_groups
 from .held import Held
 from .keep import MaskKeeper, present_masks
 from .method import Method
@@ -44,6 +46,8 @@ class Run:
         keeper: MaskKeeper | None = None,  # Storage of the masks; a new `MaskKeeper` if None
         given: dict | None = None,  # Arguments for criteria, such as `learn`
         evaluate: Callable | None = None,  # Function that returns loss and metrics by name
+        example: object = None,  # A batch of inputs, to find the channels of a model that belong together
+        groups: list | None = None,  # `ChannelGroup`s of the model, if they are known
     ):
         check_whole(total_steps=total_steps)
         self.model, self.method, self.total_steps, self.optimizer = model, method, total_steps, optimizer
@@ -52,22 +56,39 @@ class Run:
         self.epoch = first_step // self.steps_per_epoch
         self.keeper, self.given = keeper or MaskKeeper(model), given or {}
         self.evaluate, self.held = evaluate or dict, Held()
-        self.origin = method.criterion, method.scope, method.granularity
-        self.weights, self.target = method.targets(model, self.given.get('learn'))
-        self.layouts, self.size = transposed_groups(model), sum(p.numel() for p in self.weights.values())
+        if groups is not None:
+            remember_groups(model, groups)
+        self.weights, self.target, self.granularity = method.choose(model, self.given.get('learn'), example)
+        self.origin = method.criterion, method.scope, self.granularity.source
+        self.layouts, self.sizes = transposed_groups(model), self.granularity.sizes(self.weights)
+        self.size, self.members = sum(self.sizes.values()), self.all_members()
 
 # %% ../../nbs/engine/run.ipynb #f161d3bd
 @patch(as_prop=True)
 def masks(self: Run) -> Masks | None:
     "The masks of the weights to prune; None before the first masks"
     masks = self.keeper.masks
-    return masks and self.held.recognise(Masks({n: masks[n] for n in self.weights if n in masks}))
+    return masks and self.held.recognise(Masks({n: masks[n] for n in self.members if n in masks}))
 
 
 @patch
 def present(self: Run) -> Masks:
     "The current masks; zeros of a model without masks count as pruned"
-    return self.held.recognise(present_masks(self.keeper.masks, self.weights))
+    held = self.keeper.masks
+    return self.held.recognise(self.granularity.complete(present_masks(held, self.weights), held or {}, self.members))
+
+
+@patch
+def all_members(self: Run) -> dict:  # Name -> parameter
+    "The parameters that masks cover, as the model is now"
+    return self.granularity.members(dict(unwrap(self.model).named_parameters()), self.weights)
+
+
+@patch
+def fill(self: Run) -> None:
+    "Put the values of cut channels into the weights, to rank them; the next masks set zeros again"
+    if cut := getattr(self.keeper, 'cut', None):
+        cut.fill(self.keeper.parameters(), self.keeper.masks)
 
 
 @patch
@@ -85,7 +106,8 @@ def hold(
     current, state = self.keeper.masks, self.state
     if any(current[n] is not m for n, m in masks.items()):  # in distributed training, those of the first process
         masks = {n: current[n] for n in masks}
-    state.counts, state.sparsity_reached = asked and self.count(asked), self.held.hold(masks)
+    state.counts = asked and self.count(asked)
+    state.sparsity_reached = self.granularity.sparsity_later(self.held.hold(masks))
     state.last_weights = self.copies('previous')
     if self.method.track:
         follow(self.state, self.held.masks)
@@ -105,7 +127,9 @@ def copies(
     "Copies of the weights, if the criterion needs them"
     if when not in asks_for(self.method.criterion):
         return None
-    return {n: p.detach().clone() for n, p in self.weights.items()}
+    cut = getattr(self.keeper, 'cut', None)
+    filled = cut.filled(self.weights, self.keeper.masks) if cut else {}
+    return {n: filled[n] if n in filled else p.detach().clone() for n, p in self.weights.items()}
 
 # %% ../../nbs/engine/run.ipynb #af3128b7
 @patch(as_prop=True)
@@ -135,10 +159,7 @@ def of_scope(self: Run, sparsity: dict) -> float | dict:
 @patch
 def count(self: Run, sparsity: dict) -> int | dict:
     "How many weights or units a sparsity prunes. Masks change when this number changes"
-    if self.method.scope != 'local':
-        return round(self.of_scope(sparsity) * self.size)
-    units = check_granularity(self.method.granularity).counts(self.weights, self.layouts)
-    return {n: round(s * units[n]) for n, s in sparsity.items()}
+    return self.granularity.pruned_counts(sparsity, self.method.scope, self.weights, self.layouts)
 
 # %% ../../nbs/engine/run.ipynb #b7d1e0f3
 def _has_pruned(state):

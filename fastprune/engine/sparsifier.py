@@ -14,17 +14,15 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core.dense import dense_gradients
-from ..core.granularity import check_granularity
 from ..core.later import Checks, delayed_checks, later
 from ..core.masks import Masks
 from ..core.names import unwrap
 from .begin import initial_sparsity, method_plan, sparse_gradients_of
 from .hooks import Hooks
-from .keep import sparsities
 from .method import Method
 from .optimizers import TorchOptimizer
 from .run import Run
-from .state import State, check_state, lasting_types, recorded, restore, state_types
+from .state import State, check_state, is_cut, lasting_types, recorded, restore, state_types
 from .track import end_cycle, read_numbers, start_tracking
 
 # %% ../../nbs/engine/sparsifier.ipynb #94019b7f
@@ -39,7 +37,7 @@ class Sparsifier(Run):
         total_steps: int,  # Steps of the optimizer in the whole training
         # The optimizer; some methods, and `step`, need it
         optimizer: torch.optim.Optimizer | TorchOptimizer | None = None,
-        **kwargs,  # For `Run`: steps_per_epoch, first_step, keeper, given, evaluate
+        **kwargs,  # For `Run`: steps_per_epoch, first_step, keeper, given, evaluate, example, groups
     ):
         method = method if isinstance(method, Hooks) else Method(method)
         if optimizer is not None and not hasattr(optimizer, 'couples_decay'):
@@ -60,16 +58,18 @@ class Sparsifier(Run):
         self.sparse = sparse_gradients_of(self)
         self.plan = method_plan(method, self.total_steps)
         present = self.present()
-        begin = sparsities(present, method.scope)
-        counts = self.count(begin)
-        if present.sparsity > 0:
+        counts, sparsity = (
+            self.count(self.granularity.sparsities(present, method.scope)),
+            float(self.granularity.sparsity_later(present)),
+        )
+        if sparsity > 0:
             current, origin = self.keeper.masks or {}, self.keeper.origin if self.keeper.masks else None
             if not present.keys() <= current.keys():
                 self.keeper.hold(present, origin)
             # masks that were made in another way have to change, even at the same sparsity
-            if origin != self.origin and (origin or not check_granularity(method.granularity).single):
+            if origin != self.origin and (origin or not self.granularity.single):
                 counts = None
-        self.state = State(initial_sparsity(self, present), counts, present.sparsity)
+        self.state = State(initial_sparsity(self, present), counts, sparsity)
         self.state.first_weights, self.state.last_weights = self.copies('initial'), self.copies('previous')
         if method.track:
             start_tracking(self.state, self.present())
@@ -160,7 +160,7 @@ def _advance(self: Sparsifier, hook):
         method.recovered.append(state.n_recovered)
         method.mask_distance.append(state.distance)
     method.iters.append(self.t)
-    sizes, total = [self.weights[n].numel() for n in asked], self.size
+    sizes, total = [self.sizes[n] for n in asked], self.size
     of_all = lambda *parts: sum(s * n for s, n in zip(parts, sizes, strict=True)) / total
     method.asked.append(later(of_all, *asked.values()))
     method.reached.append(state.sparsity_reached)
@@ -225,6 +225,7 @@ def refresh(
             why = f'had shape {tuple(p.shape)} when the fit began, and has {tuple(now[n].shape)} now'
         raise ValueError(f"{n!r} {why}: {type(self.method).__name__} can't go on. Start a new fit, or `exclude` it")
     self.weights = {n: now[n] for n in old}
+    self.members = self.all_members()
     names = [n for n, p in old.items() if p is not now[n]]
     for saved in (self.state.first_weights, self.state.last_weights):
         if saved:
@@ -243,7 +244,11 @@ def state_dict(
     read_numbers(self)
     method, state = self.method, self.state
     res = {**{k: getattr(method, k) for k in (*recorded, *lasting_types(method))}, **vars(state)}
-    return {**res, 'masks': self.keeper.masks and self.present()} if masks else res
+    if not masks:
+        return res
+    cut = self.keeper.cut if self.granularity.tied and self.keeper.masks else None
+    values = {'cut': cut and cut.state(self.keeper.masks)} if self.granularity.tied else {}
+    return {**res, **values, 'masks': self.keeper.masks and self.present()}
 
 
 @patch
@@ -254,12 +259,18 @@ def load_state_dict(
 ) -> None:
     "Resume from this state. Raises `ValueError` for a state of another method or model"
     types = state_types(self.method) | ({'masks': Masks | None} if 'masks' in state else {})
+    if self.granularity.tied and 'masks' in state:
+        types['cut'] = is_cut
     check_state(self.method, state, self, types)
     if state.get('masks') is not None:
+        if cut := getattr(self.keeper, 'cut', None):
+            cut.forget()  # its values are of other weights
         self.keeper.hold(state['masks'], self.origin)
+        if state.get('cut'):
+            self.keeper.cut.load(state['cut'])
     own = {f.name for f in fields(self.state)}
     for name, t in state_types(self.method).items():
-        restore(self.state if name in own else self.method, name, state[name], t, self.weights)
+        restore(self.state if name in own else self.method, name, state[name], t, self.members)
     self.held.count(self.masks)
     self.t = min(self.state.last_step + 1, self.total_steps - 1)
     self.epoch = self.t // self.steps_per_epoch

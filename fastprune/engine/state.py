@@ -86,10 +86,13 @@ def has_type(
     v: object,  # Anything, as from a file
     t: object,  # A declared type
     weights: dict,  # Name -> parameter
+    targets: dict | None = None,  # Dict with the names that have a sparsity; `weights` if None
+    members: dict | None = None,  # Name -> parameter that masks cover; `weights` if None
 ) -> bool:
-    "Has `v` the declared type? `dict[str, ...]` and `Masks` need the names and shapes of the weights"
+    """Has `v` the declared type? `dict[str, torch.Tensor]` and `Masks` need the names and shapes of the weights, and
+    other `dict[str, ...]` the names that have a sparsity"""
     if isinstance(t, types.UnionType):
-        return any(has_type(v, o, weights) for o in get_args(t))
+        return any(has_type(v, o, weights, targets, members) for o in get_args(t))
     if t is types.NoneType:
         return v is None
     if t is bool:
@@ -99,20 +102,30 @@ def has_type(
     if t is float:
         return is_number(v)
     if get_origin(t) is list:
-        return isinstance(v, list) and all(has_type(o, get_args(t)[0], weights) for o in v)
+        return isinstance(v, list) and all(has_type(o, get_args(t)[0], weights, targets, members) for o in v)
     if not isinstance(v, dict):
         return False
     if t is dict:
         return all(isinstance(k, str) and (is_number(o) or has_type(o, dict, weights)) for k, o in v.items())
-    if v.keys() != weights.keys():
-        return False
     if t is Masks:
-        return all(is_like(o, weights[n], torch.bool) for n, o in v.items())
+        members = weights if members is None else members
+        return v.keys() == members.keys() and all(is_like(o, members[n], torch.bool) for n, o in v.items())
     if get_args(t) == (str, torch.Tensor):
-        return all(is_like(o, weights[n]) for n, o in v.items())
-    return all(has_type(o, get_args(t)[1], weights) for o in v.values())
+        return v.keys() == weights.keys() and all(is_like(o, weights[n]) for n, o in v.items())
+    targets = weights if targets is None else targets
+    return v.keys() == targets.keys() and all(has_type(o, get_args(t)[1], weights) for o in v.values())
 
 # %% ../../nbs/engine/state.ipynb #e016d996
+def is_cut(
+    v: object,  # Anything, as from a file
+    method: object,  # A method
+    run: object,  # A `Run`
+) -> bool:
+    "Are these values of cut channels, for the parameters and running statistics of the model? None is, too"
+    tensors = {**dict(run.model.named_parameters()), **dict(run.model.named_buffers())}
+    return v is None or isinstance(v, dict) and all(n in tensors and is_like(t, tensors[n]) for n, t in v.items())
+
+
 def check_state(
     method: object,  # A method
     state: object,  # Anything, as from a file
@@ -127,7 +140,8 @@ def check_state(
         raise ValueError(f'the state of {name} has missing or unknown names: {", ".join(other)}')
     for k, t in declared.items():
         is_check = isinstance(t, types.FunctionType)
-        if not (t(state[k], method, run) if is_check else has_type(state[k], t, run.weights)):
+        names = getattr(run, 'target', None), getattr(run, 'members', None)
+        if not (t(state[k], method, run) if is_check else has_type(state[k], t, run.weights, *names)):
             raise ValueError(f'{name}.{k} has the wrong type or shape')
 
 # %% ../../nbs/engine/state.ipynb #9d693724
@@ -136,11 +150,11 @@ def restore(
     name: str,  # The attribute
     value: object,  # Value from a state
     t: object,  # Its type
-    weights: dict,  # Name -> parameter
+    weights: dict,  # Name -> parameter that masks cover
 ) -> None:
     "Restore one attribute"
     now = getattr(owner, name, None)
-    if isinstance(value, dict) and value.keys() == weights.keys():
+    if isinstance(value, dict) and value and value.keys() <= weights.keys():
         value = {n: v.to(weights[n].device) if isinstance(v, torch.Tensor) else v for n, v in value.items()}
         if isinstance(now, dict) and not isinstance(now, Masks):
             for n, v in value.items():

@@ -17,6 +17,7 @@ from ..core.layouts import transposed_groups
 from ..core.targets import asked_for, expand_sparsity, match
 from ..core.weights import prunable_weights
 from ..criteria.ranking import check_rows, try_criterion
+from .channel_targets import ChannelSource, channel_targets
 
 # %% ../../nbs/engine/targets.ipynb #cd3f9fc4
 def listed(
@@ -61,9 +62,24 @@ def find_targets(
     learn: object = None,  # The Learner, for a criterion that needs it
     # Function of name and parameter: is it trained? `requires_grad` if None
     is_trained: Callable | None = None,
-) -> tuple:  # Name -> parameter, and name -> sparsity at the end
+    source: ChannelSource | None = None,  # For granularities that need the groups of a model
+) -> tuple:  # Name -> parameter, name -> sparsity at the end, and the granularity, bound to the model
     "The weights that a method would prune, and their sparsities. Raises `ValueError` if an argument does not fit"
     check_not_torch_pruned(model)
+    if method.units.tied:
+        trained = is_trained or (lambda n, p: p.requires_grad)
+        weights, target, bound, frozen = channel_targets(
+            method.units,
+            source or ChannelSource(model),
+            method.sparsity,
+            method.include,
+            method.exclude,
+            method.recover,
+            trained,
+        )
+        check_frozen(method, {**dict.fromkeys(frozen), **weights}, frozen)
+        try_criterion(method.criterion, weights, learn)
+        return weights, target, bound
     prunable = {n: p for n, p in prunable_weights(model, method.include, method.exclude).items() if p.numel()}
     weights = {n: p for n, p in prunable.items() if (is_trained(n, p) if is_trained else p.requires_grad)}
     check_frozen(method, prunable, [n for n in prunable if n not in weights])
@@ -73,7 +89,7 @@ def find_targets(
         )
     weights, target = fit_targets(model, weights, method.sparsity, method.scope, method.granularity, method.include)
     try_criterion(method.criterion, weights, learn)
-    return weights, target
+    return weights, target, method.units
 
 
 def check_frozen(

@@ -13,12 +13,16 @@ from collections.abc import Iterator
 import torch
 from fastai.basics import Callback, Learner, patch
 
+from ..core.channel_granularity import Channels
+from ..core.channel_norms import release_norms
 from ..core.computed import check_preserves_zeros
 from ..core.later import read
 from ..core.masks import Masks, check_bool
+from ..engine.cut_channels import CutChannels, channels_of, joined
 from ..engine.targets import listed
 from .batches import in_fit, is_distributed
-from .fit import parameters_of
+from .channels import channels_in
+from .fit import keeper_of, parameters_of
 
 # %% ../../nbs/learner/keep.ipynb #d7d1e0f6
 def _alive(weights, masks):
@@ -33,6 +37,7 @@ class KeepMasks(Callback):
     order, run_valid = 70, False  # after SparsifyCallback, and after SaveModelCallback has loaded its best model
     _masks, _weights = None, None  # the masks, and during a fit the parameters that they prune
     origin = None  # source of the masks: criterion, scope, granularity
+    cut = None  # `CutChannels`, if the masks cut channels
     _fresh = False  # Have new masks just been applied, in this step?
     _open = False  # Has a step begun without its `after_step`, because another callback has cancelled it?
     change = None  # relative change of the weights by `learn.prune`, for ALLR; None once they are trained again
@@ -47,10 +52,21 @@ class KeepMasks(Callback):
         "Set pruned weights to zero, now and after each later step"
         weights = parameters_of(self.learn)
         masks = {n: m.to(weights[n].device) for n, m in masks.check(weights).items()}
-        self._masks, self.origin = Masks(masks), origin
+        old, self._masks, self.origin = self._masks, Masks(masks), origin
+        if self.cut is None and origin is None and (channels := channels_in(self.learn, self._masks)):
+            self.cut = CutChannels(channels)
+        self.cut = joined(self.cut, origin)
+        if self.cut:
+            self.cut.hold(self.learn.model, old, self._masks, channels_of(origin) is not None)
         self._weights = {n: weights[n] for n in masks} if in_fit(self.learn) else None
         Masks({n: m for n, m in masks.items() if n not in zeroed}).apply_(weights)
         self._fresh = True
+
+    @property
+    def channels(self) -> Channels | None:
+        "The channels that the masks were made for; None for masks of weights"
+        made = self.origin is None or channels_of(self.origin)
+        return self.cut.channels if self.cut and made else None
 
     def project(self) -> None:
         "Set pruned weights to zero"
@@ -111,6 +127,8 @@ def before_train(self: KeepMasks) -> None:  # not in before_fit, which `learn.va
 def begin_epoch(self: KeepMasks) -> None:
     "Before an epoch's first batch, mask parameters that callbacks have replaced or swapped since the last epoch"
     old, self._weights = self._weights or {}, self._look_up()
+    if self.cut:
+        self.cut.hold(self.learn.model, None, self._masks, False)  # norms may be new modules
     if new := [n for n, p in self._weights.items() if p is not old.get(n, p)]:
         return self._restore(f"since {listed(new)} was replaced in the middle of the fit")
     self.project()
@@ -154,6 +172,7 @@ def finish(
         return
     self._masks = Masks({n: m.to(weights[n].device) for n, m in self._masks.items() if n not in lost})
     self._weights = {n: weights[n] for n in self._masks}
+    self.cut = None if lost else self.cut
     if self._swapped:
         self.project()
     else:
@@ -211,5 +230,7 @@ def _broadcast_masks(masks):
 @patch
 def remove_masks(self: Learner) -> None:
     "Remove the masks; pruned weights are zero until they are trained again"
+    if (keeper := keeper_of(self)) and keeper.cut:
+        release_norms(self.model)
     self.remove_cb(KeepMasks)
     self._zeros_known = True

@@ -41,12 +41,14 @@ def restoring(learn: Learner) -> Iterator[None]:
     if is_frozen(learn):
         raise ValueError("the Learner is frozen: call `learn.unfreeze()` first")
     state, masks, origin = state_of(learn), learn.masks, learn.masks and learn.keep_masks.origin
+    cut = copy.deepcopy(learn.keep_masks.cut) if masks else None
     try:
         yield
     finally:
         load_into(learn, state)
         if masks is not None:
             set_masks(learn, masks, origin)
+            learn.keep_masks.cut = cut
         learn.opt = None
 
 

@@ -18,7 +18,6 @@ from ..core.checks import check_fraction, check_whole
 from ..core.mask_counts import kept_of_each
 from ..core.masks import Masks
 from ..criteria.weights import random_score
-from ..engine.keep import sparsities
 from ..engine.plan import warn_of_few
 from .moves import Moves, first_masks, guarded, mean_momentum, move_steps, shared_out
 from ..schedules.sparsity import one_shot
@@ -53,7 +52,9 @@ class AlwaysSparse(Moves):
         self.moves = self.planned_moves(run.total_steps, run.steps_per_epoch)
         present, masks = run.present(), run.keeper.masks or {}
         if not self.fits(present):
-            run.hold(first_masks(run, present, self.seed), run.target, (random_score, self.scope, self.granularity))
+            run.hold(
+                first_masks(run, present, self.seed), run.target, (random_score, self.scope, run.granularity.source)
+            )
         elif not weights.keys() <= masks.keys():
             run.hold(present, run.target)
         run.held.count(run.masks)
@@ -61,7 +62,8 @@ class AlwaysSparse(Moves):
 
     def fits(self, present: Masks) -> bool:
         "Do these masks have the target sparsity?"
-        return self.engine.count(sparsities(present, self.scope)) == self.engine.count(self.engine.target)
+        run = self.engine
+        return run.count(run.granularity.sparsities(present, self.scope)) == run.count(run.target)
 
     def paper_interval(self, steps_per_epoch: int) -> int:
         "Steps between moves in the paper: an epoch"

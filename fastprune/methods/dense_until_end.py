@@ -66,7 +66,7 @@ class DenseUntilEnd(HardEnd):
         "Masks of the largest scores, at the final sparsity"
         run = self.engine
         target = run.of_scope(run.target)
-        return compute_masks(scores, target, self.scope, self.granularity, None, absolute, run.layouts)
+        return compute_masks(scores, target, self.scope, run.granularity, None, absolute, run.layouts)
 
 # %% ../../nbs/methods/dense_until_end.ipynb #0b34b6e4
 class GSM(DenseUntilEnd):

@@ -14,6 +14,7 @@ from fastai.optimizer import Optimizer, OptimWrapper, l2_reg, weight_decay
 from torch import nn
 
 from ..core.masks import Masks
+from ..engine.cut_channels import CutChannels
 from ..engine.optimizers import TorchOptimizer
 from ..learner.batches import is_distributed
 from ..learner.fit import parameters_of
@@ -30,6 +31,11 @@ class LearnerMasks:
     def masks(self) -> Masks | None:
         "`learn.masks`"
         return self.learn.masks
+
+    @property
+    def cut(self) -> CutChannels | None:
+        "The channels that the masks cut, None if they cut none"
+        return self.learn.masks and self.learn.keep_masks.cut
 
     @property
     def takes_zeroed(self) -> bool:

@@ -19,13 +19,15 @@ from ..core.mask_counts import kept_of_each
 from ..core.masks import Masks
 from ..core.plotting import Axes, axes_or_new
 from ..core.weights import prunable_weights
+from ..engine.channel_targets import ChannelSource
 from ..engine.method import Method
 from ..engine.sparsifier import Sparsifier
 from ..engine.targets import find_targets, listed
 from ..learner import criteria as criteria  # batches of a Learner, for criteria that need data
 from ..learner.batches import in_fit
+from ..learner.channels import LearnerChannels
 from ..learner.evaluate import validation_values
-from ..learner.fit import is_frozen, is_trained
+from ..learner.fit import is_frozen, is_trained, keeper_of
 from ..schedules.sparsity import schedule_name
 from .adapters import LearnerMasks, LearnerOptimizer
 from .events import EngineEvents
@@ -38,10 +40,11 @@ class SparsifyCallback(Method, EngineEvents):
     _planned = False  # Has this fit been planned?
     _aside = False  # Is it a fit without pruning, such as `lr_find`?
 
-    def targets(self, model: nn.Module, learn: Learner | None = None) -> tuple:
-        "The weights of `model` to prune, and their sparsities. Raises `ValueError` for arguments that don't fit it"
+    def choose(self, model: nn.Module, learn: Learner | None = None, example: object = None) -> tuple:
+        "As `targets`, and the granularity. Raises `ValueError` for arguments that don't fit the model"
         learn = learn or self.__dict__.get('learn')
-        return find_targets(self, model, learn, lambda n, p: is_trained(learn, n, p))
+        source = ChannelSource(model, example) if learn is None else LearnerChannels(learn)
+        return find_targets(self, model, learn, lambda n, p: is_trained(learn, n, p), source)
 
     def before_fit(self) -> None:
         if not in_fit(self.learn):
@@ -138,8 +141,11 @@ def check_alone(learn: Learner) -> None:
 
 
 def total_sparsity(learn: Learner) -> float:
-    "The sparsity of the model, as in `learn.sparsity_report`: by masks, or by zeros for weights without a mask"
-    masks = learn.masks or {}
+    """The sparsity of the model, as in `learn.sparsity_report`: by masks, or by zeros for weights without a mask. Under
+    masks of channels, the fraction of channels that they cut"""
+    masks, keeper = learn.masks or {}, keeper_of(learn)
+    if keeper and keeper.channels:
+        return float(keeper.channels.sparsity_later(masks))
     rest = {n: p.detach() != 0 for n, p in prunable_weights(learn.model).items() if n not in masks and not p.is_meta}
     return Masks({**masks, **rest}).sparsity
 
@@ -149,7 +155,7 @@ def end_notes(cb: SparsifyCallback) -> list:
     run, notes = cb.engine, []
     masks = run.masks or {}
     if run.falls_short:
-        target = sum(s * run.weights[n].numel() for n, s in run.target.items()) / max(1, run.size)
+        target = sum(s * run.sizes[n] for n, s in run.target.items()) / max(1, run.size)
         notes.append(
             f'the fit was stopped after {run.state.last_step + 1} of {run.total_steps} iterations, so the '
             f'sparsity is {run.sparsity:.4g} instead of {target:.4g}: callbacks that stop a fit, such as '

@@ -14,7 +14,7 @@ from fastai.basics import Callback, Learner, Recorder
 
 from ..core.describe import arguments_of
 from ..engine.state import check_state, is_number
-from ..learner.fit import is_frozen
+from ..learner.fit import is_frozen, parameters_of
 from ..learner.keep import KeepMasks
 from .adapters import optimizer_of
 from .callback import SparsifyCallback
@@ -29,6 +29,9 @@ def check_lasting(
 ) -> None:
     "Raise `ValueError` unless `state` is a state of this pruning callback"
     run = SimpleNamespace(model=learn.model, weights=pruned_by(cb, learn.model), optimizer=optimizer_of(learn.opt))
+    if cb.units.tied and not is_frozen(learn):
+        run.weights, run.target, granularity = cb.choose(learn.model, learn)
+        run.members = granularity.members(parameters_of(learn), run.weights)
     check_state(cb, state, run, {} if is_frozen(learn) else None)
 
 

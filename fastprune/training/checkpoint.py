@@ -20,7 +20,14 @@ from ..engine.state import is_whole
 from ..learner.batches import gathered, in_fit
 from ..learner.keep import set_masks
 from ..learner.states import end_before_training, load_into
-from .fit_state import check_fit_state, fit_state, parts, restore_fit, state_of_process
+from fastprune.training.fit_state import (
+    check_fit_state,
+    fit_state,
+    load_cut_values,
+    parts,
+    restore_fit,
+    state_of_process,
+)
 from fastprune.training.identity import (
     data_identity,
     fit_identity,
@@ -135,6 +142,7 @@ def resume_fit(
         load_into(cb.learn, state['model'])
         if state['masks'] is not None:
             set_masks(cb.learn, Masks(state['masks']))
+            load_cut_values(cb.learn, state.get('cut'))
         load_opt_state(cb.learn, state['opt'])
         set_rng_state(cb.learn, state_of_process(cb.learn, state['rng']))
         end_before_training(cb.learn)

@@ -75,6 +75,8 @@ def pruning_identity(
     names = {*given, *inspect.signature(SparsifyCallback.__init__).parameters} - {'include', 'exclude'}
     now = {k: v for k, v in vars(cb).items() if k in names and (v is None or given.get(k, v) is not None)}
     arguments = {k: v for k, v in {**given, **now}.items() if k in names}
+    if not cb.units.tied:  # fits of an earlier version have no options of channels
+        arguments = {k: v for k, v in arguments.items() if k not in ('min_channels', 'round_to', 'cost')}
     return dict(method=describe(type(cb)), **describe(arguments), names=list(pruned_by(cb, model)))
 
 # %% ../../nbs/training/identity.ipynb #a8bddce4

@@ -28,9 +28,12 @@ from ..core.protocol import as_batches, asks_for, ranks_magnitude, usual_iterati
 from ..core.weights import prunable_weights
 from ..criteria.ranking import ranked
 from ..criteria.weights import magnitude
+from ..engine.channel_targets import channel_targets
 from ..engine.method import check_arguments
 from ..engine.targets import fit_targets, no_weights
 from ..learner import criteria as criteria  # batches of a Learner, for criteria that need data
+from ..learner.channels import LearnerChannels
+from ..learner.fit import parameters_of
 from ..learner.gradients import summed_gradients
 from ..learner.keep import set_masks
 
@@ -109,7 +112,8 @@ def _step_target(sparsity, part):
 
 def _in_steps(learn, weights, sparsity, criterion, given, keep, iterations, kind, n_batches):
     "Masks at `sparsity`, by `iterations` steps that each score the remaining weights; restores the weights"
-    saved, checks = clones(list(weights.values())) if iterations > 1 else None, Checks()
+    members = kind[1].members(parameters_of(learn), weights)
+    saved, checks = clones(list(members.values())) if iterations > 1 else None, Checks()
     try:
         for i in range(1, iterations + 1):
             target = sparsity if i == iterations else _step_target(sparsity, i / iterations)
@@ -120,7 +124,7 @@ def _in_steps(learn, weights, sparsity, criterion, given, keep, iterations, kind
                 _check_density(masks, sparsity, keep, kind)
             if i < iterations:
                 keep = masks
-                masks.apply_({n: p.data for n, p in weights.items()})
+                masks.apply_({n: p.data for n, p in members.items()})
             checks.look(wait=i == iterations)
         return masks
     except ValueError:
@@ -128,12 +132,12 @@ def _in_steps(learn, weights, sparsity, criterion, given, keep, iterations, kind
         raise
     finally:
         if saved:
-            copy_all([p.data for p in weights.values()], saved)
+            copy_all([p.data for p in members.values()], saved)
 
 # %% ../../nbs/training/prune.ipynb #25336d24
-def _set_pruned(learn, weights, masks, kept, origin):
+def _set_pruned(learn, weights, masks, kept, origin, before):
     "Set new masks, and `learn.keep_masks.change` to the relative change of the weights' norm, for ALLR"
-    old, before = learn.masks or {}, _norms(weights)
+    old = learn.masks or {}
     dense = sum(p.numel() for k, p in weights.items() if k not in old)
     n = dense + sum(counts([old[k] for k in weights if k in old]))
     set_masks(learn, {**old, **masks}, origin)
@@ -143,6 +147,31 @@ def _set_pruned(learn, weights, masks, kept, origin):
         keeper.change = math.sqrt(max(0.0, before - after) / (before * (1 - kept / n)))
     elif keeper.change is None:
         keeper.change = 0.0
+
+
+@contextlib.contextmanager
+def _filled(learn):
+    "A context in which weights have the values of cut channels, to rank them, until new masks are set"
+    cut = learn.keep_masks.cut if learn.masks else None
+    if cut:
+        cut.fill(parameters_of(learn), learn.masks)
+    try:
+        yield
+    except BaseException:
+        if cut:
+            cut.is_filled = False
+            learn.masks.apply_(parameters_of(learn))
+        raise
+
+
+def _to_prune(learn, sparsity, scope, units, include, exclude, recover):
+    "The weights to prune, their sparsities, and the granularity, bound to the model"
+    if units.tied:
+        return channel_targets(units, LearnerChannels(learn), sparsity, include, exclude, recover)[:3]
+    weights = prunable_weights(learn.model, include, exclude)
+    if not weights:
+        raise ValueError(f'nothing to prune: {no_weights(learn.model)}')
+    return *fit_targets(learn.model, weights, sparsity, scope, units, include), units
 
 
 def _check_prune(n_batches, recover, iterations, min_density):
@@ -179,27 +208,36 @@ def prune(
     iterations: int | None = None,  # Steps to the sparsity, each with new scores; if None, 100 for `synflow`, else 1
     min_density: float = 0.0,  # Smallest density of each tensor, in [0,1), against layer collapse
     initial: dict | None = None,  # Name -> initial weight, for criteria that need it
+    min_channels: int = 1,  # With granularity 'channel' or 'head': channels of a group that stay at least
+    round_to: int = 1,  # With these, the number of channels that stay is a multiple of this
+    cost: str = 'weights',  # With these and scope 'global': what a channel saves, in 'weights' or 'flops'
 ) -> None:
     """Prune to exactly `sparsity` by setting `learn.masks`. Works also at initialisation, since only pruned weights
     change. Warns of tensors without remaining weights. Raises `ValueError` for arguments that don't fit the model"""
-    check_arguments(sparsity, criterion, scope, granularity)
+    options = dict(min_channels=min_channels, round_to=round_to, cost=cost)
+    check_arguments(sparsity, criterion, scope, granularity, **options)
     iterations = usual_iterations(criterion) if iterations is None else iterations
     _check_prune(n_batches, recover, iterations, min_density)
     check_not_torch_pruned(self.model)
-    weights, scope = prunable_weights(self.model, include, exclude), check_scope(scope)
-    if not weights:
-        raise ValueError(f'nothing to prune: {no_weights(self.model)}')
-    weights, target = fit_targets(self.model, weights, sparsity, scope, granularity, include)
+    units, scope = (
+        check_granularity(granularity).with_options(check_scope(scope), recover, **options),
+        check_scope(scope),
+    )
+    weights, target, units = _to_prune(self, sparsity, scope, units, include, exclude, recover)
+    if units.tied and min_density:
+        raise ValueError(f"min_density={min_density:g}: with granularity={granularity!r} use `min_channels`")
     sparsity = target if isinstance(sparsity, dict) else sparsity
     old = self.masks or {}
     whole = lambda p: torch.ones_like(p, dtype=torch.bool)
-    keep = None if recover else Masks({n: old[n] if n in old else whole(p) for n, p in weights.items()})
+    members = units.members(parameters_of(self), weights)
+    keep = None if recover else Masks({n: old[n] if n in old else whole(p) for n, p in members.items()})
     initial = None if initial is None else _as_weights(initial, weights, self.model)
     given = dict(learn=self, batches=as_batches(self), n_batches=n_batches, initial=initial)
     # gradients for a criterion that reads `p.grad`
     sums = n_batches if not asks_for(criterion) and not ranks_magnitude(criterion) else None
-    kind = (scope, granularity, min_density, transposed_groups(self.model))
-    masks = _in_steps(self, weights, sparsity, criterion, given, keep, iterations, kind, sums)
-    kept = counts(list(masks.values()))
-    _warn_of_empty(masks, kept)
-    _set_pruned(self, weights, masks, sum(kept), (criterion, scope, granularity))
+    kind, before = (scope, units, min_density, transposed_groups(self.model)), _norms(weights)
+    with _filled(self):
+        masks = _in_steps(self, weights, sparsity, criterion, given, keep, iterations, kind, sums)
+    kept = dict(zip(masks, counts(list(masks.values())), strict=True))
+    _warn_of_empty(masks, kept.values())
+    _set_pruned(self, weights, masks, sum(kept[n] for n in weights), (criterion, scope, units.source), before)
