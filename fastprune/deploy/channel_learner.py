@@ -12,9 +12,11 @@ import torch
 from fastai.basics import Callback, L, Learner
 from torch import nn
 
+from ..core.channel_granularity import member_names
+from ..core.channel_norms import release_norms
 from ..core.masks import Masks
 from ..core.names import unwrap
-from .channel_cut import TensorCut, cut_groups, set_data
+from .channel_cut import TensorCut, cut_groups, groups_left, set_data
 from ..learner import keep as keep  # adds learn.masks
 from ..learner.fit import keeper_of
 from ..learner.keep import KeepMasks
@@ -93,13 +95,25 @@ def master_cuts(
     return res
 
 # %% ../../nbs/deploy/channel_learner.ipynb #3abe95c0
-def _cut_masks(learn, cuts):
-    "`learn.masks` without the channels that have gone"
+def _cut_masks(learn, groups, kept, cuts):
+    "Let `learn.masks` be those of the channels that are left; no masks if these are all that were masked"
     keeper = keeper_of(learn)
     if keeper is None:
         return
+    origin, channels, keeper.cut = keeper.origin, keeper.channels, None
     masks = {n: cuts[n](m) if n in cuts else m for n, m in keeper.masks.items()}
-    keeper.hold(Masks(masks), keeper.origin)
+    if channels is not None:
+        left = {g.name: o for g, o in zip(groups, groups_left(groups, kept, cuts), strict=True)}
+        channels = channels.bind([left.get(g.name, g) for g in channels.channels], channels.recover, channels.uses)
+        whole = all(k.all() for k in channels.kept(masks))
+        masks = {n: m for n, m in masks.items() if not (whole and n in member_names(channels.channels))}
+        criterion, scope = origin[:2] if origin else (None, None)
+        origin = (criterion, scope, channels) if origin and not whole else None
+    release_norms(learn.model)
+    if masks:
+        keeper.hold(Masks(masks), origin)
+    else:
+        learn.remove_masks()
 
 
 @torch.no_grad()
@@ -119,5 +133,5 @@ def cut_learner(
             cut_copies(cb, model, groups, kept, cuts)
     if learn.opt is not None:
         cut_optimizer(learn.opt, by_id)
-    _cut_masks(learn, cuts)
+    _cut_masks(learn, groups, kept, cuts)
     return cuts

@@ -13,15 +13,19 @@ import pandas as pd
 import torch
 from torch import nn
 
+from ..core.channel_graph import find_channels
+from ..core.channels import kept_channels
 from ..core.checks import check_number, check_whole
 from ..core.generators import forked_rng
+from ..core.masks import Masks, check_bool
 from ..core.names import unwrap
+from .channel_shrink import round_widths, shrink_channels
 from .constants import ChannelObserver, model_outputs, output_distance, similar_inputs
 from .costs import megabytes, milliseconds
 from .cut import channel_places, cut_channels, find_zero_filters, has_filters
 from .cut_sets import CutPlanner, torch_pruning
 from .modules import copy_model
-from ..learner.inputs import as_inputs
+from ..learner.inputs import as_inputs, call_model
 
 # %% ../../nbs/deploy/shrink.ipynb #6a9f5cc5
 def _layer_row(before, after, zero, why):
@@ -159,8 +163,21 @@ def shrink(
     example: torch.Tensor | tuple | dict,  # The model's inputs, by name if a dict; batch first
     tol: float = 1e-4,  # Largest difference of outputs, relative to the largest output, in (0,1)
     repeats: int = 20,  # Timed runs of each model
+    # Masks of channels that the model was trained with, such as those of a `Sparsifier`; None to find filters of zeros
+    masks: dict | None = None,
+    round_to: int | None = None,  # With `masks`: keep zeros so that widths are multiples of it
 ) -> tuple:  # The smaller model, and a DataFrame with a row for each layer concerned and 'total'
-    """Cut out filters that are entirely zero, with all that belongs to them. Outputs, modes, dtypes and devices stay
-    the same. Raises `ValueError` for a model that can't be copied or followed, or gives other outputs at each call,
-    `ImportError` without torch-pruning"""
-    return find_cuts(unwrap(model), example, tol, repeats)[1:]
+    """Cut out what is zero, with all that belongs to it: channels that `masks` prune, or filters that are entirely
+    zero. Outputs, modes, dtypes and devices stay the same. Raises `ValueError` for a model that can't be copied or
+    followed, or gives other outputs at each call, `ImportError` without torch-pruning"""
+    model = unwrap(model)
+    if masks is None:
+        if round_to is not None:
+            raise ValueError(f'round_to={round_to}: needs `masks`, of channels')
+        return find_cuts(model, example, tol, repeats)[1:]
+    Masks(check_bool(masks)).check(dict(model.named_parameters()))
+    inputs = as_inputs(example, model)
+    groups = find_channels(model, inputs, call_model)
+    kept = round_widths(groups, kept_channels(groups, masks), round_to)
+    small, _, table = shrink_channels(model, inputs, groups, kept, tol, repeats)
+    return small, table

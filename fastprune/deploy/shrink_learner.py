@@ -11,8 +11,6 @@ import torch
 from fastai.basics import Learner, patch
 from torch import nn
 
-from ..core.channel_graph import find_channels
-from ..core.channel_norms import release_norms
 from ..core.channels import kept_channels
 from ..core.checks import check_whole
 from ..core.masks import Masks
@@ -25,7 +23,7 @@ from .shrunk_file import name_remedy
 from ..learner import keep as keep  # adds learn.masks
 from ..learner.batches import in_fit, undisturbed
 from ..learner.fit import keeper_of
-from ..learner.inputs import at_most, call_model, learner_inputs
+from ..learner.inputs import at_most, learner_inputs
 
 # %% ../../nbs/deploy/shrink_learner.ipynb #86ebb134
 def _cut_masks(learn, model, kept):
@@ -51,22 +49,16 @@ def _shrink_zeros(learn, model, inputs, tol, repeats):
     return table
 
 # %% ../../nbs/deploy/shrink_learner.ipynb #120731f4
-def _masked_groups(learn, model, inputs):
+def _masked_groups(learn):
     "The groups of channels that the masks were made for; none if they prune weights of other units"
     keeper = keeper_of(learn)
-    if keeper is None:
-        return []
-    groups = list(getattr(keeper.origin[2], 'channels', ())) if keeper.origin else []
-    if groups or all(m.ndim > 1 for m in keeper.masks.values()):
-        return groups
-    return find_channels(model, inputs, call_model)  # only masks of channels cover biases and norms
+    return keeper.channels.channels if keeper and keeper.channels else []
 
 
 def _shrink_groups(learn, model, inputs, groups, tol, repeats, round_to):
     "Cut channels that are masked. Returns the table"
     kept = round_widths(groups, kept_channels(groups, learn.masks), round_to)
     table = shrink_channels(model, inputs, groups, kept, tol, repeats)[-1]
-    release_norms(model)
     cut_learner(learn, groups, kept)
     name_remedy(model)
     return table
@@ -95,7 +87,7 @@ def shrink(
     with undisturbed(self):
         inputs = learner_inputs(self, example, next(model.parameters()).device)
     inputs = at_most(inputs, n_items)
-    if groups := _masked_groups(self, model, inputs):
+    if groups := _masked_groups(self):
         return _shrink_groups(self, model, inputs, groups, tol, repeats, round_to)
     if round_to is not None:
         raise ValueError(f"round_to={round_to}: needs masks of channels, as granularity='channel' makes them")
