@@ -6,6 +6,8 @@
 __all__ = ['ChannelUnits', 'kept_locally', 'kept_globally']
 
 # %% ../../nbs/core/channel_ranking.ipynb #8248a547
+from itertools import accumulate
+
 import torch
 
 from .backends import select
@@ -100,8 +102,7 @@ def kept_globally(
     "Cut the channels with the lowest score for what they cost, `n` if the limits of the groups allow it"
     device, groups, sizes = units[0].scores.device, [u.group for u in units], [u.n_units for u in units]
     check_flags([u.scores.isnan().any() for u in units], lambda places: _nan_error(groups, places))
-    lengths = torch.tensor(sizes, device='cpu')
-    starts = (lengths.cumsum(0) - lengths).tolist()
+    lengths, starts = torch.tensor(sizes, device='cpu'), [0, *accumulate(sizes)][:-1]
     # a number of each group, for all of its units
     each = lambda xs: send(torch.tensor(list(xs), device='cpu').repeat_interleave(lengths), device)
     owner, size, of_group, start = map(each, (range(len(units)), [u.size for u in units], sizes, starts))

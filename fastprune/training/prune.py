@@ -75,8 +75,9 @@ def _masks_of(scores, absolute, target, keep, kind):
     if scope == 'lamp':
         scores, absolute = lamp({n: s.abs() for n, s in scores.items()} if absolute else scores), False
         scope = 'global'
-    if keep is not None and any(m.device != scores[n].device for n, m in keep.items()):
-        keep = Masks({n: m.to(scores[n].device) for n, m in keep.items()})  # scores in float64 are elsewhere
+    if keep is not None and any(s.device != keep[n].device for n, s in scores.items()):
+        # scores in float64 are elsewhere
+        keep = Masks({n: m.to(scores[n].device) if n in scores else m for n, m in keep.items()})
     if min_density and check_granularity(granularity).most == 1:  # n of m never empties a tensor
         scores, absolute = _protected(scores, absolute, keep, granularity, min_density, layouts), False
     return compute_masks(scores, target, scope, granularity, keep, absolute, layouts)
