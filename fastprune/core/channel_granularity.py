@@ -33,6 +33,7 @@ class Channels(Granularity):
     names, tied, fuses = ('channel', 'head'), True, False
     channels = ()  # the groups, once it is bound to those of a model
     recover = True  # May channels come back, so that the values they had are kept?
+    costs = None  # name of a group -> what a channel costs; found when it is needed if None
     uses = None  # name -> how often each weight is used for one item, for `cost='flops'`
 
     def __init__(
@@ -91,7 +92,7 @@ def bind(
     uses: dict | None = None,  # Name -> how often each weight is used, for `cost='flops'`
 ) -> Channels:
     "The same for the groups of a model. Raises `ValueError` if `round_to` is too large for all of them"
-    if all(g.n < self.round_to for g in groups):
+    if all(g.n + g.gone < self.round_to for g in groups):
         widest = max(groups, key=lambda g: g.n)
         raise ValueError(
             f"round_to={self.round_to} is above the channels of all groups: the widest, {widest.name!r}, has "
@@ -110,8 +111,19 @@ def group_names(self: Channels) -> list[str]:
 
 @patch(as_prop=True)
 def n_channels(self: Channels) -> int:
-    "Channels of all groups"
-    return sum(g.n for g in self.channels)
+    "Channels of all groups, with those that are gone"
+    return sum(g.n + g.gone for g in self.channels)
+
+
+@patch
+def resized(
+    self: Channels,
+    groups: list,  # Of `ChannelGroup`, those that are left
+) -> Channels:
+    "The same after channels were cut out of the model. What a channel costs does not change"
+    res = self.bind(groups, self.recover, self.uses)
+    res.costs = self.costs or channel_costs(self.channels, self.uses)
+    return res
 
 
 @patch
@@ -211,11 +223,13 @@ def compute(
         ChannelUnits(g, s, before and before[i]) for i, (g, s) in enumerate(zip(self.channels, found, strict=True))
     ]
     if scope == 'global':
-        n = round(float(sparsity) * self.n_channels)
-        kept = kept_globally(units, n, channel_costs(self.channels, self.uses), self.min_channels, self.round_to)
+        n = max(0, round(float(sparsity) * self.n_channels) - sum(g.gone for g in self.channels))
+        costs = self.costs or channel_costs(self.channels, self.uses)
+        kept = kept_globally(units, n, costs, self.min_channels, self.round_to)
     else:
         target = self.by_group(sparsity) if isinstance(sparsity, dict) else dict.fromkeys(self.group_names, sparsity)
-        kept = kept_locally(units, channel_counts(self.channels, target, self.min_channels, self.round_to))
+        wanted = channel_counts(self.channels, target, self.min_channels, self.round_to)
+        kept = kept_locally(units, {g.name: max(0, wanted[g.name] - g.gone) for g in self.channels})
     if before is not None:
         kept = [k & b for k, b in zip(kept, before, strict=True)]
     masks = Masks({n: m.to(scores[n].device) if n in scores else m for n, m in index.masked.masks(kept).items()})
@@ -249,7 +263,7 @@ def producers(group: ChannelGroup) -> list[str]:
 @patch
 def sizes(self: Channels, weights: dict) -> dict[str, int]:
     "Name of each group -> number of channels"
-    return {g.name: g.n for g in self.channels}
+    return {g.name: g.n + g.gone for g in self.channels}
 
 
 @patch
@@ -273,7 +287,7 @@ def sparsities(self: Channels, masks: dict, scope: str) -> dict[str, float]:
     left = dict(zip(self.group_names, counts(self.kept(masks)), strict=True))
     if scope != 'local':
         return dict.fromkeys(left, 1 - sum(left.values()) / self.n_channels)
-    return {g.name: 1 - left[g.name] / g.n for g in self.channels}
+    return {g.name: 1 - left[g.name] / (g.n + g.gone) for g in self.channels}
 
 
 @patch

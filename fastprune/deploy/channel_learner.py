@@ -18,8 +18,10 @@ from ..core.masks import Masks
 from ..core.names import unwrap
 from .channel_cut import TensorCut, cut_groups, groups_left, set_data
 from ..learner import keep as keep  # adds learn.masks
+from ..learner.batches import in_fit
 from ..learner.fit import keeper_of
 from ..learner.keep import KeepMasks
+from ..training.callback import SparsifyCallback
 
 # %% ../../nbs/deploy/channel_learner.ipynb #42473cb6
 def _cut_state(state, cut):
@@ -95,25 +97,26 @@ def master_cuts(
     return res
 
 # %% ../../nbs/deploy/channel_learner.ipynb #3abe95c0
-def _cut_masks(learn, groups, kept, cuts):
-    "Let `learn.masks` be those of the channels that are left; no masks if these are all that were masked"
+def _cut_masks(learn, left, cuts):
+    "Let `learn.masks` be those of the groups that are `left`; after a fit, no masks if nothing is left to prune"
     keeper = keeper_of(learn)
     if keeper is None:
         return
     origin, channels, keeper.cut = keeper.origin, keeper.channels, None
-    masks = {n: cuts[n](m) if n in cuts else m for n, m in keeper.masks.items()}
+    masks, whole = {n: cuts[n](m) if n in cuts else m for n, m in keeper.masks.items()}, False
     if channels is not None:
-        left = {g.name: o for g, o in zip(groups, groups_left(groups, kept, cuts), strict=True)}
-        channels = channels.bind([left.get(g.name, g) for g in channels.channels], channels.recover, channels.uses)
+        channels = channels.resized([left.get(g.name, g) for g in channels.channels])
+        origin = *(origin or (None, None))[:2], channels
         whole = all(k.all() for k in channels.kept(masks))
-        masks = {n: m for n, m in masks.items() if not (whole and n in member_names(channels.channels))}
-        criterion, scope = origin[:2] if origin else (None, None)
-        origin = (criterion, scope, channels) if origin and not whole else None
     release_norms(learn.model)
-    if masks:
-        keeper.hold(Masks(masks), origin)
-    else:
-        learn.remove_masks()
+    if whole and not in_fit(learn):
+        masks, origin = {n: m for n, m in masks.items() if n not in member_names(channels.channels)}, None
+    if not masks:
+        return learn.remove_masks()
+    keeper.hold(Masks(masks), origin)
+    if whole and keeper.cut:
+        keeper.cut.whole = True
+        release_norms(learn.model)
 
 
 @torch.no_grad()
@@ -128,10 +131,16 @@ def cut_learner(
     params = dict(model.named_parameters(remove_duplicate=False))
     by_id = {id(params[n]): c for n, c in cuts.items() if n in params}
     for cb in learn.cbs:
-        if not isinstance(cb, KeepMasks):
+        if not isinstance(cb, (KeepMasks, SparsifyCallback)):
             by_id.update(master_cuts(cb, by_id))
             cut_copies(cb, model, groups, kept, cuts)
     if learn.opt is not None:
         cut_optimizer(learn.opt, by_id)
-    _cut_masks(learn, groups, kept, cuts)
+    left = {g.name: g for g in groups_left(groups, kept, cuts)}
+    if in_fit(learn):  # sparsities go on to count the channels that have gone
+        left = {g.name: left[g.name]._replace(gone=g.gone + g.n - left[g.name].n) for g in groups}
+    _cut_masks(learn, left, cuts)
+    for cb in learn.cbs:
+        if isinstance(cb, SparsifyCallback) and cb.active:
+            cb.engine.resize(cuts, left)
     return cuts
