@@ -16,9 +16,19 @@ from fastai.basics import (
     TfmdDL,
     load_learner,
 )
+from fastai.callback.tracker import SaveModelCallback
 from torch import nn
 
-from fastprune.all import load_shrunk, save_shrunk
+from fastprune.all import (
+    Checkpoint,
+    ShrinkCallback,
+    SparsifyCallback,
+    cyclical,
+    load_shrunk,
+    one_shot,
+    save_shrunk,
+    taylor,
+)
 from fastprune.core.channel_graph import find_channels
 from fastprune.core.channel_index import Slots
 from fastprune.core.channel_norms import hold_norms, release_norms
@@ -359,6 +369,70 @@ def test_masks_that_do_not_fit_are_named():
         learn.model[2][2].weight.fill_(1)
     with pytest.raises(ValueError, match="those of '0.0.weight'"):
         shrink_channels(learn.model, as_inputs(learn.dls.one_batch()[0], learn.model), groups, kept, repeats=0)
+
+
+def small_mlp():
+    "A network with a LayerNorm over channels that are cut, and dropout of 0"
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 24), nn.LayerNorm(24), nn.GELU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 10)
+    )
+
+
+def trained(make, opt, pruning, shrinking, epochs=4, **kwargs):
+    "Losses of a fit, and the Learner"
+    torch.manual_seed(0)
+    x, y = torch.randn(80, 1, 8, 8), torch.randint(0, 10, (80,))
+    learn = Learner(make_dls(x, y), randomise(make()), CrossEntropyLossFlat(), opt, cbs=Track(), **kwargs)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(epochs, 1e-2, cbs=[pruning(), *([shrinking] if shrinking else [])])
+    return torch.tensor(learn.track.values), learn
+
+
+schedules = {
+    'no recovery': dict(recover=False),
+    'no recovery, global': dict(recover=False, scope='global', schedule=one_shot),
+    'one shot': dict(schedule=one_shot),
+    'cyclical': dict(schedule=cyclical),
+    'by taylor': dict(recover=False, criterion=taylor),
+}
+
+
+@pytest.mark.parametrize('make', [small_resnet, small_mlp])
+@pytest.mark.parametrize('kind', schedules)
+def test_cutting_during_a_fit_changes_no_loss(kind, make):
+    "The same losses and channels as with masks alone"
+    pruning = lambda: SparsifyCallback(0.5, granularity='channel', **schedules[kind])
+    opt = SGD if make is small_mlp else Adam
+    shrinking = ShrinkCallback()
+    (before, masked), (after, small) = (trained(make, opt, pruning, s) for s in (None, shrinking))
+    torch.testing.assert_close(before, after, atol=1e-4, rtol=0)
+    table = masked.shrink(n_items=4, repeats=0)
+    sizes = [[tuple(p.shape) for p in o.model.parameters()] for o in (masked, small)]
+    assert sizes[0] == sizes[1]
+    for a, b in zip(masked.model.parameters(), small.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+    assert shrinking.weights == sorted(shrinking.weights, reverse=True) and len(shrinking.items_per_s) == 4
+    assert table.loc['total', 'weights_after'] == sum(p.numel() for p in small.model.parameters())
+    if kind == 'cyclical':
+        assert len(set(shrinking.weights)) == 1  # channels could return until the end
+    elif kind != 'by taylor':
+        assert shrinking.weights[-1] < shrinking.weights[0]
+    assert small.recorder.values[-1][-2] == masked.recorder.values[-1][-1] == pytest.approx(0.5, abs=0.05)
+
+
+def test_held_masks_are_cut_in_a_plain_fit():
+    learn, shrinking = learner(), ShrinkCallback(every=2)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(4, 1e-2, cbs=shrinking)
+    assert shrinking.weights[0] == shrinking.weights[1] > shrinking.weights[2] == shrinking.weights[3]
+
+
+def test_shrinking_in_a_fit_refuses_what_loads_wide_weights(tmp_path):
+    learn = learner()
+    learn.path = tmp_path
+    for other in (Checkpoint('fit'), SaveModelCallback()):
+        with pytest.raises(ValueError, match='call `learn.shrink'), learn.no_bar(), learn.no_logging():
+            learn.fit(1, 1e-2, cbs=[ShrinkCallback(), other])
 
 
 attention = {
