@@ -161,6 +161,20 @@ def _named_inputs(m, args, kwargs):
     return x, x if other is None else other, x if other is None else other
 
 
+def _others(o, known):
+    "Tensors of a call besides what is projected"
+    if isinstance(o, Value):
+        return [] if any(o is k for k in known) else [o]
+    if isinstance(o, dict):
+        o = tuple(o.values())
+    return [v for x in o for v in _others(x, known)] if isinstance(o, (tuple, list)) else []
+
+
+def _has_heads(x, n):
+    "Is it, like a mask or a bias for each head, of a size that goes with the number of heads?"
+    return x.traced or len(x.shape) > 2 and n > 1 and x.shape[-3] % n == 0
+
+
 def attention_rule(
     namer: Namer,
     m: nn.Module,
@@ -181,6 +195,8 @@ def attention_rule(
         q, k, v = (_project(namer, getattr(m, p), x) for p, x in zip(heads.parts, (q_in, k_in, v_in), strict=True))
     written, columns = (q, None) if heads.out is None else _axes(namer, getattr(m, heads.out))
     ids = _join_heads(namer, q, k, v, columns, heads.n, heads.n_kv)
+    if any(_has_heads(x, heads.n) for x in _others((args, kwargs), (q_in, k_in, v_in))):
+        namer.units.keep(ids)
     for a in _tables:
         table = namer.axis(m, a, 1, 'other') if hasattr(m, a) else None
         if table is not None:

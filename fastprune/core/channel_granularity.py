@@ -291,6 +291,12 @@ def sparsities(self: Channels, masks: dict, scope: str) -> dict[str, float]:
 
 
 @patch
+def kept_counts(self: Channels, masks: dict, sizes: dict) -> dict[str, int]:
+    "How many channels of each group masks keep"
+    return dict(zip(self.group_names, counts(self.kept(masks)), strict=True))
+
+
+@patch
 def members(self: Channels, parameters: dict, weights: dict) -> dict:
     "All parameters that are masked"
     return {n: parameters[n] for n in member_names(self.channels)}

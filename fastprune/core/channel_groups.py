@@ -5,115 +5,116 @@
 # %% auto #0
 __all__ = ['groups_of']
 
-# %% ../../nbs/core/channel_groups.ipynb #0a08511c
+# %% ../../nbs/core/channel_groups.ipynb #814e6f20
 from collections import defaultdict
 
 import numpy as np
 import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from .channel_units import Units
 from .channels import ChannelGroup, Places
 
-# %% ../../nbs/core/channel_groups.ipynb #0c6a532c
-def _alive(axis, label):
-    "Positions of an axis that may be cut, and their units"
-    units = label[axis.ids.numpy()]
-    positions = np.flatnonzero(units != label[0])
-    return positions, units[positions]
+# %% ../../nbs/core/channel_groups.ipynb #4bf3539f
+class _Alive:
+    "An axis, with those of its positions that may be cut, and their units"
+
+    def __init__(self, axis, label):
+        units = label[axis.ids.numpy()]
+        self.axis = axis
+        self.positions = np.flatnonzero(units != label[0])
+        self.units = units[self.positions]
 
 
-def _producers(units, label):
-    "Axes with filters, and embeddings whose units have no other filters"
-    axes = list(units.axes.values())
-    made = {int(u) for a in axes if a.role == 'filter' for u in _alive(a, label)[1]}
-    res = []
-    for k, a in units.axes.items():
-        if a.role == 'other' and len(a.shape) == 2 and a.dim == 1 and not made & set(_alive(a, label)[1].tolist()):
-            units.axes[k] = a = a._replace(role='filter')
-        if a.role == 'filter' and len(_alive(a, label)[0]):
-            res.append(a)
-    return res
-
-
-def _groups_of(producers, label):
-    "Unit -> number of its group: units in one producer are in one group"
-    group = {}
-    parent = list(range(len(producers)))
-
-    def root(i):
-        while parent[i] != i:
-            i = parent[i]
-        return i
-
-    for i, a in enumerate(producers):
-        for u in _alive(a, label)[1].tolist():
-            parent[root(group.setdefault(u, i))] = root(i)
-    return {u: root(i) for u, i in group.items()}
-
-# %% ../../nbs/core/channel_groups.ipynb #2009b816
-def _block_of_units(members, constraints, label, blocks):
-    "Unit -> number of its block, in the finest division; None if they don't fit"
-    count = {u: None for u in members}
-    if not constraints:
-        return dict.fromkeys(members, 0)
-    keys = {u: [] for u in members}
-    for ids, n in constraints:
-        owners = label[ids.numpy()].reshape(n, -1)
-        seen = defaultdict(set)
-        for b, row in enumerate(owners):
-            for u in row.tolist():
-                seen[u].add(b)
-        if seen.keys() != count.keys() or any(len(b) > 1 for b in seen.values()):
-            return None
-        for u, b in seen.items():
-            keys[u].append((b.pop(), n))
-    res = {}
-    for u, of in keys.items():
-        fine = {b * blocks // n for b, n in of if n == blocks}
-        fine = fine or {0}
-        if len(fine) > 1 or any(next(iter(fine)) * n // blocks != b for b, n in of):
-            return None
-        res[u] = fine.pop()
-    sizes = np.bincount(list(res.values()), minlength=blocks)
-    return res if len(set(sizes.tolist())) == 1 else None
-
-
-def _order(members, producers, label):
-    "Units in the order in which they come in the producers"
-    seen = {}
-    for a in producers:
-        for u in _alive(a, label)[1].tolist():
-            if u in members:
-                seen.setdefault(u, len(seen))
-    return sorted(members, key=seen.__getitem__)
-
-
-def _places(axes, number, label):
-    "Places of a group's channels; several axes of a tensor are several places"
+def _with_embeddings(axes, n_labels):
+    "Let embeddings whose units have no other filters be filters"
+    made = np.zeros(n_labels, dtype=bool)
     for a in axes:
-        positions, of = _alive(a, label)
-        mine = [k for k, u in enumerate(of.tolist()) if u in number]
-        if mine:
-            channels = torch.tensor([number[int(of[k])] for k in mine])
-            yield Places(a.name, a.dim, channels, torch.from_numpy(positions[mine]), a.role, a.groups)
+        if a.axis.role == 'filter':
+            made[a.units] = True
+    for a in axes:
+        alone = a.axis.role == 'other' and len(a.axis.shape) == 2 and a.axis.dim == 1
+        if alone and len(a.units) and not made[a.units].any():
+            a.axis = a.axis._replace(role='filter')
+            made[a.units] = True
 
 
-def _make(members, producers, axes, units, label):
-    constraints = [(i, n) for i, n in units.blocks if not members.isdisjoint(label[i.numpy()].tolist())]
-    blocks = max((n for _, n in constraints), default=1)
-    block = _block_of_units(members, constraints, label, blocks)
-    if block is None:
+def _group_numbers(axes, n_labels):
+    "Number of the group of each unit: units in one producer are in one group; -1 without a producer"
+    group = np.full(n_labels, -1)
+    producers = [a.units for a in axes if a.axis.role == 'filter' and len(a.units)]
+    if producers:
+        units = np.concatenate(producers)
+        of = np.repeat(np.arange(len(producers)), [len(u) for u in producers])
+        shape = len(producers), n_labels
+        edges = coo_matrix((np.ones(len(of), dtype=np.int8), (of, units)), shape=shape)
+        n = sum(shape)
+        square = coo_matrix((edges.data, (edges.row, edges.col + len(producers))), shape=(n, n))
+        found = connected_components(square, directed=False)[1]
+        group[units] = found[of]
+    return group
+
+# %% ../../nbs/core/channel_groups.ipynb #e5e0d9c8
+def _block_of(units, constraints, label):
+    "The number of blocks, and each unit's; None if the units don't fit into blocks"
+    index = np.full(len(label), -1)
+    index[units] = np.arange(len(units))
+    own = []
+    for ids, n in constraints:
+        owners = index[label[ids.numpy()]]
+        if (owners < 0).any() or len(np.unique(owners)) < len(units):
+            return None
+        count = np.zeros((len(units), n), dtype=np.int64)
+        np.add.at(count, (owners, np.repeat(np.arange(n), len(owners) // n)), 1)
+        if (count == count[:, :1]).all():
+            continue  # each channel has as much of each block
+        if ((count > 0).sum(1) > 1).any():
+            return None
+        own.append((n, count.argmax(1)))
+    blocks, res = max(own, key=lambda o: o[0], default=(1, np.zeros(len(units), dtype=np.int64)))
+    if any(blocks % n or (res // (blocks // n) != b).any() for n, b in own):
         return None
-    ordered = _order(members, producers, label)
-    ordered = sorted(ordered, key=block.__getitem__)
-    places = tuple(_places(axes, {u: i for i, u in enumerate(ordered)}, label))
+    sizes = np.bincount(res, minlength=blocks)
+    return (blocks, res) if (sizes == sizes[0]).all() else None
+
+
+def _in_order(units, axes):
+    "Units in the order in which they come in the producers"
+    seen = dict.fromkeys(u for a in axes if a.axis.role == 'filter' for u in a.units.tolist())
+    mine = set(units.tolist())
+    return np.array([u for u in seen if u in mine])
+
+
+def _places(axes, number):
+    "Places of a group's channels. `number`: unit -> channel, -1 for others"
+    for a in axes:
+        channels = number[a.units]
+        mine = channels >= 0
+        if mine.any():
+            where = torch.from_numpy(a.positions[mine])
+            yield Places(a.axis.name, a.axis.dim, torch.from_numpy(channels[mine]), where, a.axis.role, a.axis.groups)
+
+# %% ../../nbs/core/channel_groups.ipynb #a07e0e22
+def _make(units, axes, constraints, label, heads):
+    "The group of these units; None if it has to stay whole"
+    units = _in_order(units, axes)
+    found = _block_of(units, constraints, label)
+    if found is None:
+        return None
+    blocks, block = found
+    units = units[block.argsort(kind='stable')]
+    number = np.full(len(label) + 1, -1)
+    number[units] = np.arange(len(units))
+    places = tuple(_places(axes, number))
     if not any(p.role == 'input' for p in places):
         return None
-    heads = {int(u) for ids in units.heads for u in label[ids.numpy()]}
-    kind = 'head' if members <= heads else 'channel'
-    shapes = {a.name: tuple(a.shape) for a in axes if any(p.name == a.name for p in places)}
+    names = {p.name for p in places}
+    shapes = {a.axis.name: a.axis.shape for a in axes if a.axis.name in names}
     name = next(p.name for p in places if p.role == 'filter')
-    return ChannelGroup(name, len(ordered), places, shapes, blocks, kind)
+    return ChannelGroup(
+        name, len(units), places, shapes, blocks, 'head' if heads.issuperset(units.tolist()) else 'channel'
+    )
 
 
 def groups_of(
@@ -123,12 +124,18 @@ def groups_of(
     "The groups of channels that can be cut"
     label = units.components()
     rank = {n: i for i, n in enumerate(order)}
-    producers = _producers(units, label)
     axes = sorted(units.axes.values(), key=lambda a: (rank[a.name], a.dim))
-    producers.sort(key=lambda a: (rank[a.name], a.dim))
-    members = defaultdict(set)
-    for u, g in _groups_of(producers, label).items():
-        members[g].add(u)
-    found = [_make(m, producers, axes, units, label) for m in members.values()]
-    found = [g for g in found if g is not None]
-    return sorted(found, key=lambda g: rank[g.name])
+    axes = [_Alive(a, label) for a in axes]
+    _with_embeddings(axes, len(label))
+    group = _group_numbers(axes, len(label))
+    of_axes, of_blocks = defaultdict(list), defaultdict(list)
+    for a in axes:
+        for g in np.unique(group[a.units]):
+            of_axes[g].append(a)
+    for ids, n in units.blocks:
+        for g in np.unique(group[label[ids.numpy()]]):
+            of_blocks[g].append((ids, n))
+    heads = {u for ids in units.heads for u in label[ids.numpy()].tolist()}
+    numbers = [g for g in of_axes if g >= 0]
+    found = [_make(np.flatnonzero(group == g), of_axes[g], of_blocks[g], label, heads) for g in numbers]
+    return sorted((g for g in found if g is not None), key=lambda g: rank[g.name])

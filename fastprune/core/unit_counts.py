@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from fastcore.basics import patch
 from torch import nn
 
-from .later import Pending, later
+from .later import Pending, counts, later
 from .mask_counts import kept_later, kept_of_each
 from .masks import Masks
 from .targets import expand_sparsity
@@ -111,6 +111,17 @@ def with_options(
                 "granularity='channel', or leave it out"
             )
     return self
+
+
+@patch
+def kept_counts(
+    self: Granularity,
+    masks: dict,  # Name -> mask; a weight without one is whole
+    sizes: dict,  # From `sizes`
+) -> dict[str, int]:
+    "How much of each size masks keep"
+    kept = dict(zip(masks, counts(list(masks.values())), strict=True))
+    return {n: kept.get(n, size) for n, size in sizes.items()}
 
 
 @patch(as_prop=True)

@@ -15,7 +15,6 @@ from fastai.basics import Callback, DataLoader, Learner, patch
 from torch import nn
 
 from ..core.files import load_state, save_state
-from ..core.later import counts
 from ..core.names import unwrap
 from ..core.renamed import renamed
 from ..criteria.weights import magnitude
@@ -32,10 +31,8 @@ from ..training.identity import learner_identity
 
 # %% ../../nbs/recipes/iterative.ipynb #e0d1044c
 def _kept(pruning):
-    "How many of each weight's elements the masks of the Learner keep"
-    masks = pruning.learn.masks or {}
-    kept = dict(zip(masks, counts(list(masks.values())), strict=True))
-    return {n: kept.get(n, p.numel()) for n, p in pruning.weights.items()}
+    "How many of each weight's elements, or of each group's channels, the masks of the Learner keep"
+    return pruning.units.kept_counts(pruning.learn.masks or {}, pruning.sparsity.sizes)
 
 
 class TableSearch(RoundSearch):

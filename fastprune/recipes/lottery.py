@@ -132,7 +132,7 @@ def first(self: TicketSearch) -> Ticket:
     learn.remove_masks()
     self.names = _other_names(learn)
     self.initial = weight_distributions(dict(unwrap(learn.model).named_parameters()))
-    masks = {n: torch.ones_like(p, dtype=torch.bool) for n, p in self.pruning.weights.items()}
+    masks = {n: torch.ones_like(p, dtype=torch.bool) for n, p in self.pruning.members.items()}
     return self.ticket(0, state_of(learn), masks)
 
 

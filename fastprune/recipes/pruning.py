@@ -21,6 +21,7 @@ from ..core.protocol import ranks_magnitude
 from ..core.scopes import layer_counts
 from ..core.targets import check_sparsity
 from ..criteria.weights import magnitude
+from ..learner.fit import parameters_of
 from ..schedules.sparsity import check_schedule, one_shot
 from ..training import prune as prune
 from ..training.callback import SparsifyCallback
@@ -107,6 +108,9 @@ def target_after(
 _set_by_rounds = ('sparsity', 'schedule', 'criterion', 'scope', 'granularity', 'initial', 'include', 'exclude')
 
 
+_of_channels = 'min_channels', 'round_to', 'cost'
+
+
 def check_options(
     options: dict,  # Arguments for `SparsifyCallback`
     schedule: Callable,  # Sparsity schedule within a round
@@ -121,7 +125,7 @@ def check_options(
     for k, v in options.items():
         if k == 'recover':
             check_choice((True, False), 'True or False without a `schedule` within rounds', recover=v)
-        elif k != 'interval' and v:
+        elif k not in ('interval', *_of_channels) and v:
             raise ValueError(f"{k}={v!r}: needs a `schedule` within rounds, and one_shot prunes between them")
 
 
@@ -190,10 +194,10 @@ class RoundPruning:
         self._selection = dict(scope=scope, include=include, exclude=exclude)
         end = 1 - (1 - prune_rate) ** rounds if target is None else target
         first = SparsifyCallback(end, schedule, **self._selection, **self._arguments)
-        self.weights, _ = first.targets(learn.model, learn)
+        self.weights, _, self.units = first.choose(learn.model, learn)
         self.scope, self.left_out = first.scope, first.left_out
-        sizes = {n: p.numel() for n, p in self.weights.items()}
-        self.sparsity = RoundSparsity(sizes, rounds, prune_rate, target, self.scope == 'local')
+        self.members = self.units.members(parameters_of(learn), self.weights)
+        self.sparsity = RoundSparsity(self.units.sizes(self.weights), rounds, prune_rate, target, self.scope == 'local')
 
     @property
     def rounds(self) -> int:
@@ -214,6 +218,8 @@ def check(self: RoundPruning) -> None:
         raise ValueError(
             f"sparsity={s.target:g}: the Learner is {100 * s.after(0):.4g}% sparse already: use a higher sparsity"
         )
+    if self.units.tied:
+        return  # a group of channels always keeps one
     transposed = transposed_groups(self.learn.model)
     for m in range(1, self.rounds + 1):
         _check_left(self.weights, s.after, m, self.scope, self._arguments['granularity'], transposed)
@@ -222,8 +228,11 @@ def check(self: RoundPruning) -> None:
 @patch
 def prune_to(self: RoundPruning, m: int) -> None:
     "Prune at once to the sparsity after `m` rounds"
-    arguments = {k: self._arguments[k] for k in ('criterion', 'granularity', 'recover')}
-    arguments.update(scope=self.scope, include=list(self.weights), n_batches=self.n_batches)
+    arguments = {
+        k: v for k, v in self._arguments.items() if k in ('criterion', 'granularity', 'recover', *_of_channels)
+    }
+    where = self._selection if self.units.tied else dict(include=list(self.weights))
+    arguments.update({**where, 'scope': self.scope}, n_batches=self.n_batches)
     self.learn.prune(self.sparsity.target_after(m), **arguments)
 
 

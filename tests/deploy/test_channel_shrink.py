@@ -392,7 +392,7 @@ schedules = {
     'no recovery': dict(recover=False),
     'no recovery, global': dict(recover=False, scope='global', schedule=one_shot),
     'one shot': dict(schedule=one_shot),
-    'cyclical': dict(schedule=cyclical),
+    "cyclical": dict(schedule=cyclical(one_shot, 2)),
     'by taylor': dict(recover=False, criterion=taylor),
 }
 
