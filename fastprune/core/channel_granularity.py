@@ -218,6 +218,8 @@ def compute(
         raise ValueError(f"scores are DTensors, and granularity={self!r} needs whole tensors: use 'weight' or 'filter'")
     index = self.index(scores[scored[0]].device)
     before = None if keep is None else kept_in(index, keep)
+    if keep is not None:  # an optimizer may have moved pruned weights, which don't count
+        scores = {n: scores[n].where(keep[n].to(scores[n].device), 0) if n in keep else scores[n] for n in scored}
     found = channel_scores(index, scores, absolute)
     units = [
         ChannelUnits(g, s, before and before[i]) for i, (g, s) in enumerate(zip(self.channels, found, strict=True))

@@ -52,9 +52,9 @@ def channels_are_final(
 # %% ../../nbs/deploy/shrink_callback.ipynb #4d6c1d55
 class ShrinkCallback(Callback):
     """Cuts channels out of the model during a fit, at the ends of epochs, as soon as nothing can bring them back. Use
-    it with masks of channels, as `SparsifyCallback(granularity='channel')` makes them. Weights, masks and the state of the
-    optimizer are cut alike. Raises `ValueError` before a fit in several processes, and for callbacks that load weights of
-    earlier epochs"""
+    it with masks of channels, as `SparsifyCallback(granularity='channel')` makes them. Weights, masks and the state of
+    the optimizer are cut alike. Raises `ValueError` before a fit in several processes, and for callbacks that load
+    weights of earlier epochs"""
 
     order, run_valid = 90, False  # after SparsifyCallback and KeepMasks; training batches are counted
 

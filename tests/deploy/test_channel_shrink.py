@@ -24,6 +24,7 @@ from fastprune.all import (
     ShrinkCallback,
     SparsifyCallback,
     cyclical,
+    linear,
     load_shrunk,
     one_shot,
     save_shrunk,
@@ -392,7 +393,7 @@ schedules = {
     'no recovery': dict(recover=False),
     'no recovery, global': dict(recover=False, scope='global', schedule=one_shot),
     'one shot': dict(schedule=one_shot),
-    "cyclical": dict(schedule=cyclical(one_shot, 2)),
+    "cyclical": dict(schedule=cyclical(linear, 2)),
     'by taylor': dict(recover=False, criterion=taylor),
 }
 
