@@ -69,11 +69,16 @@ def _understood(m, layers):
     return not any(True for c in rest for _ in c.parameters())
 
 
+def _is_multihead(m):
+    "Is it PyTorch's attention, or what takes its place after heads or channels were cut out?"
+    return isinstance(m, nn.MultiheadAttention) or type(m).__name__ == 'HeadAttention'
+
+
 def heads_of(
     m: nn.Module,  # Any module
 ) -> Heads | None:  # None if it is no attention, or none that is understood
     "Find the parts of an attention module"
-    if isinstance(m, nn.MultiheadAttention):
+    if _is_multihead(m):
         whole = m.bias_k is None and m.bias_v is None and not hasattr(m, 'parametrizations')
         return Heads(None, (), 'out_proj', m.num_heads, m.num_heads) if whole else None
     children = dict(m.named_children())
@@ -133,7 +138,6 @@ def _axes(namer, m):
 
 def _multihead(namer, m, q_in, k_in, v_in):
     "Rows of queries, keys and values of `nn.MultiheadAttention`"
-    width = m.embed_dim
     if m._qkv_same_embed_dim:
         rows = namer.axis(m, 'in_proj_weight', 0, 'filter')
         columns = namer.axis(m, 'in_proj_weight', 1, 'input')
@@ -145,12 +149,12 @@ def _multihead(namer, m, q_in, k_in, v_in):
         for a, x in zip(names, (q_in, k_in, v_in), strict=True):
             read(namer.units, x, namer.axis(m, a, 1, 'input'), -1)
     namer.beside(rows, m, ('in_proj_bias',))
-    return rows.split(width)
+    return rows.split(len(rows) // 3)
 
 
 def _named_inputs(m, args, kwargs):
     "What queries, keys and values are made of"
-    if isinstance(m, nn.MultiheadAttention):
+    if _is_multihead(m):
         given = inspect.signature(nn.MultiheadAttention.forward).bind(m, *args, **kwargs).arguments
         return given['query'], given['key'], given['value']
     x = args[0] if args else kwargs.get('hidden_states', next(iter(kwargs.values()), None))
@@ -185,7 +189,7 @@ def attention_rule(
 ) -> tuple:  # Label of its output, and numbers of its heads
     "Join the positions of each head"
     q_in, k_in, v_in = _named_inputs(m, args, kwargs)
-    if isinstance(m, nn.MultiheadAttention):
+    if _is_multihead(m):
         q, k, v = _multihead(namer, m, q_in, k_in, v_in)
     elif heads.fused:
         rows, columns = _axes(namer, getattr(m, heads.fused))

@@ -23,8 +23,14 @@ def _added(mask, dtype):
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)
 
 
-def score_mask(attn_mask, padding, n_heads, batch, dtype):
-    "What is added to the scores, of shape [batch or 1, heads or 1, queries or 1, keys]; None if nothing is"
+def score_mask(
+    attn_mask: torch.Tensor | None,  # [queries, keys], or [batch * heads, queries, keys]
+    padding: torch.Tensor | None,  # [batch, keys]
+    n_heads: int,
+    batch: int,
+    dtype: torch.dtype,  # Of the scores
+) -> torch.Tensor | None:  # [batch or 1, heads or 1, queries or 1, keys]
+    "What is added to the scores; None if nothing is"
     mask = None if attn_mask is None else _added(attn_mask, dtype)
     if mask is not None and mask.ndim != 2:
         mask = mask.view(batch, n_heads, *mask.shape[1:])
@@ -34,7 +40,14 @@ def score_mask(attn_mask, padding, n_heads, batch, dtype):
     return padding if mask is None else mask + padding
 
 
-def check_attention_call(query, key, value, attn_mask, is_causal, batch_dim):
+def check_attention_call(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    is_causal: bool,
+    batch_dim: int,  # Dimension of the batch, if there is one
+) -> None:
     "Raise `ValueError` for what `nn.MultiheadAttention` refuses, too"
     if is_causal and attn_mask is None:
         raise ValueError("is_causal=True: needs attn_mask, too, since it is only a hint about that mask")

@@ -10,6 +10,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 
 from .attention import check_attention_call, score_mask
@@ -50,52 +51,59 @@ class HeadAttention(nn.Module):
             return self.in_proj_weight.chunk(3)
         return [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
 
-    def _project(self, inputs):
-        q, k, v = inputs
-        if self.in_proj_weight is not None and q is k and k is v:
-            return F.linear(q, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
-        biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        return [F.linear(t, w, b) for t, w, b in zip(inputs, self.weights(), biases, strict=True)]
+# %% ../../nbs/deploy/channel_attention.ipynb #d1587b50
+@patch
+def _project(self: HeadAttention, inputs):
+    q, k, v = inputs
+    if self.in_proj_weight is not None and q is k and k is v:
+        return F.linear(q, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+    biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+    return [F.linear(t, w, b) for t, w, b in zip(inputs, self.weights(), biases, strict=True)]
 
-    def _attend(self, q, k, v, mask, is_causal, need_weights):
-        "Values [batch, queries, features], and weights [batch, heads, queries, keys] if they are needed"
-        q, k, v = (t.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for t in (q, k, v))
-        p, weights = self.dropout if self.training else 0.0, None
-        if need_weights:
-            scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)
-            weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), p)
-            x = weights @ v
-        else:
-            x = F.scaled_dot_product_attention(q, k, v, mask, p, is_causal)
-        return x.transpose(1, 2).flatten(2), weights
 
-    def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        key_padding_mask: torch.Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: torch.Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> tuple:
-        check_attention_call(query, key, value, attn_mask, is_causal, 0 if self.batch_first else 1)
-        batched = query.ndim == 3
-        q, k, v = self._project((query, key, value))
-        if not batched:
-            q, k, v = (t[None] for t in (q, k, v))
-        elif not self.batch_first:
-            q, k, v = (t.transpose(0, 1) for t in (q, k, v))
-        hint = is_causal and key_padding_mask is None and not need_weights  # as torch does
-        mask = None if hint else score_mask(attn_mask, key_padding_mask, self.num_heads, len(q), q.dtype)
-        x, weights = self._attend(q, k, v, mask, hint, need_weights)
-        x = self.out_proj(x)
-        if weights is not None and average_attn_weights:
-            weights = weights.mean(1)
-        if not batched:
-            return x[0], None if weights is None else weights[0]
-        return x if self.batch_first else x.transpose(0, 1), weights
+@patch
+def _attend(self: HeadAttention, q, k, v, mask, is_causal, need_weights):
+    "Values [batch, queries, features], and weights [batch, heads, queries, keys] if they are needed"
+    q, k, v = (t.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for t in (q, k, v))
+    p, weights = self.dropout if self.training else 0.0, None
+    if need_weights:
+        scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)
+        weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), p)
+        x = weights @ v
+    else:
+        x = F.scaled_dot_product_attention(q, k, v, mask, p, is_causal)
+    return x.transpose(1, 2).flatten(2), weights
+
+
+@patch
+def forward(
+    self: HeadAttention,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_padding_mask: torch.Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: torch.Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple:  # Outputs of the shape of `query`, and weights, None if not needed
+    "As `nn.MultiheadAttention`"
+    check_attention_call(query, key, value, attn_mask, is_causal, 0 if self.batch_first else 1)
+    batched = query.ndim == 3
+    q, k, v = self._project((query, key, value))
+    if not batched:
+        q, k, v = (t[None] for t in (q, k, v))
+    elif not self.batch_first:
+        q, k, v = (t.transpose(0, 1) for t in (q, k, v))
+    hint = is_causal and key_padding_mask is None and not need_weights  # as torch does
+    mask = None if hint else score_mask(attn_mask, key_padding_mask, self.num_heads, len(q), q.dtype)
+    x, weights = self._attend(q, k, v, mask, hint, need_weights)
+    x = self.out_proj(x)
+    if weights is not None and average_attn_weights:
+        weights = weights.mean(1)
+    if not batched:
+        return x[0], None if weights is None else weights[0]
+    return x if self.batch_first else x.transpose(0, 1), weights
 
 # %% ../../nbs/deploy/channel_attention.ipynb #62dc54a8
 def _fit_torch(m):

@@ -24,7 +24,7 @@ def _equal_rows(keep, name):
         )
     return keep.nonzero()[:, 1].view(len(keep), -1)
 
-
+# %% ../../nbs/deploy/channel_cut.ipynb #bfff5e2a
 class TensorCut:
     "What is cut out of a tensor, and out of all that has its shape"
 

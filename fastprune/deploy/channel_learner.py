@@ -17,6 +17,7 @@ from ..core.channel_norms import release_norms
 from ..core.masks import Masks
 from ..core.names import unwrap
 from .channel_cut import TensorCut, cut_groups, groups_left, set_data
+from ..engine.resize import resize
 from ..learner import keep as keep  # adds learn.masks
 from ..learner.batches import in_fit
 from ..learner.fit import keeper_of
@@ -142,5 +143,5 @@ def cut_learner(
     _cut_masks(learn, left, cuts)
     for cb in learn.cbs:
         if isinstance(cb, SparsifyCallback) and cb.active:
-            cb.engine.resize(cuts, left)
+            resize(cb.engine, cuts, left)
     return cuts

@@ -103,7 +103,7 @@ def _difference(model, outputs, runs, groups, kept):
     now = [model_outputs(small, x) for x in runs]
     return max(output_distance(a, b) for a, b in zip(outputs, now, strict=True)), small, cuts
 
-
+# %% ../../nbs/deploy/channel_shrink.ipynb #2870344b
 def _culprit(model, outputs, runs, groups, kept, limit):
     "The name of the first group that changes an output by itself"
     for g, k in zip(groups, kept, strict=True):
@@ -145,7 +145,7 @@ def cut_copy(
         )
     return small, cuts
 
-
+# %% ../../nbs/deploy/channel_shrink.ipynb #1ee8eb9b
 @forked_rng()
 def shrink_channels(
     model: nn.Module,  # With masks applied; it is not changed

@@ -157,7 +157,7 @@ def find_cuts(
     ms = milliseconds([work.eval(), deepcopy(small).eval()], runs[0], repeats)
     return sets, small, _shrink_table(work, small, zero, why, ms)
 
-
+# %% ../../nbs/deploy/shrink.ipynb #1e1810c0
 def shrink(
     model: nn.Module,  # Any module; it is not changed
     example: torch.Tensor | tuple | dict,  # The model's inputs, by name if a dict; batch first

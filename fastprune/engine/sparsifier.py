@@ -15,7 +15,6 @@ from torch import nn
 
 from ..core.dense import dense_gradients
 from ..core.later import Checks, delayed_checks, later
-from ..core.layouts import transposed_groups
 from ..core.masks import Masks
 from ..core.names import unwrap
 from .begin import initial_sparsity, method_plan, sparse_gradients_of
@@ -233,32 +232,6 @@ def refresh(
             saved.update({n: self.weights[n].detach().clone() for n in names})
     if names:
         self.method.weights_replaced(self.weights, names)
-
-
-def _cut_named(owner, cuts):
-    "Cut tensors by name among the attributes of an object"
-    for k, v in list(vars(owner).items()):
-        if not isinstance(v, dict) or not any(n in cuts and isinstance(t, torch.Tensor) for n, t in v.items()):
-            continue
-        fits = lambda n, t: n in cuts and isinstance(t, torch.Tensor) and tuple(t.shape) == cuts[n].shape
-        new = {n: cuts[n](t) if fits(n, t) else t for n, t in v.items()}
-        setattr(owner, k, Masks(new) if isinstance(v, Masks) else new)
-
-
-@patch
-def resize(
-    self: Sparsifier,
-    cuts: dict,  # Name of a tensor -> function that cuts a tensor of its old shape; it has a `shape`
-    groups: dict,  # Name -> `ChannelGroup` that is left, with the channels that are `gone`
-) -> None:
-    "Go on after channels that masks prune were cut out of the model, whose parameters are the same objects"
-    channels = self.granularity
-    self.granularity = channels.resized([groups.get(g.name, g) for g in channels.channels])
-    self.origin = *self.origin[:2], self.granularity.source
-    self.layouts, self.members = transposed_groups(unwrap(self.model)), self.all_members()
-    for owner in (self.state, self.method):
-        _cut_named(owner, cuts)
-    self.held.masks = None
 
 # %% ../../nbs/engine/sparsifier.ipynb #c1eb6744
 @patch
