@@ -138,7 +138,7 @@ def _axes(namer, m):
 
 def _multihead(namer, m, q_in, k_in, v_in):
     "Rows of queries, keys and values of `nn.MultiheadAttention`"
-    if m._qkv_same_embed_dim:
+    if m.in_proj_weight is not None:
         rows = namer.axis(m, 'in_proj_weight', 0, 'filter')
         columns = namer.axis(m, 'in_proj_weight', 1, 'input')
         for x in (q_in, k_in, v_in):

@@ -9,6 +9,7 @@ __all__ = ['TensorCut', 'tensor_cuts', 'set_data', 'cut_groups', 'groups_left']
 from collections.abc import Callable
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from ..core.channels import ChannelGroup, position_count, positions_kept
@@ -62,16 +63,6 @@ class TensorCut:
         last = t.ndim == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
         return res.contiguous(memory_format=torch.channels_last) if last else res
 
-    def _cut_blocks(self, t):
-        "Cut rows, and columns that are apart in each block of rows"
-        g, (n, m) = self.blocks, self.shape[:2]
-        rows = self.keep.get(0, torch.ones(n, dtype=torch.bool, device='cpu')).view(g, -1)
-        alive = rows.any(1)  # a block may go as a whole
-        rows = _equal_rows(rows[alive], self.name).to(t.device)
-        columns = _equal_rows(self.keep[1].view(g, m)[alive], self.name).to(t.device)
-        first = alive.nonzero().flatten().to(t.device)[:, None, None]
-        return t.unflatten(0, (g, -1))[first, rows[:, :, None], columns[:, None]].flatten(0, 1)
-
     @property
     def new_shape(self) -> tuple:
         "The shape that is left"
@@ -89,6 +80,18 @@ class TensorCut:
         "The positions along a dimension that stay"
         keep = self.keep.get(dim)
         return list(range(self.shape[dim])) if keep is None else keep.nonzero().flatten().tolist()
+
+# %% ../../nbs/deploy/channel_cut.ipynb #6c920856
+@patch
+def _cut_blocks(self: TensorCut, t):
+    "Cut rows, and columns that are apart in each block of rows"
+    g, (n, m) = self.blocks, self.shape[:2]
+    rows = self.keep.get(0, torch.ones(n, dtype=torch.bool, device='cpu')).view(g, -1)
+    alive = rows.any(1)  # a block may go as a whole
+    rows = _equal_rows(rows[alive], self.name).to(t.device)
+    columns = _equal_rows(self.keep[1].view(g, m)[alive], self.name).to(t.device)
+    first = alive.nonzero().flatten().to(t.device)[:, None, None]
+    return t.unflatten(0, (g, -1))[first, rows[:, :, None], columns[:, None]].flatten(0, 1)
 
 # %% ../../nbs/deploy/channel_cut.ipynb #79082529
 def tensor_cuts(

@@ -10,7 +10,7 @@ import math
 import time
 
 import torch
-from fastai.basics import Callback, Learner
+from fastai.basics import Callback, Learner, patch
 from fastai.callback.tracker import SaveModelCallback
 
 from ..core.checks import check_number, check_whole
@@ -94,32 +94,42 @@ class ShrinkCallback(Callback):
     def _counts(self):
         return in_fit(self.learn) and 'lr_finder' not in self.learn.__dict__
 
-    def before_train(self) -> None:
-        self._n, self._x, self._start = 0, None, time.perf_counter()
+# %% ../../nbs/deploy/shrink_callback.ipynb #aaa91c00
+@patch
+def before_train(self: ShrinkCallback) -> None:
+    self._n, self._x, self._start = 0, None, time.perf_counter()
 
-    def after_batch(self) -> None:
-        inputs = Inputs(tuple(self.learn.xb), {})
-        self._n += batch_size(inputs)
-        if self._x is None:
-            self._x = at_most(inputs, 2)
 
-    def after_train(self) -> None:
-        if not self._counts:
-            return
-        if next(self.learn.model.parameters()).is_cuda:
-            torch.cuda.synchronize()
-        self.items_per_s.append(self._n / max(1e-9, time.perf_counter() - self._start))
-        self.weights.append(sum(p.numel() for p in self.learn.model.parameters()))
+@patch
+def after_batch(self: ShrinkCallback) -> None:
+    inputs = Inputs(tuple(self.learn.xb), {})
+    self._n += batch_size(inputs)
+    if self._x is None:
+        self._x = at_most(inputs, 2)
 
-    def after_validate(self) -> None:
-        if self._counts and 'recorder' in self.learn.__dict__:
-            self.recorder.log.append(self.items_per_s[-1] if self.items_per_s else math.nan)
 
-    def after_epoch(self) -> None:
-        last = self.epoch == self.n_epoch - 1
-        if self._counts and self._x is not None and (last or not (self.epoch + 1) % self.every):
-            _cut_final(self.learn, self._x, self.tol)
-        self._x = None
+@patch
+def after_train(self: ShrinkCallback) -> None:
+    if not self._counts:
+        return
+    if next(self.learn.model.parameters()).is_cuda:
+        torch.cuda.synchronize()
+    self.items_per_s.append(self._n / max(1e-9, time.perf_counter() - self._start))
+    self.weights.append(sum(p.numel() for p in self.learn.model.parameters()))
+
+
+@patch
+def after_validate(self: ShrinkCallback) -> None:
+    if self._counts and 'recorder' in self.learn.__dict__:
+        self.recorder.log.append(self.items_per_s[-1] if self.items_per_s else math.nan)
+
+
+@patch
+def after_epoch(self: ShrinkCallback) -> None:
+    last = self.epoch == self.n_epoch - 1
+    if self._counts and self._x is not None and (last or not (self.epoch + 1) % self.every):
+        _cut_final(self.learn, self._x, self.tol)
+    self._x = None
 
 # %% ../../nbs/deploy/shrink_callback.ipynb #a2613e93
 def _cut_final(

@@ -143,7 +143,7 @@ def _fill(model, tensors):
     if left:
         raise ValueError(f'{left[0]!r} is not in the file')
 
-
+# %% ../../nbs/deploy/shrunk_file.ipynb #a88ee90e
 def load_shrunk(
     path: str | Path,  # File that `save_shrunk` wrote
     make_model: Callable,  # Function without arguments that makes the wide model, whose weights don't matter
