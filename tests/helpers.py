@@ -1,9 +1,12 @@
 "What several test files use"
 
+import json
+import random
 from functools import partial
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy
 from torch import nn
@@ -18,6 +21,7 @@ from fastprune.all import (
     SET,
     SNFS,
     STR,
+    Checkpoint,
     GradualL2,
     Masks,
     RigL,
@@ -29,6 +33,8 @@ from fastprune.all import (
     prunable_weights,
     taylor,
 )
+from fastprune.training.optimizer_state import opt_state
+from fastprune.training.state import pack
 
 SGDM = partial(SGD, mom=0.9)
 METHODS = {
@@ -158,3 +164,35 @@ class Encoder(nn.Module):
 
     def forward(self, x, hide=None):
         return self.head(self.layers(self.stem(x), src_key_padding_mask=hide).mean(1))
+
+
+class Crash(Callback):
+    def __init__(self, epoch, i, order=0):
+        self.at, self.order = (epoch, i), order
+
+    def after_step(self):
+        if (self.epoch, self.iter) == self.at:
+            raise RuntimeError('power is out')
+
+
+def same(a, b):
+    "Two Learners are equal to the bit: weights, buffers, masks, optimizer"
+    for (n, x), y in zip(a.model.state_dict().items(), b.model.state_dict().values(), strict=True):
+        assert torch.equal(x, y), n
+    assert a.masks == b.masks
+    x, y = ({}, {})
+    assert json.dumps(pack(opt_state(a), x)) == json.dumps(pack(opt_state(b), y))
+    assert all(torch.equal(x[k], y[k]) for k in x)
+    return True
+
+
+def stopped(make, fit, epoch=2, i=7, every=1):
+    "Fits that are not stopped, and stopped and started again in a new Learner"
+    whole = make()
+    fit(whole)
+    with pytest.raises(RuntimeError, match='power'):
+        fit(make(), Checkpoint('run', every=every), Crash(epoch, i))
+    again = make()
+    random.seed(99), np.random.seed(99), torch.manual_seed(99)  # another process has others
+    fit(again, Checkpoint('run', every=every))
+    return whole, again

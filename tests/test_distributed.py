@@ -77,6 +77,17 @@ def test_going_on_and_what_each_evaluates(tmp_path, n):
     assert tickets[0] and all(torch.equal(t[k], m) for t in tickets for k, m in tickets[0].items())
 
 
+def test_channels(tmp_path):
+    printed(ranks, 2, here / 'distributed_channels.py', tmp_path)
+    for name in ('batch', 'group'):
+        a, b = (torch.load(tmp_path / f'{name} {i}.pth') for i in range(2))
+        assert a['kept'] == b['kept'] == [4, 6] and a['recovered'] > 0
+        for part in ('weights', 'masks', 'values'):
+            assert a[part] and all(torch.equal(t, b[part][n]) for n, t in a[part].items()), part
+        assert len(a['norms']) == (2 if name == 'group' else 0)
+        assert all(torch.equal(x, y) for x, y in zip(a['norms'], b['norms'], strict=True))
+
+
 @pytest.mark.parametrize('name', ['distributed', 'fsdp'])
 def test_a_missing_folder_is_told_in_a_line(name):
     run = ranks(2, here.parent / 'examples' / f'{name}.py')

@@ -34,7 +34,7 @@ def _size(module):
         )
     return shape[0]
 
-
+# %% ../../nbs/core/channel_norms.ipynb #912315c3
 class KeptNorm:
     "A forward hook that normalises over the kept channels"
 

@@ -39,7 +39,7 @@ class ChannelGroup(NamedTuple):
     kind: str = 'channel'  # or 'head'
     gone: int = 0  # Channels that were cut out of the model in this training; a sparsity counts them as pruned
 
-# %% ../../nbs/core/channels.ipynb #a65db263
+# %% ../../nbs/core/channels.ipynb #e39be7c8
 def along(
     shape: tuple,  # Of a tensor
     place: Places,
@@ -78,7 +78,7 @@ def positions_kept(
     res[place.positions.to(kept.device)] = kept[place.channels.to(kept.device)]
     return res
 
-# %% ../../nbs/core/channels.ipynb #d9f8bf4f
+# %% ../../nbs/core/channels.ipynb #82db4fac
 def channel_masks(
     groups: list,  # Of `ChannelGroup`
     kept: list,  # Bool tensor [n] for each group: which channels stay

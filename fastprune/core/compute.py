@@ -92,6 +92,23 @@ def _check_zeros(zeros, scores):
             )
 
 
+def _agreed(scores, sparsity, scope, granularity, keep, zeros, group, **options):
+    "`_check_all`, in all processes of a group alike"
+    check = lambda: _check_all(scores, sparsity, scope, granularity, keep, zeros)
+    if group is None:
+        return check()
+    same = dict(
+        scores={n: getattr(s, 'dtype', None) for n, s in scores.items()} if isinstance(scores, dict) else None,
+        sparsity=sparsity,
+        scope=scope,
+        granularity=granularity,
+        keep=keep is not None,
+        zeros=zeros is not None,
+        **options,
+    )
+    return agree(check, same, group)
+
+
 def _check_all(scores, sparsity, scope, granularity, keep, zeros):
     "Check arguments without reading values; return the scope, the granularity and the sparsity of each tensor"
     scope = check_scope(scope, sparsity)
@@ -158,22 +175,11 @@ def compute_masks(
     get the masks of the whole tensor, to the bit, without gathering it; all processes have to call. Raises `ValueError`
     for a sparsity outside [0,1), an unknown scope or granularity, one that does not fit a tensor, and NaN in a score"""
     layouts = transposed or {}
-    check = lambda: _check_all(scores, sparsity, scope, granularity, keep, zeros)
-    if group is None:
-        scope, granularity, target = check()
-    else:
-        same = dict(
-            scores={n: getattr(s, 'dtype', None) for n, s in scores.items()} if isinstance(scores, dict) else None,
-            sparsity=sparsity,
-            scope=scope,
-            granularity=granularity,
-            keep=keep is not None,
-            zeros=zeros is not None,
-            absolute=absolute,
-            transposed=transposed,
-        )
-        scope, granularity, target = agree(check, same, group)
+    asked = scores, sparsity, scope, granularity, keep, zeros
+    scope, granularity, target = _agreed(*asked, group, absolute=absolute, transposed=transposed)
     if granularity.tied:
+        if group is not None:
+            raise ValueError(f"granularity={granularity!r} needs whole tensors, and group= says that these are pieces")
         return _tied_masks(granularity, scores, sparsity if scope == 'global' else target, scope, keep, absolute, zeros)
     parts = Parts.of(scores, group)
     if parts is not None:

@@ -123,9 +123,7 @@ class Granularity:
     kinds = []  # all subclasses, in the order of their definition
     names = ()  # strings that mean a granularity of this class
     form, example = None, None  # of strings with numbers, such as 'n:m' and "n of m as '2:4'"
-    single = False  # Is a unit one weight?
-    tied = False  # Does a unit extend over several tensors, so that it needs the groups of a model?
-    fuses = True  # May pruned weights be set to zero while masks are made?
+    single, tied = False, False  # Is a unit one weight? Does it extend over several tensors, those of a group?
     most = 1.0  # the largest sparsity that it can reach: below 1, no tensor loses all of its weights
 
     def __init_subclass__(cls):

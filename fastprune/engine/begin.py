@@ -22,9 +22,9 @@ def initial_sparsity(
     """The sparsity at the start of the schedule. In a training that resumes at a later step, the present sparsity lies
     between the start and the target"""
     method, target = run.method, run.target
-    begin = run.granularity.sparsities(present, method.scope)
+    begin = run.counted.sparsities(present, method.scope)
     if method.initial is not None:
-        return {**begin, **run.granularity.expand(method.initial, begin, 'initial', run.model)}
+        return {**begin, **run.counted.expand(method.initial, begin, 'initial', run.model)}
     p = run.progress[run.first_step - 1] if run.first_step else 0.0
     if p in (0, 1):
         return begin

@@ -21,6 +21,7 @@ from ..core.generators import forked_rng
 from ..core.names import unwrap
 from ..core.shards import is_dtensor
 from ..core.targets import asked_for
+from ..core.unit_counts import counted
 from ..core.weights import prunable_weights
 
 # %% ../../nbs/engine/channel_targets.ipynb #08768e43
@@ -153,7 +154,7 @@ def _check_tensors(model, names):
             "or call torch.nn.utils.parametrize.remove_parametrizations first"
         )
 
-
+# %% ../../nbs/engine/channel_targets.ipynb #07cdb033
 def channel_targets(
     granularity: Channels,  # With its options, not bound yet
     source: ChannelSource,
@@ -178,7 +179,7 @@ def channel_targets(
             f"nothing to prune with granularity={granularity!r}: {why}. A group is pruned as a whole, or not"
         )
     bound = granularity.bind(groups)
-    target = bound.expand(sparsity, bound.group_names, 'sparsity', model)
+    target = counted(bound).expand(sparsity, bound.group_names, 'sparsity', model)
     groups = [g for g in groups if g.name in target]
     bound = granularity.bind(groups, recover, source.uses() if granularity.cost == 'flops' else None)
     parameters, names = dict(unwrap(model).named_parameters()), ranked_names(groups)

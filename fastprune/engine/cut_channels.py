@@ -27,7 +27,7 @@ def channels_of(
     granularity = origin[2] if isinstance(origin, tuple) and len(origin) == 3 else None
     return granularity if isinstance(granularity, Channels) and granularity.channels else None
 
-
+# %% ../../nbs/engine/cut_channels.ipynb #64b6e767
 class CutChannels:
     "The values of cut channels, and norms over the others, for masks that are held"
 

@@ -24,7 +24,7 @@ class Scores(dict):
 @contextlib.contextmanager
 def _zeros_with_masks(run, are_held):
     "A context that makes new masks, which `are_held` as they are made. Ctrl-C leaves masks of the zeros"
-    are_held = are_held and run.granularity.fuses and getattr(run.keeper, 'takes_zeroed', False)
+    are_held = are_held and not run.granularity.tied and getattr(run.keeper, 'takes_zeroed', False)
     with run.held.zero_with_masks(run.weights, are_held):
         try:
             yield

@@ -8,13 +8,14 @@ __all__ = ['check_arguments', 'Method']
 # %% ../../nbs/engine/method.ipynb #9e106be1
 from collections.abc import Callable
 
+from fastcore.basics import patch
 from torch import nn
 
-from ..core import unit_counts as unit_counts  # options of granularities
 from ..core.checks import check_whole
 from ..core.compute import check_scope
 from ..core.granularity import check_granularity
 from ..core.targets import check_sparsities
+from ..core.unit_counts import with_options
 from ..core.units import Granularity
 from ..criteria.registry import CRITERIA
 from ..criteria.weights import magnitude
@@ -44,7 +45,7 @@ def check_arguments(
             f'criterion={criterion!r} is not a function from weights to scores. '
             f'There are {", ".join(CRITERIA)}, or write your own'
         )
-    check_granularity(granularity).with_options(check_scope(scope), recover, **options)
+    with_options(check_granularity(granularity), check_scope(scope), recover, **options)
 
 # %% ../../nbs/engine/method.ipynb #5d6152e3
 class Method(Hooks):
@@ -97,30 +98,36 @@ class Method(Hooks):
         self.iters, self.asked, self.reached, self.lrs = [], [], [], []
         self.recovered, self.mask_distance = [], []
 
-    def targets(
-        self,
-        model: nn.Module,  # The model to prune
-        learn: object = None,  # The Learner, for a criterion that needs it
-    ) -> tuple:  # Name -> parameter, and name -> sparsity at the end
-        "The weights that would be pruned, and their sparsities. Raises `ValueError` if an argument does not fit"
-        return self.choose(model, learn)[:2]
+# %% ../../nbs/engine/method.ipynb #a827f963
+@patch
+def targets(
+    self: Method,
+    model: nn.Module,  # The model to prune
+    learn: object = None,  # The Learner, for a criterion that needs it
+) -> tuple:  # Name -> parameter, and name -> sparsity at the end
+    "The weights that would be pruned, and their sparsities. Raises `ValueError` if an argument does not fit"
+    return self.choose(model, learn)[:2]
 
-    def choose(
-        self,
-        model: nn.Module,  # The model to prune
-        learn: object = None,  # The Learner, for a criterion that needs it
-        example: object = None,  # A batch of inputs, to find the channels that belong together
-    ) -> tuple:  # As `targets`, and the granularity, bound to the model
-        "The weights to prune, their sparsities, and the granularity"
-        return find_targets(self, model, learn, source=ChannelSource(model, example))
 
-    @property
-    def units(self) -> Granularity:
-        "The granularity with its options"
-        options = dict(min_channels=self.min_channels, round_to=self.round_to, cost=self.cost)
-        return check_granularity(self.granularity).with_options(self.scope, self.recover, **options)
+@patch
+def choose(
+    self: Method,
+    model: nn.Module,  # The model to prune
+    learn: object = None,  # The Learner, for a criterion that needs it
+    example: object = None,  # A batch of inputs, to find the channels that belong together
+) -> tuple:  # As `targets`, and the granularity, bound to the model
+    "The weights to prune, their sparsities, and the granularity"
+    return find_targets(self, model, learn, source=ChannelSource(model, example))
 
-    @property
-    def active(self) -> bool:
-        "Is a network being pruned right now?"
-        return self.engine is not None
+
+@patch(as_prop=True)
+def units(self: Method) -> Granularity:
+    "The granularity with its options"
+    options = dict(min_channels=self.min_channels, round_to=self.round_to, cost=self.cost)
+    return with_options(check_granularity(self.granularity), self.scope, self.recover, **options)
+
+
+@patch(as_prop=True)
+def active(self: Method) -> bool:
+    "Is a network being pruned right now?"
+    return self.engine is not None

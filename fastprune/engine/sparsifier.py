@@ -21,7 +21,7 @@ from .begin import initial_sparsity, method_plan, sparse_gradients_of
 from .hooks import Hooks
 from .method import Method
 from .optimizers import TorchOptimizer
-from .run import Run
+from .run import Run, members_of
 from .state import State, check_state, is_cut, lasting_types, recorded, restore, state_types
 from .track import end_cycle, read_numbers, start_tracking
 
@@ -59,8 +59,8 @@ class Sparsifier(Run):
         self.plan = method_plan(method, self.total_steps)
         present = self.present()
         counts, sparsity = (
-            self.count(self.granularity.sparsities(present, method.scope)),
-            float(self.granularity.sparsity_later(present)),
+            self.count(self.counted.sparsities(present, method.scope)),
+            float(self.counted.sparsity_later(present)),
         )
         if sparsity > 0:
             current, origin = self.keeper.masks or {}, self.keeper.origin if self.keeper.masks else None
@@ -225,7 +225,7 @@ def refresh(
             why = f'had shape {tuple(p.shape)} when the fit began, and has {tuple(now[n].shape)} now'
         raise ValueError(f"{n!r} {why}: {type(self.method).__name__} can't go on. Start a new fit, or `exclude` it")
     self.weights = {n: now[n] for n in old}
-    self.members = self.all_members()
+    self.members = members_of(self)
     names = [n for n, p in old.items() if p is not now[n]]
     for saved in (self.state.first_weights, self.state.last_weights):
         if saved:

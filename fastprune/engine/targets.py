@@ -91,7 +91,7 @@ def find_targets(
     try_criterion(method.criterion, weights, learn)
     return weights, target, method.units
 
-
+# %% ../../nbs/engine/targets.ipynb #ba0e86c0
 def check_frozen(
     method: object,  # A `Method`
     prunable: dict,  # Name -> parameter that can be pruned

@@ -68,24 +68,6 @@ class KeepMasks(Callback):
         made = self.origin is None or channels_of(self.origin)
         return self.cut.channels if self.cut and made else None
 
-    def project(self) -> None:
-        "Set pruned weights to zero"
-        if self._weights is not None:
-            self._masks.apply_(self._weights)
-
-    def _restore(self, reason):
-        "As `project`, with a warning if pruned weights were not zero, for example after loading weights"
-        n = sum(_alive(self._weights, self._masks).values())
-        self.project()
-        if n:
-            note = f'{n} weights that `learn.masks` prunes were not zero, {reason}. They are set to 0'
-            warnings.warn(note, stacklevel=2)
-
-    def _look_up(self):
-        "Name -> parameter that the mask prunes"
-        weights = parameters_of(self.learn)
-        return {n: weights[n] for n in self._masks.check(weights)}
-
     def before_step(self) -> None:
         self._fresh, self._open = False, True
 
@@ -103,6 +85,30 @@ class KeepMasks(Callback):
     def __setstate__(self, data):
         "Rename attributes of exports of version 0.1.0"
         super().__setstate__({{'_how': 'origin', '_change': 'change'}.get(k, k): v for k, v in data.items()})
+
+# %% ../../nbs/learner/keep.ipynb #a0171ca5
+@patch
+def project(self: KeepMasks) -> None:
+    "Set pruned weights to zero"
+    if self._weights is not None:
+        self._masks.apply_(self._weights)
+
+
+@patch
+def _restore(self: KeepMasks, reason):
+    "As `project`, with a warning if pruned weights were not zero, for example after loading weights"
+    n = sum(_alive(self._weights, self._masks).values())
+    self.project()
+    if n:
+        note = f'{n} weights that `learn.masks` prunes were not zero, {reason}. They are set to 0'
+        warnings.warn(note, stacklevel=2)
+
+
+@patch
+def _look_up(self: KeepMasks):
+    "Name -> parameter that the mask prunes"
+    weights = parameters_of(self.learn)
+    return {n: weights[n] for n in self._masks.check(weights)}
 
 # %% ../../nbs/learner/keep.ipynb #1271f807
 @patch

@@ -52,9 +52,7 @@ class AlwaysSparse(Moves):
         self.moves = self.planned_moves(run.total_steps, run.steps_per_epoch)
         present, masks = run.present(), run.keeper.masks or {}
         if not self.fits(present):
-            run.hold(
-                first_masks(run, present, self.seed), run.target, (random_score, self.scope, run.granularity.source)
-            )
+            run.hold(first_masks(run, present, self.seed), run.target, (random_score, self.scope, run.origin[2]))
         elif not weights.keys() <= masks.keys():
             run.hold(present, run.target)
         run.held.count(run.masks)
@@ -63,7 +61,7 @@ class AlwaysSparse(Moves):
     def fits(self, present: Masks) -> bool:
         "Do these masks have the target sparsity?"
         run = self.engine
-        return run.count(run.granularity.sparsities(present, self.scope)) == run.count(run.target)
+        return run.count(run.counted.sparsities(present, self.scope)) == run.count(run.target)
 
     def paper_interval(self, steps_per_epoch: int) -> int:
         "Steps between moves in the paper: an epoch"

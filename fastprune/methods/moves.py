@@ -28,7 +28,7 @@ def first_masks(
     seed: int,  # Seed of the random scores
 ) -> Masks:
     "Random masks at the target within the current ones; raises `ValueError` if these prune too much"
-    method, now = run.method, run.granularity.sparsities(present, run.method.scope)
+    method, now = run.method, run.counted.sparsities(present, run.method.scope)
     if any(now[n] > s + 1 / run.weights[n].numel() for n, s in run.target.items()):
         raise ValueError(
             f'sparsity={method.sparsity!r}: the model is already sparser ({100 * present.sparsity:.4g}% in total) '

@@ -17,6 +17,7 @@ from torch import nn
 from ..core.files import load_state, save_state
 from ..core.names import unwrap
 from ..core.renamed import renamed
+from ..core.unit_counts import counted
 from ..criteria.weights import magnitude
 from ..learner.histogram import GradientHistogram
 from ..learner.states import load_into, seed_round, state_of
@@ -32,7 +33,7 @@ from ..training.identity import learner_identity
 # %% ../../nbs/recipes/iterative.ipynb #e0d1044c
 def _kept(pruning):
     "How many of each weight's elements, or of each group's channels, the masks of the Learner keep"
-    return pruning.units.kept_counts(pruning.learn.masks or {}, pruning.sparsity.sizes)
+    return counted(pruning.units).kept_counts(pruning.learn.masks or {}, pruning.sparsity.sizes)
 
 
 class TableSearch(RoundSearch):

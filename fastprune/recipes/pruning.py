@@ -20,6 +20,7 @@ from ..core.layouts import transposed_groups
 from ..core.protocol import ranks_magnitude
 from ..core.scopes import layer_counts
 from ..core.targets import check_sparsity
+from ..core.unit_counts import counted
 from ..criteria.weights import magnitude
 from ..learner.fit import parameters_of
 from ..schedules.sparsity import check_schedule, one_shot
@@ -196,8 +197,10 @@ class RoundPruning:
         first = SparsifyCallback(end, schedule, **self._selection, **self._arguments)
         self.weights, _, self.units = first.choose(learn.model, learn)
         self.scope, self.left_out = first.scope, first.left_out
-        self.members = self.units.members(parameters_of(learn), self.weights)
-        self.sparsity = RoundSparsity(self.units.sizes(self.weights), rounds, prune_rate, target, self.scope == 'local')
+        self.members = counted(self.units).members(parameters_of(learn), self.weights)
+        self.sparsity = RoundSparsity(
+            counted(self.units).sizes(self.weights), rounds, prune_rate, target, self.scope == 'local'
+        )
 
     @property
     def rounds(self) -> int:

@@ -18,6 +18,7 @@ from torch import nn
 from ..core.mask_counts import kept_of_each
 from ..core.masks import Masks
 from ..core.plotting import Axes, axes_or_new
+from ..core.unit_counts import counted
 from ..core.weights import prunable_weights
 from ..engine.channel_targets import ChannelSource
 from ..engine.method import Method
@@ -145,7 +146,7 @@ def total_sparsity(learn: Learner) -> float:
     masks of channels, the fraction of channels that they cut"""
     masks, keeper = learn.masks or {}, keeper_of(learn)
     if keeper and keeper.channels:
-        return float(keeper.channels.sparsity_later(masks))
+        return float(counted(keeper.channels).sparsity_later(masks))
     rest = {n: p.detach() != 0 for n, p in prunable_weights(learn.model).items() if n not in masks and not p.is_meta}
     return Masks({**masks, **rest}).sparsity
 

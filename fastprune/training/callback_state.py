@@ -13,6 +13,7 @@ import numpy as np
 from fastai.basics import Callback, Learner, Recorder
 
 from ..core.describe import arguments_of
+from ..core.unit_counts import counted
 from ..engine.state import check_state, is_number
 from ..learner.fit import is_frozen, parameters_of
 from ..learner.keep import KeepMasks
@@ -31,7 +32,7 @@ def check_lasting(
     run = SimpleNamespace(model=learn.model, weights=pruned_by(cb, learn.model), optimizer=optimizer_of(learn.opt))
     if cb.units.tied and not is_frozen(learn):
         run.weights, run.target, granularity = cb.choose(learn.model, learn)
-        run.members = granularity.members(parameters_of(learn), run.weights)
+        run.members = counted(granularity).members(parameters_of(learn), run.weights)
     check_state(cb, state, run, {} if is_frozen(learn) else None)
 
 

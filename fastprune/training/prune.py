@@ -25,6 +25,7 @@ from ..core.layouts import transposed_groups
 from ..core.masks import Masks
 from ..core.names import from_state_names
 from ..core.protocol import as_batches, asks_for, ranks_magnitude, usual_iterations
+from ..core.unit_counts import counted, source_of, with_options
 from ..core.weights import prunable_weights
 from ..criteria.ranking import ranked
 from ..criteria.weights import magnitude
@@ -113,7 +114,7 @@ def _step_target(sparsity, part):
 
 def _in_steps(learn, weights, sparsity, criterion, given, keep, iterations, kind, n_batches):
     "Masks at `sparsity`, by `iterations` steps that each score the remaining weights; restores the weights"
-    members = kind[1].members(parameters_of(learn), weights)
+    members = counted(kind[1]).members(parameters_of(learn), weights)
     saved, checks = clones(list(members.values())) if iterations > 1 else None, Checks()
     try:
         for i in range(1, iterations + 1):
@@ -221,7 +222,7 @@ def prune(
     _check_prune(n_batches, recover, iterations, min_density)
     check_not_torch_pruned(self.model)
     units, scope = (
-        check_granularity(granularity).with_options(check_scope(scope), recover, **options),
+        with_options(check_granularity(granularity), check_scope(scope), recover, **options),
         check_scope(scope),
     )
     weights, target, units = _to_prune(self, sparsity, scope, units, include, exclude, recover)
@@ -230,7 +231,7 @@ def prune(
     sparsity = target if isinstance(sparsity, dict) else sparsity
     old = self.masks or {}
     whole = lambda p: torch.ones_like(p, dtype=torch.bool)
-    members = units.members(parameters_of(self), weights)
+    members = counted(units).members(parameters_of(self), weights)
     keep = None if recover else Masks({n: old[n] if n in old else whole(p) for n, p in members.items()})
     initial = None if initial is None else _as_weights(initial, weights, self.model)
     given = dict(learn=self, batches=as_batches(self), n_batches=n_batches, initial=initial)
@@ -241,4 +242,4 @@ def prune(
         masks = _in_steps(self, weights, sparsity, criterion, given, keep, iterations, kind, sums)
     kept = dict(zip(masks, counts(list(masks.values())), strict=True))
     _warn_of_empty(masks, kept.values())
-    _set_pruned(self, weights, masks, sum(kept[n] for n in weights), (criterion, scope, units.source), before)
+    _set_pruned(self, weights, masks, sum(kept[n] for n in weights), (criterion, scope, source_of(units)), before)

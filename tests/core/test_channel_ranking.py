@@ -21,6 +21,7 @@ from fastprune.core.compute import compute_masks
 from fastprune.core.devices import pretend
 from fastprune.core.later import Checks, delayed_checks
 from fastprune.core.masks import Masks
+from fastprune.core.unit_counts import counted
 
 
 def group(n, name='a.weight', blocks=1, inputs=3):
@@ -159,7 +160,7 @@ def test_nothing_is_read_from_a_device(scope):
         with delayed_checks(Checks()), forbid_reads(), forbid_float64():
             masks = compute_masks(scores, 0.3, scope, there, absolute=True)
             nested = compute_masks(scores, 0.6, scope, there, masks, absolute=True)
-            there.sparsity_later(nested)
+            counted(there).sparsity_later(nested)
     assert masks == first
 
 

@@ -182,7 +182,7 @@ def test_no_step_reads(scope, track):
             nn.functional.cross_entropy(model(x), y).backward()
             if on_gpu:
                 with forbid_reads(), forbid_float64():
-                    go = pruner.before_step()
+                    pruner.before_step()
                 pruner.optimizer.step()
                 with forbid_reads(), forbid_float64():
                     pruner.after_step()
@@ -220,7 +220,9 @@ def test_resumes_to_the_bit(recover):
     again.load_state_dict(saved['state'])
     assert again.t == 15
     steps(again, 15)
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
     assert whole.masks == again.masks and whole.method.reached == again.method.reached
     assert whole.method.recovered == again.method.recovered
 

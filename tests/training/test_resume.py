@@ -2,16 +2,15 @@
 
 import json
 import os
-import random
 import signal
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from fastai.basics import Adam, Callback, OptimWrapper, params, ranger
+from fastai.basics import Adam, OptimWrapper, params, ranger
 from fastai.callback.all import EarlyStoppingCallback, GradientAccumulation, SaveModelCallback
-from helpers import METHODS, SGDM, equal
+from helpers import METHODS, SGDM, Crash, equal, same, stopped
 from processes import Running, python
 from torch import nn
 
@@ -29,42 +28,9 @@ from fastprune.all import (
     updating_movement,
 )
 from fastprune.core.files import load_tensors
-from fastprune.training.optimizer_state import opt_state
 from fastprune.training.state import pack, unpack
 
 pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
-
-
-class Crash(Callback):
-    def __init__(self, epoch, i, order=0):
-        self.at, self.order = (epoch, i), order
-
-    def after_step(self):
-        if (self.epoch, self.iter) == self.at:
-            raise RuntimeError('power is out')
-
-
-def same(a, b):
-    "Two Learners are equal to the bit: weights, buffers, masks, optimizer"
-    for (n, x), y in zip(a.model.state_dict().items(), b.model.state_dict().values(), strict=True):
-        assert torch.equal(x, y), n
-    assert a.masks == b.masks
-    x, y = ({}, {})
-    assert json.dumps(pack(opt_state(a), x)) == json.dumps(pack(opt_state(b), y))
-    assert all(torch.equal(x[k], y[k]) for k in x)
-    return True
-
-
-def stopped(make, fit, epoch=2, i=7, every=1):
-    "Fits that are not stopped, and stopped and started again in a new Learner"
-    whole = make()
-    fit(whole)
-    with pytest.raises(RuntimeError, match='power'):
-        fit(make(), Checkpoint('run', every=every), Crash(epoch, i))
-    again = make()
-    random.seed(99), np.random.seed(99), torch.manual_seed(99)  # another process has others
-    fit(again, Checkpoint('run', every=every))
-    return whole, again
 
 
 def drop(learner, **kw):

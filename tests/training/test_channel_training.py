@@ -10,10 +10,9 @@ import pytest
 import torch
 from channel_nets import Attending, RandomNet, Tower
 from fastai.basics import Callback, load_learner, params
-from helpers import SGDM
+from helpers import SGDM, same, stopped
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_resume import same, stopped
 from torch import nn
 
 from fastprune.all import (
@@ -32,6 +31,7 @@ from fastprune.all import (
 )
 from fastprune.core.channel_norms import KeptNorm
 from fastprune.core.channels import channel_masks
+from fastprune.engine import channel_targets
 from fastprune.engine.channel_targets import remember_groups
 
 pytestmark = pytest.mark.usefixtures('deterministic')
@@ -86,7 +86,9 @@ def test_exact_counts(learner, model, scope):
 
 
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 10**6), s=st.floats(0.2, 0.8), recover=st.booleans(), scope=st.sampled_from(['local', 'global']))
+@given(
+    seed=st.integers(0, 10**6), s=st.floats(0.2, 0.8), recover=st.booleans(), scope=st.sampled_from(['local', 'global'])
+)
 def test_random_networks(learner, seed, s, recover, scope):
     schedule = cyclical(linear, 2) if recover else ocp
     learn = made(learner, lambda: RandomNet(seed))
@@ -191,7 +193,11 @@ def test_norms_of_a_learner(learner, tmp_path):
 
 @pytest.mark.parametrize(
     'kwargs',
-    [dict(schedule=cyclical(linear, 2), track=True), dict(recover=False, scope='global'), dict(schedule=cyclical(ocp, 3))],
+    [
+        dict(schedule=cyclical(linear, 2), track=True),
+        dict(recover=False, scope='global'),
+        dict(schedule=cyclical(ocp, 3)),
+    ],
     ids=['track', 'nested', 'three cycles'],
 )
 @pytest.mark.parametrize('model', [Tower, grouped], ids=['BatchNorm', 'GroupNorm'])
@@ -215,8 +221,6 @@ def test_checkpoint_resumes_to_the_bit(learner, model, kwargs):
 
 
 def test_a_second_fit_finds_the_same_groups(learner, monkeypatch):
-    from fastprune.engine import channel_targets
-
     learn = made(learner)
     fit(learn, 1, SparsifyCallback(0.25, granularity='channel'))
     monkeypatch.setattr(channel_targets, 'find_channels', None)  # not traced again
@@ -237,12 +241,16 @@ def test_finding_groups_disturbs_nothing(learner):
     state = torch.get_rng_state()
     torch.manual_seed(1), fit(a, 1)
     torch.manual_seed(1), fit(b, 1)
-    assert all(torch.equal(x, y) for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(x, y) for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True)
+    )
     assert len(state)
 
 
 def test_frozen_body(learner):
-    learn = made(learner, splitter=lambda m: [params(m.stem), params(nn.ModuleList([m.norm, m.up, m.norm_up, m.down, m.head]))])
+    learn = made(
+        learner, splitter=lambda m: [params(m.stem), params(nn.ModuleList([m.norm, m.up, m.norm_up, m.down, m.head]))]
+    )
     learn.freeze_to(1)
     with warnings.catch_warnings(record=True) as w:
         warnings.simplefilter('always')
@@ -266,7 +274,9 @@ def test_tickets_rewind_all_members(learner, tmp_path):
     other = made(learner, grouped)
     other.load_ticket(Ticket.load(tmp_path / 'ticket.safetensors'))
     assert channels(other) == channels(learn) and other.model.norm._forward_hooks
-    again = made(learner, grouped).find_tickets(2, run, 0.25, granularity='channel', scope='local', folder=tmp_path / 'tickets')
+    again = made(learner, grouped).find_tickets(
+        2, run, 0.25, granularity='channel', scope='local', folder=tmp_path / 'tickets'
+    )
     assert [t.masks for t in again] == [t.masks for t in tickets]
 
 
