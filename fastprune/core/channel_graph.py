@@ -14,13 +14,17 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd as Dropout
 
-from .channel_attention import attention_rule, heads_of
+from .channel_attention import Heads, attention_rule, heads_of, keeps_heads_apart
 from .channel_groups import groups_of
+from .channel_labels import Value, along, keep_all
 from .channel_layers import Namer, layer_rule
-from .channel_rules import Value, along, is_share, keep_all, outputs_of
+from .channel_rules import is_share, outputs_of
 from .channel_units import Units
 from .generators import forked_rng
+from .json_files import error_line
+from .names import unwrap
 
 # %% ../../nbs/core/channel_graph.ipynb #5c9de0ab
 def _map(f, o):
@@ -76,7 +80,7 @@ def _filled(o, values):
         return res
     return o
 
-
+# %% ../../nbs/core/channel_graph.ipynb #aba77bae
 class _Once(torch.autograd.Function):
     "One operation of autograd's graph for all that a layer does"
 
@@ -92,23 +96,34 @@ class _Call(NamedTuple):
     args: tuple  # With slots for tensors
     kwargs: dict
     shapes: list  # Of the tensors
+    heads: Heads | None  # Of attention
+    apart: bool  # Do its heads lie as they should?
+
+
+def _again(own, args, kwargs):
+    "Run a layer on a copy of its arguments, which may have a cache"
+    args, kwargs = deepcopy(_map(torch.Tensor.detach, (args, kwargs)))
+    return own(*args, **kwargs)
 
 
 def _stand_in(m, calls, own, *args, **kwargs):
     "Run a layer as one operation, and remember its call"
     tensors, (slot_args, slot_kwargs) = _with_slots((args, kwargs))
+    heads = None if m is None else heads_of(m)
+    apart = heads is not None and keeps_heads_apart(m, heads, partial(_again, own, args, kwargs))
     kept = []
 
     def run():
         outs, slots = _with_slots(own(*args, **kwargs))
         kept.append(slots)
-        return tuple(o.clone() if any(o is t for t in tensors) else o for o in outs)
+        return tuple(o.clone() for o in outs)  # autograd wants no views here
 
     anchor = torch.zeros((), requires_grad=True)
     outs = _Once.apply(run, anchor, *tensors)
     fn = next((o.grad_fn for o in outs if o.grad_fn is not None), None)
     if fn is not None:
-        calls[fn] = _Call(m, slot_args, slot_kwargs, [tuple(t.shape) for t in tensors])
+        shapes = [tuple(t.shape) for t in tensors]
+        calls[fn] = _Call(m, slot_args, slot_kwargs, shapes, heads, apart)
     return _filled(kept[0], outs)
 
 
@@ -120,7 +135,7 @@ def _put_stand_ins(model, calls):
         inside.update(m.modules())
         m.forward = partial(_stand_in, m, calls, m.forward)
 
-# %% ../../nbs/core/channel_graph.ipynb #d19c5261
+# %% ../../nbs/core/channel_graph.ipynb #82ba175f
 def _order(roots):
     "Nodes of autograd's graph, each after its inputs"
     done, res = set(), []
@@ -137,7 +152,7 @@ def _order(roots):
         stack += [(f, False) for f, _ in fn.next_functions if f is not None and f not in done]
     return res
 
-
+# %% ../../nbs/core/channel_graph.ipynb #474ac768
 class _Tracer:
     "Labels of all tensors in autograd's graph"
 
@@ -161,7 +176,6 @@ class _Tracer:
         return Value(tuple(p.shape), label(dims[-1]), label)
 
     def _input(self, fn, nr):
-        "`Value` of one output of a node"
         if fn is None:
             return None
         if nr and fn in self.others:
@@ -173,9 +187,10 @@ class _Tracer:
             return [None] * len(shapes)
         inputs = [Value(s, None, traced=False) if v is None else v for v, s in zip(inputs, call.shapes, strict=True)]
         args, kwargs = _filled((call.args, call.kwargs), inputs)
-        heads = heads_of(call.module)
-        if heads is not None:
-            ids, self.others[fn] = attention_rule(self.namer, call.module, heads, args, kwargs, shapes[0])
+        if call.heads is not None:
+            ids, self.others[fn] = attention_rule(self.namer, call.module, call.heads, args, kwargs, shapes[0])
+            if not call.apart:
+                self.units.keep(self.others[fn])
             return [ids] + [None] * (len(shapes) - 1)
         keep_all(self.units, inputs[1:])
         x = inputs[0] if inputs else None
@@ -195,11 +210,19 @@ class _Tracer:
         shares = fn not in self.calls and is_share(fn, inputs)
         self.values[fn] = [Value(s, i, shares=shares) for s, i in zip(shapes, labels, strict=True)]
 
-    def keep_outputs(self, outs):
+    def names(self):
+        "Names of the tensors that have been met"
+        return {name for name, _ in self.units.axes}
+
+    def follow(self, outs):
+        "Find the labels of all that the outputs depend on, and keep the outputs' channels"
+        for fn in _order([o.grad_fn for o in outs]):
+            if fn not in self.values:
+                self.visit(fn)
         for o in outs:
             keep_all(self.units, [self._input(o.grad_fn, o.output_nr)])
 
-# %% ../../nbs/core/channel_graph.ipynb #5b81d2ad
+# %% ../../nbs/core/channel_graph.ipynb #bc86e775
 def call_model(
     model: nn.Module,
     inputs: object,  # A tensor, a tuple of arguments or a dict of keyword arguments
@@ -216,18 +239,55 @@ def _marked(t, calls):
     return _stand_in(None, calls, torch.clone, t) if t.is_floating_point() else t
 
 
-def _run(model, inputs, call, calls):
-    "Outputs of the model that depend on its weights"
-    model.eval()
+def _follow(model):
+    "A list that has the names of the modules that are running"
+    running = []
+    for n, m in model.named_modules():
+        if isinstance(m, torch.jit.ScriptModule):
+            continue
+        m.register_forward_pre_hook(lambda m, args, n=n: running.append(f'{n or "forward"} ({type(m).__name__})'))
+        m.register_forward_hook(lambda m, args, out: running.pop() and None)
+    return running
+
+
+def _prepare(model, calls):
+    "Let the parameters of a copy need gradients, and its layers be operations"
     for p in model.parameters():
         p.requires_grad_(p.is_floating_point())
     _put_stand_ins(model, calls)
+    return _follow(model)
+
+
+def _run(model, inputs, call, calls, running):
+    "Outputs of the model that depend on its weights"
     inputs = _map(partial(_marked, calls=calls), inputs)
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        return [t for t in _tensors((call or call_model)(model, inputs)) if t.grad_fn is not None]
+        try:
+            outs = _tensors((call or call_model)(model, inputs))
+        except Exception as e:
+            where = running[-1] if running else 'its call'
+            raise _untraced(model, f'{where} failed: {error_line(e)}. Exclude what it has, or give other inputs') from e
+    outs = [t for t in outs if t.grad_fn is not None]
+    if not outs:
+        raise _untraced(model, 'no output depends on a weight by operations that autograd can follow')
+    return outs
 
 
+def _untraced(model, why):
+    "The error for a model that can't be traced"
+    return ValueError(
+        f"granularity='channel' can't trace {type(model).__name__}: {why}. granularity='filter' needs no trace"
+    )
+
+
+def _copied(model):
+    try:
+        return deepcopy(model)
+    except Exception as e:
+        raise _untraced(model, f"it can't be copied: {error_line(e)}") from e
+
+# %% ../../nbs/core/channel_graph.ipynb #0f266cbc
 def find_channels(
     model: nn.Module,  # It is not changed
     inputs: object,  # A tensor, a tuple of arguments or a dict of keyword arguments
@@ -235,11 +295,13 @@ def find_channels(
 ) -> list:  # Of `ChannelGroup`, in the order of the model's parameters
     "The groups of channels of a model that can only be cut together, without those tied to inputs or outputs"
     with forked_rng():
-        model = deepcopy(model)
+        model = _copied(unwrap(model))
         tracer = _Tracer(model)
-        outs = _run(model, inputs, call, tracer.calls)
-        for fn in _order([o.grad_fn for o in outs]):
-            tracer.visit(fn)
-        tracer.keep_outputs(outs)
+        running = _prepare(model.eval(), tracer.calls)
+        tracer.follow(_run(model, inputs, call, tracer.calls, running))
+        if not tracer.names() >= {n for n, p in model.named_parameters() if p.ndim > 1}:  # such as auxiliary heads
+            for m in model.modules():
+                m.training = not (heads_of(m) or isinstance(m, Dropout))
+            tracer.follow(_run(model, inputs, call, tracer.calls, running))
     names = [n for n, _ in model.named_parameters()] + [n for n, _ in model.named_buffers()]
     return groups_of(tracer.units, names + [n for n, _ in model.named_modules()])

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase as BatchNormBase
 from torch.nn.modules.conv import _ConvNd as Convolution
 from torch.nn.modules.conv import _ConvTransposeNd as TransposedConvolution
 
-from .channel_rules import Value, along, varying
+from .channel_labels import Value, along, varying
 from .channel_units import Units
 
 # %% ../../nbs/core/channel_layers.ipynb #85f8db88
@@ -77,7 +77,7 @@ def read(
         return
     units.join(ids, columns)
 
-
+# %% ../../nbs/core/channel_layers.ipynb #32dd6d61
 def channel_dim(
     m: nn.Module,  # A norm, or `PReLU`
     shape: tuple,  # Of its input
@@ -87,7 +87,7 @@ def channel_dim(
         return 1
     return len(shape) - 1
 
-# %% ../../nbs/core/channel_layers.ipynb #7aae1d6f
+# %% ../../nbs/core/channel_layers.ipynb #0156c0b9
 def _linear(namer, m, x, shape):
     rows = namer.axis(m, 'weight', 0, 'filter')
     read(namer.units, x, namer.axis(m, 'weight', 1, 'input'), -1)
@@ -106,16 +106,14 @@ def _conv1d(namer, m, x, shape):
 def _embedding(namer, m, x, shape):
     return along(namer.axis(m, 'weight', 1, 'other'), -1, len(shape))
 
-
+# %% ../../nbs/core/channel_layers.ipynb #73a76624
 def _one_input_a_block(namer, m, x, shape, dim):
     "A convolution of each channel for itself, such as a depthwise one: k filters a channel"
     own = namer.axis(m, 'weight', 0, 'filter')
-    namer.beside(own, m, ('bias',)) if m.out_channels == m.in_channels else None
+    namer.beside(own, m, ('bias',))
     k = m.out_channels // m.in_channels
     first = own.view(-1, k)[:, 0]
-    if k > 1:
-        namer.beside(own, m, ('bias',))
-        namer.units.join(first.repeat_interleave(k), own)
+    namer.units.join(first.repeat_interleave(k), own)
     read(namer.units, x, first, dim)
     return along(own, dim, len(shape))
 
@@ -137,7 +135,7 @@ def _convolution(namer, m, x, shape):
     namer.units.in_blocks(columns, m.groups)
     return along(rows, dim, len(shape))
 
-# %% ../../nbs/core/channel_layers.ipynb #ed710f23
+# %% ../../nbs/core/channel_layers.ipynb #9a801216
 def _passed_on(namer, m, x, shape, n, attributes, statistics=()):
     units, dim = namer.units, channel_dim(m, shape)
     ids = units.new(n)
@@ -172,7 +170,7 @@ def _layer_norm(namer, m, x, shape):
     namer.norm(ids, m)
     return res
 
-
+# %% ../../nbs/core/channel_layers.ipynb #4a93ecdb
 def _opaque(namer, m, x, shape):
     "A layer that isn't understood: all of its channels stay"
     if x is not None and x.ids is not None:
@@ -195,7 +193,7 @@ def _is_own_norm(m):
         and all(p.ndim == 1 for p in own.values())
     )
 
-
+# %% ../../nbs/core/channel_layers.ipynb #dd2e5e2f
 _opaque_layers = nn.RNNBase, nn.RNNCellBase, nn.EmbeddingBag, nn.Bilinear
 _layers = {
     nn.Linear: _linear,

@@ -24,7 +24,7 @@ class Axis(NamedTuple):
     ids: torch.Tensor  # int64 [positions]: the number of each position
     shape: tuple  # Of the tensor
 
-
+# %% ../../nbs/core/channel_units.ipynb #04709393
 class Units:
     "Numbers for positions along dimensions of tensors, and which of them go together"
 
@@ -33,12 +33,10 @@ class Units:
         self.blocks = []  # (ids in order, number of blocks), each of which loses equally many
         self.heads = []  # ids of positions in heads of attention
         self._size = 1
+        self._zero = torch.zeros(1, dtype=torch.int64)
         self._pairs = []
 
-    def new(
-        self,
-        n: int,  # How many
-    ) -> torch.Tensor:  # int64 [n]
+    def new(self, n: int) -> torch.Tensor:  # int64 [n]
         "Fresh numbers"
         self._size += n
         return torch.arange(self._size - n, self._size)
@@ -47,46 +45,30 @@ class Units:
         self,
         name: str,  # Of a parameter, buffer or module
         shape: tuple,  # Of the tensor
-        dim: int,  # Dimension
-        role: str,  # One of `ROLES`
+        dim: int,
+        role: str,  # One of `ROLES`; a filter is a filter even if it is also read
         groups: int = 1,  # As in `Places`
     ) -> torch.Tensor:  # int64 [positions]
-        "The numbers along a dimension of a tensor: the same each time. A filter is a filter even if it is also read"
+        "The numbers along a dimension of a tensor, the same each time"
         old = self.axes.get((name, dim))
         if old is None:
             old = Axis(name, dim, role, groups, self.new(shape[dim] * groups), tuple(shape))
-            self.axes[name, dim] = old
-        elif old.groups != groups:
-            self.keep(old.ids)
-            return self.axis_kept(shape[dim] * groups)
-        elif ('filter', 'input').count(role) and (old.role != 'filter'):
-            self.axes[name, dim] = old._replace(role=role)
+        elif old.groups != groups:  # layers that share the tensor see it in different ways
+            self.join(old.ids, self._zero)
+            return torch.zeros(shape[dim] * groups, dtype=torch.int64)
+        elif role in ('filter', 'input') and old.role != 'filter':
+            old = old._replace(role=role)
+        self.axes[name, dim] = old
         return old.ids
 
-    def axis_kept(
-        self,
-        n: int,  # How many
-    ) -> torch.Tensor:  # int64 [n]
-        "Fresh numbers that have to stay"
-        ids = self.new(n)
-        self.keep(ids)
-        return ids
-
-    def join(
-        self,
-        a: torch.Tensor,  # int64
-        b: torch.Tensor,  # int64, as many
-    ) -> None:
-        "Cut these together, pair by pair"
+    def join(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        "Cut these together, pair by pair; `b` may be one number"
         a, b = a.reshape(-1), b.reshape(-1)
-        self._pairs.append(torch.stack([a, b.expand(len(a)) if len(b) == 1 else b]))
+        self._pairs.append(torch.stack([a, b.expand_as(a)]))
 
-    def keep(
-        self,
-        ids: torch.Tensor,  # int64
-    ) -> None:
+    def keep(self, ids: torch.Tensor) -> None:
         "Never cut these"
-        self.join(ids, torch.zeros(1, dtype=torch.int64))
+        self.join(ids, self._zero)
 
     def in_blocks(
         self,
@@ -98,8 +80,7 @@ class Units:
             self.blocks.append((ids, n_blocks))
 
     def components(self) -> np.ndarray:  # int [numbers]
-        "A label for each number, the same for those that go together; that of what has to stay is [0]"
+        "A label for each number, the same for those that go together; that of what has to stay is the first"
         a, b = torch.cat(self._pairs, 1).numpy() if self._pairs else np.zeros((2, 0), dtype=np.int64)
-        ones = np.ones(len(a), dtype=np.int8)
-        graph = coo_matrix((ones, (a, b)), shape=(self._size, self._size))
+        graph = coo_matrix((np.ones(len(a), dtype=np.int8), (a, b)), shape=(self._size, self._size))
         return connected_components(graph, directed=False)[1]

@@ -18,6 +18,7 @@ from .channel_graph import call_model, find_channels
 from .channel_layers import channel_dim, is_layer
 from .channels import channel_masks
 from .generators import forked_rng
+from .names import unwrap
 
 # %% ../../nbs/core/channel_zeros.ipynb #b4b7c49e
 def _half(group, generator):
@@ -61,9 +62,11 @@ class _Watch:
         self.norms = _cut_positions(groups, kept, ('norm',))
         self.changed = []  # (name of a module, shape of its output): it makes something of zero
         for m in model.modules():
+            if isinstance(m, torch.jit.ScriptModule):
+                continue
             if self.modules[m] in self.norms:
                 m.register_forward_hook(self._after_norm)
-            elif not list(m.children()) and not is_layer(m):
+            elif not list(m.children()) and not (is_layer(m) and getattr(m, 'affine', True)):
                 m.register_forward_hook(self._after_other)
             m.register_forward_pre_hook(self._before)
 
@@ -101,7 +104,7 @@ class _Watch:
             if ((x == 0) & (y != 0)).any():
                 self.changed.append((f'{self.modules[m]} ({type(m).__name__})', y.shape))
 
-# %% ../../nbs/core/channel_zeros.ipynb #af7c01bc
+# %% ../../nbs/core/channel_zeros.ipynb #7194d985
 def check_zeros(
     model: nn.Module,  # It is not changed
     groups: list,  # Of `ChannelGroup`, those that are to be cut
@@ -111,7 +114,7 @@ def check_zeros(
     "Raise a `ValueError` that names the module if a cut channel would not be zero where it is read"
     generator = torch.Generator().manual_seed(0)
     with forked_rng(), torch.enable_grad():
-        model = deepcopy(model).eval()
+        model = deepcopy(unwrap(model)).eval()
         _randomize(model, groups, generator)
         kept = [_half(g, generator) for g in groups]
         masks = channel_masks(groups, kept)

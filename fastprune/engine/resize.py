@@ -11,7 +11,8 @@ import torch
 from ..core.layouts import transposed_groups
 from ..core.masks import Masks
 from ..core.names import unwrap
-from .run import Run
+from ..core.unit_counts import counted, source_of
+from .run import Run, members_of
 
 # %% ../../nbs/engine/resize.ipynb #ad6524cf
 def _cut_named(owner, cuts):
@@ -32,8 +33,8 @@ def resize(
     "Go on after channels that masks prune were cut out of the model, whose parameters are the same objects"
     channels = run.granularity
     run.granularity = channels.resized([groups.get(g.name, g) for g in channels.channels])
-    run.origin = *run.origin[:2], run.granularity.source
-    run.layouts, run.members = transposed_groups(unwrap(run.model)), run.all_members()
+    run.origin, run.counted = (*run.origin[:2], source_of(run.granularity)), counted(run.granularity)
+    run.layouts, run.members = transposed_groups(unwrap(run.model)), members_of(run)
     for owner in (run.state, run.method):
         _cut_named(owner, cuts)
     run.held.masks = None

@@ -1,5 +1,6 @@
 "Groups of channels: counts by hand, exact positions, random networks"
 
+import re
 import warnings
 from collections import defaultdict
 from copy import deepcopy
@@ -212,7 +213,15 @@ def test_mobilenet():
     model = vision.mobilenet_v2(num_classes=10)
     groups = check_exact(model, image())
     want, width = [32, 1280], 32
-    for t, c, n, _ in ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)):
+    for t, c, n, _ in (
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ):
         want.append(c)
         for _ in range(n):
             want += [t * width] if t > 1 else []
@@ -368,7 +377,11 @@ def conv(c_in, c_out, size=3, **kwargs):
 def test_flatten_has_several_columns_a_channel():
     model = nn.Sequential(conv(3, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 5))
     groups = check_exact(model, image(4))
-    assert shapes_of_places(groups[0]) == [('0.weight', 0, 'filter', 4), ('0.bias', 0, 'other', 4), ('3.weight', 1, 'input', 64)]
+    assert shapes_of_places(groups[0]) == [
+        ('0.weight', 0, 'filter', 4),
+        ('0.bias', 0, 'other', 4),
+        ('3.weight', 1, 'input', 64),
+    ]
     assert groups[0].places[2].channels.tolist() == [i for i in range(4) for _ in range(16)]
 
 
@@ -395,7 +408,15 @@ def test_a_product_of_halves_has_both_in_a_unit():
 
 
 def test_shuffled_pixels_and_channels():
-    layers = conv(3, 16), nn.PixelShuffle(2), conv(4, 3), nn.PixelUnshuffle(2), conv(12, 8), nn.ChannelShuffle(4), conv(8, 2)
+    layers = (
+        conv(3, 16),
+        nn.PixelShuffle(2),
+        conv(4, 3),
+        nn.PixelUnshuffle(2),
+        conv(12, 8),
+        nn.ChannelShuffle(4),
+        conv(8, 2),
+    )
     groups = check_exact(nn.Sequential(*layers), image(8))
     assert [g.n for g in groups] == [4, 3, 8]
     assert groups[2].places[-1].channels.tolist() == [0, 2, 4, 6, 1, 3, 5, 7] and groups[2].blocks == 4
@@ -444,7 +465,9 @@ def test_a_module_that_is_called_twice():
 
 
 def test_weights_that_are_used_twice():
-    model = nn.Sequential(nn.Embedding(20, 8), nn.LayerNorm(8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.Linear(8, 20))
+    model = nn.Sequential(
+        nn.Embedding(20, 8), nn.LayerNorm(8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.Linear(8, 20)
+    )
     model[5].weight = model[0].weight
     groups = find_channels(model, torch.randint(20, (2, 5)))
     assert [(g.name, g.n) for g in groups] == [('2.weight', 16), ('4.weight', 8)] or [g.n for g in groups] == [8, 16]
@@ -457,7 +480,9 @@ def test_an_embedding_alone_is_what_makes_the_channels():
 
 
 def test_channels_of_the_input_stay():
-    model = nn.Sequential(Both(nn.Identity(), conv(3, 3)), conv(3, 4), Both(conv(4, 3), conv(4, 2), lambda a, b: (a, b)))
+    model = nn.Sequential(
+        Both(nn.Identity(), conv(3, 3)), conv(3, 4), Both(conv(4, 3), conv(4, 2), lambda a, b: (a, b))
+    )
     assert [g.name for g in find_channels(model, image(8))] == ['1.weight']
 
 
@@ -470,14 +495,24 @@ def test_what_is_not_understood_stays_whole():
     assert [g.name for g in find_channels(model, image(8))] == ['2.weight']
     mixed = nn.Sequential(nn.Linear(3, 8), Apply(lambda x: x @ x.mT @ x), nn.Linear(8, 6), nn.Linear(6, 2))
     assert [g.name for g in find_channels(mixed, torch.randn(2, 5, 3))] == ['2.weight']
+    near = nn.Sequential(conv(3, 8), nn.LocalResponseNorm(3), conv(8, 6), conv(6, 2))
+    assert [g.name for g in find_channels(near, image(8))] == ['2.weight']
+    tokens = nn.Sequential(
+        nn.Linear(3, 5), Apply(lambda x: x.mT), nn.Linear(5, 5), Apply(lambda x: x.mT), nn.Linear(5, 2)
+    )
+    assert find_channels(tokens, torch.randn(2, 5, 3)) == []
     taken = nn.Sequential(nn.Linear(3, 8), Apply(lambda x: x[..., :4]), nn.Linear(4, 6), nn.Linear(6, 2))
     assert [g.name for g in find_channels(taken, torch.randn(2, 5, 3))] == ['2.weight']
-    mean = nn.Sequential(nn.Linear(3, 8), Apply(lambda x: x - x.mean(-1, keepdim=True)), nn.Linear(8, 6), nn.Linear(6, 2))
+    mean = nn.Sequential(
+        nn.Linear(3, 8), Apply(lambda x: x - x.mean(-1, keepdim=True)), nn.Linear(8, 6), nn.Linear(6, 2)
+    )
     assert [g.name for g in find_channels(mean, torch.randn(2, 5, 3))] == ['2.weight']
 
 
 def test_a_map_of_one_channel_stays():
-    model = nn.Sequential(conv(3, 6), Both(nn.Identity(), nn.Sequential(conv(6, 1), nn.Sigmoid()), torch.mul), conv(6, 2))
+    model = nn.Sequential(
+        conv(3, 6), Both(nn.Identity(), nn.Sequential(conv(6, 1), nn.Sigmoid()), torch.mul), conv(6, 2)
+    )
     assert [(g.name, g.n) for g in check_exact(model, image(8))] == [('0.weight', 6)]
 
 
@@ -503,7 +538,9 @@ def test_attention_across_sequences(own):
 
 def test_encoder_of_torch():
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=True)
-    model = nn.Sequential(nn.Linear(3, 16), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(16, 2))
+    model = nn.Sequential(
+        nn.Linear(3, 16), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(16, 2)
+    )
     groups = check_exact(model, torch.randn(2, 5, 3))
     assert [(g.kind, g.n) for g in groups] == [('channel', 16)] + [('head', 4), ('channel', 32)] * 2
 
@@ -525,7 +562,7 @@ def test_weights_of_attention_that_are_used_keep_the_heads():
 # Errors, and what stays as it was
 
 
-@pytest.mark.parametrize('act', [nn.Sigmoid(), nn.Softmax(1), nn.Softplus()])
+@pytest.mark.parametrize('act', [nn.Sigmoid(), nn.Softmax(1), nn.Softplus(), nn.BatchNorm2d(4, affine=False)])
 def test_what_makes_something_of_zero_is_named(act):
     model = nn.Sequential(conv(3, 4), nn.BatchNorm2d(4), act, conv(4, 2))
     groups = find_channels(model, image(8))
@@ -558,6 +595,41 @@ def test_nothing_changes():
     assert all(m.training for m in model.modules()) and 'forward' not in vars(model[0])
     assert [p.requires_grad for p in model.parameters()] == [False] + [True] * 5
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+def test_a_wrapped_model_has_the_names_of_the_model():
+    model = nn.Sequential(conv(3, 4), conv(4, 2))
+    groups = find_channels(nn.DataParallel(model, device_ids=[]), image(8))
+    assert [g.name for g in groups] == ['0.weight']
+
+
+@pytest.mark.parametrize('name', ['1 (Linear)', 'forward (Broken)'])
+def test_a_model_that_cannot_be_traced(name):
+    class Broken(nn.Sequential):
+        def forward(self, x):
+            x = super().forward(x)
+            return x.no_such_method() if 'Broken' in name else x
+
+    model = Broken(nn.Linear(3, 4), nn.Linear(4 if 'Broken' in name else 5, 2))
+    with pytest.raises(ValueError, match=rf"can't trace Broken: {re.escape(name)} failed"):
+        find_channels(model, torch.randn(2, 3))
+    with pytest.raises(ValueError, match="can't trace Sequential: no output depends on a weight"):
+        find_channels(nn.Sequential(nn.Linear(3, 4), Apply(torch.Tensor.detach)), torch.randn(2, 3))
+
+
+def test_what_is_only_read_while_training():
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.aux = conv(3, 4), conv(4, 6), conv(6, 2), conv(4, 2)
+
+        def forward(self, x):
+            x = self.a(x)
+            y = self.c(self.b(x))
+            return (y, self.aux(x)) if self.training else y
+
+    groups = find_channels(Deep(), image(8))
+    assert [p.name for p in groups[0].places if p.role == 'input'] == ['b.weight', 'aux.weight']
 
 
 # Random networks
@@ -615,16 +687,35 @@ def test_random_networks(model):
     assert len({g.name for g in groups}) == len(groups)
     check_zeros(model, groups, x)
     kept = half(groups)
-    torch.testing.assert_close(output(masked(model, groups, kept), x), output(sliced(model, groups, kept), x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        output(masked(model, groups, kept), x), output(sliced(model, groups, kept), x), rtol=1e-4, atol=1e-4
+    )
 
 
-@pytest.mark.parametrize('name', ['resnet18', 'mobilenet_v2', 'squeezenet1_1', 'regnet_x_400mf'])
+names = 'resnet18', 'mobilenet_v2', 'efficientnet_b0', 'densenet121', 'convnext_tiny', 'squeezenet1_1', 'mnasnet0_5'
+
+
+@pytest.mark.parametrize('name', names)
 def test_as_torch_pruning_finds(name):
     tp = pytest.importorskip('torch_pruning')
-    model, x = getattr(vision, name)(num_classes=10), image(64)
-    ours = sizes(find_channels(model, x))
+    model, x = getattr(vision, name)(num_classes=7), image(64)
+    weights = {m: f'{n}.weight' for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    last = [m for m in weights if 7 in (getattr(m, 'out_features', 0), getattr(m, 'out_channels', 0))]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         graph = tp.DependencyGraph().build_dependency(model, x, verbose=False)
-    last = [m for m in model.modules() if 10 in (getattr(m, 'out_features', 0), getattr(m, 'out_channels', 0))]
-    assert ours == sorted(len(g[0].idxs) for g in graph.get_all_groups(ignored_layers=last))
+        found = list(graph.get_all_groups(ignored_layers=last))
+    theirs = set()
+    for g in found:
+        members = set()
+        for o in g:
+            m, reads = o.dep.target.module, o.dep.handler.__name__ == 'prune_in_channels'
+            if m in weights:
+                depthwise = getattr(m, 'groups', 1) > 1
+                members.add((weights[m], int(reads and not depthwise)))
+        theirs.add((len(g[0].idxs), frozenset(members)))
+    ours = {
+        (g.n, frozenset((p.name, p.dim) for p in g.places if p.role in ('filter', 'input')))
+        for g in find_channels(model, x)
+    }
+    assert ours == theirs
