@@ -17,6 +17,7 @@ import cloudpickle
 from fastai.basics import Callback, L, Learner, patch
 
 from ..core.files import atomically
+from ..core.names import unwrap
 
 # %% ../../nbs/deploy/plain_export.ipynb #469e65e9
 def _is_ours(o):
@@ -26,19 +27,30 @@ def _is_ours(o):
 @contextlib.contextmanager
 def _without_ours(learn):
     "A context in which a Learner has no callbacks or results of fastprune's; afterwards it is as before"
-    before = dict(learn.__dict__)
+    before, hooks = dict(learn.__dict__), unwrap(learn.model)._load_state_dict_pre_hooks.copy()
     try:
         learn.cbs = L(cb for cb in learn.cbs if not _is_ours(cb))
         for k, v in before.items():
             if _is_ours(v) and (isinstance(v, Callback) or k in ('tickets', 'rounds')):
                 del learn.__dict__[k]
+        for k, h in hooks.items():
+            if getattr(h, 'hook', h).__module__.split('.')[0] == 'fastprune':  # a shrunk model's, for its error
+                del unwrap(learn.model)._load_state_dict_pre_hooks[k]
         yield
     finally:
+        unwrap(learn.model)._load_state_dict_pre_hooks = hooks
         learn.__dict__.clear()
         learn.__dict__.update(before)
 
 
-_by_value = 'zoo.models', 'zoo.data', 'zoo.images', 'learner.batches'  # modules with networks and transforms
+_by_value = (
+    'deploy.attention',
+    'deploy.channel_attention',
+    'zoo.models',
+    'zoo.data',
+    'zoo.images',
+    'learner.batches',
+)  # modules with networks and transforms
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import torch
 from fastai.basics import Learner
 from torch import nn
 
+from ..core.channel_norms import KeptNorm
 from ..core.files import load_tensors, save_state
 from ..core.json_files import error_line, strict_json
 from ..core.names import unwrap
@@ -48,9 +49,11 @@ def save_shrunk(
     model: nn.Module | Learner,  # The model, or a Learner
     path: str | Path,  # File to write, in safetensors format
 ) -> None:
-    """Write a shrunk model to a file, for `load_shrunk`. Raises `ValueError` for tensors that a file can't hold,
-    `OSError` if it can't be written"""
+    """Write a shrunk model to a file, for `load_shrunk`. Raises `ValueError` for tensors that a file can't hold, and
+    while masks leave channels out of norms, `OSError` if it can't be written"""
     model = unwrap(model.model if isinstance(model, Learner) else model)
+    if any(not h.kept.all() for m in model.modules() for h in m._forward_hooks.values() if isinstance(h, KeptNorm)):
+        raise ValueError('masks still prune channels that norms leave out: call `shrink` first')
     state = dict(model.state_dict())
     rest = {f'{kind}:{n}': t for (kind, n), t in _unsaved(model, state).items()}
     meta = dict(format=1, model=type(model).__name__, modules=module_sizes(model))
