@@ -2114,6 +2114,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'fastprune/deploy/plain_export.py'),
                                                'fastprune.deploy.plain_export._imports': ( 'deploy/plain_export.html#_imports',
                                                                                            'fastprune/deploy/plain_export.py'),
+                                               'fastprune.deploy.plain_export._is_our_hook': ( 'deploy/plain_export.html#_is_our_hook',
+                                                                                               'fastprune/deploy/plain_export.py'),
                                                'fastprune.deploy.plain_export._is_ours': ( 'deploy/plain_export.html#_is_ours',
                                                                                            'fastprune/deploy/plain_export.py'),
                                                'fastprune.deploy.plain_export._pickled_by_value': ( 'deploy/plain_export.html#_pickled_by_value',

@@ -17,28 +17,32 @@ import cloudpickle
 from fastai.basics import Callback, L, Learner, patch
 
 from ..core.files import atomically
-from ..core.names import unwrap
 
 # %% ../../nbs/deploy/plain_export.ipynb #469e65e9
 def _is_ours(o):
     return type(o).__module__.split('.')[0] == 'fastprune'
 
 
+def _is_our_hook(hook):
+    return getattr(getattr(hook, 'hook', hook), '__module__', '').split('.')[0] == 'fastprune'
+
+
 @contextlib.contextmanager
 def _without_ours(learn):
     "A context in which a Learner has no callbacks or results of fastprune's; afterwards it is as before"
-    before, hooks = dict(learn.__dict__), unwrap(learn.model)._load_state_dict_pre_hooks.copy()
+    before = dict(learn.__dict__)
+    hooks = [(m, m._load_state_dict_pre_hooks) for m in learn.model.modules() if m._load_state_dict_pre_hooks]
     try:
         learn.cbs = L(cb for cb in learn.cbs if not _is_ours(cb))
         for k, v in before.items():
             if _is_ours(v) and (isinstance(v, Callback) or k in ('tickets', 'rounds')):
                 del learn.__dict__[k]
-        for k, h in hooks.items():
-            if getattr(h, 'hook', h).__module__.split('.')[0] == 'fastprune':  # a shrunk model's, for its error
-                del unwrap(learn.model)._load_state_dict_pre_hooks[k]
+        for m, of in hooks:  # a shrunk model has one, for an error
+            m._load_state_dict_pre_hooks = type(of)((k, h) for k, h in of.items() if not _is_our_hook(h))
         yield
     finally:
-        unwrap(learn.model)._load_state_dict_pre_hooks = hooks
+        for m, of in hooks:
+            m._load_state_dict_pre_hooks = of
         learn.__dict__.clear()
         learn.__dict__.update(before)
 
