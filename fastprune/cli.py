@@ -97,9 +97,9 @@ def _callback(learn, flags):
     schedule = check_choice(SCHEDULES, schedule=flags.schedule)
     start = _best_start.get(flags.schedule, 0.0) if flags.start is None else flags.start
     exclude = [o.strip() for o in (flags.exclude or '').split(',') if o.strip()]
-    check_granularity(flags.granularity, check_sparsity(flags.sparsity))
+    tied = check_granularity(flags.granularity, check_sparsity(flags.sparsity)).tied
     weights = prunable_weights(model, exclude=exclude)
-    unfit = list(unfit_weights(weights, flags.granularity, transposed_groups(model)))
+    unfit = [] if tied else list(unfit_weights(weights, flags.granularity, transposed_groups(model)))
     cb = SparsifyCallback(
         flags.sparsity,
         schedule=window(schedule, start) if start else schedule,
@@ -246,7 +246,7 @@ def main(
     start: float = None,
     # local: each layer reaches the sparsity; global, erk or balanced: all of them together do
     scope: str = 'local',
-    # What is pruned together: weight, row, column, kernel, filter, 2:4 and other n:m, or blocks as 4x4
+    # What is pruned together: weight, row, column, kernel, filter, channel, head, 2:4 and other n:m, or blocks as 4x4
     granularity: str = 'weight',
     # What decides which weights go: magnitude, taylor, snip, random_score, ... as in `CRITERIA`
     criterion: str = 'magnitude',

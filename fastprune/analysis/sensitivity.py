@@ -15,14 +15,18 @@ from fastai.basics import DataLoader, Learner, patch
 from torch import nn
 
 from ..core.compute import compute_masks
-from ..core.granularity import fitting_weights
+from ..core.granularity import check_granularity, fitting_weights
 from ..core.layouts import transposed_groups
 from ..core.plotting import add_grid, axes_or_new
 from ..core.targets import asked_for, check_sparsity
+from ..core.unit_counts import counted, with_options
 from ..core.weights import prunable_weights
 from ..criteria.ranking import ranked
 from ..criteria.weights import magnitude
+from ..engine.channel_targets import channel_targets
+from ..learner.channels import LearnerChannels
 from ..learner.evaluate import evaluate_points, evaluating
+from ..learner.fit import parameters_of
 
 # %% ../../nbs/analysis/sensitivity.ipynb #d5864025
 class Sensitivity(pd.DataFrame):
@@ -48,7 +52,7 @@ class Sensitivity(pd.DataFrame):
 
 # %% ../../nbs/analysis/sensitivity.ipynb #e05f4c72
 def _pruner(weights, masks):
-    "A function that restores the last pruned tensor, and prunes another: (name, sparsity)"
+    "A function that restores what was pruned last, and prunes something else: (name, sparsity)"
     saved, changed = {n: p.detach().clone() for n, p in weights.items()}, []
 
     def put(point):
@@ -58,10 +62,40 @@ def _pruner(weights, masks):
         n, s = point
         if n is None:
             return
-        weights[n].copy_(saved[n] * masks[s][n])
-        changed.append(n)
+        for name, mask in masks[n, s].items():
+            weights[name].copy_(saved[name] * mask)
+            changed.append(name)
 
     return put
+
+
+def _weights_of(learn, units, include, exclude):
+    "Weights to rank, all parameters that are pruned with them, and the granularity, bound to the model"
+    if units.tied:
+        weights, _, units, _ = channel_targets(
+            with_options(units, 'local', True), LearnerChannels(learn), 0.5, include, exclude
+        )
+        return weights, counted(units).members(parameters_of(learn), weights), units
+    weights = prunable_weights(learn.model, include, exclude)
+    if not weights:
+        raise ValueError("include and exclude leave no weight")
+    asked = asked_for(include, None, weights, learn.model)
+    weights = fitting_weights(weights, units, transposed_groups(learn.model), asked)
+    return weights, weights, units
+
+
+def _masks_of(scores, absolute, sparsities, units, present, members, model):
+    "Names of tensors or groups; (name, sparsity) -> masks that prune it alone"
+    keep = {n: present.get(n, torch.ones_like(p, dtype=torch.bool)) for n, p in members.items()}
+    layouts, res = transposed_groups(model), {}
+    alone = {g.name: units.bind([g]) for g in units.channels} if units.tied else dict.fromkeys(scores)
+    for s in sparsities:
+        if units.tied:
+            res.update({(n, s): compute_masks(scores, s, 'local', g, keep, absolute) for n, g in alone.items()})
+        else:
+            masks = compute_masks(scores, s, 'local', units, keep, absolute, layouts)
+            res.update({(n, s): {n: masks[n]} for n in alone})
+    return list(alone), res
 
 
 def _checked(sparsities):
@@ -84,8 +118,8 @@ def sensitivity(
     exclude: str | list | nn.Module | None = None,  # Name, glob pattern or module to leave out, or a list
     memory: int = 2**30,  # Bytes of batches in memory at once
 ) -> Sensitivity:  # With `.plot()`
-    """Measure the metric after pruning each tensor alone, within the weights that `learn.masks` keeps. The
-    Learner's own weights are restored at the end"""
+    """Measure the metric after pruning each tensor alone, or each group of channels, within the weights that
+    `learn.masks` keeps. The Learner's own weights are restored at the end"""
     sparsities = _checked(sparsities)
     if not callable(criterion):
         raise ValueError(f"criterion={criterion!r} is not a function from weights to scores")
@@ -93,23 +127,17 @@ def sensitivity(
     metric = metric or (names[0] if names else 'loss')
     if metric not in ['loss', *names]:
         raise ValueError(f"metric={metric!r} is not measured: use one of {', '.join(['loss', *names])}")
-    weights = prunable_weights(self.model, include, exclude)
-    if not weights:
-        raise ValueError("include and exclude leave no weight")
-    layouts = transposed_groups(self.model)
-    weights = fitting_weights(weights, granularity, layouts, asked_for(include, None, weights, self.model))
+    weights, members, units = _weights_of(self, check_granularity(granularity), include, exclude)
     scores, absolute = ranked(criterion, weights, self.model, learn=self)
-    present = self.masks or {}
-    keep = {n: present.get(n, torch.ones_like(p, dtype=torch.bool)) for n, p in weights.items()}
-    masks = {s: compute_masks(scores, s, 'local', granularity, keep, absolute, layouts) for s in sparsities}
-    points, put = [(None, 0.0), *[(n, s) for n in weights for s in sparsities]], _pruner(weights, masks)
+    names, masks = _masks_of(scores, absolute, sparsities, units, self.masks or {}, members, self.model)
+    points, put = [(None, 0.0), *[(n, s) for n in names for s in sparsities]], _pruner(members, masks)
     with evaluating(self):
         self.model.eval()
         losses, metrics = evaluate_points(self, self.dls.valid if dl is None else dl, points, put, self.metrics, memory)
     values = dict(zip(points, losses if metric == 'loss' else metrics[metric], strict=True))
     res = Sensitivity(
-        [[values[None, 0.0], *[values[n, s] for s in sparsities]] for n in weights],
-        index=list(weights),
+        [[values[None, 0.0], *[values[n, s] for s in sparsities]] for n in names],
+        index=names,
         columns=[0.0, *sparsities],
     )
     res.metric = metric

@@ -5,224 +5,28 @@
 # %% auto #0
 __all__ = ['call_model', 'find_channels']
 
-# %% ../../nbs/core/channel_graph.ipynb #8640849b
+# %% ../../nbs/core/channel_graph.ipynb #734817c5
+import contextlib
 import warnings
 from collections.abc import Callable, Mapping
-from copy import copy, deepcopy
+from copy import deepcopy
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd as Dropout
 
-from .channel_attention import Heads, attention_rule, heads_of, keeps_heads_apart
+from .channel_attention import heads_of
+from .channel_calls import call_as_one, put_stand_ins
 from .channel_groups import groups_of
-from .channel_labels import Value, along, keep_all
-from .channel_layers import Namer, layer_rule
-from .channel_rules import is_share, outputs_of
-from .channel_units import Units
+from .channel_layers import is_layer
+from .channel_trace import Tracer
 from .generators import forked_rng
 from .json_files import error_line
 from .names import unwrap
+from .nested import map_tensors, tensors_in
 
-# %% ../../nbs/core/channel_graph.ipynb #5c9de0ab
-def _map(f, o):
-    "Apply `f` to all tensors in tuples, lists and dicts"
-    if isinstance(o, torch.Tensor):
-        return f(o)
-    if isinstance(o, tuple) and hasattr(o, '_fields'):
-        return type(o)(*(_map(f, v) for v in o))
-    if isinstance(o, (list, tuple)):
-        return type(o)(_map(f, v) for v in o)
-    if not isinstance(o, Mapping):
-        return o
-    res = copy(o)
-    for k, v in o.items():
-        res[k] = _map(f, v)
-    return res
-
-
-def _tensors(o):
-    res = []
-    _map(res.append, o)
-    return res
-
-
-class _Slot(NamedTuple):
-    "A place in a call's arguments or outputs that has a tensor"
-
-    i: int
-
-
-def _with_slots(o):
-    "The tensors in `o`, and `o` with their numbers in their places"
-    tensors = []
-
-    def number(t):
-        tensors.append(t)
-        return _Slot(len(tensors) - 1)
-
-    return tensors, _map(number, o)
-
-
-def _filled(o, values):
-    "`o` with values in the places of numbers"
-    if isinstance(o, _Slot):
-        return values[o.i]
-    if isinstance(o, (list, tuple)):
-        items = [_filled(v, values) for v in o]
-        return type(o)(*items) if hasattr(o, '_fields') else type(o)(items)
-    if isinstance(o, Mapping):
-        res = copy(o)
-        for k, v in o.items():
-            res[k] = _filled(v, values)
-        return res
-    return o
-
-# %% ../../nbs/core/channel_graph.ipynb #aba77bae
-class _Once(torch.autograd.Function):
-    "One operation of autograd's graph for all that a layer does"
-
-    @staticmethod
-    def forward(ctx, run, anchor, *tensors):
-        return run()
-
-
-class _Call(NamedTuple):
-    "A call of a layer"
-
-    module: nn.Module | None  # None for an input of the model
-    args: tuple  # With slots for tensors
-    kwargs: dict
-    shapes: list  # Of the tensors
-    heads: Heads | None  # Of attention
-    apart: bool  # Do its heads lie as they should?
-
-
-def _again(own, args, kwargs):
-    "Run a layer on a copy of its arguments, which may have a cache"
-    args, kwargs = deepcopy(_map(torch.Tensor.detach, (args, kwargs)))
-    return own(*args, **kwargs)
-
-
-def _stand_in(m, calls, own, *args, **kwargs):
-    "Run a layer as one operation, and remember its call"
-    tensors, (slot_args, slot_kwargs) = _with_slots((args, kwargs))
-    heads = None if m is None else heads_of(m)
-    apart = heads is not None and keeps_heads_apart(m, heads, partial(_again, own, args, kwargs))
-    kept = []
-
-    def run():
-        outs, slots = _with_slots(own(*args, **kwargs))
-        kept.append(slots)
-        return tuple(o.clone() for o in outs)  # autograd wants no views here
-
-    anchor = torch.zeros((), requires_grad=True)
-    outs = _Once.apply(run, anchor, *tensors)
-    fn = next((o.grad_fn for o in outs if o.grad_fn is not None), None)
-    if fn is not None:
-        shapes = [tuple(t.shape) for t in tensors]
-        calls[fn] = _Call(m, slot_args, slot_kwargs, shapes, heads, apart)
-    return _filled(kept[0], outs)
-
-
-def _put_stand_ins(model, calls):
-    inside = set()
-    for m in model.modules():
-        if m in inside or not (heads_of(m) or layer_rule(m)):
-            continue
-        inside.update(m.modules())
-        m.forward = partial(_stand_in, m, calls, m.forward)
-
-# %% ../../nbs/core/channel_graph.ipynb #82ba175f
-def _order(roots):
-    "Nodes of autograd's graph, each after its inputs"
-    done, res = set(), []
-    stack = [(fn, False) for fn in roots]
-    while stack:
-        fn, ready = stack.pop()
-        if ready:
-            res.append(fn)
-            continue
-        if fn in done:
-            continue
-        done.add(fn)
-        stack.append((fn, True))
-        stack += [(f, False) for f, _ in fn.next_functions if f is not None and f not in done]
-    return res
-
-# %% ../../nbs/core/channel_graph.ipynb #474ac768
-class _Tracer:
-    "Labels of all tensors in autograd's graph"
-
-    def __init__(self, model):
-        self.units = Units()
-        self.namer = Namer(model, self.units)
-        self.calls = {}
-        self.values = {}  # node -> `Value` of each output
-        self.others = {}  # node -> numbers that have to stay if one of its later outputs is used
-
-    def _parameter(self, fn):
-        p = fn.variable
-        name = self.namer.names.get(id(p))
-        dims = [d for d, s in enumerate(p.shape) if s > 1]
-        if name is None or not dims:
-            return Value(tuple(p.shape), None)
-
-        def label(d):
-            return along(self.units.axis(name, p.shape, d, 'other'), d, p.ndim)
-
-        return Value(tuple(p.shape), label(dims[-1]), label)
-
-    def _input(self, fn, nr):
-        if fn is None:
-            return None
-        if nr and fn in self.others:
-            self.units.keep(self.others[fn])
-        return self.values[fn][nr]
-
-    def _call(self, call, inputs, shapes, fn):
-        if call.module is None:
-            return [None] * len(shapes)
-        inputs = [Value(s, None, traced=False) if v is None else v for v, s in zip(inputs, call.shapes, strict=True)]
-        args, kwargs = _filled((call.args, call.kwargs), inputs)
-        if call.heads is not None:
-            ids, self.others[fn] = attention_rule(self.namer, call.module, call.heads, args, kwargs, shapes[0])
-            if not call.apart:
-                self.units.keep(self.others[fn])
-            return [ids] + [None] * (len(shapes) - 1)
-        keep_all(self.units, inputs[1:])
-        x = inputs[0] if inputs else None
-        return [layer_rule(call.module)(self.namer, call.module, x, shapes[0])] + [None] * (len(shapes) - 1)
-
-    def visit(self, fn):
-        "Find the labels of the outputs of a node"
-        if fn.name().endswith('AccumulateGrad'):
-            self.values[fn] = [self._parameter(fn)]
-            return
-        shapes = [tuple(i.shape) for i in fn._input_metadata]
-        inputs = [self._input(f, nr) for f, nr in fn.next_functions]
-        if fn in self.calls:
-            labels = self._call(self.calls[fn], inputs[1:], shapes, fn)
-        else:
-            labels = outputs_of(self.units, fn, inputs, shapes)
-        shares = fn not in self.calls and is_share(fn, inputs)
-        self.values[fn] = [Value(s, i, shares=shares) for s, i in zip(shapes, labels, strict=True)]
-
-    def names(self):
-        "Names of the tensors that have been met"
-        return {name for name, _ in self.units.axes}
-
-    def follow(self, outs):
-        "Find the labels of all that the outputs depend on, and keep the outputs' channels"
-        for fn in _order([o.grad_fn for o in outs]):
-            if fn not in self.values:
-                self.visit(fn)
-        for o in outs:
-            keep_all(self.units, [self._input(o.grad_fn, o.output_nr)])
-
-# %% ../../nbs/core/channel_graph.ipynb #bc86e775
+# %% ../../nbs/core/channel_graph.ipynb #b7b037bd
 def call_model(
     model: nn.Module,
     inputs: object,  # A tensor, a tuple of arguments or a dict of keyword arguments
@@ -236,9 +40,9 @@ def call_model(
 def _marked(t, calls):
     "An input of the model as an operation of the graph"
     t = t.detach().as_subclass(torch.Tensor)
-    return _stand_in(None, calls, torch.clone, t) if t.is_floating_point() else t
+    return call_as_one(None, calls, torch.clone, t) if t.is_floating_point() else t
 
-
+# %% ../../nbs/core/channel_graph.ipynb #a8febf6c
 def _follow(model):
     "A list that has the names of the modules that are running"
     running = []
@@ -254,17 +58,17 @@ def _prepare(model, calls):
     "Let the parameters of a copy need gradients, and its layers be operations"
     for p in model.parameters():
         p.requires_grad_(p.is_floating_point())
-    _put_stand_ins(model, calls)
+    put_stand_ins(model, calls)
     return _follow(model)
 
 
 def _run(model, inputs, call, calls, running):
     "Outputs of the model that depend on its weights"
-    inputs = _map(partial(_marked, calls=calls), inputs)
+    inputs = map_tensors(partial(_marked, calls=calls), inputs)
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
-            outs = _tensors((call or call_model)(model, inputs))
+            outs = tensors_in((call or call_model)(model, inputs))
         except Exception as e:
             where = running[-1] if running else 'its call'
             raise _untraced(model, f'{where} failed: {error_line(e)}. Exclude what it has, or give other inputs') from e
@@ -287,7 +91,7 @@ def _copied(model):
     except Exception as e:
         raise _untraced(model, f"it can't be copied: {error_line(e)}") from e
 
-# %% ../../nbs/core/channel_graph.ipynb #0f266cbc
+# %% ../../nbs/core/channel_graph.ipynb #d863b3cd
 def find_channels(
     model: nn.Module,  # It is not changed
     inputs: object,  # A tensor, a tuple of arguments or a dict of keyword arguments
@@ -296,12 +100,13 @@ def find_channels(
     "The groups of channels of a model that can only be cut together, without those tied to inputs or outputs"
     with forked_rng():
         model = _copied(unwrap(model))
-        tracer = _Tracer(model)
+        tracer = Tracer(model)
         running = _prepare(model.eval(), tracer.calls)
         tracer.follow(_run(model, inputs, call, tracer.calls, running))
         if not tracer.names() >= {n for n, p in model.named_parameters() if p.ndim > 1}:  # such as auxiliary heads
             for m in model.modules():
-                m.training = not (heads_of(m) or isinstance(m, Dropout))
-            tracer.follow(_run(model, inputs, call, tracer.calls, running))
+                m.training = not (heads_of(m) or is_layer(m) or isinstance(m, Dropout))
+            with contextlib.suppress(ValueError):  # it may want other inputs in training
+                tracer.follow(_run(model, inputs, call, tracer.calls, running))
     names = [n for n, _ in model.named_parameters()] + [n for n, _ in model.named_buffers()]
     return groups_of(tracer.units, names + [n for n, _ in model.named_modules()])

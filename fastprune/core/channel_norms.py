@@ -7,6 +7,7 @@ __all__ = ['KeptNorm', 'hold_norms', 'release_norms']
 
 # %% ../../nbs/core/channel_norms.ipynb #3c6bcafe
 import math
+import sys
 
 import torch
 from torch import nn
@@ -93,6 +94,12 @@ def _hook_of(module):
     return next((h for h in module._forward_hooks.values() if isinstance(h, KeptNorm)), None)
 
 
+def _recompile():
+    "Compiled models do not see that hooks are added or removed: let them be compiled again"
+    if dynamo := sys.modules.get('torch._dynamo'):
+        dynamo.reset()
+
+
 def hold_norms(
     model: nn.Module,
     norms: Slots,  # The places with role 'norm'
@@ -105,6 +112,7 @@ def hold_norms(
         hook = _hook_of(module)
         if hook is None:
             module.register_forward_hook(hook := KeptNorm(module))
+            _recompile()
         hook.update(stay)
 
 
@@ -114,3 +122,4 @@ def release_norms(model: nn.Module) -> None:
         for key, hook in list(m._forward_hooks.items()):
             if isinstance(hook, KeptNorm):
                 del m._forward_hooks[key]
+                _recompile()

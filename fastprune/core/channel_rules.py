@@ -132,8 +132,8 @@ _windows = re.compile(r'(?:Pool|Upsample|Pad|Grid|Interp).*?(\d)[Dd]')  # such a
 _reductions = ('Mean', 'Sum', 'Nansum', 'Amax', 'Amin', 'Max', 'Min', 'Var', 'Std', 'LinalgVectorNorm', 'Norm', 'Prod')
 _mixing = re.compile(
     r'(Bmm|Mm|Addmm|Addbmm|Baddbmm|Addmv|Mv|Dot|ScaledDot|Cumsum|Cumprod|Cummax|Logcumsumexp|Sort|Topk|Fft'
-    r'|Convolution|Native(?!Dropout)|Cudnn|Miopen|Mkldnn|Embedding|Linear|Unfold|Im2Col|Col2Im|Gather|Scatter|IndexPut|Take'
-    r'|CopySlices|MaskedSelect|Triu|Tril|Diagonal|Kron|Cdist|Cross|LinalgSolve|Searchsorted'
+    r'|Convolution|Native(?!Dropout)|Cudnn|Miopen|Mkldnn|Embedding|Linear|Unfold|Im2Col|Col2Im|Gather|Scatter'
+    r'|IndexPut|Take|CopySlices|MaskedSelect|Triu|Tril|Diagonal|Kron|Cdist|Cross|LinalgSolve|Searchsorted'
     r'|DifferentiableGraph|CompiledFunction|Checkpoint)'
 )
 

@@ -16,6 +16,7 @@ from ..core.computed import in_use
 from ..core.later import counts
 from ..core.names import unwrap
 from ..core.plotting import Axes, axes_or_new
+from ..core.unit_counts import counted
 from ..core.weights import prunable_weights
 from . import keep as keep  # adds learn.masks
 
@@ -63,18 +64,33 @@ def _prunable_tensors(learn):
     }
 
 # %% ../../nbs/learner/report.ipynb #15a6f8b6
+def _channels(learn):
+    "Name of each group of channels, and 'total' -> channels that are kept, as '4/8'; empty under other masks"
+    channels = learn.keep_masks.channels if learn.masks else None
+    if channels is None:
+        return {}
+    of = counted(channels)
+    sizes = of.sizes({})
+    left = of.kept_counts(learn.masks, sizes)
+    rows = {**{n: (left[n], size) for n, size in sizes.items()}, 'total': (sum(left.values()), sum(sizes.values()))}
+    return {n: f'{k}/{size}' for n, (k, size) in rows.items()}
+
+
 @patch
 def sparsity_report(
     self: Learner,
 ) -> pd.DataFrame:  # A row for each prunable tensor and for 'total': shape, and the columns of `REPORT_COLUMNS`
     """The sparsity of each prunable tensor: by `learn.masks`, or by zeros for tensors without a mask. The zeros of a
     computed weight, as under spectral_norm, are those of the weight, not of its parameter. Tensors on the meta device
-    are left out. If layers have collapsed, a column `empty` says which"""
+    are left out. Under masks of channels, a column `channels` says how many each group keeps, in the row of the weight
+    that makes them. If layers have collapsed, a column `empty` says which"""
     tensors = _prunable_tensors(self)
     rows = {n: [t] for n, t in tensors.items()} | {'total': list(tensors.values())}
     df = pd.DataFrame({c: [f(ts) for ts in rows.values()] for c, f in REPORT_COLUMNS.items()})
     df.index = pd.Index(rows, name='name')
     df.insert(0, 'shape', [t.shape for t in tensors.values()] + [''])
+    if channels := _channels(self):
+        df['channels'] = [channels.get(n, '') for n in rows]
     empty = [sum(t.kept for t in ts) == 0 < sum(t.weights for t in ts) for ts in rows.values()]
     if any(empty):
         df['empty'] = empty

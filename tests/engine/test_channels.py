@@ -339,3 +339,15 @@ def test_criteria_see_the_values_of_cut_channels():
     steps(pruner, last=3)
     assert model.up.weight.flatten(1).any(1).sum() == 6
     assert seen[-1]['up.weight'].flatten(1).any(1).sum() == 12
+
+
+def test_compiled_models_see_the_norms():
+    torch.manual_seed(0)
+    model, x = Tower(lambda n: nn.GroupNorm(2, n)), inputs()[0]
+    compiled = torch.compile(model, backend='eager')
+    compiled(x)  # compiled before there is any hook
+    pruner = sparsifier(compiled, Method(0.5, linear, granularity='channel'), 4)
+    for _ in range(4):
+        compiled(x).square().mean().backward()
+        pruner.step()
+        assert torch.equal(compiled(x), model(x))
