@@ -144,7 +144,7 @@ def n_channels(self: Channels) -> int:
     "Channels of all groups, with those that are gone"
     return sum(g.n + g.gone for g in self.channels)
 
-
+# %% ../../nbs/core/channel_granularity.ipynb #a6a551ca
 @patch
 def resized(
     self: Channels,
