@@ -221,12 +221,13 @@ def ranked_cuts(
     order: list,  # Index of the group of each unit that may go, lowest score first
     sizes: list,  # Channels of a unit of each group
     rounded: Callable = list,  # Function from the channels that groups would keep to those that they do keep
+    start: list | None = None,  # Channels that groups have now; all of them if None
 ) -> int:  # How many of `order` have to go; all of them if that is not enough
     "How many units go, in the order of their scores"
     most = limit * costs.dense * (1 + 1e-12)
 
     def cost_of(k):
-        kept = list(costs.sizes)
+        kept = list(start or costs.sizes)
         for i in order[:k]:
             kept[i] -= sizes[i]
         return costs.of(rounded(kept))

@@ -45,11 +45,12 @@ def channel_counts(
     sparsity: dict,  # Name of a group -> fraction of its channels to cut
     min_channels: int = 1,  # Channels that stay at least
     round_to: int = 1,  # The number of kept channels is a multiple of this
-) -> dict[str, int]:  # Name -> number of channels to cut
+) -> dict[str, int]:  # Name -> number of channels to cut, with those that are gone
     "How many channels each group loses"
     res = {}
     for g in groups:
-        cut = round(sparsity.get(g.name, 0.0) * g.n / g.blocks) * g.blocks
-        kept = g.n - cut if round_to == 1 else nearest_step(g.n - cut, g.n, steps_of(g, round_to))
-        res[g.name] = g.n - max(kept, fewest(g, min_channels, round_to))
+        n = g.n + g.gone
+        cut = round(sparsity.get(g.name, 0.0) * n / g.blocks) * g.blocks
+        kept = n - cut if round_to == 1 else nearest_step(n - cut, n, steps_of(g, round_to))
+        res[g.name] = n - max(kept, fewest(g, min_channels, round_to))
     return res

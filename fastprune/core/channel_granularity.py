@@ -71,6 +71,7 @@ class Channels(Granularity):
     recover = True  # May channels come back, so that the values they had are kept?
     costs = None  # FLOPs as `ChannelCosts`, for `cost='flops'` and for a limit
     end = None  # with scope 'global' and a limit: the sparsity at which it is to be reached
+    saved = None  # name of a group -> what cutting one of its channels saves; found when it is needed if None
 
     def __init__(
         self,
@@ -130,7 +131,7 @@ def bind(
     end: float | None = None,  # With scope 'global' and a limit: the sparsity at which it is to be reached
 ) -> Channels:
     "The same for the groups of a model. Raises `ValueError` if `round_to` is too large for all of them"
-    if all(g.n < self.round_to for g in groups):
+    if all(g.n + g.gone < self.round_to for g in groups):
         widest = max(groups, key=lambda g: g.n)
         raise ValueError(
             f"round_to={self.round_to} is above the channels of all groups: the widest, {widest.name!r}, has "
@@ -149,8 +150,19 @@ def group_names(self: Channels) -> list[str]:
 
 @patch(as_prop=True)
 def n_channels(self: Channels) -> int:
-    "Channels of all groups"
-    return sum(g.n for g in self.channels)
+    "Channels of all groups, with those that are gone"
+    return sum(g.n + g.gone for g in self.channels)
+
+# %% ../../nbs/core/channel_granularity.ipynb #a6a551ca
+@patch
+def resized(
+    self: Channels,
+    groups: list,  # Of `ChannelGroup`, those that are left
+) -> Channels:
+    "The same after channels were cut out of the model. What a channel costs does not change"
+    res = self.bind(groups, self.recover, self.costs, self.end)
+    res.saved = self.saved or _saved(self)
+    return res
 
 
 def _need_groups(channels):
@@ -206,12 +218,21 @@ def _note(channels, masks, kept):
 # %% ../../nbs/core/channel_granularity.ipynb #68609b17
 def _units_within(channels, units, part, order):
     "How many units go at `part` of the way to a limit of FLOPs. `order`: the group of each, lowest first"
-    steps = [steps_of(g, channels.round_to) for g in channels.channels]
+    groups, round_to, sizes = channels.channels, channels.round_to, [u.size for u in units]
+    steps = [steps_of(g, round_to) for g in groups]
     rounded = lambda kept: [
-        k if channels.round_to == 1 else nearest_step(k, g.n, step)
-        for k, g, step in zip(kept, channels.channels, steps, strict=True)
+        k if round_to == 1 else nearest_step(k, g.n + g.gone, step)
+        for k, g, step in zip(kept, groups, steps, strict=True)
     ]
-    return round(part * ranked_cuts(channels.costs, channels.flops, order, [u.size for u in units], rounded))
+    gone = sum(g.gone // size for g, size in zip(groups, sizes, strict=True))
+    k = ranked_cuts(channels.costs, channels.flops, order, sizes, rounded, [g.n for g in groups])
+    return max(0, round(part * (k + gone)) - gone)
+
+
+def _saved(channels):
+    "What cutting one channel of each group saves"
+    costs = channels.costs if channels.cost == 'flops' else weight_costs(channels.channels)
+    return dict(zip(channels.group_names, costs.saved(), strict=True))
 
 
 @patch
@@ -233,24 +254,25 @@ def compute(
         raise ValueError(f"scores are DTensors, and granularity={self!r} needs whole tensors: use 'weight' or 'filter'")
     index = self.index(scores[scored[0]].device)
     before = None if keep is None else kept_in(index, keep)
+    if keep is not None:  # an optimizer may have moved pruned weights, which don't count
+        scores = {n: scores[n].where(keep[n].to(scores[n].device), 0) if n in keep else scores[n] for n in scored}
     found = channel_scores(index, scores, absolute)
     units = [
         ChannelUnits(g, s, before and before[i]) for i, (g, s) in enumerate(zip(self.channels, found, strict=True))
     ]
     if scope == 'global':
-        n = round(float(sparsity) * self.n_channels)
+        n = max(0, round(float(sparsity) * self.n_channels) - sum(g.gone for g in self.channels))
         if self.end is not None:
             n = partial(_units_within, self, units, float(sparsity) / self.end)
-        costs = self.costs if self.cost == 'flops' else weight_costs(self.channels)
-        saved = dict(zip(self.group_names, costs.saved(), strict=True))
-        kept = kept_globally(units, n, saved, self.min_channels, self.round_to)
+        kept = kept_globally(units, n, self.saved or _saved(self), self.min_channels, self.round_to)
     else:
         target = (
             by_group(self.channels, sparsity)
             if isinstance(sparsity, dict)
             else dict.fromkeys(self.group_names, sparsity)
         )
-        kept = kept_locally(units, channel_counts(self.channels, target, self.min_channels, self.round_to))
+        wanted = channel_counts(self.channels, target, self.min_channels, self.round_to)
+        kept = kept_locally(units, {g.name: max(0, wanted[g.name] - g.gone) for g in self.channels})
     if before is not None:
         kept = [k & b for k, b in zip(kept, before, strict=True)]
     masks = Masks({n: m.to(scores[n].device) if n in scores else m for n, m in index.masked.masks(kept).items()})
