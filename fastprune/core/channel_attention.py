@@ -254,19 +254,18 @@ def keeps_heads_apart(
         return res if isinstance(res, torch.Tensor) else res[0]
 
     rows, width = _first_head(m, heads)
+    saved = [(t, t.clone()) for t in rows]
     if heads.out is not None:
         columns = _part(m, heads.out)[:, :width]
-    saved = [t.clone() for t in rows]
-    for t in rows:
-        t.zero_()
-    res = output()
-    if heads.out is None:
-        apart = not res[..., :width].any()
-    else:
-        rest = columns.clone()
+        saved.append((columns, columns.clone()))
+    try:
+        for t in rows:
+            t.zero_()
+        res = output()
+        if heads.out is None:
+            return not res[..., :width].any()
         columns.zero_()
-        apart = torch.equal(output(), res)
-        columns.copy_(rest)
-    for t, s in zip(rows, saved, strict=True):
-        t.copy_(s)
-    return apart
+        return torch.equal(output(), res)
+    finally:
+        for t, own in saved:
+            t.copy_(own)
