@@ -61,7 +61,7 @@ class _Once(torch.autograd.Function):
     "One operation of autograd's graph for all that a layer does"
 
     @staticmethod
-    def forward(ctx, run, anchor, *tensors):
+    def forward(ctx: object, run: Callable, anchor: torch.Tensor, *tensors: torch.Tensor) -> tuple:
         return run()
 
 

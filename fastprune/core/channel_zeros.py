@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .channel_attention import heads_of
-from .channel_graph import call_model, find_channels
+from .channel_graph import call_model
 from .channel_layers import channel_dim, is_layer
 from .channels import channel_masks
 from .copies import copy_model

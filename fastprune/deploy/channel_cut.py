@@ -12,7 +12,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from ..core.channels import ChannelGroup, position_count, positions_kept
+from ..core.channels import position_count, positions_kept
 from .channel_attention import fit_attention, fit_heads
 from .channel_sizes import fit_sizes, fit_widths
 

@@ -14,13 +14,12 @@ import torch
 from torch import nn
 
 from ..core.channel_norms import release_norms
-from ..core.channels import ChannelGroup
 from ..core.checks import check_number, check_whole
+from ..core.copies import copy_model
 from ..core.generators import forked_rng
 from .channel_cut import cut_groups
 from .constants import model_outputs, output_distance, similar_inputs
 from .costs import count_flops, megabytes, milliseconds
-from .modules import copy_model
 
 # %% ../../nbs/deploy/channel_shrink.ipynb #477808c1
 def _rounded(g, kept, round_to):
