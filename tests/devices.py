@@ -42,7 +42,8 @@ class _OwnTensors(TorchFunctionMode):
         copied = any(isinstance(a, torch.Tensor) for a in args) or kwargs.get('out') is not None
         if func in FACTORIES and kwargs.get('device') is None and not copied and _by_a_test():
             grad = kwargs.pop('requires_grad', False)
-            return func(*args, **kwargs).to(device).requires_grad_(grad)
+            made = func(*args, **kwargs).to(device)
+            return made.requires_grad_() if grad else made  # a call of it is an error inside of `torch.func`
         if func in DRAWS and args[0].device.type == device.type and _by_a_test():
             return args[0].copy_(func(torch.empty_like(args[0], device='cpu'), *args[1:], **kwargs))
         return func(*args, **kwargs)

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 
+import devices as of_tests
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -52,6 +53,20 @@ def _tensors(*trees):
     return [t for t in tree_leaves(trees) if isinstance(t, torch.Tensor)]
 
 
+def _is_there(*trees):
+    "Is a tensor on the device of the tests?"
+    return any(t.device.type == of_tests.device.type for t in _tensors(*trees))
+
+
+def _copies_back(func, args, kwargs, res):
+    "Does an operation wait for a copy from the device of the tests to the CPU?"
+    packet = func._overloadpacket
+    if of_tests.device.type == 'cpu' or packet not in (_aten._to_copy, _aten.copy_):
+        return False
+    waits = not (kwargs.get('non_blocking', False) or packet is _aten.copy_ and len(args) > 2 and args[2])
+    return waits and res.device.type == 'cpu' and _is_there(args)
+
+
 def _selects_by_mask(func, args):
     "Does an operation index by a mask? torch fills a single number in without reading the mask"
     packet = func._overloadpacket
@@ -67,6 +82,7 @@ class Reads:
 
     def __init__(self, most, except_in):
         self.most, self.except_in, self.found = most, except_in, []
+        self.in_method = False  # whose operations are the same read
 
     def __len__(self):
         return len(self.found)
@@ -84,9 +100,13 @@ class _Operations(TorchDispatchMode):
         self.reads = reads
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func._overloadpacket in _waiting or _selects_by_mask(func, args):
+        kwargs = kwargs or {}
+        if (func._overloadpacket in _waiting or _selects_by_mask(func, args)) and _is_there(args, kwargs):
             self.reads.add(str(func))
-        return func(*args, **(kwargs or {}))
+        res = func(*args, **kwargs)
+        if not self.reads.in_method and _copies_back(func, args, kwargs, res):
+            self.reads.add(str(func))
+        return res
 
 
 class _Methods(TorchFunctionMode):
@@ -95,9 +115,14 @@ class _Methods(TorchFunctionMode):
         self.reads = reads
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in _reading:
-            self.reads.add(func.__name__)
-        return func(*args, **(kwargs or {}))
+        if func not in _reading or not _is_there(args[0]):
+            return func(*args, **(kwargs or {}))
+        self.reads.add(func.__name__)
+        self.reads.in_method = True
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.reads.in_method = False
 
 
 @contextlib.contextmanager
@@ -105,10 +130,11 @@ def forbid_reads(
     most=0,  # How many are allowed
     except_in=(),  # Functions in which all are allowed
 ):
-    """The CPU passes for an accelerator, and it is an error to read numbers of a tensor: by `item`, `tolist`, `cpu`,
-    `nonzero`, a mask as an index, and all else that a GPU would have to wait for. Gives what has been read"""
+    """It is an error to read numbers of a tensor on the device of the tests: by `item`, `tolist`, `cpu`, `nonzero`, a
+    mask as an index, and all else that a GPU has to be waited for. If it is the CPU, it passes for an accelerator.
+    Gives what has been read"""
     reads = Reads(most, except_in)
-    with pretend(), _Methods(reads), _Operations(reads):
+    with pretend(of_tests.device.type == 'cpu'), _Methods(reads), _Operations(reads):
         yield reads
 
 

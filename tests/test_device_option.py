@@ -32,6 +32,12 @@ def test_what_a_test_makes():
     assert devices.device.type == torch.zeros(2).device.type != 'meta'
 
 
+def test_derivatives_of_functions():
+    "torch.func makes tensors, too, which it may not ask for gradients"
+    with devices.on('meta'):
+        assert torch.func.hessian(lambda x: (x**3).sum())(torch.ones(2)).shape == (2, 2)
+
+
 def test_the_same_numbers_on_every_device(device):
     torch.manual_seed(0)
     layer, x = nn.Linear(4, 4), torch.randn(5)

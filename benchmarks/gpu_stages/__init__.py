@@ -22,15 +22,34 @@ def _overhead(run):
     measure(run.device, setups, 1 if run.small else 5, run.out, lambda: run.left)
 
 
-def _deploy(run):
-    from inference import semi_structured_on, unstructured_on
+def _two_of_four(run):
+    from inference import semi_structured_on
+
+    semi_structured_on(run.device, 64 if run.small else 4096, [8] if run.small else [64, 1024, 8192], run.out)
+
+
+def _linear_layers(run):
+    from inference import unstructured_on
 
     if run.small:
-        semi_structured_on(run.device, 64, [8], run.out)
         return unstructured_on(run.device, ['MLP'], [0.9], [1], 0.1, run.out)
-    semi_structured_on(run.device, 4096, [64, 1024, 8192], run.out)
     unstructured_on(run.device, ['MLP 4096-16384-4096'], [0.5, 0.9], [1, 8, 32], 0.5, run.out)
-    unstructured_on(run.device, ['resnet50', 'Transformer encoder'], [0.9], [1, 32], 0.5, run.out)
+
+
+def _networks(run):
+    from inference import unstructured_on
+
+    if not run.small:
+        unstructured_on(run.device, ['resnet50', 'Transformer encoder'], [0.9], [1, 32], 0.5, run.out)
+
+
+PARTS = {'deploy_2_of_4': _two_of_four, 'deploy_linear': _linear_layers, 'deploy_networks': _networks}
+
+
+def _deploy(run):
+    "Each part in a process of its own: after some errors a process can't use its GPU any more"
+    for part in PARTS:
+        run.stage(part)
 
 
 def _of(module, name):
@@ -46,6 +65,8 @@ STAGES = {
     'billion': _billion,
     'tests': _of('suite', 'suite'),
     'deploy': _deploy,
+    **PARTS,
+    'semi': _of('semi', 'semi'),
     'skinny': _of('skinny', 'skinny'),
     'recipes': _of('recipes', 'recipes'),
     'precision': _of('precision', 'precision'),

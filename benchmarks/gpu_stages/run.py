@@ -1,6 +1,9 @@
 "What the stages of gpu.py share: where they run, and where their rows go"
 
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 from common import Rows
@@ -18,6 +21,16 @@ class Run(NamedTuple):
     def left(self):
         "Seconds until the deadline"
         return self.deadline - time.monotonic()
+
+    def stage(self, name):
+        "Run another stage in a process of its own, within the time that is left"
+        script = Path(__file__).resolve().parents[1] / 'gpu.py'
+        limit = max(2, self.left - 2)
+        args = ['--device', self.device, '--out', self.out, '--limit', f'{limit}', *['--small'] * self.small]
+        try:
+            subprocess.run([sys.executable, str(script), name, *args], timeout=limit + 1)
+        except subprocess.TimeoutExpired:
+            self.checks('stages')(name, 'FAILED: its time is up')
 
     def checks(self, stage):
         "A function (case, result, detail) that writes a row of checks.csv"

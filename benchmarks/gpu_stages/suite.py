@@ -12,6 +12,7 @@ from .run import verdict
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ('core', 'engine', 'methods', 'criteria', 'training/test_callback.py', 'training/test_kinds.py')
 FEW = ('core/test_layouts.py',)
+SLOWEST = 15  # tests that are named
 
 
 class Results:
@@ -19,6 +20,7 @@ class Results:
 
     def __init__(self, run, check):
         self.run, self.check, self.counts, self.late = run, check, Counter(), False
+        self.seconds = Counter()  # test -> seconds
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self, session):
@@ -27,6 +29,7 @@ class Results:
     def pytest_runtest_logreport(self, report):
         if report.when == 'call' or report.failed or report.skipped:
             self.counts[report.outcome] += 1
+        self.seconds[report.nodeid] += report.duration
         if report.failed:
             lines = str(report.longrepr).splitlines()
             errors = [line for line in lines if line.startswith('E ')] or lines
@@ -48,5 +51,7 @@ def suite(run):
     code = pytest.main([*args, *(['--device', run.device] if has_option else [])], plugins=[results])
     ended = 'stopped by its deadline' if results.late else f'exit code {int(code)}'
     counts = ', '.join(f'{n} {outcome}' for outcome, n in sorted(results.counts.items()))
+    slowest = ', '.join(f'{t:.1f} s {n.removeprefix("tests/")}' for n, t in results.seconds.most_common(SLOWEST))
+    check('slowest', 'counted', f'{sum(results.seconds.values()):.0f} s in all: {slowest}')
     detail = f'{counts}; {ended}, {time.monotonic() - start:.0f} s'
     check('all', verdict(code == 0 or results.late and not results.counts['failed']), detail)

@@ -13,21 +13,20 @@ from fastprune.all import prunable_weights
 NARROW = dict(
     DIGITS=((24, 8), (16, 8), (8, 8), (0, 8)), PASSES={torch.bfloat16: 2, torch.float16: 3, torch.float32: 4}, BINS=256
 )
-VARIANTS = {  # variant -> constants of the modules of `modules`
+VARIANTS = {  # variant -> constants of the modules of `modules`; the most promising first
     'as it is': {},
-    'no graph': dict(graph=False),
-    'CHUNK 2^13': dict(CHUNK=2**13),
+    'BLOCK 2^9, 4 warps': dict(BLOCK=2**9),
+    'BLOCK 2^9, 2 warps': dict(BLOCK=2**9, WARPS=2),
+    '2 warps': dict(WARPS=2),
+    'BLOCK 2^11, 8 warps': dict(BLOCK=2**11, WARPS=8),
     'CHUNK 2^15': dict(CHUNK=2**15),
-    'CHUNK 2^16': dict(CHUNK=2**16),
-    'BLOCK 2^10': dict(BLOCK=2**10),
-    'BLOCK 2^12': dict(BLOCK=2**12),
-    '4 warps': dict(WARPS=4),
-    'BLOCK 2^10, 4 warps': dict(BLOCK=2**10, WARPS=4),
-    'BLOCK 2^12, 16 warps': dict(BLOCK=2**12, WARPS=16),
+    'CHUNK 2^13': dict(CHUNK=2**13),
     'digits of 8 bits': NARROW,
-    'digits of 8 bits, BLOCK 2^12': dict(NARROW, BLOCK=2**12),
+    'no graph': dict(graph=False),
 }
-NETWORKS = {'resnet50': 'torchvision resnet50', 'vit_large_patch16_224': 'timm vit_large_patch16_224'}
+# a network with 303 million weights, whose shapes are those of ViT-L, and one with many smaller ones
+VIT_L = [(1024, 3, 16, 16), *[(3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096)] * 24]
+NETWORKS = {'ViT-L': VIT_L, 'ResNet-50': 'torchvision resnet50'}
 
 
 @contextlib.contextmanager
@@ -52,7 +51,7 @@ def modules():
 
 
 def measure(weights, values):
-    "(masks, projection, host time of masks), each a list of seconds, and the masks"
+    "(masks, projection, masks with zeros, host time of masks), each a list of seconds, and the masks"
     import triton.language as tl
 
     from fastprune.core.selection_triton import Search, TritonSelection
@@ -70,27 +69,36 @@ def measure(weights, values):
             masks = partial(selection.lowest, tensors, ks, True)
             for _ in range(4):  # compiles, and records a graph
                 kept, _ = masks()
+            before = [w.clone() for w in tensors]
             project = partial(selection.project, tensors, kept)
-            project()
-            return [[timer(f) for _ in range(rounds)] for timer, f in _sides(masks, project)], kept
+            fused = partial(selection.lowest, tensors, ks, True, None, tensors)
+            times = []
+            for timer, f in (seconds, masks), (seconds, project), (seconds, fused), (host_seconds, masks):
+                f()
+                times.append([])
+                for _ in range(rounds):
+                    torch._foreach_copy_(tensors, before)
+                    times[-1].append(timer(f))
+            torch._foreach_copy_(tensors, before)
+            return times, kept
         finally:
             Search.find_again = find_again
             sys.modules.pop('fastprune.core.radix')
 
 
-def _sides(masks, project):
-    return (seconds, masks), (seconds, project), (host_seconds, masks)
+def weights_of(network, device):
+    "Weights of a network by its name, or random ones of given shapes"
+    if not isinstance(network, str):
+        return {str(i): torch.randn(shape, device=device) for i, shape in enumerate(network)}
+    return {n: p.detach() for n, p in prunable_weights(make(network).to(device)).items()}
 
 
 def tuning(run):
     check = run.checks('tuning')
     rows = Rows('tuning', run.device, run.out)
-    networks = {'small': None} if run.small else NETWORKS
+    networks = {'small': [(5, 9)]} if run.small else NETWORKS
     variants = {v: VARIANTS[v] for v in ('as it is', 'no graph')} if run.small else VARIANTS
-    models, first = {}, {}
-    for network, name in networks.items():
-        made = torch.nn.Linear(9, 5) if name is None else make(name)
-        models[network] = {n: p.detach() for n, p in prunable_weights(made.to(run.device)).items()}
+    models, first = {n: weights_of(of, run.device) for n, of in networks.items()}, {}
     for variant, values in variants.items():
         for network, weights in models.items():
             if run.left < 10:
@@ -100,7 +108,8 @@ def tuning(run):
             except Exception as e:
                 check(f'{variant}, {network}', 'FAILED', f'{type(e).__name__}: {e}'[:300])
                 continue
-            masks, zeros, host = (round(1000 * spread(ts)[0], 4) for ts in times)
+            masks, zeros, both, host = (round(1000 * spread(ts)[0], 4) for ts in times)
             first.setdefault(network, kept)
             same = all(map(torch.equal, kept, first[network]))
-            rows.add(network=network, variant=variant, masks_ms=masks, projection_ms=zeros, host_ms=host, same=same)
+            ms = dict(masks_ms=masks, projection_ms=zeros, masks_and_zeros_ms=both, host_ms=host)
+            rows.add(network=network, variant=variant, **ms, same=same)

@@ -129,7 +129,7 @@ class Fallback:
         **kwargs: object,
     ) -> tuple:  # As of `TorchSelection.lowest`
         "Prune exactly the lowest scores, the earlier of equal ones"
-        if all(x.dtype != torch.float64 and has_memory(x) for x in tensors):
+        if all(map(has_memory, tensors)) and torch.float64 not in {x.dtype for x in tensors}:
             return self._try('lowest', tensors, *args, **kwargs)
         return self.torch.lowest(tensors, *args, **kwargs)
 
@@ -170,6 +170,8 @@ def selection_for(
 # %% ../../nbs/core/backends.ipynb #7f05a3c1
 def _by_device(tensors):
     "Device -> places of its tensors in the list"
+    if len(devices := {x.device for x in tensors}) == 1:
+        return {devices.pop(): range(len(tensors))}
     res = {}
     for i, x in enumerate(tensors):
         res.setdefault(x.device, []).append(i)
@@ -190,6 +192,9 @@ def select(
         return _host.lowest(tensors, ks, absolute, keep, zeros)[0], []
     masks, flags = [None] * len(tensors), []
     for device, places in devices.items():
+        if len(devices) == 1:
+            masks, nan = selection_for(device).lowest(tensors, ks, absolute, keep, zeros)
+            return masks, [] if nan is None else [(places, nan)]
         take = lambda xs, places=places: None if xs is None else [xs[i] for i in places]
         some = ks if isinstance(ks, int) else take(ks)
         found, nan = selection_for(device).lowest(take(tensors), some, absolute, take(keep), take(zeros))
@@ -206,4 +211,5 @@ def project(
 ) -> None:
     "Set weights to +0.0 where masks are False, even where they are inf or NaN; in one launch on a GPU"
     for device, places in _by_device(weights).items():
-        selection_for(device).project([weights[i] for i in places], [masks[i].to(device) for i in places])
+        ms = [m if (m := masks[i]).device == device else m.to(device) for i in places]
+        selection_for(device).project([weights[i] for i in places], ms)

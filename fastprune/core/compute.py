@@ -185,6 +185,7 @@ def compute_masks(
     if parts is not None:
         _check_parts(parts, scope, granularity, layouts)
     devices = {n: s.device for n, s in scores.items()}
+    moves = scope == 'lamp' or len({*devices.values()}) > 1
     if scope == 'lamp':
         scores, scope, absolute = lamp({n: s.abs() for n, s in scores.items()} if absolute else scores), 'global', False
     if parts is not None:
@@ -192,18 +193,22 @@ def compute_masks(
     units = granularity.groups(scores, layouts, keep, absolute, parts and parts.shapes)
     absolute = absolute and granularity.single  # the scores of other units are means of absolute values already
     try:
-        fused = zeros if granularity.single and parts is None and _on(scores, devices) else None
-        kept, counts = kept_units(units, sparsity, target, scope, keep, absolute, parts, fused)
+        fused = zeros if granularity.single and parts is None and (not moves or _on(scores, devices)) else None
+        kept, counts, checks = kept_units(units, sparsity, target, scope, keep, absolute, parts, fused)
     except NaNError as e:
         raise _nan_error(scores, granularity, parts) from e
-    masks = _masks_of(units, kept, scores, None if granularity.single else keep)
+    masks = _masks_of(units, kept, scores, keep, granularity.single)
     if parts is not None:
         masks = Masks({n: parts.wrap(n, m) for n, m in masks.items()})
-    elif not _on(masks, devices):  # LAMP ranks on the CPU where a device has no float64
+    elif moves:  # LAMP ranks on the CPU where a device has no float64
         masks = Masks({n: m.to(devices[n]) for n, m in masks.items()})
+    if counts is not None:
+        _know(masks, units, counts, keep, granularity)
+    for check in checks:  # as late as may be, since outside of a training a GPU is waited for
+        check_flags(*check)
     if zeros and fused is None:
         masks.apply_(zeros)
-    return masks if counts is None else _know(masks, units, counts, keep, granularity)
+    return masks
 
 # %% ../../nbs/core/compute.ipynb #4dba7a85
 def _tied_masks(granularity, scores, sparsity, scope, keep, absolute, zeros):
@@ -214,8 +219,10 @@ def _tied_masks(granularity, scores, sparsity, scope, keep, absolute, zeros):
     return masks
 
 
-def _masks_of(units, kept, scores, keep):
+def _masks_of(units, kept, scores, keep, single):
     "Masks of weights from masks of units, within `keep` and in the order of the scores; empties `kept`"
+    if single:
+        return Masks(zip(scores, kept, strict=True))
     masks = {}
     for u in units:
         masks.update(u.masks(kept.pop(0)))

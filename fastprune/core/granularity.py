@@ -26,9 +26,9 @@ class _SingleWeights(Units):
         scores: torch.Tensor,  # Of weights, or weights themselves
         whole: tuple | None = None,  # Shape of the whole tensor, if this is a piece of it
     ):
-        self.names, self.shapes = (name,), {name: scores.shape if whole is None else whole}
+        self.names, self.shapes, self.size = (name,), {name: scores.shape if whole is None else whole}, 1
         self.n_weights = self.n_units = scores.numel() if whole is None else math.prod(whole)
-        self.size, self.scores = 1, scores.detach()
+        self.scores = scores.detach() if scores.requires_grad else scores
 
     def present(self, masks: dict) -> torch.Tensor:
         return masks[self.names[0]].to(self.scores.device)

@@ -28,15 +28,17 @@ def kept_units(
     absolute: bool,  # Rank |score|?
     parts: Parts | None,  # Pieces of this process, if tensors are spread over processes
     zeros: dict | None = None,  # Name -> weight that gets zeros where it is pruned, if units are single weights
-) -> tuple:  # A mask of the units of each group; how many are pruned, of each or of all in one order, None if unknown
+) -> tuple:  # A mask of the units of each group; how many are pruned, of each or of all in one order, None if unknown;
+    # and the arguments of calls of `check_flags`, which have to follow: an accelerator is waited for there
     "Which units to keep. Raises `NaNError`"
     present = None if keep is None else [u.present(keep) for u in units]
     if scope == 'global':
         return _kept_globally(units, float(sparsity), present, absolute, parts, zeros)
     counts = _counts(units, target, sparsity, scope)
     if parts is not None:
-        return _kept_across_processes(units, counts, present, absolute, parts), None
-    return _selected(units, counts, absolute, present, zeros), counts
+        return _kept_across_processes(units, counts, present, absolute, parts), None, []
+    kept, checks = _selected(units, counts, absolute, present, zeros)
+    return kept, counts, checks
 
 
 def _counts(units, target, sparsity, scope):
@@ -73,13 +75,15 @@ def has_nan(
 
 
 def _selected(units, counts, absolute, present, zeros):
-    "Masks of units, ranked on their devices. NaN there raises an error as soon as it is known"
-    zeros = [zeros[u.names[0]].detach() for u in units] if zeros else None
-    kept, flags = select([u.scores for u in units], counts, absolute, present, zeros)
-    for places, nan in flags:
-        names = [units[i].names for i in places]
-        check_flags(nan, partial(_late_nan_error, names, all(u.n_units == u.n_weights for u in units)))
-    return kept
+    "Masks of units, ranked on their devices, and the checks for NaN there"
+    zeros = [zeros[u.names[0]] for u in units] if zeros else None
+    with torch.no_grad():  # zeros are written into parameters
+        kept, flags = select([u.scores for u in units], counts, absolute, present, zeros)
+    if not flags:
+        return kept, []
+    single, names = all(u.n_units == u.n_weights for u in units), [u.names for u in units]
+    error = lambda places: partial(_late_nan_error, [names[i] for i in places], single)
+    return kept, [(nan, error(places)) for places, nan in flags]
 
 
 def _late_nan_error(names, single, places):
@@ -102,11 +106,12 @@ def _kept_globally(units, sparsity, present, absolute, parts, zeros):
                 "scope='global': units of different sizes, spread over processes, can't be ranked together: use "
                 "scope='local', 'erk' or 'balanced'"
             )
-        return _kept_across_processes(units, [round(n_prune / sizes[0])], present, absolute, parts), None
+        return _kept_across_processes(units, [round(n_prune / sizes[0])], present, absolute, parts), None, []
     if len(set(sizes)) < 2:
         n_units = round(n_prune / max(sizes, default=1))
-        return _selected(units, n_units, absolute, present, zeros), n_units
-    return _lowest_units(units, sizes, n_prune, present), None
+        kept, checks = _selected(units, n_units, absolute, present, zeros)
+        return kept, n_units, checks
+    return _lowest_units(units, sizes, n_prune, present), None, []
 
 
 def _lowest_units(units, sizes, n_prune, keep):

@@ -19,7 +19,7 @@ def know(
     each: dict | None = None,  # Name -> number of weights that each mask keeps, if it is known
 ) -> Masks:  # `masks`
     "Note how many weights masks keep"
-    if not any(m.is_inference() or is_dtensor(m) for m in masks.values()):
+    if not any(map(torch.is_inference, masks.values())) and not any(map(is_dtensor, masks.values())):
         masks.noted = kept, each, {n: (m, m._version) for n, m in masks.items()}
     return masks
 
@@ -29,8 +29,12 @@ def known(
 ) -> tuple:  # Number of weights that are kept, and those of each mask by name; None where it is not known
     "How many weights are kept, if that is known and no mask has changed since"
     kept, each, then = getattr(masks, 'noted', None) or (None, None, {})
-    same = lambda n, m: n in then and then[n][0] is m and then[n][1] == m._version
-    return (kept, each) if len(then) == len(masks) and all(same(n, m) for n, m in masks.items()) else (None, None)
+    if len(then) != len(masks):
+        return None, None
+    for n, m in masks.items():
+        if n not in then or then[n][0] is not m or then[n][1] != m._version:
+            return None, None
+    return kept, each
 
 
 def kept_later(masks: Masks) -> int | Pending:  # The number, or one that is still on a device

@@ -150,8 +150,11 @@ def apply_(
     weights: dict,  # Name -> tensor, changed in place
 ) -> dict:  # `weights`
     "Set pruned weights to exactly 0"
-    pairs = [_local_pair(weights[n], m) for n, m in self.check(weights).items()]
-    project([w for w, _ in pairs], [m for _, m in pairs])
+    masks = list(self.check(weights).values())
+    own = [weights[n] for n in self]
+    if any(map(is_dtensor, (*own, *masks))):
+        own, masks = zip(*map(_local_pair, own, masks), strict=True)
+    project(own, masks)
     return weights
 
 

@@ -65,6 +65,16 @@ def _keys(x, ABSOLUTE: tl.constexpr):
 
 
 @triton.jit
+def _read(x, keep, j, start, left, inner, outer, KEEP: tl.constexpr, TURNED: tl.constexpr):
+    "Numbers of a part, and which of them exist and are in the earlier mask"
+    inside = j < left
+    v = tl.load(x + _place(j, start, inner, outer, TURNED), mask=inside, other=0)
+    if KEEP:
+        inside = inside & (tl.load(keep + j, mask=inside, other=0) != 0)
+    return v, inside
+
+
+@triton.jit
 def _digit(counts, rank):
     "The value of the digit of the `rank`-th key, and how many keys have lower ones"
     h = tl.load(counts + tl.arange(0, BINS))
@@ -73,9 +83,9 @@ def _digit(counts, rank):
 
 
 @triton.jit
-def _next(state, counts, s, extra, WIDTH: tl.constexpr, FIRST: tl.constexpr):
-    """The digits of the k-th key of set `s` so far, and its rank among the keys that begin with them. `state` and
-    `counts` are those of the last pass, `extra` is k without the size of the set"""
+def _next(new, state, counts, s, extra, WIDTH: tl.constexpr, FIRST: tl.constexpr):
+    """The digits of the k-th key of set `s` so far, and its rank among the keys that begin with them, which are stored
+    in `new`. `state` and `counts` are those of the last pass, `extra` is k without the size of the set"""
     if FIRST:
         prefix = extra * 0
         rank = extra + tl.sum(tl.load(counts + s * BINS + tl.arange(0, BINS)), 0)  # `keep` leaves fewer than the size
@@ -83,7 +93,37 @@ def _next(state, counts, s, extra, WIDTH: tl.constexpr, FIRST: tl.constexpr):
         prefix = tl.load(state + 2 * s)
         rank = tl.load(state + 2 * s + 1)
     digit, less = _digit(counts + s * BINS, rank)
-    return (prefix << WIDTH) | digit, rank - less
+    prefix, rank = (prefix << WIDTH) | digit, rank - less
+    tl.store(new + 2 * s, prefix)
+    tl.store(new + 2 * s + 1, rank)
+    return prefix, rank
+
+# %% ../../nbs/core/radix.ipynb #d2b8f1c5
+@triton.jit
+def _collect(slots, n, zeros, key, inside, ABSOLUTE: tl.constexpr, SLOTS: tl.constexpr):
+    "Add keys to the `n` that are in `slots`, as long as there is room. Keys of 0 are counted. Returns both numbers"
+    is_zero = key == (0 if ABSOLUTE else 0x80000000)
+    new, zero = (inside & ~is_zero).to(tl.int32), (inside & is_zero).to(tl.int32)
+    place = n + tl.cumsum(new, 0) - 1
+    tl.store(slots + place, key.to(tl.int32, bitcast=True), mask=(new > 0) & (place < SLOTS))
+    both = tl.sum(new + (zero << 16), 0)  # a block has fewer than 2^16
+    return n + (both & 0xFFFF), zeros + (both >> 16)
+
+
+@triton.jit
+def _recount(
+    slots, found, prefix, SHIFT: tl.constexpr, WIDTH: tl.constexpr, ABSOLUTE: tl.constexpr, SLOTS: tl.constexpr
+):
+    "Counts of a digit among the collected keys that begin with `prefix`, and whether all had room; else 0"
+    n, zeros, j = tl.load(found), tl.load(found + 1), tl.arange(0, SLOTS)
+    has_all = n <= SLOTS
+    n, zeros = tl.where(has_all, n, 0), tl.where(has_all, zeros, 0)
+    key = tl.load(slots + j, mask=j < n, other=0).to(tl.uint32, bitcast=True)
+    inside = (j < n) & ((key >> (SHIFT + WIDTH)) == prefix)
+    h = tl.histogram(((key >> SHIFT) & ((1 << WIDTH) - 1)).to(tl.int32), BINS, mask=inside)
+    zero, bins = tl.full([], 0 if ABSOLUTE else 0x80000000, tl.uint32), tl.arange(0, BINS)
+    of_zero = (bins == ((zero >> SHIFT) & ((1 << WIDTH) - 1)).to(tl.int32)) & ((zero >> (SHIFT + WIDTH)) == prefix)
+    return h + tl.where(of_zero, zeros, 0), has_all
 
 # %% ../../nbs/core/radix.ipynb #1cd9394a
 @triton.jit
@@ -98,12 +138,15 @@ def count_digits(
     last_counts: tl.tensor,  # Counts of the last pass, [sets, BINS]
     counts: tl.tensor,  # Counts of this pass; written here
     nan: tl.tensor,  # Flag of each tensor; written in the first pass
-    own: tl.tensor,  # Counts of each program, [programs, BINS]; written in the last pass
+    own: tl.tensor,  # Counts of each program, [programs, BINS]; written here
+    slots: tl.tensor,  # Keys that are still in question, [programs, SLOTS]; written in the third pass
+    found: tl.tensor,  # Numbers of these, which may be more than there is room for, and of zeros, [programs, 2]
     PASS: tl.constexpr,  # 0, 1, ...
     SHIFT: tl.constexpr,  # Lowest bit of the digit
     WIDTH: tl.constexpr,  # Its bits
     LAST_WIDTH: tl.constexpr,  # Bits of the digit before it
     IS_LAST: tl.constexpr,  # Is this the last pass?
+    SLOTS: tl.constexpr,  # Keys that a program has room for
     ABSOLUTE: tl.constexpr,  # Rank absolute values?
     KEEP: tl.constexpr,  # Are there earlier masks?
     TURNED: tl.constexpr,  # Is any tensor in channels-last format?
@@ -117,27 +160,29 @@ def count_digits(
     x = _base(_column(table, t, 0).to(like.dtype), start, TURNED, ALIGNED)
     keep = _base(_column(table, t, 3).to(tl.pointer_type(tl.int8)), start, False, ALIGNED)
     if PASS > 0:
-        prefix, rank = _next(last_state, last_counts, s, tl.load(extras + s), LAST_WIDTH, PASS == 1)
-        tl.store(state + 2 * s, prefix)
-        tl.store(state + 2 * s + 1, rank)
+        prefix, _ = _next(state, last_state, last_counts, s, tl.load(extras + s), LAST_WIDTH, PASS == 1)
         prefix = prefix.to(tl.uint32)
-    h, any_nan = tl.zeros([BINS], tl.int32), tl.zeros([BLOCK], tl.int32)
-    for a in range(0, CHUNK, BLOCK):
+    b, bins = tl.program_id(0).to(tl.int64), tl.arange(0, BINS)
+    slots += b * SLOTS
+    h, any_nan, n, zeros, end = tl.zeros([BINS], tl.int32), tl.zeros([BLOCK], tl.int32), 0, 0, CHUNK
+    if PASS > 2:  # most programs have all keys that matter from the pass before
+        h, has_all = _recount(slots, found + 2 * b, prefix, SHIFT, WIDTH, ABSOLUTE, SLOTS)
+        end = tl.where(has_all, 0, CHUNK)
+    for a in range(0, end, BLOCK):
         j = a + tl.arange(0, BLOCK)
-        inside = j < left
-        v = tl.load(x + _place(j, start, inner, outer, TURNED), mask=inside, other=0)
-        if KEEP:
-            inside = inside & (tl.load(keep + j, mask=inside, other=0) != 0)
+        v, inside = _read(x, keep, j, start, left, inner, outer, KEEP, TURNED)
         key, is_nan = _keys(v, ABSOLUTE)
         if PASS == 0:
             any_nan = any_nan | (is_nan & inside).to(tl.int32)
         else:
             inside = inside & ((key >> (SHIFT + WIDTH)) == prefix)
+        if PASS >= 2 and not IS_LAST:
+            n, zeros = _collect(slots, n, zeros, key, inside, ABSOLUTE, SLOTS)
         h += tl.histogram(((key >> SHIFT) & ((1 << WIDTH) - 1)).to(tl.int32), BINS, mask=inside)
-    bins = tl.arange(0, BINS)
+    if PASS >= 2 and not IS_LAST:
+        tl.store(found + 2 * b + tl.arange(0, 2), tl.where(tl.arange(0, 2) == 0, n, zeros), mask=end > 0)
     tl.atomic_add(counts + s * BINS + bins, h.to(tl.int64), mask=h > 0, sem='relaxed')
-    if IS_LAST:
-        tl.store(own + tl.program_id(0).to(tl.int64) * BINS + bins, h)
+    tl.store(own + b * BINS + bins, h)
     if PASS == 0:
         tl.store(nan + t, 1, mask=tl.max(any_nan, 0) > 0)
 
@@ -157,9 +202,7 @@ def count_ties(
 ) -> None:
     "Count the scores of a set that equal its k-th, before each program's part"
     s = tl.program_id(0).to(tl.int64)
-    key, rank = _next(last_state, last_counts, s, tl.load(extras + s), LAST_WIDTH, ONE_PASS)
-    tl.store(state + 2 * s, key)
-    tl.store(state + 2 * s + 1, rank)
+    key, _ = _next(state, last_state, last_counts, s, tl.load(extras + s), LAST_WIDTH, ONE_PASS)
     digit = key & ((1 << LAST_WIDTH) - 1)
     end = tl.load(firsts + s + 1)
     total = tl.zeros([], tl.int64)
@@ -185,6 +228,7 @@ def write_masks(
     MORE: tl.constexpr,  # Low bits of a key that no pass has counted, since the type has none there
     LAST_WIDTH: tl.constexpr,  # Bits of the last digit
     ZERO: tl.constexpr,  # Are there weights that get zeros?
+    OWN: tl.constexpr,  # Are they the scores?
     ABSOLUTE: tl.constexpr,
     KEEP: tl.constexpr,
     TURNED: tl.constexpr,
@@ -198,7 +242,7 @@ def write_masks(
     x = _base(_column(table, t, 0).to(like.dtype), start, TURNED, ALIGNED)
     keep = _base(_column(table, t, 3).to(tl.pointer_type(tl.int8)), start, False, ALIGNED)
     mask = _base(masks + _column(table, t, 4), start, False, ALIGNED)
-    if ZERO:
+    if ZERO and not OWN:
         w = _base(tl.load(zeros + t).to(words.dtype), start, TURNED, ALIGNED)
     b = tl.program_id(0).to(tl.int64)
     prefix, rank, seen = tl.load(state + 2 * s), tl.load(state + 2 * s + 1), tl.load(before + b)
@@ -210,7 +254,8 @@ def write_masks(
         j = a + tl.arange(0, BLOCK)
         inside = j < left
         place = _place(j, start, inner, outer, TURNED)
-        v, _ = _keys(tl.load(x + place, mask=inside, other=0), ABSOLUTE)
+        score = tl.load(x + place, mask=inside, other=0)
+        v, _ = _keys(score, ABSOLUTE)
         v = v >> MORE
         counts = inside
         if KEEP:
@@ -222,8 +267,11 @@ def write_masks(
             seen += tl.sum(tie.to(tl.int64), 0)
         kept = ((v > key) | tie_kept) & counts
         tl.store(mask + j, kept.to(tl.int8), mask=inside)
-        if ZERO:
-            tl.store(w + place, 0, mask=inside & (kept == 0))
+        if ZERO:  # whole vectors are written, since single words take as long as a vector each
+            if OWN:
+                tl.store(x + place, tl.where(kept, score, tl.zeros_like(score)), mask=inside)
+            else:
+                tl.store(w + place, tl.load(w + place, mask=kept, other=0), mask=inside)
 
 # %% ../../nbs/core/radix.ipynb #9e211d40
 @triton.jit
@@ -246,5 +294,7 @@ def write_zeros(
     for a in range(0, CHUNK, BLOCK):
         j = a + tl.arange(0, BLOCK)
         inside = j < left
-        kept = tl.load(mask + j, mask=inside, other=1)
-        tl.store(w + _place(j, start, inner, outer, TURNED), 0, mask=inside & (kept == 0))
+        place = _place(j, start, inner, outer, TURNED)
+        kept = tl.load(mask + j, mask=inside, other=0) != 0
+        # whole vectors are written, since single words take as long as a vector each
+        tl.store(w + place, tl.load(w + place, mask=kept, other=0), mask=inside)

@@ -80,12 +80,17 @@ def lamp(
     def one(s):
         x = wide(s.detach().flatten()).square()
         top = x == math.inf  # weights to keep, as in rows under weight_norm
-        if not is_host(top) or top.any():
+        infinite = not is_host(top) or bool(top.any())
+        if infinite:
             others = x[~top] if is_host(top) else torch.where(top, 0, x)
             x = torch.where(top, 2 * others.sum() + 1, x)
         order = x.argsort(stable=True)
         ranked = x[order]
         rest = ranked.flip(0).cumsum(0).flip(0)
-        return torch.empty_like(x).scatter_(0, order, torch.where(rest == 0, 0.0, ranked / rest)).view(s.shape)
+        res = torch.where(rest == 0, 0.0, ranked / rest)
+        if infinite:  # 1/1, 1/2, 1/3 and so on in each tensor, whatever a device's sums are rounded to
+            places = torch.ones_like(x).cumsum(0).flip(0)
+            res = torch.where(top[order], 1 / places, res)
+        return torch.empty_like(x).scatter_(0, order, res).view(s.shape)
 
     return {n: one(s) for n, s in scores.items()}

@@ -20,6 +20,8 @@ from fastprune.core.triton_programs import (
     all_aligned,
     has_memory,
     kernels,
+    layouts_in_memory,
+    lie_apart,
     on_device,
     sizes_in_memory,
     stream_of,
@@ -70,20 +72,20 @@ class Recent(OrderedDict):
         make: Callable,  # Function that makes it
     ) -> object:
         "The thing for `key`, made if there is none"
-        if key not in self:
+        if (found := self.get(key)) is None:
             with torch.inference_mode(False):  # its tensors may be changed in another mode than now
-                self[key] = make()
+                found = self[key] = make()
             while len(self) > KEPT:
                 self.popitem(last=False)
         self.move_to_end(key)
-        return self[key]
+        return found
 
 # %% ../../nbs/core/selection_triton.ipynb #e4a6d7f3
 class TritonSelection:
     "Selection and projection by Triton's kernels"
 
     def __init__(self):
-        self.searches, self.projections = Recent(), Recent()
+        self.searches, self.projections, self.apart = Recent(), Recent(), Recent()
         self.lock = threading.Lock()  # a search has one memory for all threads
 
     def lowest(
@@ -97,9 +99,9 @@ class TritonSelection:
         "Prune exactly the lowest scores, the earlier of equal ones, without waiting for the device"
         tensors, places = _readable(tensors)
         keep = None if keep is None else [m.contiguous() for m in keep]
-        sizes, together = tuple(x.numel() for x in tensors), isinstance(ks, int)
-        aligned = all_aligned([*sizes, *(x.data_ptr() for x in (*tensors, *(keep or ())))])
-        fused = zeros if zeros and _fuse(zeros, places) else None
+        sizes, together = tuple(map(torch.Tensor.numel, tensors)), isinstance(ks, int)
+        aligned = all_aligned([*sizes, *map(torch.Tensor.data_ptr, (*tensors, *(keep or ())))])
+        fused = zeros if zeros and _fuse(zeros, places) and self._lie_apart(zeros, sizes) else None
         device = tensors[0].device
         key = sizes, places, together, absolute, keep is not None, aligned, tensors[0].dtype, device
         with on_device(device), self.lock:
@@ -112,6 +114,10 @@ class TritonSelection:
             self.project(zeros, masks)
         return masks, nan
 
+    def _lie_apart(self, zeros, sizes):
+        key = tuple(map(torch.Tensor.data_ptr, zeros)), sizes, zeros[0].element_size()
+        return self.apart.of(key, lambda: lie_apart(zeros))
+
     def project(
         self,
         weights: list,  # Tensors on one device, changed in place
@@ -120,9 +126,9 @@ class TritonSelection:
         "Set weights to +0.0 where masks are False, even where they are inf or NaN"
         if not weights:
             return
-        device, first = weights[0].device, masks[0].data_ptr()
-        key = device, stream_of(device), *(_place_of(w, m, first) for w, m in zip(weights, masks, strict=True))
+        device = weights[0].device
         with on_device(device), self.lock:
+            key = device, stream_of(device), *_places_of(weights, masks)
             launches, rest = self.projections.of(key, lambda: _planned(weights, masks))
             for projection, places in launches:
                 projection.run(masks[places[0]])
@@ -136,10 +142,13 @@ def _readable(tensors):
     "Tensors of one type, in layouts that kernels read, and these layouts"
     kinds = {x.dtype for x in tensors}
     same = len(kinds) == 1 and kinds <= PASSES.keys()
-    tensors = [x.detach() if same else x.detach().float() for x in tensors]
-    places = [sizes_in_memory(x) for x in tensors]
-    tensors = [x.contiguous() if p is None else x for x, p in zip(tensors, places, strict=True)]
-    return tensors, tuple(p or (1, 1) for p in places)
+    if not same:
+        tensors = [x.detach().float() for x in tensors]
+    places = layouts_in_memory(tensors)
+    if None in places:
+        tensors = [x.detach().contiguous() if p is None else x for x, p in zip(tensors, places, strict=True)]
+        places = tuple(p or (1, 1) for p in places)
+    return tensors, places
 
 
 def _writable(w):
@@ -149,13 +158,19 @@ def _writable(w):
 
 def _fuse(zeros, places):
     "Can the weights get their zeros in the pass that writes the masks?"
-    same = len({w.element_size() for w in zeros}) == 1 and all(map(_writable, zeros))
-    return same and all(sizes_in_memory(w) == p for w, p in zip(zeros, places, strict=True))
+    same = len({w.element_size() for w in zeros}) == 1 and layouts_in_memory(zeros) == places
+    return same and all(map(torch.is_floating_point, zeros)) and all(map(has_memory, zeros))
 
 
-def _place_of(w, mask, first):
-    "All that a projection depends on, for one weight"
-    return w.data_ptr(), w.shape, w.stride(), w.dtype, mask.data_ptr() - first, mask.is_contiguous()
+def _places_of(weights, masks):
+    "All that a projection depends on, property by property"
+    first = masks[0].data_ptr()
+    yield tuple(map(torch.Tensor.data_ptr, weights))
+    yield tuple(w.shape for w in weights)
+    yield tuple(map(torch.Tensor.stride, weights))
+    yield tuple(w.dtype for w in weights)
+    yield tuple(m.data_ptr() - first for m in masks)
+    yield tuple(map(torch.Tensor.is_contiguous, masks))
 
 
 def _planned(weights, masks):
@@ -166,6 +181,9 @@ def _planned(weights, masks):
         (groups.setdefault(w.element_size(), []) if fits else rest).append(i)
     launches = []
     for places in groups.values():
+        if not lie_apart([weights[i] for i in places]):
+            rest += places
+            continue
         distances = [masks[i].data_ptr() - masks[places[0]].data_ptr() for i in places]
         launches.append((Projection([weights[i] for i in places], distances), places))
     return launches, rest

@@ -16,6 +16,8 @@ from fastcore.basics import patch
 # %% ../../nbs/core/shards.ipynb #6810389f
 def is_dtensor(t: object) -> bool:  # Anything
     "Is `t` one of torch's DTensors?"
+    if type(t) in (torch.Tensor, torch.nn.Parameter):
+        return False
     # there is none where nobody has imported the module, or where another thread is importing it
     kind = getattr(sys.modules.get('torch.distributed.tensor'), 'DTensor', None)
     return kind is not None and isinstance(t, kind)

@@ -96,7 +96,7 @@ def check_sparsity(
     argument: str = 'sparsity',  # Name of the argument, for the message
 ) -> float:  # `s`
     "Check that `s` is a fraction of zeros in [0,1). Raises `ValueError`"
-    if isinstance(s, bool) or not isinstance(s, Real):
+    if isinstance(s, bool) or not isinstance(s, (float, Real)):  # a float is known at once
         raise ValueError(f"{argument}={s!r}: needs a number in [0,1), the fraction of zeros")
     if not 0 <= s < 1:
         hint = f': did you mean {s / 100:g}?' if 1 < s < 100 else ', and 1 would leave no weight' if s == 1 else ''
@@ -160,6 +160,8 @@ def expand_sparsity(
     if not isinstance(sparsity, dict):
         return dict.fromkeys(names, float(sparsity))
     res, names = {}, dict.fromkeys(names)
+    if sparsity.keys() == names.keys():
+        return {n: float(sparsity[n]) for n in names}
     for pat, s in sparsity.items():
         found = match(pat, names) if isinstance(pat, str) else _class_names(pat, names, argument, model)
         if not found:

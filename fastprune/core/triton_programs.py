@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'BLOCK', 'WARPS', 'WORDS', 'kernels', 'launch', 'on_device', 'stream_of', 'is_interpreted', 'interpreted',
-           'sizes_in_memory', 'has_memory', 'all_aligned', 'Programs']
+           'sizes_in_memory', 'layouts_in_memory', 'has_memory', 'lie_apart', 'all_aligned', 'Programs']
 
 # %% ../../nbs/core/triton_programs.ipynb #a5bc428d
 import contextlib
@@ -12,6 +12,9 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import reduce
+from itertools import pairwise
+from operator import or_
 from types import ModuleType
 
 import numpy as np
@@ -20,8 +23,8 @@ import torch
 from .devices import upload
 
 # %% ../../nbs/core/triton_programs.ipynb #c3c333ce
-CHUNK, BLOCK = 2**14, 2**11  # numbers that a program reads in all, and at once
-WARPS = 8
+CHUNK, BLOCK = 2**14, 2**10  # numbers that a program reads in all, and at once
+WARPS = 4
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers by their bytes
 
 
@@ -94,6 +97,15 @@ def sizes_in_memory(
     return None
 
 
+def layouts_in_memory(
+    tensors: list,  # Of any shapes
+) -> tuple:  # As from `sizes_in_memory`, of each tensor
+    "The layouts of tensors. Most lists have contiguous tensors only, which is quickly seen"
+    if all(map(torch.Tensor.is_contiguous, tensors)):
+        return ((1, 1),) * len(tensors)
+    return tuple(map(sizes_in_memory, tensors))
+
+
 def has_memory(
     x: torch.Tensor,  # Of any shape
 ) -> bool:
@@ -101,11 +113,19 @@ def has_memory(
     return not x.numel() or x.data_ptr() != 0
 
 
+def lie_apart(
+    tensors: list,  # Without gaps in memory
+) -> bool:
+    "Do no two tensors share memory? If they do, programs of one launch must not read and write them"
+    spans = sorted((x.data_ptr(), x.data_ptr() + x.nbytes) for x in tensors)
+    return all(end <= start for (_, end), (start, _) in pairwise(spans))
+
+
 def all_aligned(
     numbers: list,  # Addresses and sizes
 ) -> bool:
     "Are all numbers multiples of 16?"
-    return all(a % 16 == 0 for a in numbers)
+    return not reduce(or_, numbers, 0) % 16  # one test for all, in C
 
 # %% ../../nbs/core/triton_programs.ipynb #e8127071
 class Programs:
@@ -119,7 +139,7 @@ class Programs:
         chunks = [-(-n // CHUNK) for n in sizes]
         self.firsts = np.concatenate([[0], np.cumsum(chunks)]).astype(np.int64)  # first program of each tensor, the end
         tensors = np.repeat(np.arange(len(sizes)), chunks)
-        self.n = len(tensors)
+        self.n, self.slots = len(tensors), CHUNK // 16
         self.tensors = upload(tensors, torch.int32, device)
         self.starts = upload((np.arange(self.n) - self.firsts[tensors]) * CHUNK, torch.int64, device)
         self.constants = dict(CHUNK=CHUNK, BLOCK=BLOCK, num_warps=WARPS)

@@ -47,7 +47,8 @@ class Search:
         self._reserve(n, columns, bins, dtype)
         firsts = self.programs.firsts
         self.firsts = upload(firsts[[0, -1]] if together else firsts, torch.int64, device)
-        self.addresses, self.ks, self.graph, self.uses = None, None, None, 0
+        self.addresses = self.ks = self.graph = self.shapes = self.strides = self.zeros = None  # of the last use
+        self.uses = 0
 
     def _reserve(self, n, columns, bins, dtype):
         "The memory that all uses share; shapes and contents are described in `fastprune.core.radix`"
@@ -56,6 +57,10 @@ class Search:
         self.table, self.extras = empty(n, columns), empty(n_sets)
         self.counts, self.states = empty(passes, n_sets, bins), empty(passes + 1, n_sets, 2)
         self.own, self.before = empty(n_programs, bins, dtype=torch.int32), empty(n_programs)
+        room = n_programs if passes > 3 else 0
+        self.slots, self.found = (
+            empty(*shape, dtype=torch.int32) for shape in ((room, self.programs.slots), (room, 2))
+        )
         self.nan, self.like = empty(n, dtype=torch.int32), empty(1, dtype=dtype)
 
 # %% ../../nbs/core/triton_search.ipynb #e8d95cc7
@@ -67,7 +72,8 @@ def set_inputs(
     keep: list | None = None,  # Earlier masks
 ) -> None:
     "Copy the addresses of tensors and the numbers k to the device, if they have changed"
-    addresses = [x.data_ptr() for x in tensors], None if keep is None else [m.data_ptr() for m in keep]
+    of = lambda ts: list(map(torch.Tensor.data_ptr, ts))
+    addresses = of(tensors), None if keep is None else of(keep)
     if addresses != self.addresses:
         table = self.fixed.copy()
         table[:, 0] = addresses[0]
@@ -93,7 +99,9 @@ def find(self: Search) -> None:
             kernels().count_digits,
             *(self.like, self.table, self.programs.tensors, self.programs.starts, self.extras),
             *(self.states[last], self.states[i], self.counts[last], self.counts[i], self.nan, self.own),
+            *(self.slots, self.found),
             **dict(PASS=i, SHIFT=shift, WIDTH=bits, LAST_WIDTH=width, IS_LAST=i == last_pass),
+            SLOTS=self.programs.slots,
             **self.constants,
         )
         width = bits
@@ -149,12 +157,12 @@ def masks(
     memory = torch.empty(self.mask_bytes, dtype=torch.bool, device=self.device)
     shift, bits = self.digits[-1]
     constants = self.constants | dict(MORE=shift, LAST_WIDTH=bits, ZERO=zeros is not None)
-    words, addresses = self.own, self.extras  # not read if there are no zeros to write
+    words, addresses, own = self.own, self.extras, False  # not read if there are no zeros to write
     if zeros is not None:
-        numbers = [w.data_ptr() for w in zeros]
-        words = torch.empty(1, dtype=WORDS[zeros[0].element_size()], device=self.device)
-        addresses = upload(numbers, torch.int64, self.device)
-        constants['ALIGNED'] &= all_aligned(numbers)
+        words, addresses, aligned = self._addresses_of(zeros)
+        constants['ALIGNED'] &= aligned
+        own = self.zeros[0] == (self.addresses[0], self.like.element_size())
+    constants['OWN'] = own
     self.programs.run(
         kernels().write_masks,
         *(self.like, words, self.table, self.programs.tensors, self.programs.starts),
@@ -163,7 +171,20 @@ def masks(
     )
     if zeros is not None:
         torch.autograd.graph.increment_version(zeros)
-    return [memory.as_strided(s, _strides(s), place) for s, place in zip(shapes, self.mask_places, strict=True)]
+    if shapes != self.shapes:
+        self.shapes, self.strides = shapes, list(map(_strides, shapes))
+    return list(map(memory.as_strided, shapes, self.strides, self.mask_places))
+
+
+@patch
+def _addresses_of(self: Search, zeros):
+    "Any tensor of whole numbers as wide as the weights, their addresses on the device, and whether all are aligned"
+    numbers, width = list(map(torch.Tensor.data_ptr, zeros)), zeros[0].element_size()
+    if self.zeros is None or self.zeros[0] != (numbers, width):
+        words = torch.empty(1, dtype=WORDS[width], device=self.device)
+        addresses = upload(numbers, torch.int64, self.device)
+        self.zeros = (numbers, width), (words, addresses, all_aligned(numbers))
+    return self.zeros[1]
 
 
 def _strides(shape):

@@ -24,7 +24,7 @@ class TensorCounts:
     "Sparsity as the fraction of weights that are zero, by the names of weights"
 
     def __init__(self, granularity: Granularity):
-        self.granularity = granularity
+        self.granularity, self._units = granularity, (None, None)  # weights, and how many units they have
 
     def sizes(
         self,
@@ -43,7 +43,9 @@ class TensorCounts:
         "How many weights or units a sparsity prunes"
         if scope != 'local':
             return round(next(iter(sparsity.values())) * sum(p.numel() for p in weights.values()))
-        units = self.granularity.counts(weights, layouts)
+        if self._units[0] is not weights:  # a training keeps its weights, and so their numbers of units
+            self._units = weights, self.granularity.counts(weights, layouts)
+        units = self._units[1]
         return {n: round(s * units[n]) for n, s in sparsity.items()}
 
     def sparsity_later(self, masks: Masks) -> float | Pending:  # The number, or one that is still on a device

@@ -266,6 +266,7 @@ def groups(
     res = []
     for n, s in scores.items():
         shape, layout = s.shape if whole is None else whole[n], 0 if self.single else layouts.get(n, 0)
-        self.check_fits(n, shape, layout)
+        if not self.single:
+            self.check_fits(n, shape, layout)
         res.append(self.units(n, s, layout, keep and keep[n], absolute, shape))
     return res

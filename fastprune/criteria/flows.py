@@ -153,6 +153,19 @@ def _check_flow(scores, flow):
 _small = 2.0**-400  # an input so small that bounded activations such as ReLU6 never reach their bound
 
 
+class _Twice(nn.Module):
+    "A model that is called for two inputs, the second without gradients: parameters are put into it once for both"
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, first, second):
+        out = self.model(*first)
+        with torch.no_grad():
+            return out, self.model(*second)
+
+
 def _flow(batches, model, weights):
     "Absolute parameters, and the gradients of the output with respect to `weights`; call it inside `undisturbed`"
     ones = _map_tensors(_ones, batches.inputs())
@@ -160,21 +173,21 @@ def _flow(batches, model, weights):
         flow = _positive_parameters(model, weights)
         for n in weights:
             flow[n].requires_grad_()
-        state = {**flow, **_buffers(model)}
+        state = {f'model.{n}': t for n, t in {**flow, **_buffers(model)}.items()}
+        inputs = tuple(_map_tensors(lambda t, x=x: t * x, ones) for x in (_small, 2 * _small))
 
-        def run(x):
-            inputs = _map_tensors(lambda t: t * x, ones)
-            out = batches.prediction_of(functional_call(model, state, inputs))  # a callback may pick one of several
+        def predicted(out):
+            out = batches.prediction_of(out)  # a callback may pick one of several
             return out[0] if isinstance(out, (tuple, list)) else out
 
         try:
-            out = run(_small)
+            out, twice = functional_call(_Twice(model), state, inputs)
+            out = predicted(out)
         except (RuntimeError, TypeError, AttributeError, IndexError) as e:
             raise ValueError(f"synflow can't send float64 numbers through the model: {e}") from e
         _check_output(out)
         with torch.no_grad():
-            twice = run(2 * _small)
-            _check_proportion(out, twice)
+            _check_proportion(out, predicted(twice))
         return flow, torch.autograd.grad(out.sum(), [flow[n] for n in weights], allow_unused=True)
 
 # %% ../../nbs/criteria/flows.ipynb #6a3a3e5f

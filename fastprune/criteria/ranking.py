@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..core.compute import check_nan, check_scores
-from ..core.computed import in_use, normed_rows
+from ..core.computed import computes_weights, in_use, normed_rows
 from ..core.dense import dense_gradients
 from ..core.devices import is_host
 from ..core.foreach import extremes
@@ -159,8 +159,8 @@ def ranked(
 ) -> tuple:  # Scores for `compute_masks`, and its `absolute`
     """Scores to rank weights by. If a layer computes its weight, as under spectral_norm, that weight is scored. Rows
     under weight_norm keep their largest weight"""
-    absolute = ranks_magnitude(criterion)
-    used = {n: f(weights[n].detach()) for n, f in in_use(model).items() if n in weights}
+    absolute, computes = ranks_magnitude(criterion), computes_weights(model)
+    used = {n: f(weights[n].detach()) for n, f in in_use(model).items() if n in weights} if computes else {}
     if absolute:
         scores = {n: used.get(n, p.detach()) for n, p in weights.items()}
     else:
@@ -168,7 +168,7 @@ def ranked(
         scores = _score(criterion, weights if asks_for(criterion) else in_force, given)
     if masks is not None:
         scores = _dead_last(scores, masks, absolute, transposed_groups(model))
-    return hold_rows(scores, model, absolute), absolute
+    return hold_rows(scores, model, absolute) if computes else scores, absolute
 
 
 def _with_gradient(used, p):

@@ -15,9 +15,10 @@ from torch import nn
 
 from ..core.weights import prunable_weights
 from .attention import OpenAttention, open_attention, without_fused_path
-from .forms import FORM_ERRORS, layer_forms
+from .forms import layer_forms
 from .modules import ModuleCalls, has_hooks, layer_kind, replace_module, zero_fraction
 from .semi_structured_layer import tuned_linear
+from .semi_structured_trial import product_of, try_products
 from .timing import LayerTrial, time_forms
 from ..learner.inputs import call_model
 
@@ -85,17 +86,21 @@ def _open(model, inputs, min_sparsity):
 
 
 def _forms(m, calls):
-    "All forms of a layer, as from `layer_forms`, those for the shape of its inputs too"
+    "All forms of a layer, as from `layer_forms`"
     x = calls.inputs[m][0]
-    forms, missing = layer_forms(m, x.numel() // x.shape[-1] if layer_kind(m) == 'linear' and x.numel() else None)
-    if '2:4' in forms:
-        try:
-            tuned = tuned_linear(forms['2:4'], x)
-        except FORM_ERRORS:  # the search fails where the product may still run
-            tuned = None
-        if tuned is not None:
-            forms['2:4 tuned'] = tuned
-    return forms, missing
+    return layer_forms(m, x.numel() // x.shape[-1] if layer_kind(m) == 'linear' and x.numel() else None)
+
+
+def _try_products(layers, forms, missing, calls, device):
+    "Take 2:4 forms away that do not work, and add tuned ones. All dicts have a layer's name as their key"
+    products = {n: product_of(m, calls.inputs[m][0]) for n, m in layers.items() if '2:4' in forms[n]}
+    tried = try_products(list(products.values()), device)
+    for n, p in products.items():
+        if not (outcome := tried[p]).works:
+            del forms[n]['2:4']
+            missing[n]['2:4'] = outcome.why
+        elif outcome.algorithm is not None:
+            forms[n]['2:4 tuned'] = tuned_linear(forms[n]['2:4'], outcome.algorithm)
 
 
 def _users_name(model, name):
@@ -115,7 +120,7 @@ def fastest_layers(
     "Put each layer of a model into its fastest form"
     device = next((p.device for p in model.parameters()), torch.device('cpu'))
     calls, stay = _open(model, inputs, min_sparsity)
-    results, trials, missing = [], {}, {}
+    results, layers, forms, missing = [], {}, {}, {}
     for name, m in list(model.named_modules()):
         w = _layer_weight(m)
         if w is None:
@@ -125,8 +130,10 @@ def fastest_layers(
         inside = next((n for n in stay if name == n or name.startswith(n + '.')), None)
         result.why = _why_untried(m, w, calls, min_sparsity) if inside is None else stay[inside]
         if result.why is None:
-            forms, missing[name] = _forms(m, calls)
-            trials[name] = LayerTrial(forms, device).eval()
+            layers[name] = m
+            forms[name], missing[name] = _forms(m, calls)
+    _try_products(layers, forms, missing, calls, device)
+    trials = {n: LayerTrial(f, device).eval() for n, f in forms.items()}
     if trials:
         for name, t in trials.items():
             replace_module(model, name, t)

@@ -28,6 +28,7 @@ from fastprune.deploy.semi_structured_layer import (
     tuned_linear,
     why_not_packed,
 )
+from .semi_structured_trial import product_of, try_products
 from .timing import LayerTrial, latency, time_forms
 from ..learner.inputs import as_inputs, call_example, call_model, error_line, map_tensors
 
@@ -74,15 +75,18 @@ def fastest_form(
     return 'dense', '; '.join([*reasons, *(f'{f}: {e}' for f, e in (errors or {}).items())])
 
 # %% ../../nbs/deploy/semi_structured.ipynb #aed0fd25
-def _trial(layer, calls, device):
-    "A layer dense, 2:4, and tuned for the input that it got; without 2:4 where torch can't"
+def _trial(layer, outcome, device):
+    "A layer dense, 2:4, and tuned for its input, as far as a trial has shown that they work; `outcome` may be None"
     forms, errors = {'dense': layer}, {}
+    if outcome is not None and outcome.why:
+        errors['2:4 tuned' if outcome.works else '2:4'] = outcome.why
     try:
-        forms['2:4'] = semi_structured_linear(layer)
-        if calls.counts[layer] and (tuned := tuned_linear(forms['2:4'], calls.inputs[layer][0])) is not None:
-            forms['2:4 tuned'] = tuned
+        if outcome is None or outcome.works:
+            forms['2:4'] = semi_structured_linear(layer)
+        if outcome is not None and outcome.algorithm is not None:
+            forms['2:4 tuned'] = tuned_linear(forms['2:4'], outcome.algorithm)
     except FORM_ERRORS as e:
-        errors['2:4 tuned' if '2:4' in forms else '2:4'] = error_line(e)
+        errors['2:4'] = error_line(e)
     trial = LayerTrial(forms, device).eval()
     trial.errors.update(errors)
     return trial
@@ -96,7 +100,9 @@ def _time_layers(model, names, inputs, seconds):
     with ModuleCalls(whole) as calls:
         call_model(whole, inputs)
     device, paths = model.get_parameter(names[0]).device, {m: n for n, m in whole.named_modules()}
-    trials = {m: _trial(m, calls, device) for ms in layers.values() for m in ms}
+    products = {m: product_of(m, calls.inputs[m][0]) for ms in layers.values() for m in ms if calls.counts[m]}
+    tried = try_products(list(products.values()), device)
+    trials = {m: _trial(m, tried.get(products.get(m)), device) for ms in layers.values() for m in ms}
     for m, t in trials.items():
         replace_module(whole, paths[m], t)
     time_forms(whole, inputs, list(trials.values()), seconds, np.random.default_rng(0))
@@ -167,7 +173,8 @@ def to_semi_structured(
     seconds: float = 10.0,  # About how long to time layers; in any case three passes for each form are timed
 ) -> nn.Module:  # A copy in eval mode, without gradients; its `.semi_structured_report` says what became of each weight
     """A copy of `model` for inference, in which 2:4 linear layers have torch's semi-structured tensors where that is
-    faster on `example`. Raises `ValueError` without a GPU for that, and if there is no such layer"""
+    faster on `example`. Products are first tried in a process of their own, which takes some seconds, so that one that
+    the GPU can't run does no harm. Raises `ValueError` without a GPU for that, and if there is no such layer"""
     check_number('a number above 0', '(0,inf)', seconds=seconds)
     report, model = semi_structured_layers(model, include, exclude, dtype), unwrap(model)
     check_gpu(next((p.device for p in model.parameters()), torch.device('cpu')))

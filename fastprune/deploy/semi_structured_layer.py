@@ -9,7 +9,6 @@ __all__ = []
 import copy
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 # %% ../../nbs/deploy/semi_structured_layer.ipynb #7549b0e2
@@ -105,18 +104,9 @@ def semi_structured_linear(
 # %% ../../nbs/deploy/semi_structured_layer.ipynb #fe19f8ff
 def tuned_linear(
     layer: nn.Linear,  # As from `semi_structured_linear`
-    x: torch.Tensor,  # An input of the shape that is to be fast
-) -> nn.Linear | None:  # None where torch has no search, and where it finds nothing new
-    "A layer by the algorithm that cuSPARSELt's search finds for an input"
+    algorithm: int,  # Number of the algorithm
+) -> nn.Linear:  # Shares all but the weight with the layer
+    "A layer by one of cuSPARSELt's algorithms"
     weight = layer.weight.detach()
-    search = getattr(torch, '_cslt_sparse_mm_search', None)
-    if search is None or getattr(weight, 'BACKEND', None) != 'cusparselt' or not x.numel():
-        return None
-    rows = x.detach().reshape(-1, x.shape[-1])
-    least = weight._DTYPE_SHAPE_CONSTRAINTS[weight.dtype].dense_min_rows
-    rows = F.pad(rows, (0, 0, 0, -len(rows) % least)).contiguous()
-    algorithm = int(search(weight.packed, rows.t(), bias=layer.bias, transpose_result=True))
-    if algorithm == weight.alg_id_cusparselt and weight.fuse_transpose_cusparselt:
-        return None
     weight.alg_id_cusparselt, weight.fuse_transpose_cusparselt = algorithm, True
     return with_packed_weight(layer, weight)

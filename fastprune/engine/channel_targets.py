@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from ..core.channel_granularity import Channels, member_names, producers, ranked_names
-from ..core.channel_graph import find_channels
+from ..core.channel_graph import call_model, find_channels
+from ..core.channel_norms import without_norms
+from ..core.channel_zeros import check_zeros
 from ..core.computed import normed_rows
 from ..core.generators import forked_rng
 from ..core.names import unwrap
@@ -25,7 +27,8 @@ from ..core.unit_counts import counted
 from ..core.weights import prunable_weights
 
 # %% ../../nbs/engine/channel_targets.ipynb #08768e43
-_found = WeakKeyDictionary()  # model -> shapes of its parameters, its groups, and how often each weight is used
+# model -> shapes of its parameters, its groups, how often each weight is used, and names of groups that were checked
+_found = WeakKeyDictionary()
 
 
 def _shapes(model):
@@ -37,7 +40,7 @@ def remember_groups(
     groups: list,  # Of `ChannelGroup`
 ) -> None:
     "Use these groups for a model, as long as its parameters have the same shapes"
-    _found[unwrap(model)] = [_shapes(model), list(groups), None]
+    _found[unwrap(model)] = [_shapes(model), list(groups), None, set()]
 
 
 class ChannelSource:
@@ -63,7 +66,7 @@ class ChannelSource:
     def _entry(self):
         entry = _found.get(unwrap(self.model))
         if entry is None or entry[0] != _shapes(self.model):
-            with self.inputs() as (inputs, call):
+            with self.inputs() as (inputs, call), without_norms(self.model):
                 remember_groups(self.model, find_channels(unwrap(self.model), inputs, call))
             entry = _found[unwrap(self.model)]
         return entry
@@ -71,6 +74,18 @@ class ChannelSource:
     def groups(self) -> list:
         "The groups of the model"
         return self._entry()[1]
+
+    def check(
+        self,
+        groups: list,  # Of `ChannelGroup`, those to prune
+    ) -> None:
+        "Make sure that cut channels are zero where they are read; raises `ValueError`. Not without an example"
+        checked, names = self._entry()[3], tuple(g.name for g in groups)
+        if names in checked or type(self) is ChannelSource and self.example is None:
+            return
+        with self.inputs() as (inputs, call), without_norms(self.model):
+            check_zeros(self.model, groups, inputs, call)
+        checked.add(names)
 
     def uses(self) -> dict:
         "Name -> how often each weight is used for one item"
@@ -81,12 +96,6 @@ class ChannelSource:
         return entry[2]
 
 # %% ../../nbs/engine/channel_targets.ipynb #77512548
-def _plain_call(model, inputs):
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-
-
 def _uses(m, args, out):
     "How often each weight of a layer is used in a call, for all items"
     out = out[0] if isinstance(out, tuple) else out
@@ -117,7 +126,7 @@ def count_uses(
     for name, m in model.named_modules():
         m.register_forward_hook(lambda m, args, out, name=name: note(name, m, args, out))
     with forked_rng(), torch.no_grad():
-        (call or _plain_call)(model, inputs)
+        (call or call_model)(model, inputs)
     first = inputs[0] if isinstance(inputs, tuple) else inputs
     while isinstance(first, (tuple, Mapping)):
         first = first[0] if isinstance(first, tuple) else next(iter(first.values()))
@@ -184,4 +193,5 @@ def channel_targets(
     bound = granularity.bind(groups, recover, source.uses() if granularity.cost == 'flops' else None)
     parameters, names = dict(unwrap(model).named_parameters()), ranked_names(groups)
     _check_tensors(model, names)
+    source.check(groups)
     return {n: parameters[n] for n in parameters if n in names}, target, bound, frozen

@@ -20,6 +20,7 @@ class Held:
 
     masks = None  # `Masks`
     zeroed = frozenset()  # names of weights that get their zeros before masks are held
+    is_projected = False  # have pruned weights become zero since the optimizer's step?
 
     def hold(
         self,
@@ -49,7 +50,9 @@ class Held:
         takes_zeroed: bool,  # Are the masks held as they are made?
     ) -> Iterator[None]:
         "In this context, the pass that makes masks writes zeros, too, where that saves a pass over all weights"
-        plain = not any(is_host(p) or is_dtensor(p) for p in weights.values())
+        plain = not any(map(is_host, {p.device for p in weights.values()})) and not any(
+            map(is_dtensor, weights.values())
+        )
         self.zeroed = frozenset(weights if plain and takes_zeroed else ())
         try:
             yield

@@ -6,12 +6,14 @@
 __all__ = ['MaskKeeper']
 
 # %% ../../nbs/engine/keep.ipynb #4ba296dd
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
 from ..core.devices import is_host
 from ..core.masks import Masks
-from ..core.names import unwrap
+from ..core.names import parameters_at
 from .cut_channels import channels_of, joined
 
 # %% ../../nbs/engine/keep.ipynb #f69686ae
@@ -32,6 +34,11 @@ class MaskKeeper:
         "Does `hold` take `zeroed`, and the masks as they are? A class with another `hold` has to say so itself"
         return type(self).hold is MaskKeeper.hold
 
+    @property
+    def projects_at_once(self) -> bool:
+        "Do weights that get masks have their zeros after `hold`, so that `end_step` has nothing to do?"
+        return self.takes_zeroed and type(self).end_step is MaskKeeper.end_step
+
     def hold(
         self,
         masks: dict,  # Name -> bool tensor; masks of other weights do not change
@@ -39,7 +46,8 @@ class MaskKeeper:
         zeroed: frozenset = frozenset(),  # Names of weights that are zero already where these masks prune them
     ) -> None:
         "Prune by these masks from now on"
-        weights = self.parameters()
+        names = masks if self.masks is None else {**self.masks, **masks}
+        weights = self.parameters(names)
         masks = {n: m.to(weights[n].device) for n, m in Masks(masks).check(weights).items()}
         old, self.masks, self.origin = self.masks, Masks({**(self.masks or {}), **masks}), origin
         if cut := joined(self.cut, origin):
@@ -50,15 +58,18 @@ class MaskKeeper:
     def project(self) -> None:
         "Set pruned weights to zero"
         if self.masks is not None:
-            self.masks.apply_(self.parameters())
+            self.masks.apply_(self.parameters(self.masks))
 
     def end_step(self) -> None:
         "After a step of the optimizer"
         self.project()
 
-    def parameters(self) -> dict:
-        "Name -> parameter, as the model is now"
-        return dict(unwrap(self.model).named_parameters())
+    def parameters(
+        self,
+        names: Iterable | None = None,  # Those that are needed; None for all
+    ) -> dict:  # Name -> parameter; all if the model has none of some name
+        "Parameters, as the model is now"
+        return parameters_at(self.model, names)
 
 # %% ../../nbs/engine/keep.ipynb #26e8566a
 def present_masks(

@@ -39,6 +39,7 @@ class Run:
     t = 0  # the current step, from 0
     epoch = 0  # the current epoch, from 0
     asked = None  # the sparsity to reach after this step, by name
+    units = None  # a granularity, and the number of units of each weight
 
     def __init__(
         self,
@@ -103,6 +104,7 @@ def hold(
         self.keeper.hold(masks, origin, self.held.zeroed)
     else:
         self.keeper.hold(masks, origin)
+    self.held.is_projected = getattr(self.keeper, 'projects_at_once', False)
     current, state = self.keeper.masks, self.state
     if any(current[n] is not m for n, m in masks.items()):  # in distributed training, those of the first process
         masks = {n: current[n] for n in masks}

@@ -115,9 +115,10 @@ def before_step(self: Sparsifier) -> bool:  # Should the optimizer step?
 @torch.no_grad()
 def after_step(self: Sparsifier) -> None:
     "After the optimizer's step"
-    self.is_open = self.forward_seen = False
+    self.is_open = self.forward_seen = self.held.is_projected = False
     self._advance(lambda: self.method.after_step(self.weights))
-    self.keeper.end_step()
+    if not self.held.is_projected:
+        self.keeper.end_step()
     self.in_step = False
     self.t = min(self.t + 1, self.total_steps - 1)
     self.epoch = self.t // self.steps_per_epoch

@@ -12,6 +12,7 @@ import contextlib
 import random
 from collections.abc import Iterator
 from copy import copy
+from itertools import chain
 
 import numpy as np
 import torch
@@ -242,7 +243,9 @@ def to_model(
 ) -> torch.device:  # The device
     "Move the model, and the loss if it is a module, to the device of batches"
     device = device_of(learn)
-    learn.model.to(device).train(train)
+    if any(t.device != device for t in chain(learn.model.parameters(), learn.model.buffers())):
+        learn.model.to(device)
+    learn.model.train(train)
     if isinstance(learn.loss_func, (torch.nn.Module, BaseLoss)):
         learn.loss_func.to(device)
     return device

@@ -8,20 +8,24 @@ __all__ = []
 # %% ../../nbs/learner/fit.ipynb #55559bfe
 import contextlib
 import warnings
+from collections.abc import Iterable
 
 from fastai.basics import Callback, CancelFitException, patch
 from fastai.callback.schedule import Learner  # with fit_one_cycle and fine_tune
 from torch import nn
 
 from ..core.later import counts
-from ..core.names import unwrap
+from ..core.names import parameters_at
 from ..core.weights import prunable_weights
 from .batches import in_fit
 
 # %% ../../nbs/learner/fit.ipynb #f11d092f
-def parameters_of(learn: Learner) -> dict:
-    "Name -> current parameter of the model: a callback may have replaced some since the fit began"
-    return dict(unwrap(learn.model).named_parameters())
+def parameters_of(
+    learn: Learner,
+    names: Iterable | None = None,  # Those that are needed; None for all
+) -> dict:  # Name -> parameter; all if the model has none of some name
+    "The current parameters of the model: a callback may have replaced some since the fit began"
+    return parameters_at(learn.model, names)
 
 
 def keeper_of(learn: Learner) -> Callback | None:

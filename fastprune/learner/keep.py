@@ -50,7 +50,7 @@ class KeepMasks(Callback):
         zeroed: frozenset = frozenset(),  # Names of weights that are zero already where these masks prune them
     ) -> None:
         "Set pruned weights to zero, now and after each later step"
-        weights = parameters_of(self.learn)
+        weights = parameters_of(self.learn, masks)
         masks = {n: m.to(weights[n].device) for n, m in masks.check(weights).items()}
         old, self._masks, self.origin = self._masks, Masks(masks), origin
         if self.cut is None and origin is None and (channels := channels_in(self.learn, self._masks)):
@@ -107,7 +107,7 @@ def _restore(self: KeepMasks, reason):
 @patch
 def _look_up(self: KeepMasks):
     "Name -> parameter that the mask prunes"
-    weights = parameters_of(self.learn)
+    weights = parameters_of(self.learn, self._masks)
     return {n: weights[n] for n in self._masks.check(weights)}
 
 # %% ../../nbs/learner/keep.ipynb #1271f807
@@ -217,7 +217,7 @@ def set_masks(
     zeroed: frozenset = frozenset(),  # Names of weights that are zero already where these masks prune them
 ) -> None:
     "Prune by `masks` now and in every later fit, as setting `learn.masks` does"
-    Masks(check_bool(masks)).check(parameters_of(learn))
+    Masks(check_bool(masks)).check(parameters_of(learn, masks))
     if is_distributed(learn):
         masks = _broadcast_masks(masks)
     if learn.masks is None:

@@ -262,6 +262,23 @@ def test_weights_that_are_their_own_scores(triton):
         assert x._version == 1  # as autograd counts changes
 
 
+@pytest.mark.parametrize('selection', [HostSelection, TorchSelection, TritonSelection])
+def test_weights_that_share_memory(triton, selection):
+    "Each gets its zeros, whichever comes first"
+    memory = torch.ones(150, device=GPU)
+    weights = [memory[:100], memory[40:]]
+    scores = [numbers('normal', w.shape, i) for i, w in enumerate(weights)]
+    want, _ = HostSelection().lowest(scores, [60, 60])
+    kept = torch.ones(150, dtype=torch.bool)
+    kept[:100] &= want[0]
+    kept[40:] &= want[1]
+    masks, _ = selection().lowest(there(scores), [60, 60], zeros=weights)
+    assert same_bits(masks, want) and torch.equal(memory.cpu(), kept.float())
+    memory.fill_(1)
+    selection().project(weights, masks)
+    assert torch.equal(memory.cpu(), kept.float())
+
+
 def test_a_search_is_used_again(triton):
     "With other numbers, at other addresses, for another k"
     selection = TritonSelection()
@@ -402,13 +419,13 @@ def test_kernels_leave_tensors_without_memory_alone():
 @pytest.mark.parametrize('together', [True, False])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_memory_of_a_billion_weights(monkeypatch, together, dtype):
-    "Masks have a byte a weight, and all else has little"
+    "Masks have a byte a weight, keys that are still in question up to a quarter, and all else has little"
     monkeypatch.setattr(triton_programs, 'CHUNK', 2**14)
     sizes = (2**28, *[2**20 + 8] * 700)
     search = Search(sizes, ((1, 1),) * 701, together, True, True, False, dtype, torch.device('meta'))
     tensors = [x for o in (search, search.programs) for x in vars(o).values() if isinstance(x, torch.Tensor)]
     assert len(tensors) >= 10
-    assert sum(x.nbytes for x in tensors) + search.mask_bytes < 1.05 * sum(sizes)
+    assert sum(x.nbytes for x in tensors) + search.mask_bytes < 1.3 * sum(sizes)
 
 
 # masks of weights

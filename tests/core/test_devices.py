@@ -56,6 +56,7 @@ def discount(learn):
 
 
 def shrunk(learn):
+    pytest.importorskip('torch_pruning', reason='shrink needs torch-pruning')
     learn.prune(0.5, granularity='filter', exclude=nn.Linear)
     learn.shrink()
     return {n: t.detach().clone() for n, t in learn.model.state_dict().items()}
@@ -204,6 +205,21 @@ def test_lamp_reads_nothing_in_training():
         lamp({**scores, 'b': -scores['b']})
     with pytest.raises(ValueError, match=r"scores\['b'\] has negative scores"):
         checks.look(wait=True)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float32, torch.float64])
+def test_lamp_ranks_infinite_scores_by_their_number_alone(dtype):
+    "Not by how a device rounds the sum of the others: so tensors share what is kept, and all devices agree"
+    gen = torch.Generator().manual_seed(0)
+    scores = {n: torch.rand(size, generator=gen).to(dtype) for n, size in dict(a=700, b=3000, c=90000).items()}
+    for s in scores.values():
+        s[::10] = torch.inf
+    want = lamp(scores)
+    for n, s in want.items():
+        assert torch.equal(s[::10].sort(descending=True).values, 1 / torch.arange(1, len(s[::10]) + 1).to(s)), n
+    with pretend():
+        assert all(torch.equal(s[::10], want[n][::10]) for n, s in lamp(scores).items())
+    assert all(s[1] < m for s, m in ((s, s[::10].min()) for s in want.values()))
 
 
 def test_evaluation_reads_once_a_point(tmp_path):

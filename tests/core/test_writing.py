@@ -52,7 +52,7 @@ def test_no_link_is_followed(tmp_path, write):
 
 def test_rounds_and_sweeps_follow_no_link(learner, fit, tmp_path):
     (tmp_path / 'mine').write_text('precious')
-    for name in ('rounds.json.part', 'a_0.5_0.json.part', 'report.html.part'):
+    for name in ('rounds.json.part', 'a_0.5_0.json.part'):
         (tmp_path / name).symlink_to(tmp_path / 'mine')
     with learner().no_bar():
         learner(opt_func=SGD).find_tickets(
@@ -66,6 +66,13 @@ def test_rounds_and_sweeps_follow_no_link(learner, fit, tmp_path):
             folder=tmp_path,
             bar=False,
         )
+    assert (tmp_path / 'mine').read_text() == 'precious'
+
+
+def test_reports_follow_no_link(learner, tmp_path):
+    pytest.importorskip('plotly', reason='reports need plotly')
+    (tmp_path / 'mine').write_text('precious')
+    (tmp_path / 'report.html.part').symlink_to(tmp_path / 'mine')
     learner().report(tmp_path / 'report.html', seconds=0)
     assert (tmp_path / 'mine').read_text() == 'precious'
 

@@ -1,5 +1,6 @@
 "2:4 tensors give what dense layers give, and stay where they are faster"
 
+import sys
 from copy import deepcopy
 
 import pandas as pd
@@ -9,9 +10,11 @@ from helpers import Encoder, Tagger
 from torch import nn
 
 from fastprune.all import compute_masks, prunable_weights, sparse_inference, to_semi_structured
-from fastprune.deploy import forms, semi_structured, semi_structured_layer, timing
+from fastprune.core.json_files import error_line
+from fastprune.deploy import forms, semi_structured, semi_structured_layer, semi_structured_trial, timing
 from fastprune.deploy.semi_structured import fastest_form, semi_structured_layers
-from fastprune.deploy.semi_structured_layer import gpu_missing, semi_structured_linear, tuned_linear
+from fastprune.deploy.semi_structured_layer import gpu_missing, semi_structured_linear
+from fastprune.deploy.semi_structured_trial import Outcome, Product, run_product, try_products
 
 
 def mlp():
@@ -216,6 +219,18 @@ class CuSparseLt(OnCPU):
         return super()._mm(B, **kwargs)
 
 
+def run_here(products, device, search):
+    "The trial of products in this process"
+    told = [{} for _ in products]
+    for p, t in zip(products, told, strict=True):
+        try:
+            run_product(p, device, search, t.__setitem__)
+            t['done'] = True
+        except forms.FORM_ERRORS as e:
+            t['why'] = error_line(e)
+    return told, ''
+
+
 class Clock:
     perf_counter = staticmethod(lambda: CuSparseLt.now)
 
@@ -243,6 +258,7 @@ def timed(monkeypatch):
         else:
             monkeypatch.setattr(torch, '_cslt_sparse_mm_search', search)
         monkeypatch.setattr(nn.Linear, 'forward', linear)
+        monkeypatch.setattr(semi_structured_trial, '_run', run_here)
         monkeypatch.setattr(timing, 'time', Clock)
         monkeypatch.setattr(CuSparseLt, 'ms', ms)
 
@@ -410,9 +426,88 @@ def test_the_fastest_form():
         assert fastest_form(ms, {'2:4': 'no memory'} if ms['2:4'] != ms['2:4'] else None) == (form, why)
 
 
-def test_nothing_to_tune():
+# the trial in another process
+
+PRODUCTS = [Product(64, 64, rows, True, 'bfloat16') for rows in (1, 2, 3)]
+PROCESS = """
+import json, os, sys
+task = json.load(sys.stdin)
+for i, (_, _, rows, _, _) in enumerate(task['products']):
+    if rows == {dies_at} and {dies_in!r} == 'product':
+        os.abort()
+    print(json.dumps([i, 'works', True]), flush=True)
+    if task['search']:
+        if rows == {dies_at} and {dies_in!r} == 'search':
+            os.abort()
+        if rows == {dies_at} and {dies_in!r} == 'error':
+            print(json.dumps([i, 'why', 'CUDA error: an illegal instruction was encountered']), flush=True)
+            print(json.dumps([i, 'broken', True]), flush=True)
+            break
+        print(json.dumps([i, 'algorithm', 7]), flush=True)
+    print(json.dumps([i, 'done', True]), flush=True)
+"""
+
+
+def tried(monkeypatch, script):
+    monkeypatch.setattr(semi_structured_trial, 'COMMAND', [sys.executable, '-S', '-c', script])
+    return list(try_products(PRODUCTS, torch.device('cpu')).values())
+
+
+@pytest.mark.parametrize(
+    'dies_in,dies_at,works,algorithms,why',
+    [
+        ('nothing', 0, [True, True, True], [7, 7, 7], ['', '', '']),
+        ('search', 2, [True, True, True], [7, None, None], ['', 'ended with code', '']),
+        ('error', 2, [True, True, True], [7, None, None], ['', 'illegal instruction', '']),
+        ('product', 2, [True, False, False], [7, None, None], ['', 'ended with code', 'ended with code']),
+        ('product', 3, [True, True, False], [7, 7, None], ['', '', 'ended with code']),
+    ],
+)
+def test_a_trial_that_dies_takes_no_other_with_it(monkeypatch, dies_in, dies_at, works, algorithms, why):
+    "What has not been seen to work is not used: after a search has died, no algorithm is; after a product, no product"
+    outcomes = tried(monkeypatch, PROCESS.format(dies_in=dies_in, dies_at=dies_at))
+    assert [o.works for o in outcomes] == works and [o.algorithm for o in outcomes] == algorithms
+    assert all(w in o.why if w else not o.why for o, w in zip(outcomes, why, strict=True)), outcomes
+
+
+def test_a_trial_without_an_end_or_a_process(monkeypatch):
+    monkeypatch.setattr(semi_structured_trial, 'LIMIT', 0.5)
+    for o in tried(monkeypatch, 'import time; time.sleep(30)'):
+        assert o == Outcome(why='the trial took more than 0.5 s')
+    monkeypatch.setattr(semi_structured_trial, 'COMMAND', ['/no/such/program'])
+    for o in try_products(PRODUCTS, torch.device('cpu')).values():
+        assert not o.works and o.why.startswith('no process could be started for the trial')
+    empty = PRODUCTS[0]._replace(rows=0)
+    assert try_products([empty], torch.device('cpu')) == {empty: Outcome(why='its input is empty')}
+
+
+def test_the_process_of_a_trial():
+    "It gives the reason where there is no GPU for 2:4, as this test's device"
+    outcome = try_products(PRODUCTS[:1], torch.device('cpu'))[PRODUCTS[0]]
+    assert not outcome.works and outcome.why.startswith('2:4 tensors: ')
+
+
+@quiet
+def test_a_product_that_dies_stays_dense(timed, monkeypatch):
+    timed({128: {'dense': 2, 0: 1}, 64: {'dense': 2, 0: 1}}, found=7)
+    died = 'the process of the trial ended with code -6: '
+    monkeypatch.setattr(semi_structured_trial, '_run', lambda products, *_: ([{} for _ in products], died))
+    report = to_semi_structured(two_layers(), example=torch.randn(5, 64), **half).semi_structured_report
+    assert (report.became == 'dense').all() and report.why['0.weight'] == f'2:4: {died}'
+    fast = sparse_inference(two_layers().bfloat16(), torch.randn(5, 64).bfloat16(), seconds=0.05, rtol=0.05)
+    assert not packed_names(fast)
+
+
+def test_wrong_outputs_are_an_error(timed):
+    timed({64: {'dense': 1, 0: 1}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CuSparseLt, '_mm', lambda self, B, **kwargs: torch.zeros(64, B.shape[1], dtype=B.dtype))
+        with pytest.raises(ValueError, match='its outputs are wrong'):
+            run_product(PRODUCTS[0], torch.device('cpu'), False, lambda *step: None)
+
+
+def test_what_has_no_2_4_tensor():
     linear = nn.Linear(64, 64)
-    assert tuned_linear(linear, torch.randn(3, 64)) is None
     for layer, says in (
         (nn.Conv2d(3, 3, 1), 'for nn.Linear alone, got Conv2d'),
         (linear, 'not 2:4'),

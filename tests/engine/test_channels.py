@@ -351,3 +351,26 @@ def test_compiled_models_see_the_norms():
         compiled(x).square().mean().backward()
         pruner.step()
         assert torch.equal(compiled(x), model(x))
+
+
+def test_groups_are_found_beside_norms_of_kept_channels():
+    model = Tower(lambda n: nn.GroupNorm(2, n))
+    steps(sparsifier(model, Method(0.25, one_shot, granularity='channel')))
+    again = pickle.loads(pickle.dumps(model))  # with its hooks, and without groups that are known
+    assert again.norm._forward_hooks
+    pruner = sparsifier(again, Method(0.5, granularity='channel'))
+    assert [g.n for g in pruner.granularity.channels] == [8, 12] and again.norm._forward_hooks
+
+
+class Shifted(Tower):
+    def forward(self, x):
+        x = torch.sigmoid(self.norm(self.stem(x)))
+        x = self.down(torch.relu(self.norm_up(self.up(x))))
+        return self.head(x.mean((2, 3)))
+
+
+def test_channels_that_are_not_zero_when_they_are_cut():
+    with pytest.raises(ValueError, match='stem|sigmoid|up'):
+        sparsifier(Shifted(), Method(0.5, granularity='channel'))
+    pruner = sparsifier(Shifted(), Method(0.5, granularity='channel', exclude='stem'))
+    assert 'up.weight' in pruner.target
