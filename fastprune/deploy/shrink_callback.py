@@ -15,7 +15,7 @@ from fastai.callback.tracker import SaveModelCallback
 
 from ..core.checks import check_number, check_whole
 from ..core.names import unwrap
-from .channel_learner import cut_learner
+from .channel_learner import cut_learner, drop_whole_masks
 from .channel_shrink import cut_copy
 from .shrunk_file import name_remedy
 from ..engine.hooks import Hooks
@@ -84,6 +84,10 @@ class ShrinkCallback(Callback):
                     f'ShrinkCallback: {type(cb).__name__} loads weights of other shapes: call '
                     '`learn.shrink()` after the fit'
                 )
+
+    def end_fit(self) -> None:
+        "Remove masks that prune nothing any more, however the fit ended"
+        drop_whole_masks(self.learn)
 
     def before_fit(self) -> None:
         aside = 'lr_finder' in self.learn.__dict__ or 'gather_preds' in self.learn.__dict__ or in_fit(self.learn)

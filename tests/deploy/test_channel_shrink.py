@@ -462,6 +462,7 @@ def test_held_masks_are_cut_in_a_plain_fit():
     learn, shrinking = learner(), ShrinkCallback(every=2)
     with learn.no_bar(), learn.no_logging():
         learn.fit(4, 1e-2, cbs=shrinking)
+    assert learn.masks is None
     assert shrinking.weights[0] == shrinking.weights[1] > shrinking.weights[2] == shrinking.weights[3]
 
 
