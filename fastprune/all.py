@@ -90,6 +90,8 @@ from .deploy.inference import sparse_inference
 from .deploy.report_file import report_file
 from .deploy.semi_structured import to_semi_structured
 from .deploy.shrink import shrink
+from .deploy.shrink_callback import ShrinkCallback
+from .deploy.shrunk_file import load_shrunk, save_shrunk
 from .deploy.timing import latency
 from .deploy.torch_prune import from_torch_prune, to_torch_prune
 # its modules that add methods to Learner
@@ -129,7 +131,7 @@ __all__ = [
     'LinearPath', 'Stability', 'SignFlips', 'mask_overlap', 'Sweep', 'sweep', 'paper_methods',
     # deploy
     'sparse_inference', 'latency', 'shrink', 'to_onnx', 'to_semi_structured', 'to_torch_prune', 'from_torch_prune',
-    'report_file',
+    'report_file', 'ShrinkCallback', 'save_shrunk', 'load_shrunk',
     # testing
     'check_method',
 ]

@@ -44,9 +44,10 @@ MOVED = {
         'deploy.forms',
         'deploy.inference',
         'deploy.modules',
+        'core.copies',
         'deploy.timing',
     ),
-    'inputs': ('learner.inputs', 'core.json_files'),
+    'inputs': ('learner.inputs', 'core.json_files', 'core.nested'),
     'kernel': ('deploy.kernel', 'deploy.tiles', 'deploy.threads'),
     'learner': ('learner.histogram', 'learner.report'),
     'lottery': (

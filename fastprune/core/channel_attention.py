@@ -89,11 +89,16 @@ def _widths(m, parts, n, n_kv):
     return q % n == 0 and n % n_kv == 0 and k == v == q // n * n_kv
 
 # %% ../../nbs/core/channel_attention.ipynb #d6d4c245
+def _is_multihead(m):
+    "Is it PyTorch's attention, or what takes its place after heads or channels were cut out?"
+    return isinstance(m, nn.MultiheadAttention) or type(m).__name__ == 'HeadAttention'
+
+
 def heads_of(
     m: nn.Module,  # Any module
 ) -> Heads | None:  # None if it is no attention, or none that is understood
     "Find the parts of an attention module"
-    if isinstance(m, nn.MultiheadAttention):
+    if _is_multihead(m):
         whole = m.bias_k is None and m.bias_v is None and not hasattr(m, 'parametrizations')
         return Heads(None, (), 'out_proj', m.num_heads, m.num_heads) if whole else None
     children = dict(m.named_children())
@@ -140,8 +145,7 @@ def _project(namer, m, x):
 
 def _multihead(namer, m, q_in, k_in, v_in):
     "Rows of queries, keys and values of `nn.MultiheadAttention`"
-    width = m.embed_dim
-    if m._qkv_same_embed_dim:
+    if m.in_proj_weight is not None:
         rows = namer.axis(m, 'in_proj_weight', 0, 'filter')
         columns = namer.axis(m, 'in_proj_weight', 1, 'input')
         for x in (q_in, k_in, v_in):
@@ -152,12 +156,12 @@ def _multihead(namer, m, q_in, k_in, v_in):
         for a, x in zip(names, (q_in, k_in, v_in), strict=True):
             read(namer.units, x, namer.axis(m, a, 1, 'input'), -1)
     namer.beside(rows, m, ('in_proj_bias',))
-    return rows.split(width)
+    return rows.split(len(rows) // 3)
 
 # %% ../../nbs/core/channel_attention.ipynb #b5400aea
 def _named_inputs(m, args, kwargs):
     "What queries, keys and values are made of"
-    if isinstance(m, nn.MultiheadAttention):
+    if _is_multihead(m):
         given = inspect.signature(nn.MultiheadAttention.forward).bind(m, *args, **kwargs).arguments
         return given['query'], given['key'], given['value']
     x = args[0] if args else kwargs.get('hidden_states', next(iter(kwargs.values()), None))
@@ -192,7 +196,7 @@ def attention_rule(
 ) -> tuple:  # Label of its output, and numbers of its heads
     "Join the positions of each head"
     q_in, k_in, v_in = _named_inputs(m, args, kwargs)
-    if isinstance(m, nn.MultiheadAttention):
+    if _is_multihead(m):
         q, k, v = _multihead(namer, m, q_in, k_in, v_in)
     elif heads.fused:
         rows, columns = _axes(namer, getattr(m, heads.fused))
@@ -219,10 +223,10 @@ def _part(m, name):
 
 def _first_head(m, heads):
     "Views of the rows of the first head of keys, and of what goes with it"
-    if isinstance(m, nn.MultiheadAttention) and not m._qkv_same_embed_dim:
+    if _is_multihead(m) and m.in_proj_weight is None:
         layers = [m.q_proj_weight.data, m.k_proj_weight.data, m.v_proj_weight.data]
         biases = [] if m.in_proj_bias is None else m.in_proj_bias.data.chunk(3)
-    elif isinstance(m, nn.MultiheadAttention):
+    elif _is_multihead(m):
         layers = m.in_proj_weight.data.chunk(3)
         biases = [] if m.in_proj_bias is None else m.in_proj_bias.data.chunk(3)
     else:
@@ -250,19 +254,18 @@ def keeps_heads_apart(
         return res if isinstance(res, torch.Tensor) else res[0]
 
     rows, width = _first_head(m, heads)
+    saved = [(t, t.clone()) for t in rows]
     if heads.out is not None:
         columns = _part(m, heads.out)[:, :width]
-    saved = [t.clone() for t in rows]
-    for t in rows:
-        t.zero_()
-    res = output()
-    if heads.out is None:
-        apart = not res[..., :width].any()
-    else:
-        rest = columns.clone()
+        saved.append((columns, columns.clone()))
+    try:
+        for t in rows:
+            t.zero_()
+        res = output()
+        if heads.out is None:
+            return not res[..., :width].any()
         columns.zero_()
-        apart = torch.equal(output(), res)
-        columns.copy_(rest)
-    for t, s in zip(rows, saved, strict=True):
-        t.copy_(s)
-    return apart
+        return torch.equal(output(), res)
+    finally:
+        for t, own in saved:
+            t.copy_(own)

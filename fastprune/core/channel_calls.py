@@ -61,14 +61,22 @@ class _Once(torch.autograd.Function):
     "One operation of autograd's graph for all that a layer does"
 
     @staticmethod
-    def forward(ctx, run, anchor, *tensors):
+    def forward(ctx: object, run: Callable, anchor: torch.Tensor, *tensors: torch.Tensor) -> tuple:
         return run()
 
 
-def _again(own, args, kwargs):
-    "Run a layer on a copy of its arguments, which may have a cache"
-    args, kwargs = deepcopy(map_tensors(torch.Tensor.detach, (args, kwargs)))
-    return own(*args, **kwargs)
+def _lie_apart(m, heads, own, args, kwargs):
+    "Do heads lie as they should? Not known if arguments can't be copied, such as a cache that has a graph"
+    try:
+        copies = [deepcopy(map_tensors(torch.Tensor.detach, (args, kwargs))) for _ in range(2)]
+    except RuntimeError:
+        return False
+
+    def run():
+        again, by_name = copies.pop()
+        return own(*again, **by_name)
+
+    return keeps_heads_apart(m, heads, run)
 
 
 def call_as_one(
@@ -81,7 +89,7 @@ def call_as_one(
     "Run a layer as one operation, and remember its call"
     tensors, (slot_args, slot_kwargs) = with_slots((args, kwargs))
     heads = None if m is None else heads_of(m)
-    apart = heads is not None and keeps_heads_apart(m, heads, partial(_again, own, args, kwargs))
+    apart = heads is not None and _lie_apart(m, heads, own, args, kwargs)
     kept = []
 
     def run():

@@ -6,14 +6,17 @@
 __all__ = ['COSTS', 'ranked_names', 'member_names', 'producers', 'by_group', 'Channels']
 
 # %% ../../nbs/core/channel_granularity.ipynb #bb6b5dc7
+from functools import partial
+
 import torch
 from fastcore.basics import patch
 
-from .channel_counts import channel_costs, channel_counts
+from .channel_cost import ChannelCosts, ranked_cuts, weight_costs
+from .channel_counts import channel_counts, nearest_step, steps_of
 from .channel_index import ChannelIndex, channel_scores, kept_in
 from .channel_ranking import ChannelUnits, kept_globally, kept_locally
 from .channels import ChannelGroup
-from .checks import check_choice, check_whole
+from .checks import check_choice, check_number, check_whole
 from .masks import Masks
 from .shards import is_dtensor
 from .units import Granularity
@@ -66,7 +69,9 @@ class Channels(Granularity):
     names, tied = ('channel', 'head'), True
     channels = ()  # the groups, once it is bound to those of a model
     recover = True  # May channels come back, so that the values they had are kept?
-    uses = None  # name -> how often each weight is used for one item, for `cost='flops'`
+    costs = None  # FLOPs as `ChannelCosts`, for `cost='flops'` and for a limit
+    end = None  # with scope 'global' and a limit: the sparsity at which it is to be reached
+    saved = None  # name of a group -> what cutting one of its channels saves; found when it is needed if None
 
     def __init__(
         self,
@@ -74,15 +79,19 @@ class Channels(Granularity):
         min_channels: int = 1,  # Channels of a group that stay at least
         round_to: int = 1,  # The number of channels that stay is a multiple of this
         cost: str = 'weights',  # What scope 'global' compares: the 'weights' or the 'flops' that a channel costs
+        flops: float | None = None,  # FLOPs at the end, relative to the dense network; None for a sparsity
     ):
         super().__init__(text)
         check_whole('channels', min_channels=min_channels, round_to=round_to)
         check_choice(COSTS, cost=cost)
-        self.min_channels, self.round_to, self.cost = min_channels, round_to, cost
+        if flops is not None:
+            check_number('a part of the FLOPs of the dense network, in (0,1)', '(0,1)', flops=flops)
+        self.min_channels, self.round_to, self.cost, self.flops = min_channels, round_to, cost, flops
         self._index, self._noted = {}, None  # on devices
 
     def _key(self):
-        return self.text, self.min_channels, self.round_to, self.cost, tuple((g.name, g.n) for g in self.channels)
+        own = self.text, self.min_channels, self.round_to, self.cost, self.flops
+        return *own, tuple((g.name, g.n) for g in self.channels)
 
     def __eq__(self, other):
         return isinstance(other, Channels) and self._key() == other._key()
@@ -118,17 +127,18 @@ def bind(
     self: Channels,
     groups: list,  # Of `ChannelGroup`, those to prune
     recover: bool = True,  # May channels come back?
-    uses: dict | None = None,  # Name -> how often each weight is used, for `cost='flops'`
+    costs: ChannelCosts | None = None,  # FLOPs, for `cost='flops'` and for a limit
+    end: float | None = None,  # With scope 'global' and a limit: the sparsity at which it is to be reached
 ) -> Channels:
     "The same for the groups of a model. Raises `ValueError` if `round_to` is too large for all of them"
-    if all(g.n < self.round_to for g in groups):
+    if all(g.n + g.gone < self.round_to for g in groups):
         widest = max(groups, key=lambda g: g.n)
         raise ValueError(
             f"round_to={self.round_to} is above the channels of all groups: the widest, {widest.name!r}, has "
             f"{widest.n}. Use at most that"
         )
-    res = type(self)(self.text, self.min_channels, self.round_to, self.cost)
-    res.channels, res.recover, res.uses = list(groups), bool(recover), uses
+    res = type(self)(self.text, self.min_channels, self.round_to, self.cost, self.flops)
+    res.channels, res.recover, res.costs, res.end = list(groups), bool(recover), costs, end
     return res
 
 
@@ -140,8 +150,19 @@ def group_names(self: Channels) -> list[str]:
 
 @patch(as_prop=True)
 def n_channels(self: Channels) -> int:
-    "Channels of all groups"
-    return sum(g.n for g in self.channels)
+    "Channels of all groups, with those that are gone"
+    return sum(g.n + g.gone for g in self.channels)
+
+# %% ../../nbs/core/channel_granularity.ipynb #a6a551ca
+@patch
+def resized(
+    self: Channels,
+    groups: list,  # Of `ChannelGroup`, those that are left
+) -> Channels:
+    "The same after channels were cut out of the model. What a channel costs does not change"
+    res = self.bind(groups, self.recover, self.costs, self.end)
+    res.saved = self.saved or _saved(self)
+    return res
 
 
 def _need_groups(channels):
@@ -195,6 +216,25 @@ def _note(channels, masks, kept):
     return kept
 
 # %% ../../nbs/core/channel_granularity.ipynb #68609b17
+def _units_within(channels, units, part, order):
+    "How many units go at `part` of the way to a limit of FLOPs. `order`: the group of each, lowest first"
+    groups, round_to, sizes = channels.channels, channels.round_to, [u.size for u in units]
+    steps = [steps_of(g, round_to) for g in groups]
+    rounded = lambda kept: [
+        k if round_to == 1 else nearest_step(k, g.n + g.gone, step)
+        for k, g, step in zip(kept, groups, steps, strict=True)
+    ]
+    gone = sum(g.gone // size for g, size in zip(groups, sizes, strict=True))
+    k = ranked_cuts(channels.costs, channels.flops, order, sizes, rounded, [g.n for g in groups])
+    return max(0, round(part * (k + gone)) - gone)
+
+
+def _saved(channels):
+    "What cutting one channel of each group saves"
+    costs = channels.costs if channels.cost == 'flops' else weight_costs(channels.channels)
+    return dict(zip(channels.group_names, costs.saved(), strict=True))
+
+
 @patch
 def compute(
     self: Channels,
@@ -214,20 +254,25 @@ def compute(
         raise ValueError(f"scores are DTensors, and granularity={self!r} needs whole tensors: use 'weight' or 'filter'")
     index = self.index(scores[scored[0]].device)
     before = None if keep is None else kept_in(index, keep)
+    if keep is not None:  # an optimizer may have moved pruned weights, which don't count
+        scores = {n: scores[n].where(keep[n].to(scores[n].device), 0) if n in keep else scores[n] for n in scored}
     found = channel_scores(index, scores, absolute)
     units = [
         ChannelUnits(g, s, before and before[i]) for i, (g, s) in enumerate(zip(self.channels, found, strict=True))
     ]
     if scope == 'global':
-        n = round(float(sparsity) * self.n_channels)
-        kept = kept_globally(units, n, channel_costs(self.channels, self.uses), self.min_channels, self.round_to)
+        n = max(0, round(float(sparsity) * self.n_channels) - sum(g.gone for g in self.channels))
+        if self.end is not None:
+            n = partial(_units_within, self, units, float(sparsity) / self.end)
+        kept = kept_globally(units, n, self.saved or _saved(self), self.min_channels, self.round_to)
     else:
         target = (
             by_group(self.channels, sparsity)
             if isinstance(sparsity, dict)
             else dict.fromkeys(self.group_names, sparsity)
         )
-        kept = kept_locally(units, channel_counts(self.channels, target, self.min_channels, self.round_to))
+        wanted = channel_counts(self.channels, target, self.min_channels, self.round_to)
+        kept = kept_locally(units, {g.name: max(0, wanted[g.name] - g.gone) for g in self.channels})
     if before is not None:
         kept = [k & b for k, b in zip(kept, before, strict=True)]
     masks = Masks({n: m.to(scores[n].device) if n in scores else m for n, m in index.masked.masks(kept).items()})

@@ -9,7 +9,6 @@ __all__ = ['call_model', 'find_channels']
 import contextlib
 import warnings
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from functools import partial
 
 import torch
@@ -21,6 +20,7 @@ from .channel_calls import call_as_one, put_stand_ins
 from .channel_groups import groups_of
 from .channel_layers import is_layer
 from .channel_trace import Tracer
+from .copies import copy_model
 from .generators import forked_rng
 from .json_files import error_line
 from .names import unwrap
@@ -87,7 +87,7 @@ def _untraced(model, why):
 
 def _copied(model):
     try:
-        return deepcopy(model)
+        return copy_model(model)
     except Exception as e:
         raise _untraced(model, f"it can't be copied: {error_line(e)}") from e
 

@@ -6,6 +6,7 @@
 __all__ = ['ChannelUnits', 'kept_locally', 'kept_globally']
 
 # %% ../../nbs/core/channel_ranking.ipynb #8248a547
+from collections.abc import Callable
 from itertools import accumulate
 
 import torch
@@ -76,26 +77,36 @@ def kept_locally(
     return [u.channels(k) for u, k in zip(units, kept, strict=True)]
 
 # %% ../../nbs/core/channel_ranking.ipynb #4181518c
-def _lowest(x, protected, inside, size, n):
+def _lowest(x, protected, inside, size, owner, n):
     "The order of units, lowest first, and how many of them are cut for `n` channels"
     order = x.argsort(stable=True)
     first = protected.long() if inside is None else protected.long() * 2 + (inside & ~protected).long()
     order = order[first[order].argsort(stable=True)]  # those that are cut already come first, protected ones last
-    total = size[order].cumsum(0)
+    free = (~protected).count_nonzero()
+    if callable(n):  # it needs the order on the host
+        k = torch.full_like(free, n(owner[order][: int(free)].tolist()))
+    else:
+        k = _nearest_count(size[order].cumsum(0), n)
+    if inside is not None:
+        k = k.clamp(min=(~inside).count_nonzero())
+    return order, torch.minimum(k, free)
+
+
+def _nearest_count(total, n):
+    "How many units come nearest to `n` channels. `total`: those of the first 1, 2, ... units"
     k = (total <= n).sum()  # and one more, if that is nearer
     under, over = (
         torch.cat([total.new_zeros(1), total, total.new_full((1,), 2**62)]).gather(0, torch.stack([k, k + 1])).unbind()
     )
-    k = torch.where(over - n < n - under, k + 1, k)
-    if inside is not None:
-        k = k.clamp(min=(~inside).count_nonzero())
-    return order, torch.minimum(k, (~protected).count_nonzero())
+    return torch.where(over - n < n - under, k + 1, k)
 
 
 def kept_globally(
     units: list,  # Of `ChannelUnits`
-    n: int,  # Channels to cut in all groups
-    costs: dict,  # From `channel_costs`
+    # Channels to cut in all groups; or a function from the index of the group of each unit that may go, lowest first,
+    # to how many units go
+    n: int | Callable,
+    costs: dict,  # Name of a group -> what cutting one of its channels saves
     min_channels: int = 1,  # Channels of a group that stay at least
     round_to: int = 1,  # The number of kept channels of a group is a multiple of this
 ) -> list:  # Bool tensor [n] for each group
@@ -114,7 +125,7 @@ def kept_globally(
     ascending = ascending[owner[ascending].argsort(stable=True)]  # group by group
     rank = torch.empty_like(ascending).scatter_(0, ascending, torch.arange(len(x), device=device) - start)
     least = each([fewest(u.group, min_channels, round_to) // u.size for u in units])
-    order, k = _lowest(x, rank >= of_group - least, inside, size, n)
+    order, k = _lowest(x, rank >= of_group - least, inside, size, owner, n)
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(x), device=device))
     kept = place >= k
     if round_to > 1:

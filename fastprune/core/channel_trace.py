@@ -6,7 +6,6 @@
 __all__ = ['in_order', 'parameter_value', 'Tracer']
 
 # %% ../../nbs/core/channel_trace.ipynb #1e5fb9cf
-import torch
 from torch import nn
 
 from .channel_attention import attention_rule

@@ -8,15 +8,15 @@ __all__ = ['check_zeros']
 # %% ../../nbs/core/channel_zeros.ipynb #68ab9c4f
 from collections import defaultdict
 from collections.abc import Callable
-from copy import deepcopy
 
 import torch
 from torch import nn
 
 from .channel_attention import heads_of
-from .channel_graph import call_model, find_channels
+from .channel_graph import call_model
 from .channel_layers import channel_dim, is_layer
 from .channels import channel_masks
+from .copies import copy_model
 from .generators import forked_rng
 from .names import unwrap
 
@@ -114,7 +114,7 @@ def check_zeros(
     "Raise a `ValueError` that names the module if a cut channel would not be zero where it is read"
     generator = torch.Generator().manual_seed(0)
     with forked_rng(), torch.enable_grad():
-        model = deepcopy(unwrap(model)).eval()
+        model = copy_model(unwrap(model)).eval()
         _randomize(model, groups, generator)
         kept = [_half(g, generator) for g in groups]
         masks = channel_masks(groups, kept)

@@ -37,6 +37,7 @@ class ChannelGroup(NamedTuple):
     shapes: dict  # Name -> shape of each tensor in `places`
     blocks: int = 1  # Channels 0 ... n/blocks-1 are the first block, and so on: each loses equally many
     kind: str = 'channel'  # or 'head'
+    gone: int = 0  # Channels that were cut out of the model in this training; a sparsity counts them as pruned
 
 # %% ../../nbs/core/channels.ipynb #e39be7c8
 def along(

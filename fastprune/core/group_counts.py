@@ -25,8 +25,8 @@ class GroupCounts:
         self.channels = channels
 
     def sizes(self, weights: dict) -> dict[str, int]:
-        "Name of each group -> number of channels"
-        return {g.name: g.n for g in self.channels.channels}
+        "Name of each group -> number of channels, with those that are gone"
+        return {g.name: g.n + g.gone for g in self.channels.channels}
 
     def pruned_counts(self, sparsity: dict, scope: str, weights: dict, layouts: dict) -> int | dict:
         "How many channels a sparsity cuts: of each group, or of all"

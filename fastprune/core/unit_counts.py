@@ -125,13 +125,13 @@ def with_options(
     granularity: Granularity,
     scope: str,  # As for `compute_masks`
     recover: bool | str,  # As for `Method`
-    **options: object,  # Of `Channels`: min_channels, round_to, cost
+    **options: object,  # Of `Channels`: min_channels, round_to, cost, flops
 ) -> Granularity:
     "A granularity with options. Raises `ValueError` for options that it has not"
     if granularity.tied:
         return granularity.configured(scope, recover, **options)
     for name, value in options.items():
-        if value not in (1, 'weights') or isinstance(value, bool):
+        if value not in (None, 1, 'weights') or isinstance(value, bool):
             raise ValueError(
                 f"{name}={value!r} is about whole channels, and granularity={granularity!r} is not: use "
                 "granularity='channel', or leave it out"

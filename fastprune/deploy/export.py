@@ -18,9 +18,9 @@ import torch
 from fastai.basics import Learner, patch
 from torch import nn
 
+from ..core.copies import copy_model
 from ..core.files import atomically
 from ..core.names import unwrap
-from .modules import copy_model
 from .onnx_inputs import argument_names, check_names, dynamic_shapes, onnx_inputs, output_tensors
 from .stand_ins import with_stand_ins
 from ..learner.batches import undisturbed

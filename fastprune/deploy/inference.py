@@ -16,13 +16,14 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..core.checks import check_number, check_whole
+from ..core.copies import copy_model
 from ..core.layouts import is_turned_linear
 from ..core.names import unwrap
 from ..core.targets import check_sparsity
 from ..core.weights import prunable_weights
 from .fold import fold_batchnorm
 from .layers import LayerResult, fastest_layers
-from .modules import copy_model, has_hooks, layer_kind, linear_layer, replace_module
+from .modules import has_hooks, layer_kind, linear_layer, replace_module
 from .timing import latency
 from ..learner.batches import undisturbed
 from fastprune.learner.inputs import (

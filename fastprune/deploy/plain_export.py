@@ -23,22 +23,38 @@ def _is_ours(o):
     return type(o).__module__.split('.')[0] == 'fastprune'
 
 
+def _is_our_hook(hook):
+    return getattr(getattr(hook, 'hook', hook), '__module__', '').split('.')[0] == 'fastprune'
+
+
 @contextlib.contextmanager
 def _without_ours(learn):
     "A context in which a Learner has no callbacks or results of fastprune's; afterwards it is as before"
     before = dict(learn.__dict__)
+    hooks = [(m, m._load_state_dict_pre_hooks) for m in learn.model.modules() if m._load_state_dict_pre_hooks]
     try:
         learn.cbs = L(cb for cb in learn.cbs if not _is_ours(cb))
         for k, v in before.items():
             if _is_ours(v) and (isinstance(v, Callback) or k in ('tickets', 'rounds')):
                 del learn.__dict__[k]
+        for m, of in hooks:  # a shrunk model has one, for an error
+            m._load_state_dict_pre_hooks = type(of)((k, h) for k, h in of.items() if not _is_our_hook(h))
         yield
     finally:
+        for m, of in hooks:
+            m._load_state_dict_pre_hooks = of
         learn.__dict__.clear()
         learn.__dict__.update(before)
 
 
-_by_value = 'zoo.models', 'zoo.data', 'zoo.images', 'learner.batches'  # modules with networks and transforms
+_by_value = (
+    'deploy.attention',
+    'deploy.channel_attention',
+    'zoo.models',
+    'zoo.data',
+    'zoo.images',
+    'learner.batches',
+)  # modules with networks and transforms
 
 
 @contextlib.contextmanager

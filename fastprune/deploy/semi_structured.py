@@ -17,10 +17,11 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..core.checks import check_number
 from ..core.computed import check_not_torch_pruned
+from ..core.copies import copy_model
 from ..core.names import unwrap
 from ..core.weights import prunable_weights
 from .forms import FORM_ERRORS
-from .modules import ModuleCalls, copy_model, parameter_places, replace_module
+from .modules import ModuleCalls, parameter_places, replace_module
 from fastprune.deploy.semi_structured_layer import (
     check_gpu,
     pack_in_place,

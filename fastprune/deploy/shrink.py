@@ -6,7 +6,6 @@
 __all__ = ['find_cuts', 'shrink']
 
 # %% ../../nbs/deploy/shrink.ipynb #c107f349
-import time
 from collections import Counter
 from copy import deepcopy
 
@@ -14,42 +13,21 @@ import pandas as pd
 import torch
 from torch import nn
 
+from ..core.channel_graph import find_channels
+from ..core.channels import kept_channels
 from ..core.checks import check_number, check_whole
+from ..core.copies import copy_model
 from ..core.generators import forked_rng
+from ..core.masks import Masks, check_bool
 from ..core.names import unwrap
+from .channel_shrink import round_widths, shrink_channels
 from .constants import ChannelObserver, model_outputs, output_distance, similar_inputs
+from .costs import megabytes, milliseconds
 from .cut import channel_places, cut_channels, find_zero_filters, has_filters
 from .cut_sets import CutPlanner, torch_pruning
-from .modules import copy_model
-from ..learner.inputs import as_inputs, call_model, tensors_in
+from ..learner.inputs import as_inputs, call_model
 
 # %% ../../nbs/deploy/shrink.ipynb #6a9f5cc5
-def _megabytes(model):
-    tensors = {id(t): t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]}
-    return sum(tensors.values()) / 1e6
-
-
-def _wait(devices):
-    for d in devices:
-        torch.cuda.synchronize(d)
-
-
-@torch.no_grad()
-def _milliseconds(models, inputs, repeats):
-    "The median time of a forward pass of each model. They run in turns"
-    gpus = [x.device for x in tensors_in(inputs) if x.is_cuda]
-    times = [[] for _ in models]
-    for k in range(repeats + 1):
-        for m, t in zip(models, times, strict=True):
-            _wait(gpus)
-            start = time.perf_counter()
-            call_model(m, inputs)
-            _wait(gpus)
-            if k:  # the first pass warms up
-                t.append(1000 * (time.perf_counter() - start))
-    return [float(torch.tensor(t).median()) if t else float('nan') for t in times]
-
-
 def _layer_row(before, after, zero, why):
     "Filters and weights before and after, and why filters of zeros stayed"
     reasons = Counter(why[i] for i in zero.nonzero().flatten().tolist() if why[i])
@@ -66,7 +44,7 @@ def _shrink_table(before, after, zero, why, ms):
             rows[n] = _layer_row(*pair, z, [why.get((n, i), '') for i in range(len(z))])
     filters = [sum(o[i] for o in rows.values()) for i in (0, 1)]
     weights = [sum(p.numel() for p in m.parameters()) for m in (before, after)]
-    rest = [round(v, 3) for v in (_megabytes(before), _megabytes(after), *ms)]
+    rest = [round(v, 3) for v in (megabytes(before), megabytes(after), *ms)]
     rows['total'] = [
         *filters,
         *weights,
@@ -176,17 +154,30 @@ def find_cuts(
                 "numbers, in evaluation mode?"
             )
         why = planner.why
-    ms = _milliseconds([work.eval(), deepcopy(small).eval()], runs[0], repeats)
+    ms = milliseconds([work.eval(), deepcopy(small).eval()], runs[0], repeats)
     return sets, small, _shrink_table(work, small, zero, why, ms)
 
-
+# %% ../../nbs/deploy/shrink.ipynb #1e1810c0
 def shrink(
     model: nn.Module,  # Any module; it is not changed
     example: torch.Tensor | tuple | dict,  # The model's inputs, by name if a dict; batch first
     tol: float = 1e-4,  # Largest difference of outputs, relative to the largest output, in (0,1)
     repeats: int = 20,  # Timed runs of each model
+    # Masks of channels that the model was trained with, such as those of a `Sparsifier`; None to find filters of zeros
+    masks: dict | None = None,
+    round_to: int | None = None,  # With `masks`: keep zeros so that widths are multiples of it
 ) -> tuple:  # The smaller model, and a DataFrame with a row for each layer concerned and 'total'
-    """Cut out filters that are entirely zero, with all that belongs to them. Outputs, modes, dtypes and devices stay
-    the same. Raises `ValueError` for a model that can't be copied or followed, or gives other outputs at each call,
-    `ImportError` without torch-pruning"""
-    return find_cuts(unwrap(model), example, tol, repeats)[1:]
+    """Cut out what is zero, with all that belongs to it: channels that `masks` prune, or filters that are entirely
+    zero. Outputs, modes, dtypes and devices stay the same. Raises `ValueError` for a model that can't be copied or
+    followed, or gives other outputs at each call, `ImportError` without torch-pruning"""
+    model = unwrap(model)
+    if masks is None:
+        if round_to is not None:
+            raise ValueError(f'round_to={round_to}: needs `masks`, of channels')
+        return find_cuts(model, example, tol, repeats)[1:]
+    Masks(check_bool(masks)).check(dict(model.named_parameters()))
+    inputs = as_inputs(example, model)
+    groups = find_channels(model, inputs, call_model)
+    kept = round_widths(groups, kept_channels(groups, masks), round_to)
+    small, _, table = shrink_channels(model, inputs, groups, kept, tol, repeats)
+    return small, table

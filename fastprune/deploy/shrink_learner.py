@@ -11,13 +11,18 @@ import torch
 from fastai.basics import Learner, patch
 from torch import nn
 
+from ..core.channels import kept_channels
 from ..core.checks import check_whole
 from ..core.masks import Masks
 from ..core.names import unwrap
+from .channel_learner import cut_learner
+from .channel_shrink import round_widths, shrink_channels
 from .cut import cut_channels
 from .shrink import find_cuts
+from .shrunk_file import name_remedy
 from ..learner import keep as keep  # adds learn.masks
 from ..learner.batches import in_fit, undisturbed
+from ..learner.fit import keeper_of
 from ..learner.inputs import at_most, learner_inputs
 
 # %% ../../nbs/deploy/shrink_learner.ipynb #86ebb134
@@ -31,6 +36,34 @@ def _cut_masks(learn, model, kept):
     return Masks(masks)
 
 
+def _shrink_zeros(learn, model, inputs, tol, repeats):
+    "Cut filters of zeros. Returns the table"
+    sets, _, table = find_cuts(model, inputs, tol, repeats)
+    kept, frozen = cut_channels(model, sets), getattr(learn.opt, 'frozen_idx', 0)
+    if learn.masks is not None:
+        learn.keep_masks.hold(_cut_masks(learn, model, kept), learn.keep_masks.origin)
+    if learn.opt is not None:
+        learn.opt = None
+        if frozen:
+            learn.freeze_to(frozen)
+    return table
+
+# %% ../../nbs/deploy/shrink_learner.ipynb #120731f4
+def _masked_groups(learn):
+    "The groups of channels that the masks were made for; none if they prune weights of other units"
+    keeper = keeper_of(learn)
+    return keeper.channels.channels if keeper and keeper.channels else []
+
+
+def _shrink_groups(learn, model, inputs, groups, tol, repeats, round_to):
+    "Cut channels that are masked. Returns the table"
+    kept = round_widths(groups, kept_channels(groups, learn.masks), round_to)
+    table = shrink_channels(model, inputs, groups, kept, tol, repeats)[-1]
+    cut_learner(learn, groups, kept)
+    name_remedy(model)
+    return table
+
+# %% ../../nbs/deploy/shrink_learner.ipynb #a1cc06bd
 @patch
 def shrink(
     self: Learner,
@@ -38,24 +71,24 @@ def shrink(
     tol: float = 1e-4,  # Largest difference of outputs, relative to the largest output, in (0,1)
     repeats: int = 20,  # Timed runs of each model
     example: torch.Tensor | tuple | dict | None = None,  # A batch of inputs, by name if a dict; from `dls` if None
+    # Keep zeros so that widths are multiples of it; for masks of channels
+    round_to: int | None = None,
 ) -> pd.DataFrame:  # A row for each layer that had filters of zeros or got smaller, and 'total'
-    """Cut filters that are entirely zero out of the model, in place. Outputs stay the same. `learn.masks` are cut
-    alike, and the optimizer is made anew. Raises `ValueError` during a fit, and for a model that can't be followed,
+    """Cut what the masks prune out of the model, in place: channels with all that belongs to them, or filters that are
+    entirely zero. Outputs stay the same. `learn.masks` are cut alike; the optimizer goes on after masks of channels,
+    and is made anew after others. Raises `ValueError` during a fit, and for a model that can't be followed,
     `ImportError` without torch-pruning"""
     if in_fit(self):
-        raise ValueError("a fit is running: call `learn.shrink()` after it")
+        raise ValueError("a fit is running: call `learn.shrink()` after it, or use `ShrinkCallback`")
     if isinstance(self.model, nn.parallel.DistributedDataParallel):
         raise ValueError("the model is in DistributedDataParallel: leave `learn.distrib_ctx()` first")
     check_whole("a batch's items", n_items=n_items)
     model = unwrap(self.model)
     with undisturbed(self):
         inputs = learner_inputs(self, example, next(model.parameters()).device)
-    sets, _, table = find_cuts(model, at_most(inputs, n_items), tol, repeats)
-    kept, frozen = cut_channels(model, sets), getattr(self.opt, 'frozen_idx', 0)
-    if self.masks is not None:
-        self.keep_masks.hold(_cut_masks(self, model, kept), self.keep_masks.origin)
-    if self.opt is not None:
-        self.opt = None
-        if frozen:
-            self.freeze_to(frozen)
-    return table
+    inputs = at_most(inputs, n_items)
+    if groups := _masked_groups(self):
+        return _shrink_groups(self, model, inputs, groups, tol, repeats, round_to)
+    if round_to is not None:
+        raise ValueError(f"round_to={round_to}: needs masks of channels, as granularity='channel' makes them")
+    return _shrink_zeros(self, model, inputs, tol, repeats)

@@ -9,7 +9,7 @@ __all__ = ['STAND_INS', 'FreshLSTM', 'FreshSentences', 'with_stand_ins']
 import torch
 from torch import nn
 
-from .modules import copy_model
+from ..core.copies import copy_model
 
 # %% ../../nbs/deploy/stand_ins.ipynb #fee099c8
 class FreshLSTM(nn.Module):

@@ -15,9 +15,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import prune as torch_prune
 
 from ..core.computed import check_not_torch_pruned, torch_pruned
+from ..core.copies import copy_model
 from ..core.masks import Masks, check_bool
 from ..core.names import unwrap
-from .modules import copy_model, parameter_places
+from .modules import parameter_places
 from ..learner.keep import set_masks
 
 # %% ../../nbs/deploy/torch_prune.ipynb #ee338df2

@@ -35,6 +35,7 @@ class CutChannels:
         self.channels, self.kept = channels, None
         self.values = {}  # name of a parameter or running statistic -> values; those of kept channels have no meaning
         self.is_filled = False  # Do the parameters have the values of cut channels right now?
+        self.whole = False  # Is no channel cut until new masks are made, so that norms need no help?
 
     def __getstate__(self):
         return {**vars(self), 'values': {}, 'is_filled': False}
@@ -48,7 +49,7 @@ class CutChannels:
         "Add channels of other groups"
         named = {g.name: g for g in self.channels.channels} | {g.name: g for g in channels.channels}
         if named.keys() != set(channels.group_names):
-            channels = channels.bind(list(named.values()), channels.recover, channels.uses)
+            channels = channels.bind(list(named.values()), channels.recover)
         self.channels = channels
 
     @torch.no_grad()
@@ -67,8 +68,9 @@ class CutChannels:
             self.fill(parameters, old)
             self._store({n: parameters[n] for n in index.masked.shapes})
             self._swap_statistics(model, index.statistics, kept)
-        self.is_filled, self.kept = False, kept
-        hold_norms(model, index.norms, kept)
+        self.is_filled, self.kept, self.whole = False, kept, self.whole and not with_values
+        if not self.whole:
+            hold_norms(model, index.norms, kept)
 
     @torch.no_grad()
     def fill(

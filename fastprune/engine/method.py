@@ -26,17 +26,20 @@ from ..schedules.sparsity import check_schedule, ocp
 
 # %% ../../nbs/engine/method.ipynb #5fcc0720
 def check_arguments(
-    sparsity: float | dict,  # As for `Method`
+    sparsity: float | dict | None,  # As for `Method`
     criterion: Callable = magnitude,  # As for `Method`
     scope: str = 'local',  # As for `Method`
     granularity: str = 'weight',  # As for `Method`
     initial: float | dict | None = None,  # As for `Method`
     recover: bool | str = True,  # As for `Method`
-    **options: object,  # As for `Method`: min_channels, round_to, cost
+    **options: object,  # As for `Method`: min_channels, round_to, cost, flops
 ) -> None:
     "Check the arguments that need no model; raises `ValueError`"
+    flops = options.get('flops')
+    if flops is not None and sparsity is not None:
+        raise ValueError(f"sparsity={sparsity!r} and flops={flops!r} are two targets: give one of them")
     for name, s in (('sparsity', sparsity), ('initial', initial)):
-        if s is not None or name == 'sparsity':
+        if s is not None or name == 'sparsity' and flops is None:
             check_sparsities(s, name)
         check_scope(scope, s)
         check_granularity(granularity, s)
@@ -54,7 +57,7 @@ class Method(Hooks):
     lasting = {}  # attribute -> type of what a checkpoint saves, in addition to those of the bases
     arguments = (), {}  # of the constructor, positional and by name
     quiet = False  # Skip warnings that an earlier method has given?
-    min_channels, round_to, cost = 1, 1, 'weights'  # of callbacks that an earlier version has saved
+    min_channels, round_to, cost, flops = 1, 1, 'weights', None  # of callbacks that an earlier version has saved
     left_out = None  # frozen weights that a warning has named
 
     def __new__(cls, *args, **kwargs):
@@ -64,7 +67,8 @@ class Method(Hooks):
 
     def __init__(
         self,
-        sparsity: float | dict,  # Fraction of zeros at the end, in [0,1); or by name, pattern, module or class
+        # Fraction of zeros at the end, in [0,1); or by name, pattern, module or class. None with `flops`
+        sparsity: float | dict | None = None,
         schedule: Callable = ocp,  # Function from the position in training to progress, both in [0,1]
         criterion: Callable = magnitude,  # Function from {name: weight} to {name: score}, larger = keep
         scope: str = 'local',  # 'local': each tensor reaches `sparsity`; 'global', 'erk', 'balanced': all together do
@@ -81,8 +85,11 @@ class Method(Hooks):
         min_channels: int = 1,  # Channels of a group that stay at least, with granularity 'channel' or 'head'
         round_to: int = 1,  # With these, the number of channels that stay is a multiple of this
         cost: str = 'weights',  # With these and scope 'global': what a channel saves, in 'weights' or 'flops'
+        # With these, in place of `sparsity`: FLOPs at the end, relative to the dense network. The largest network that
+        # is not above this, at the size of the items in a batch
+        flops: float | None = None,
     ):
-        options = dict(min_channels=min_channels, round_to=round_to, cost=cost)
+        options = dict(min_channels=min_channels, round_to=round_to, cost=cost, flops=flops)
         check_arguments(sparsity, criterion, scope, granularity, initial, recover, **options)
         check_schedule(schedule)
         if interval is not None:
@@ -93,7 +100,7 @@ class Method(Hooks):
         self.scope, self.granularity, self.interval, self.initial = check_scope(scope), granularity, interval, initial
         self.recover, self.include, self.exclude = recover, include, exclude
         self.refresh, self.track = refresh, track
-        self.min_channels, self.round_to, self.cost = min_channels, round_to, cost
+        self.min_channels, self.round_to, self.cost, self.flops = min_channels, round_to, cost, flops
         # one entry for each optimizer step of the last run; the last two lists only with `track`
         self.iters, self.asked, self.reached, self.lrs = [], [], [], []
         self.recovered, self.mask_distance = [], []
@@ -123,7 +130,7 @@ def choose(
 @patch(as_prop=True)
 def units(self: Method) -> Granularity:
     "The granularity with its options"
-    options = dict(min_channels=self.min_channels, round_to=self.round_to, cost=self.cost)
+    options = dict(min_channels=self.min_channels, round_to=self.round_to, cost=self.cost, flops=self.flops)
     return with_options(check_granularity(self.granularity), self.scope, self.recover, **options)
 
 

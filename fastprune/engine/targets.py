@@ -76,6 +76,7 @@ def find_targets(
             method.exclude,
             method.recover,
             trained,
+            method.scope,
         )
         check_frozen(method, {**dict.fromkeys(frozen), **weights}, frozen)
         try_criterion(method.criterion, weights, learn)

@@ -156,12 +156,13 @@ def end_notes(cb: SparsifyCallback) -> list:
     run, notes = cb.engine, []
     masks = run.masks or {}
     if run.falls_short:
+        again = f'flops={cb.flops:g}, granularity={cb.granularity!r}' if cb.flops else repr(cb.sparsity)
         target = sum(s * run.sizes[n] for n, s in run.target.items()) / max(1, run.size)
         notes.append(
             f'the fit was stopped after {run.state.last_step + 1} of {run.total_steps} iterations, so the '
             f'sparsity is {run.sparsity:.4g} instead of {target:.4g}: callbacks that stop a fit, such as '
             'EarlyStoppingCallback, ignore the schedule. Prune without them, and stop early in a '
-            f'later fit, which keeps the masks; or call `learn.prune({cb.sparsity!r})` now'
+            f'later fit, which keeps the masks; or call `learn.prune({again})` now'
         )
     kept = kept_of_each(masks)
     if empty := [n for n, m in masks.items() if m.numel() and not kept[n]]:

@@ -169,7 +169,7 @@ def _filled(learn):
 def _to_prune(learn, sparsity, scope, units, include, exclude, recover):
     "The weights to prune, their sparsities, and the granularity, bound to the model"
     if units.tied:
-        return channel_targets(units, LearnerChannels(learn), sparsity, include, exclude, recover)[:3]
+        return channel_targets(units, LearnerChannels(learn), sparsity, include, exclude, recover, scope=scope)[:3]
     weights = prunable_weights(learn.model, include, exclude)
     if not weights:
         raise ValueError(f'nothing to prune: {no_weights(learn.model)}')
@@ -197,7 +197,8 @@ def _warn_of_empty(masks, kept):
 @patch
 def prune(
     self: Learner,
-    sparsity: float | dict,  # Fraction of zeros in [0,1); or by name, pattern, module or class: {nn.Linear:0.5}
+    # Fraction of zeros in [0,1); or by name, pattern, module or class: {nn.Linear:0.5}. None with `flops`
+    sparsity: float | dict | None = None,
     criterion: Callable = magnitude,  # Function from {name: weight} to {name: score}; keeps the largest
     scope: str = 'local',  # 'local': each tensor reaches `sparsity`; 'global', 'erk', 'balanced', 'lamp': the total
     granularity: str = 'weight',  # Unit of pruning, as for `SparsifyCallback`
@@ -213,10 +214,12 @@ def prune(
     min_channels: int = 1,  # With granularity 'channel' or 'head': channels of a group that stay at least
     round_to: int = 1,  # With these, the number of channels that stay is a multiple of this
     cost: str = 'weights',  # With these and scope 'global': what a channel saves, in 'weights' or 'flops'
+    # With these, in place of `sparsity`: FLOPs relative to the dense network; the largest network not above this
+    flops: float | None = None,
 ) -> None:
     """Prune to exactly `sparsity` by setting `learn.masks`. Works also at initialisation, since only pruned weights
     change. Warns of tensors without remaining weights. Raises `ValueError` for arguments that don't fit the model"""
-    options = dict(min_channels=min_channels, round_to=round_to, cost=cost)
+    options = dict(min_channels=min_channels, round_to=round_to, cost=cost, flops=flops)
     check_arguments(sparsity, criterion, scope, granularity, **options)
     iterations = usual_iterations(criterion) if iterations is None else iterations
     _check_prune(n_batches, recover, iterations, min_density)
@@ -228,6 +231,8 @@ def prune(
     weights, target, units = _to_prune(self, sparsity, scope, units, include, exclude, recover)
     if units.tied and min_density:
         raise ValueError(f"min_density={min_density:g}: with granularity={granularity!r} use `min_channels`")
+    if flops is not None:
+        sparsity = target if units.end is None else units.end
     sparsity = target if isinstance(sparsity, dict) else sparsity
     old = self.masks or {}
     whole = lambda p: torch.ones_like(p, dtype=torch.bool)

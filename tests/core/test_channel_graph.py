@@ -261,6 +261,8 @@ def test_densenet():
 
 def test_unet():
     model = create_unet_model(resnet18, 2, (64, 64), pretrained=False)
+    model(image(64))  # its hooks keep tensors with a graph
+    assert left_whole(model, find_channels(model, image(64))) == ['layers.12.0.bias']
     with torch.no_grad():
         model(image(64))
     groups = check_exact(model, image(64))
@@ -329,6 +331,31 @@ def test_gpt2_has_transposed_weights():
         (0, 'other', 96),
         (0, 'input', 32),
     ]
+
+
+def test_t5_keeps_the_heads_that_share_a_bias():
+    transformers, config, x = hugging('t5', d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**config))
+    x['decoder_input_ids'] = x['input_ids']
+    groups = find_channels(model, x)
+    check_zeros(model, groups, x)
+    assert [(g.kind, g.n) for g in groups] == [('channel', 64)] * 4  # its streams are outputs, too
+
+
+def test_attention_with_another_order_of_heads_stays_whole():
+    class Interleaved(nn.Module):
+        "Names as in timm, but the output has the heads side by side in each channel"
+
+        def __init__(self):
+            super().__init__()
+            self.num_heads, self.qkv, self.proj = 2, nn.Linear(8, 24), nn.Linear(8, 8)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+            return self.proj(F.scaled_dot_product_attention(q, k, v).permute(0, 2, 3, 1).flatten(2))
+
+    model = nn.Sequential(nn.Linear(3, 8), Interleaved(), nn.Linear(8, 2))
+    assert [(g.kind, g.n) for g in find_channels(model, torch.randn(2, 5, 3))] == [('channel', 8)] * 2
 
 
 def test_swin_has_a_table_for_each_head():

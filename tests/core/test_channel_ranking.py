@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from modes import forbid_float64, forbid_reads
 from torch import nn
 
+from fastprune.core.channel_cost import ChannelCosts
 from fastprune.core.channel_counts import channel_counts, fewest, steps_of
 from fastprune.core.channel_granularity import Channels
 from fastprune.core.channel_graph import find_channels
@@ -108,8 +109,8 @@ def test_global_compares_what_cutting_saves():
     bound = Channels('channel').bind([cheap, dear])
     masks = compute_masks(scores_of([cheap, dear]), 0.375, 'global', bound, absolute=True)
     assert [int(k.sum()) for k in bound.kept(masks)] == [4, 1]
-    uses = {'a.weight': 1000, 'a.weight.next': 1000}
-    flops = Channels('channel', cost='flops').bind([cheap, dear], uses=uses | {'b.weight': 1})
+    costs = ChannelCosts([cheap, dear], {'a.weight': 1e6, 'a.weight.next': 1e6, 'b.weight': 1})
+    flops = Channels('channel', cost='flops').bind([cheap, dear], costs=costs)
     masks = compute_masks(scores_of([cheap, dear]), 0.375, 'global', flops, absolute=True)
     assert [int(k.sum()) for k in flops.kept(masks)] == [1, 4]
 
