@@ -145,7 +145,8 @@ def flop_counts(
     run: Callable,  # Function of the model that runs a forward pass on an example
 ) -> tuple:  # Name of a tensor, or 'other' -> FLOPs, and name of a group of heads -> FLOPs
     "FLOPs of a forward pass, two for each multiplication and addition, for `ChannelCosts`"
-    count, handles = FlopCount(storage_names(dict(model.named_parameters()))), []
+    weights = {n: p for n, p in model.named_parameters() if p.ndim > 1}  # an operation may have its bias first
+    count, handles = FlopCount(storage_names(weights)), []
     heads = [g for g in groups if g.kind == 'head']
 
     def enter(name, module, args):

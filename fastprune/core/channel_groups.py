@@ -56,17 +56,21 @@ def _group_numbers(axes, n_labels):
     return group
 
 # %% ../../nbs/core/channel_groups.ipynb #e5e0d9c8
-def _block_of(units, constraints, label):
-    "The number of blocks, and each unit's; None if the units don't fit into blocks"
+def _block_of(units, joined, constraints, label):
+    """The number of blocks, and each unit's; None if the units don't fit into blocks. `joined`: units that are added to
+    these somewhere, and these; if each part of them loses equally many in each block, so do all"""
     index = np.full(len(label), -1)
     index[units] = np.arange(len(units))
     own = []
     for ids, n in constraints:
-        owners = index[label[ids.numpy()]]
-        if (owners < 0).any() or len(np.unique(owners)) < len(units):
+        owners = label[ids.numpy()]
+        mine = index[owners] >= 0
+        if not mine.any():
+            continue
+        if not np.isin(owners, joined).all() or len(np.unique(owners[mine])) < len(units):
             return None
         count = np.zeros((len(units), n), dtype=np.int64)
-        np.add.at(count, (owners, np.repeat(np.arange(n), len(owners) // n)), 1)
+        np.add.at(count, (index[owners[mine]], np.repeat(np.arange(n), len(owners) // n)[mine]), 1)
         if (count == count[:, :1]).all():
             continue  # each channel has as much of each block
         if ((count > 0).sum(1) > 1).any():
@@ -96,13 +100,11 @@ def _places(axes, number):
             yield Places(a.axis.name, a.axis.dim, torch.from_numpy(channels[mine]), where, a.axis.role, a.axis.groups)
 
 # %% ../../nbs/core/channel_groups.ipynb #aa881b0c
-def _parts(units, axes, constraints, n_labels):
+def _parts(units, axes, constraints, label):
     """Name of a group -> its units, which lie in the same tensors, as often in each, so that each channel costs as much
     as the others. A group is named after a tensor of filters that no other has the name of"""
     first = next(a.axis.name for a in axes if a.axis.role == 'filter' and np.isin(a.units, units).any())
-    if constraints:
-        return {first: units}
-    index, times = np.full(n_labels, -1), np.zeros((len(units), len(axes)), dtype=np.int64)
+    index, times = np.full(len(label), -1), np.zeros((len(units), len(axes)), dtype=np.int64)
     index[units] = np.arange(len(units))
     for i, a in enumerate(axes):
         mine = index[a.units]
@@ -115,13 +117,14 @@ def _parts(units, axes, constraints, n_labels):
         if name is None:
             return {first: units}
         res[name] = units[of.reshape(-1) == i]
-    return res
+    fit = all(_block_of(part, units, constraints, label) for part in res.values())
+    return res if fit else {first: units}
 
 # %% ../../nbs/core/channel_groups.ipynb #a07e0e22
-def _make(name, units, axes, constraints, label, heads):
+def _make(name, units, joined, axes, constraints, label, heads):
     "The group of these units; None if it has to stay whole"
     units = _in_order(units, axes)
-    found = _block_of(units, constraints, label)
+    found = _block_of(units, joined, constraints, label)
     if found is None:
         return None
     blocks, block = found
@@ -160,6 +163,7 @@ def groups_of(
     numbers = [g for g in of_axes if g >= 0]
     found = []
     for g in numbers:
-        parts = _parts(np.flatnonzero(group == g), of_axes[g], of_blocks[g], len(label))
-        found += [_make(n, units, of_axes[g], of_blocks[g], label, heads) for n, units in parts.items()]
+        joined = np.flatnonzero(group == g)
+        parts = _parts(joined, of_axes[g], of_blocks[g], label)
+        found += [_make(n, units, joined, of_axes[g], of_blocks[g], label, heads) for n, units in parts.items()]
     return sorted((g for g in found if g is not None), key=lambda g: rank[g.name])
