@@ -77,7 +77,7 @@ class ChannelCosts:
             res.append(self.dense - self.of(kept))
         return res
 
-
+# %% ../../nbs/core/channel_cost.ipynb #5f68c200
 def weight_costs(
     groups: list,  # Of `ChannelGroup`
 ) -> ChannelCosts:

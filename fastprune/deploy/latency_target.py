@@ -68,11 +68,11 @@ def relative_latency(
 # %% ../../nbs/deploy/latency_target.ipynb #9f228af1
 def least_sparsity(
     latency: float,  # Time relative to the dense network, in (0,1)
-    counts_at: Callable,  # Function from a sparsity in [0,1) to the channels that each group loses, as a dict
+    counts_at: Callable,  # Function from a sparsity in [0,1] to the channels that each group loses, as a dict
     time_of: Callable,  # Function from such counts to the time, relative to the dense network
 ) -> float:  # In (0,1)
     "The least sparsity that is fast enough. Raises `ValueError` if none is"
-    low, high = 0.0, 1 - 2**-20
+    low, high = 0.0, 1.0
     if (least := time_of(counts_at(high))) > latency:
         raise ValueError(
             f'latency={latency:g} is out of reach: on this machine, the smallest network takes {least:.3g} of the '
@@ -88,7 +88,7 @@ def least_sparsity(
         else:
             fast_enough = time_of(counts) <= latency
         low, high = (low, middle) if fast_enough else (middle, high)
-    return high
+    return min(high, 1 - 2**-20)  # a sparsity is below 1
 
 # %% ../../nbs/deploy/latency_target.ipynb #40405447
 @patch
