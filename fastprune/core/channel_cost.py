@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .channels import position_count
+from .channels import MODULE_ROLES, position_count
 
 # %% ../../nbs/core/channel_cost.ipynb #beb7e934
 class _Term(NamedTuple):
@@ -77,12 +77,13 @@ class ChannelCosts:
             res.append(self.dense - self.of(kept))
         return res
 
-
+# %% ../../nbs/core/channel_cost.ipynb #5f68c200
 def weight_costs(
     groups: list,  # Of `ChannelGroup`
 ) -> ChannelCosts:
     "Parameters of the tensors that groups have a part in"
-    return ChannelCosts(groups, {n: float(math.prod(s)) for g in groups for n, s in g.shapes.items()})
+    shapes = {p.name: g.shapes[p.name] for g in groups for p in g.places if p.role in ('filter', 'input', 'other')}
+    return ChannelCosts(groups, {n: float(math.prod(s)) for n, s in shapes.items()})
 
 # %% ../../nbs/core/channel_cost.ipynb #b4e29a82
 class FlopCount(TorchDispatchMode):
@@ -129,7 +130,7 @@ def storage_names(
 # %% ../../nbs/core/channel_cost.ipynb #5c0f3ccf
 def _home(model, group):
     "The module that has all tensors of a group"
-    names = [p.name.split('.')[:-1] for p in group.places if p.role != 'norm']
+    names = [p.name.split('.')[:-1] for p in group.places if p.role not in MODULE_ROLES]
     home = []
     for parts in zip(*names, strict=False):
         if len(set(parts)) > 1:
@@ -144,7 +145,8 @@ def flop_counts(
     run: Callable,  # Function of the model that runs a forward pass on an example
 ) -> tuple:  # Name of a tensor, or 'other' -> FLOPs, and name of a group of heads -> FLOPs
     "FLOPs of a forward pass, two for each multiplication and addition, for `ChannelCosts`"
-    count, handles = FlopCount(storage_names(dict(model.named_parameters()))), []
+    weights = {n: p for n, p in model.named_parameters() if p.ndim > 1}  # an operation may have its bias first
+    count, handles = FlopCount(storage_names(weights)), []
     heads = [g for g in groups if g.kind == 'head']
 
     def enter(name, module, args):

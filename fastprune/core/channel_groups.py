@@ -56,17 +56,21 @@ def _group_numbers(axes, n_labels):
     return group
 
 # %% ../../nbs/core/channel_groups.ipynb #e5e0d9c8
-def _block_of(units, constraints, label):
-    "The number of blocks, and each unit's; None if the units don't fit into blocks"
+def _block_of(units, joined, constraints, label):
+    """The number of blocks, and each unit's; None if the units don't fit into blocks. `joined`: units that are added to
+    these somewhere, and these; if each part of them loses equally many in each block, so do all"""
     index = np.full(len(label), -1)
     index[units] = np.arange(len(units))
     own = []
     for ids, n in constraints:
-        owners = index[label[ids.numpy()]]
-        if (owners < 0).any() or len(np.unique(owners)) < len(units):
+        owners = label[ids.numpy()]
+        mine = index[owners] >= 0
+        if not mine.any():
+            continue
+        if not np.isin(owners, joined).all() or len(np.unique(owners[mine])) < len(units):
             return None
         count = np.zeros((len(units), n), dtype=np.int64)
-        np.add.at(count, (owners, np.repeat(np.arange(n), len(owners) // n)), 1)
+        np.add.at(count, (index[owners[mine]], np.repeat(np.arange(n), len(owners) // n)[mine]), 1)
         if (count == count[:, :1]).all():
             continue  # each channel has as much of each block
         if ((count > 0).sum(1) > 1).any():
@@ -95,11 +99,32 @@ def _places(axes, number):
             where = torch.from_numpy(a.positions[mine])
             yield Places(a.axis.name, a.axis.dim, torch.from_numpy(channels[mine]), where, a.axis.role, a.axis.groups)
 
+# %% ../../nbs/core/channel_groups.ipynb #aa881b0c
+def _parts(units, axes, constraints, label):
+    """Name of a group -> its units, which lie in the same tensors, as often in each, so that each channel costs as much
+    as the others. A group is named after a tensor of filters that no other has the name of"""
+    first = next(a.axis.name for a in axes if a.axis.role == 'filter' and np.isin(a.units, units).any())
+    index, times = np.full(len(label), -1), np.zeros((len(units), len(axes)), dtype=np.int64)
+    index[units] = np.arange(len(units))
+    for i, a in enumerate(axes):
+        mine = index[a.units]
+        np.add.at(times[:, i], mine[mine >= 0], 1)
+    kinds, of = np.unique(times, axis=0, return_inverse=True)
+    names = [[a.axis.name for a, n in zip(axes, k, strict=True) if n and a.axis.role == 'filter'] for k in kinds]
+    res = {}
+    for i in sorted(range(len(kinds)), key=lambda i: len(names[i])):
+        name = next((n for n in names[i] if n not in res), None)
+        if name is None:
+            return {first: units}
+        res[name] = units[of.reshape(-1) == i]
+    fit = all(_block_of(part, units, constraints, label) for part in res.values())
+    return res if fit else {first: units}
+
 # %% ../../nbs/core/channel_groups.ipynb #a07e0e22
-def _make(units, axes, constraints, label, heads):
+def _make(name, units, joined, axes, constraints, label, heads):
     "The group of these units; None if it has to stay whole"
     units = _in_order(units, axes)
-    found = _block_of(units, constraints, label)
+    found = _block_of(units, joined, constraints, label)
     if found is None:
         return None
     blocks, block = found
@@ -111,7 +136,6 @@ def _make(units, axes, constraints, label, heads):
         return None
     names = {p.name for p in places}
     shapes = {a.axis.name: a.axis.shape for a in axes if a.axis.name in names}
-    name = next(p.name for p in places if p.role == 'filter')
     return ChannelGroup(
         name, len(units), places, shapes, blocks, 'head' if heads.issuperset(units.tolist()) else 'channel'
     )
@@ -137,5 +161,9 @@ def groups_of(
             of_blocks[g].append((ids, n))
     heads = {u for ids in units.heads for u in label[ids.numpy()].tolist()}
     numbers = [g for g in of_axes if g >= 0]
-    found = [_make(np.flatnonzero(group == g), of_axes[g], of_blocks[g], label, heads) for g in numbers]
+    found = []
+    for g in numbers:
+        joined = np.flatnonzero(group == g)
+        parts = _parts(joined, of_axes[g], of_blocks[g], label)
+        found += [_make(n, units, joined, of_axes[g], of_blocks[g], label, heads) for n, units in parts.items()]
     return sorted((g for g in found if g is not None), key=lambda g: rank[g.name])

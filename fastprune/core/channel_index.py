@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from .channels import along, position_count, spread
+from .channels import MODULE_ROLES, along, position_count, spread
 from .devices import send
 
 # %% ../../nbs/core/channel_index.ipynb #a9280809
@@ -34,7 +34,7 @@ class Slots:
                 if p.role not in roles:
                     continue
                 key, size = (p.name, p.dim, p.groups), int(p.positions.max()) + 1
-                if p.role != 'norm':  # a module has no shape
+                if p.role not in MODULE_ROLES:  # a module has no shape
                     self.shapes[p.name] = tuple(g.shapes[p.name])
                     size = position_count(p, self.shapes[p.name])
                 index = found.get(key, torch.zeros(0, dtype=torch.int64, device='cpu'))

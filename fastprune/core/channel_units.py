@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 class Axis(NamedTuple):
     "A dimension of a tensor along which channels lie"
 
-    name: str  # Of the parameter, buffer or (role 'norm') module
+    name: str  # Of the parameter, buffer or (role 'norm' or 'padding') module
     dim: int  # Dimension of the tensor
     role: str  # One of `ROLES`
     groups: int  # As in `Places`

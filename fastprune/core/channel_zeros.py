@@ -15,7 +15,7 @@ from torch import nn
 from .channel_attention import heads_of
 from .channel_graph import call_model
 from .channel_layers import channel_dim, is_layer
-from .channels import channel_masks
+from .channels import MODULE_ROLES, channel_masks
 from .copies import copy_model
 from .generators import forked_rng
 from .names import unwrap
@@ -34,7 +34,7 @@ def _randomize(model, groups, generator):
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, p in places.items():
         t = tensors.get(name)
-        if p.role == 'norm' or t is None or not t.is_floating_point():
+        if p.role in MODULE_ROLES or t is None or not t.is_floating_point():
             continue
         draw = torch.rand(t.shape, generator=generator) + 0.5
         if p.role != 'statistic' and t.ndim > 1:

@@ -12,9 +12,9 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from ..core.channels import position_count, positions_kept
+from ..core.channels import MODULE_ROLES, position_count, positions_kept
 from .channel_attention import fit_attention, fit_heads
-from .channel_sizes import fit_sizes, fit_widths
+from .channel_sizes import fit_sizes, fit_widths, module_positions
 
 # %% ../../nbs/deploy/channel_cut.ipynb #365e1bb0
 def _equal_rows(keep, name):
@@ -109,7 +109,7 @@ def tensor_cuts(
         if k.all():
             continue
         for p in g.places:
-            if p.role == 'norm':
+            if p.role in MODULE_ROLES:
                 continue
             shape = shape_of(p.name)
             cut = res.setdefault(p.name, TensorCut(p.name, shape))
@@ -158,7 +158,9 @@ def cut_groups(
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     for g in groups:
         for p in g.places:
-            if p.role != 'norm' and (p.name not in tensors or tensors[p.name].shape != tuple(g.shapes[p.name])):
+            if p.role not in MODULE_ROLES and (
+                p.name not in tensors or tensors[p.name].shape != tuple(g.shapes[p.name])
+            ):
                 now = tuple(tensors[p.name].shape) if p.name in tensors else 'none'
                 raise ValueError(
                     f'groups: {p.name!r} has the shape {now}, and {g.shapes[p.name]} in the group '
@@ -185,21 +187,6 @@ def _place_left(place, kept, keep):
     return place._replace(channels=channels, positions=positions)
 
 
-def _norm_positions(groups, kept):
-    "(module, dimension) of a norm -> which positions stay, for those of the places in groups"
-    res = {}
-    for g, k in zip(groups, kept, strict=True):
-        for p in g.places:
-            if p.role != 'norm':
-                continue
-            old, n = res.get((p.name, p.dim), torch.ones(0, dtype=torch.bool, device='cpu')), int(p.positions.max()) + 1
-            new = torch.ones(max(n, len(old)), dtype=torch.bool, device='cpu')
-            new[: len(old)] = old
-            new[p.positions] = k[p.channels]
-            res[p.name, p.dim] = new
-    return res
-
-
 def groups_left(
     groups: list,  # Of `ChannelGroup`, all that the model has
     kept: list,  # Bool tensor [n] for each group: which channels stay
@@ -207,13 +194,13 @@ def groups_left(
 ) -> list:  # Of `ChannelGroup`, in the smaller model
     "The same groups in the model that is left"
     res, kept = [], [k.cpu() for k in kept]
-    norms = _norm_positions(groups, kept)
+    modules = module_positions(groups, kept)
     for g, k in zip(groups, kept, strict=True):
         places = []
         for p in g.places:
             cut = cuts.get(p.name)
-            if p.role == 'norm':
-                keep = norms[p.name, p.dim]
+            if p.role in MODULE_ROLES:
+                keep = modules[p.name, p.dim, p.role]
             elif cut is None or p.dim not in cut.keep:
                 keep = torch.ones(position_count(p, g.shapes[p.name]), dtype=torch.bool, device='cpu')
             else:
@@ -221,8 +208,8 @@ def groups_left(
             places.append(_place_left(p, k, keep))
         shapes = {n: cuts[n].new_shape if n in cuts else tuple(s) for n, s in g.shapes.items()}
         for p in g.places:
-            if p.role == 'norm' and p.name in shapes:
-                left = int(norms[p.name, p.dim].sum())
+            if p.role in MODULE_ROLES and p.name in shapes:
+                left = int(modules[p.name, p.dim, p.role].sum())
                 shapes[p.name] = tuple(left if d == p.dim else s for d, s in enumerate(shapes[p.name]))
         res.append(g._replace(n=int(k.sum()), places=tuple(places), shapes=shapes))
     return res

@@ -64,7 +64,7 @@ _widths = {
     *('in_channels', 'out_channels', 'groups', 'in_features', 'out_features', 'num_features', 'num_channels'),
     *('normalized_shape', 'num_parameters', 'embedding_dim', 'nf', 'nx', 'kdim', 'vdim', 'embed_dim', 'hidden_dim'),
     *('num_heads', 'num_attention_heads', 'n_heads', 'n_head', 'num_key_value_heads', 'num_kv_heads', 'attn_dim'),
-    *('all_head_size', 'inner_dim', 'split_size', 'head_hidden_size', 'dim'),
+    *('all_head_size', 'inner_dim', 'split_size', 'head_hidden_size', 'dim', 'channel_padding'),
 }
 
 
@@ -86,11 +86,11 @@ def _read_meta(meta):
     return res
 
 
-def _no_wider(new, old):
+def _no_wider(new, old, least=1):
     "Is a size, a number or several, not larger than another one?"
     if isinstance(new, int) or isinstance(old, int):
-        return type(new) is type(old) and 0 < new <= old
-    return len(new) == len(old) and all(map(_no_wider, new, old))
+        return type(new) is type(old) and least <= new <= old
+    return len(new) == len(old) and all(_no_wider(a, b, least) for a, b in zip(new, old, strict=True))
 
 
 def _fit_sizes(model, modules):
@@ -108,7 +108,7 @@ def _fit_sizes(model, modules):
         for a, v in sizes.items():
             if v == old.get(a):
                 continue
-            if a not in _widths or a not in old or not _no_wider(v, old[a]):
+            if a not in _widths or a not in old or not _no_wider(v, old[a], least=a != 'channel_padding'):
                 raise ValueError(f'{a} of {n!r} is {v} in the file, and {old.get(a)} in make_model()')
             setattr(m, a, tuple(v) if isinstance(v, list) else v)
 

@@ -30,10 +30,18 @@ class _Shortcut(nn.Module):
 
     def __init__(self, more, stride):
         super().__init__()
-        self.more, self.stride = more, stride
+        self.channel_padding, self.stride = (more // 2, more - more // 2), stride
+
+    def __setstate__(self, state):
+        more = state.get('more')  # in pickles of earlier versions
+        if more is not None:
+            state = {**state, 'channel_padding': (more // 2, more - more // 2)}
+            del state['more']
+        super().__setstate__(state)
 
     def forward(self, x):
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more // 2, self.more - self.more // 2))
+        before, after = self.channel_padding
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, after))
 
 
 class _ResBlock(nn.Module):

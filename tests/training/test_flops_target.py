@@ -6,7 +6,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastprune.all import SparsifyCallback, cyclical, linear
+from fastprune.core.channel_cost import ChannelCosts, flop_counts
 from fastprune.core.channel_granularity import Channels
+from fastprune.core.channel_graph import find_channels
 from fastprune.core.channels import kept_channels
 from fastprune.engine.method import Method
 from fastprune.engine.sparsifier import Sparsifier
@@ -115,3 +117,13 @@ def test_out_of_reach(learner):
     with pytest.raises(ValueError, match='flops=0.0001 is out of reach: .* Use at least'):
         learn.fit(1, cbs=SparsifyCallback(flops=1e-4, granularity='channel'))
     assert learn.masks is None and Channels('channel', flops=0.5).flops == 0.5
+
+
+def test_a_linear_layer_costs_less_with_fewer_inputs():
+    model, x = (
+        nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 2)),
+        torch.ones(3, 8),
+    )
+    groups = find_channels(model, x)
+    flops, _ = flop_counts(groups, model, lambda m: m(x))
+    assert ChannelCosts(groups, flops).of([4, 6]) == 2 * 3 * (8 * 4 + 4 * 6 + 6 * 2)
