@@ -91,7 +91,7 @@ def fill(self: Run) -> None:
     if cut := getattr(self.keeper, 'cut', None):
         cut.fill(self.keeper.parameters(), self.keeper.masks)
 
-
+# %% ../../nbs/engine/run.ipynb #e59b1660
 @patch
 def hold(
     self: Run,
