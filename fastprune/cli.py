@@ -178,7 +178,7 @@ def _write_smaller(learn, out):
     save_shrunk(learn, out / 'shrunk.safetensors')
     return f'shrunk.safetensors has the smaller network: {table.weights_after:,} of {table.weights:,} weights'
 
-
+# %% ../nbs/cli.ipynb #1135a1f0
 def _run(flags):
     "Train dense and pruned, and write what came out; the table to print"
     _check_flags(flags)
