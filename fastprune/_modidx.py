@@ -235,6 +235,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'fastprune.cli._run': ('cli.html#_run', 'fastprune/cli.py'),
                                'fastprune.cli._train': ('cli.html#_train', 'fastprune/cli.py'),
                                'fastprune.cli._write': ('cli.html#_write', 'fastprune/cli.py'),
+                               'fastprune.cli._write_smaller': ('cli.html#_write_smaller', 'fastprune/cli.py'),
                                'fastprune.cli.main': ('cli.html#main', 'fastprune/cli.py')},
             'fastprune.core.backends': { 'fastprune.core.backends.Fallback': ('core/backends.html#fallback', 'fastprune/core/backends.py'),
                                          'fastprune.core.backends.Fallback.__init__': ( 'core/backends.html#fallback.__init__',

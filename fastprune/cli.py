@@ -28,6 +28,8 @@ from .core.names import unwrap
 from .core.targets import check_sparsity
 from .core.weights import prunable_weights
 from .criteria.registry import CRITERIA
+from .deploy import shrink_learner as shrink_learner  # adds learn.shrink
+from .deploy.shrunk_file import save_shrunk
 from .learner.report import plot_layers
 from .schedules.sparsity import SCHEDULES, window
 from .training.callback import SparsifyCallback
@@ -170,6 +172,13 @@ def _write(learn, report, figures, out):
         atomically(partial(fig.savefig, dpi=110, format='png'), out / f'{name}.png')
 
 
+def _write_smaller(learn, out):
+    "The model without the channels that are pruned, for `load_shrunk`"
+    table = learn.shrink(repeats=0).loc['total']
+    save_shrunk(learn, out / 'shrunk.safetensors')
+    return f'shrunk.safetensors has the smaller network: {table.weights_after:,} of {table.weights:,} weights'
+
+# %% ../nbs/cli.ipynb #1135a1f0
 def _run(flags):
     "Train dense and pruned, and write what came out; the table to print"
     _check_flags(flags)
@@ -181,16 +190,20 @@ def _run(flags):
     if unfit:
         print(f"left dense, since granularity {flags.granularity!r} does not fit: {', '.join(unfit)}")
     runs[f'{flags.schedule} {100 * flags.sparsity:g}%'] = learn
-    rows, accuracies = [], {}
+    rows, accuracies, tied = [], {}, check_granularity(flags.granularity).tied
     for name, l in runs.items():
         print(f'\n{name}: {flags.epochs} epochs')
         accuracies[name], seconds = _train(l, flags, cb if l is learn else None)
         total = l.sparsity_report().loc['total']
         left = f'{total.nonzero:,} of {total.weights:,}'
-        rows.append((name, f'{total.sparsity:.4f}', f'{accuracies[name][-1]:.4f}', left, f'{seconds:.1f}'))
+        row = [name, f'{total.sparsity:.4f}', f'{accuracies[name][-1]:.4f}', left, f'{seconds:.1f}']
+        rows.append(row + [total.get('channels', '')] * tied)
     report = learn.sparsity_report()
     _write(learn, report, dict(training=_plot_training(cb, accuracies), layers=plot_layers(report).figure), out)
-    return pd.DataFrame(rows, columns=['run', 'sparsity', 'accuracy', 'weights left', 'seconds'])
+    if tied:
+        print('\n' + _write_smaller(learn, out))
+    columns = ['run', 'sparsity', 'accuracy', 'weights left', 'seconds'] + ['channels left'] * tied
+    return pd.DataFrame(rows, columns=columns)
 
 # %% ../nbs/cli.ipynb #d9333b9e
 class _Stop(SystemExit):
@@ -239,14 +252,16 @@ def main(
     # Folder of images: class/image, or train/class/image and valid/class/image; scikit-learn's digits if not given
     data: str = None,
     arch: str = None,  # Network, by a name that torchvision or timm knows; a small ConvNet if not given
-    sparsity: float = 0.9,  # Fraction of zeros at the end, in [0,1)
+    # Fraction of zeros at the end, in [0,1); of channels with granularity channel, of heads with head
+    sparsity: float = 0.9,
     schedule: str = 'ocp',  # one_shot, iterative, linear, cosine, cubic, agp or ocp
     # Position in training, in [0,1), at which pruning starts; if not given, the best one in the OCP paper: one_shot
     # 0.4, iterative, cubic and agp 0.2, others 0
     start: float = None,
     # local: each layer reaches the sparsity; global, erk or balanced: all of them together do
     scope: str = 'local',
-    # What is pruned together: weight, row, column, kernel, filter, channel, head, 2:4 and other n:m, or blocks as 4x4
+    # What is pruned together: weight, row, column, kernel, filter, 2:4 and other n:m, blocks as 4x4; or channel or
+    # head, which also write the smaller network to shrunk.safetensors
     granularity: str = 'weight',
     # What decides which weights go: magnitude, taylor, snip, random_score, ... as in `CRITERIA`
     criterion: str = 'magnitude',

@@ -12,6 +12,7 @@ from processes import python
 
 from fastprune.all import digits_convnet
 from fastprune.cli import main as command_line
+from fastprune.deploy.shrunk_file import load_shrunk
 from fastprune.zoo.make import make_model
 
 script = Path(get_path('scripts')) / 'fastprune'
@@ -106,6 +107,7 @@ def test_folder_and_architecture(tmp_path, images):
         ['--granularity', 'filter', '--sparsity', '0.5'],
         ['--schedule', 'one_shot', '--start', '0.5', '--exclude', '5, 0.0.weight'],
         ['--schedule', 'iterative', '--granularity', 'row'],
+        ['--granularity', 'channel', '--sparsity', '0.5'],
     ],
     ids=' '.join,
 )
@@ -117,6 +119,14 @@ def test_flags(tmp_path, flags):
         assert "granularity 'filter' does not fit: 5.weight" in r.stdout
         w = torch.load(tmp_path / 'model.pth')['2.0.weight']
         assert int(w.flatten(1).any(1).sum()) == 64 and report.sparsity['5.weight'] == 0
+    if 'channel' in flags:
+        assert report.channels['total'] == '112/224' and '112/224' in r.stdout
+        smaller = load_shrunk(tmp_path / 'shrunk.safetensors', digits_convnet)
+        assert sum(p.numel() for p in smaller.parameters()) == 24058
+        wide = digits_convnet()
+        wide.load_state_dict(torch.load(tmp_path / 'model.pth'))
+        x = torch.rand(4, 1, 8, 8)
+        assert torch.allclose(wide.eval()(x), smaller.eval()(x), atol=1e-4)
     if '--exclude' in flags:
         assert report.sparsity[['0.0.weight', '5.weight']].tolist() == [0, 0] and report.nonzero['1.0.weight'] == 1843
 
@@ -128,6 +138,8 @@ def test_flags(tmp_path, flags):
         (dict(schedule='foo'), "schedule='foo' is unknown: use one of one_shot, iterative"),
         (dict(scope='foo'), "scope='foo' is unknown: use one of local, global"),
         (dict(granularity='foo'), "granularity='foo' is unknown: use one of weight, row"),
+        (dict(granularity='head'), "granularity='head': the model has no attention heads"),
+        (dict(granularity='channel', scope='erk'), "granularity='channel' cuts whole channels"),
         (dict(criterion='foo'), "criterion='foo' is unknown: use one of magnitude"),
         (dict(arch='resnet19'), "arch='resnet19' is unknown to torchvision"),
         (dict(data='nowhere'), "data: there is no folder 'nowhere'"),

@@ -28,7 +28,7 @@ class _Term(NamedTuple):
     # For each dimension: (index of a group, part of the dimension that one of its channels takes)
     dims: tuple
 
-
+# %% ../../nbs/core/channel_cost.ipynb #c545d76e
 class ChannelCosts:
     "What a model costs, as a function of the channels that its groups keep"
 

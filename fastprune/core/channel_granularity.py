@@ -234,7 +234,7 @@ def _saved(channels):
     costs = channels.costs if channels.cost == 'flops' else weight_costs(channels.channels)
     return dict(zip(channels.group_names, costs.saved(), strict=True))
 
-
+# %% ../../nbs/core/channel_granularity.ipynb #4076307b
 @patch
 def compute(
     self: Channels,

@@ -100,7 +100,7 @@ def _nearest_count(total, n):
     )
     return torch.where(over - n < n - under, k + 1, k)
 
-
+# %% ../../nbs/core/channel_ranking.ipynb #71c25782
 def kept_globally(
     units: list,  # Of `ChannelUnits`
     # Channels to cut in all groups; or a function from the index of the group of each unit that may go, lowest first,

@@ -71,13 +71,13 @@ def shrink(
     tol: float = 1e-4,  # Largest difference of outputs, relative to the largest output, in (0,1)
     repeats: int = 20,  # Timed runs of each model
     example: torch.Tensor | tuple | dict | None = None,  # A batch of inputs, by name if a dict; from `dls` if None
-    # Keep zeros so that widths are multiples of it; for masks of channels
+    # With masks of channels: let as many pruned channels stay, as zeros, that widths are multiples of this (>= 1)
     round_to: int | None = None,
 ) -> pd.DataFrame:  # A row for each layer that had filters of zeros or got smaller, and 'total'
     """Cut what the masks prune out of the model, in place: channels with all that belongs to them, or filters that are
     entirely zero. Outputs stay the same. `learn.masks` are cut alike; the optimizer goes on after masks of channels,
-    and is made anew after others. Raises `ValueError` during a fit, and for a model that can't be followed,
-    `ImportError` without torch-pruning"""
+    and is made anew after others. Raises `ValueError` during a fit, and for a model that can't be followed;
+    `ImportError` for filters of zeros without torch-pruning"""
     if in_fit(self):
         raise ValueError("a fit is running: call `learn.shrink()` after it, or use `ShrinkCallback`")
     if isinstance(self.model, nn.parallel.DistributedDataParallel):

@@ -42,7 +42,7 @@ def remember_groups(
     "Use these groups for a model, as long as its parameters have the same shapes"
     _found[unwrap(model)] = [_shapes(model), list(groups), None, set()]
 
-
+# %% ../../nbs/engine/channel_targets.ipynb #3b9bfbe0
 class ChannelSource:
     "Finds the groups of a model with an example"
 

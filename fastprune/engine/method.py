@@ -67,12 +67,14 @@ class Method(Hooks):
 
     def __init__(
         self,
-        # Fraction of zeros at the end, in [0,1); or by name, pattern, module or class. None with `flops`
+        # Fraction of zeros at the end, in [0,1), or of channels with granularity 'channel', of heads with 'head'; or by
+        # name, pattern, module or class. None with `flops`
         sparsity: float | dict | None = None,
         schedule: Callable = ocp,  # Function from the position in training to progress, both in [0,1]
         criterion: Callable = magnitude,  # Function from {name: weight} to {name: score}, larger = keep
         scope: str = 'local',  # 'local': each tensor reaches `sparsity`; 'global', 'erk', 'balanced': all together do
-        # Unit of pruning: 'weight', 'row', 'column', 'kernel', 'filter', '2:4' and other n:m, blocks such as '4x4'
+        # Unit of pruning: 'weight', 'row', 'column', 'kernel', 'filter', '2:4' and other n:m, blocks such as '4x4';
+        # 'channel' with all that belongs to it in all layers, which `learn.shrink` cuts out; 'head' of attention
         granularity: str = 'weight',
         interval: int | None = None,  # Iterations between mask updates (>= 1); if None, max(1, T//1000) of all T
         initial: float | dict | None = None,  # Sparsity at the start, like `sparsity`; the model's own if None

@@ -91,7 +91,7 @@ def fill(self: Run) -> None:
     if cut := getattr(self.keeper, 'cut', None):
         cut.fill(self.keeper.parameters(), self.keeper.masks)
 
-
+# %% ../../nbs/engine/run.ipynb #e59b1660
 @patch
 def hold(
     self: Run,
@@ -114,7 +114,7 @@ def hold(
     if self.method.track:
         follow(self.state, self.held.masks)
 
-# %% ../../nbs/engine/run.ipynb #8f1dc3b3
+
 @patch
 def project(self: Run) -> None:
     "Set pruned weights to zero"

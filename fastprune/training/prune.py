@@ -197,11 +197,13 @@ def _warn_of_empty(masks, kept):
 @patch
 def prune(
     self: Learner,
-    # Fraction of zeros in [0,1); or by name, pattern, module or class: {nn.Linear:0.5}. None with `flops`
+    # Fraction of zeros in [0,1), or of channels or heads with granularity 'channel' or 'head'; or by name, pattern,
+    # module or class: {nn.Linear:0.5}. None with `flops`
     sparsity: float | dict | None = None,
     criterion: Callable = magnitude,  # Function from {name: weight} to {name: score}; keeps the largest
     scope: str = 'local',  # 'local': each tensor reaches `sparsity`; 'global', 'erk', 'balanced', 'lamp': the total
-    granularity: str = 'weight',  # Unit of pruning, as for `SparsifyCallback`
+    # Unit of pruning, as for `SparsifyCallback`: 'weight', 'filter', '2:4', 'channel', 'head', ...
+    granularity: str = 'weight',
     # Name, glob pattern, module or class to prune, or a list of them; all prunable weights if None
     include: str | type | list | None = None,
     exclude: str | type | list | None = None,  # The same, for weights to leave dense
