@@ -197,8 +197,8 @@ def cuts_for(
     if cost_of(counts(1.0)) > most:
         least = least_cost(costs, counts)
         raise ValueError(
-            f'{argument}={limit:g} is out of reach: the smallest network that keeps {argument} apart from what must '
-            f'stay has {least:.4g} of the dense one. Use at least {least:.4g}'
+            f'{argument}={limit:g} is out of reach: the smallest network, with the fewest channels in each group, has '
+            f'{least:.4g} of the dense one. Use at least {least:.4g}'
         )
     low, high = 0.0, 1.0
     if cost_of(counts(low)) <= most:

@@ -130,13 +130,14 @@ def bind(
     costs: ChannelCosts | None = None,  # FLOPs, for `cost='flops'` and for a limit
     end: float | None = None,  # With scope 'global' and a limit: the sparsity at which it is to be reached
 ) -> Channels:
-    "The same for the groups of a model. Raises `ValueError` if `round_to` is too large for all of them"
-    if all(g.n + g.gone < self.round_to for g in groups):
-        widest = max(groups, key=lambda g: g.n)
-        raise ValueError(
-            f"round_to={self.round_to} is above the channels of all groups: the widest, {widest.name!r}, has "
-            f"{widest.n}. Use at most that"
-        )
+    "The same for the groups of a model. Raises `ValueError` if `round_to` or `min_channels` is too large for all"
+    for name in ('round_to', 'min_channels'):
+        if all(g.n + g.gone < getattr(self, name) for g in groups):
+            widest = max(groups, key=lambda g: g.n)
+            raise ValueError(
+                f"{name}={getattr(self, name)} is above the channels of all groups: the widest, {widest.name!r}, has "
+                f"{widest.n}. Use at most that"
+            )
     res = type(self)(self.text, self.min_channels, self.round_to, self.cost, self.flops)
     res.channels, res.recover, res.costs, res.end = list(groups), bool(recover), costs, end
     return res
