@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from channel_nets import RandomNet
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -115,3 +116,14 @@ def test_out_of_reach(learner):
     with pytest.raises(ValueError, match='flops=0.0001 is out of reach: .* Use at least'):
         learn.fit(1, cbs=SparsifyCallback(flops=1e-4, granularity='channel'))
     assert learn.masks is None and Channels('channel', flops=0.5).flops == 0.5
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_the_least_that_is_named_is_in_reach(learner, seed):
+    learn = learner(RandomNet(seed))
+    with pytest.raises(ValueError, match='out of reach') as e:
+        learn.prune(flops=1e-5, granularity='channel')
+    least = float(str(e.value).split('Use at least ')[1])
+    learn.prune(flops=least, granularity='channel')
+    table = learn.flops()
+    assert table['nonzero']['total'] <= least * table.dense['total']
