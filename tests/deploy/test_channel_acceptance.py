@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from fastai.basics import SGD, CrossEntropyLossFlat, DataLoaders, Learner, TfmdDL
-from test_channel_shrink import randomise
+from helpers import randomise
 from torch import nn
 
 from fastprune.all import SparsifyCallback

@@ -19,6 +19,7 @@ from fastai.basics import (
     ranger,
 )
 from fastai.callback.tracker import SaveModelCallback
+from helpers import randomise
 from torch import nn
 
 from fastprune.all import (
@@ -46,19 +47,6 @@ from fastprune.zoo.data import TensorData
 
 pytestmark = pytest.mark.cpu_only  # networks of torchvision, timm and transformers are made there
 vision = pytest.importorskip('torchvision').models
-
-
-def randomise(model, seed=0):
-    "Random biases, norms, running statistics, tokens, scales and heads, in evaluation mode"
-    gen = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for n, t in [*model.named_parameters(), *model.named_buffers()]:
-            tables = ('token', 'pos_emb', 'scale', 'gamma')
-            if not t.is_floating_point() or not (t.ndim <= 1 or not t.any() or any(o in n for o in tables)):
-                continue
-            r = torch.randn(t.shape, generator=gen)
-            t.copy_(0.5 + r**2 if n.endswith('running_var') else 0.3 * r + n.endswith('weight'))
-    return model.eval()
 
 
 def some(groups, seed=1):
