@@ -2314,6 +2314,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'fastprune/deploy/shrink_learner.py'),
                                                  'fastprune.deploy.shrink_learner._cut_masks': ( 'deploy/shrink_learner.html#_cut_masks',
                                                                                                  'fastprune/deploy/shrink_learner.py'),
+                                                 'fastprune.deploy.shrink_learner._leave_channels': ( 'deploy/shrink_learner.html#_leave_channels',
+                                                                                                      'fastprune/deploy/shrink_learner.py'),
                                                  'fastprune.deploy.shrink_learner._masked_groups': ( 'deploy/shrink_learner.html#_masked_groups',
                                                                                                      'fastprune/deploy/shrink_learner.py'),
                                                  'fastprune.deploy.shrink_learner._shrink_groups': ( 'deploy/shrink_learner.html#_shrink_groups',

@@ -60,6 +60,19 @@ METHODS = {
 }
 
 
+def randomise(model, seed=0):
+    "Random biases, norms, running statistics, tokens, scales and heads, in evaluation mode"
+    gen = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for n, t in [*model.named_parameters(), *model.named_buffers()]:
+            tables = ('token', 'pos_emb', 'scale', 'gamma')
+            if not t.is_floating_point() or not (t.ndim <= 1 or not t.any() or any(o in n for o in tables)):
+                continue
+            r = torch.randn(t.shape, generator=gen)
+            t.copy_(0.5 + r**2 if n.endswith('running_var') else 0.3 * r + n.endswith('weight'))
+    return model.eval()
+
+
 def equal(a, b):
     "Do two tensors have the same values, wherever they are?"
     return torch.equal(a.cpu(), b.cpu())

@@ -196,6 +196,8 @@ def cuts_for(
     cost_of = lambda cut: costs.of([n - c for n, c in zip(costs.sizes, cut, strict=True)])
     if cost_of(counts(1.0)) > most:
         least = least_cost(costs, counts)
+        unit = 10 ** (math.floor(math.log10(least)) - 3)
+        least = math.ceil(least / unit) * unit  # rounded up, so that it is in reach itself
         raise ValueError(
             f'{argument}={limit:g} is out of reach: the smallest network, with the fewest channels in each group, has '
             f'{least:.4g} of the dense one. Use at least {least:.4g}'

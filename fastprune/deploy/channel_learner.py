@@ -54,12 +54,16 @@ def cut_optimizer(
         opt.slow_weights = [L(cut(t, p) for t, p in zip(slow, ps, strict=True)) for slow, ps in pairs]
 
 # %% ../../nbs/deploy/channel_learner.ipynb #c1492d31
-def _cut_copy(copy, groups, kept, cuts):
-    "Cut a module that has the same tensors"
-    copy = unwrap(copy)
-    tensors = dict(copy.named_parameters(remove_duplicate=False)) | dict(copy.named_buffers(remove_duplicate=False))
-    if all(n in tensors and tuple(tensors[n].shape) == c.shape for n, c in cuts.items()):
-        cut_groups(copy, groups, kept)
+def _cut_copy(copy, own, groups, kept, cuts):
+    "Cut a module that has the same tensors, or has such a module as its `module`"
+    for m in (copy, getattr(copy, 'module', None)):
+        m = unwrap(m) if isinstance(m, nn.Module) else None
+        if m is None or id(m) in own:
+            continue
+        tensors = dict(m.named_parameters(remove_duplicate=False)) | dict(m.named_buffers(remove_duplicate=False))
+        if all(n in tensors and tuple(tensors[n].shape) == c.shape for n, c in cuts.items()):
+            release_norms(m)  # hooks were copied with the model
+            return cut_groups(m, groups, kept)
 
 
 def cut_copies(
@@ -73,7 +77,7 @@ def cut_copies(
     own = set(map(id, model.modules()))
     for v in list(vars(cb).values()):
         if isinstance(v, nn.Module) and id(v) not in own and id(unwrap(v)) not in own:
-            _cut_copy(v, groups, kept, cuts)
+            _cut_copy(v, own, groups, kept, cuts)
         elif isinstance(v, dict):
             for n, t in v.items():
                 if n in cuts and isinstance(t, torch.Tensor) and tuple(t.shape) == cuts[n].shape:

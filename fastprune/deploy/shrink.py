@@ -49,7 +49,7 @@ def _shrink_table(before, after, zero, why, ms):
         *filters,
         *weights,
         *rest,
-        '' if any(z.any() for z in zero.values()) else 'no filter is entirely zero',
+        '' if any(z.any() for z in zero.values()) else 'no filter is entirely zero, and no mask cuts a channel',
     ]
     columns = 'filters', 'filters_after', 'weights', 'weights_after', 'MB', 'MB_after', 'ms', 'ms_after', 'why'
     return pd.DataFrame.from_dict(rows, 'index', columns=columns).rename_axis('name')

@@ -14,6 +14,7 @@ from fastai.basics import Callback, Learner, patch
 from fastai.callback.tracker import SaveModelCallback
 
 from ..core.checks import check_number, check_whole
+from ..core.granularity import check_granularity
 from ..core.names import unwrap
 from .channel_learner import cut_learner, drop_whole_masks
 from .channel_shrink import cut_copy
@@ -56,7 +57,7 @@ class ShrinkCallback(Callback):
     the optimizer are cut alike. Raises `ValueError` before a fit in several processes, and for callbacks that load
     weights of earlier epochs"""
 
-    order, run_valid = 90, False  # after SparsifyCallback and KeepMasks; training batches are counted
+    order, run_valid = 58, False  # after SparsifyCallback, before what shows or logs the table
 
     def __init__(
         self,
@@ -72,6 +73,12 @@ class ShrinkCallback(Callback):
         "Check what can't be combined"
         if 'lr_finder' in self.learn.__dict__:
             return
+        for cb in self.learn.cbs:
+            if isinstance(cb, SparsifyCallback) and not check_granularity(cb.granularity).tied:
+                raise ValueError(
+                    f"ShrinkCallback cuts channels, and {type(cb).__name__} prunes by granularity={cb.granularity!r}: "
+                    "use granularity='channel' or 'head'"
+                )
         if is_distributed(self.learn):
             raise ValueError(
                 'ShrinkCallback: DistributedDataParallel needs parameters that keep their shapes: call '

@@ -11,6 +11,7 @@ import torch
 from fastai.basics import Learner, patch
 from torch import nn
 
+from ..core.channel_norms import release_norms
 from ..core.channels import kept_channels
 from ..core.checks import check_whole
 from ..core.masks import Masks
@@ -36,8 +37,25 @@ def _cut_masks(learn, model, kept):
     return Masks(masks)
 
 
+def _leave_channels(learn):
+    "Forget masks of channels that others have replaced. Raises `ValueError` if norms leave out some of these channels"
+    keeper = keeper_of(learn)
+    if keeper is None or keeper.cut is None:
+        return
+    norms = [p.name for g in keeper.cut.channels.channels for p in g.places if p.role == 'norm']
+    if norms and not all(k.all() for k in keeper.cut.kept):
+        raise ValueError(
+            f"{norms[0]!r} averages over the channels that masks with granularity='channel' kept, and other masks have "
+            "replaced these: call `learn.shrink()` before pruning in another way, or `learn.prune` with "
+            "granularity='channel' before it"
+        )
+    keeper.cut = None
+    release_norms(learn.model)
+
+
 def _shrink_zeros(learn, model, inputs, tol, repeats):
     "Cut filters of zeros. Returns the table"
+    _leave_channels(learn)
     sets, _, table = find_cuts(model, inputs, tol, repeats)
     kept, frozen = cut_channels(model, sets), getattr(learn.opt, 'frozen_idx', 0)
     if learn.masks is not None:

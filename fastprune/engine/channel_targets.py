@@ -119,7 +119,7 @@ def _chosen(groups, model, include, exclude, is_trained):
     excluded = {n for names in asked_for(exclude, 0.0, parameters, model) for n in names}
     included = None if include is None else prunable_weights(model, include)
     for g in groups:
-        if included is not None and not all(n in included for n in producers(g)) or excluded & set(ranked_names([g])):
+        if included is not None and not all(n in included for n in producers(g)) or excluded & set(member_names([g])):
             continue
         stay = [n for n in member_names([g]) if is_trained is not None and not is_trained(n, parameters[n])]
         frozen += stay

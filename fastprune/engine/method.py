@@ -38,6 +38,11 @@ def check_arguments(
     flops = options.get('flops')
     if flops is not None and sparsity is not None:
         raise ValueError(f"sparsity={sparsity!r} and flops={flops!r} are two targets: give one of them")
+    if sparsity is None and flops is None:
+        raise ValueError(
+            "sparsity=None: needs a number in [0,1), the fraction of zeros, or a dict of them; or give flops= with "
+            "granularity='channel'"
+        )
     for name, s in (('sparsity', sparsity), ('initial', initial)):
         if s is not None or name == 'sparsity' and flops is None:
             check_sparsities(s, name)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from channel_nets import Tower
 from fastai.basics import (
     SGD,
     Adam,
@@ -18,6 +19,7 @@ from fastai.basics import (
     ranger,
 )
 from fastai.callback.tracker import SaveModelCallback
+from helpers import randomise
 from torch import nn
 
 from fastprune.all import (
@@ -45,19 +47,6 @@ from fastprune.zoo.data import TensorData
 
 pytestmark = pytest.mark.cpu_only  # networks of torchvision, timm and transformers are made there
 vision = pytest.importorskip('torchvision').models
-
-
-def randomise(model, seed=0):
-    "Random biases, norms, running statistics, tokens, scales and heads, in evaluation mode"
-    gen = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for n, t in [*model.named_parameters(), *model.named_buffers()]:
-            tables = ('token', 'pos_emb', 'scale', 'gamma')
-            if not t.is_floating_point() or not (t.ndim <= 1 or not t.any() or any(o in n for o in tables)):
-                continue
-            r = torch.randn(t.shape, generator=gen)
-            t.copy_(0.5 + r**2 if n.endswith('running_var') else 0.3 * r + n.endswith('weight'))
-    return model.eval()
 
 
 def some(groups, seed=1):
@@ -317,6 +306,44 @@ def test_averages_are_cut():
         assert apart(before, learn.average.model_copy(x)) < 1e-5
     assert [t.shape for t in learn.average.by_name.values()] == [p.shape for p in learn.model.parameters()]
     fit(learn)
+
+
+class Boxed(nn.Module):
+    "A copy of the model inside a module, as timm's averages are"
+
+    def __init__(self, model):
+        super().__init__()
+        self.module = copy.deepcopy(model)
+
+
+def test_copies_in_a_box_are_cut():
+    learn = learner()
+    fit(learn)
+    keeper = Callback()
+    keeper.box, x = Boxed(learn.model), learn.dls.one_batch()[0]
+    learn.add_cb(keeper)
+    box = keeper.box.module.eval()
+    with torch.no_grad():
+        before = box(x)
+        learn.shrink(n_items=4, repeats=0)
+        assert apart(before, box(x)) < 1e-5
+    assert [p.shape for p in box.parameters()] == [p.shape for p in learn.model.parameters()]
+
+
+@pytest.mark.parametrize('norm', [nn.BatchNorm2d, lambda n: nn.GroupNorm(1, n)])
+def test_other_masks_instead_of_channels(norm):
+    x, y = torch.randn(80, 1, 8, 8), torch.randint(0, 10, (80,))
+    learn = Learner(make_dls(x, y), Tower(norm), CrossEntropyLossFlat(), cbs=Track())
+    learn.prune(0.5, granularity='channel')
+    weights = Masks({n: m for n, m in learn.masks.items() if m.ndim > 1})
+    learn.keep_masks.hold(weights, (taylor, 'local', 'weight'))
+    if norm is nn.BatchNorm2d:
+        learn.shrink(n_items=4, repeats=0)
+        assert learn.keep_masks.channels is None
+        fit(learn)
+    else:
+        with pytest.raises(ValueError, match='averages over the channels that masks'):
+            learn.shrink(n_items=4, repeats=0)
 
 
 def test_round_to():

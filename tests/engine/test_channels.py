@@ -271,6 +271,8 @@ def test_targets():
     names = lambda **kwargs: list(sparsifier(model, Method(granularity='channel', **kwargs)).target)
     assert names(sparsity=0.5) == ['stem.weight', 'up.weight']
     assert names(sparsity=0.5, exclude='head') == ['up.weight']  # a reader keeps the whole stream
+    assert names(sparsity=0.5, exclude='norm_up') == ['stem.weight']  # and so do norms and biases
+    assert names(sparsity=0.5, exclude='stem.bias') == ['up.weight']
     assert names(sparsity=0.5, include=['up', 'down', 'stem']) == ['stem.weight', 'up.weight']
     assert names(sparsity={'up': 0.25}) == ['up.weight']
     with pytest.raises(ValueError, match="'stem.weight' gets 0.5 and 'down.weight' gets 0.25"):

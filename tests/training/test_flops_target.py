@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from channel_nets import RandomNet
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -127,3 +128,14 @@ def test_a_linear_layer_costs_less_with_fewer_inputs():
     groups = find_channels(model, x)
     flops, _ = flop_counts(groups, model, lambda m: m(x))
     assert ChannelCosts(groups, flops).of([4, 6]) == 2 * 3 * (8 * 4 + 4 * 6 + 6 * 2)
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_the_least_that_is_named_is_in_reach(learner, seed):
+    learn = learner(RandomNet(seed))
+    with pytest.raises(ValueError, match='out of reach') as e:
+        learn.prune(flops=1e-5, granularity='channel')
+    least = float(str(e.value).split('Use at least ')[1])
+    learn.prune(flops=least, granularity='channel')
+    table = learn.flops()
+    assert table['nonzero']['total'] <= least * table.dense['total']
