@@ -11,10 +11,10 @@ import warnings
 from functools import partial
 
 import torch
-from torch import nn
 from common import here, interleaved, machine, quiet, read_rows, spread, write_rows
-from fastai.basics import Learner, CrossEntropyLossFlat, accuracy, noop, set_seed
+from fastai.basics import CrossEntropyLossFlat, Learner, accuracy, noop, set_seed
 from fastai.callback.progress import ProgressCallback
+from torch import nn
 
 from fastprune.all import SparsifyCallback, cifar10_dls, cifar_resnet
 

@@ -538,3 +538,21 @@ def test_attention_is_as_torch(kind):
                 torch.testing.assert_close(a[1], b[1], atol=1e-5, rtol=0)
     one = [t[0] for t in (q, k, v)]
     torch.testing.assert_close(m(*one)[0], ours(*one)[0], atol=1e-5, rtol=0)
+
+
+def test_the_table_has_a_column_for_speed(capsys):
+    learn, shrinking = learner(), ShrinkCallback()
+    learn.remove_masks()
+    learn.fit(2, cbs=[SparsifyCallback(0.5, granularity='channel', recover=False), shrinking])
+    names = learn.recorder.metric_names
+    assert list(names)[-2:] == ['items/s', 'time'] and 'items/s' in capsys.readouterr().out
+    assert [v[-1] for v in learn.recorder.values] == shrinking.items_per_s
+    assert all(len(v) == len(names) - 2 for v in learn.recorder.values)
+
+
+def test_cuts_need_channels():
+    learn = learner()
+    learn.remove_masks()
+    with pytest.raises(ValueError, match="granularity='weight': use granularity='channel'"):
+        learn.fit(1, cbs=[SparsifyCallback(0.5), ShrinkCallback()])
+    assert learn.masks is None
