@@ -9,17 +9,19 @@ import copy
 import statistics
 import warnings
 from functools import partial
+from pathlib import Path
 
 import torch
 from common import here, interleaved, machine, quiet, read_rows, spread, write_rows
 from fastai.basics import CrossEntropyLossFlat, Learner, accuracy, noop, set_seed
 from fastai.callback.progress import ProgressCallback
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastprune.all import SparsifyCallback, cifar10_dls, cifar_resnet
 
 warnings.filterwarnings('ignore')
-RATES = 1e-3, 3e-3, 1e-2
+RATES = 3e-3, 1e-2
 BATCH = 32  # images in a batch of training
 
 
@@ -48,11 +50,12 @@ def learner(dls, model, seed):
     return learn
 
 
-def macs(model):
-    "Multiply-adds for one image"
-    import torch_pruning as tp
-
-    return tp.utils.count_ops_and_params(copy.deepcopy(model).eval(), torch.randn(1, 3, 32, 32))[0]
+@torch.no_grad()
+def flops_of(model):
+    "FLOPs for one image, those of convolutions and linear layers, as torch counts them"
+    with FlopCounterMode(display=False) as counted:
+        copy.deepcopy(model).eval()(torch.randn(1, 3, 32, 32))
+    return counted.get_total_flops()
 
 
 # ---- sides: function of Learner, ratio, FLOPs, epochs and rate; each ends with the small model in the Learner
@@ -101,25 +104,25 @@ SIDES = {
 
 
 def ratio_for(model, flops):
-    "The smallest ratio at which Torch-Pruning, which fasterai calls, leaves at most this part of the multiply-adds"
-    low, high, dense = 0.0, 0.95, macs(model)
+    "The smallest ratio at which Torch-Pruning, which fasterai calls, leaves at most this part of the FLOPs"
+    low, high, dense = 0.0, 0.95, flops_of(model)
     for _ in range(12):
         ratio, small = (low + high) / 2, copy.deepcopy(model)
         torch_pruning_pruner(small, ratio).step()
-        low, high = (low, ratio) if macs(small) <= flops * dense else (ratio, high)
+        low, high = (low, ratio) if flops_of(small) <= flops * dense else (ratio, high)
     return high
 
 
 def run(side, dls, state, args, model, seed, lr):
-    "Accuracy in percent, part of the multiply-adds, and the small network"
+    "Accuracy in percent, part of the FLOPs, and the small network"
     net = network(model)
     net.load_state_dict(state)
-    ratio, dense = ratio_for(net, args.flops), macs(net)
+    ratio, dense = ratio_for(net, args.flops), flops_of(net)
     learn = learner(dls, net, seed)
     with quiet():
         SIDES[side](learn, ratio, args.flops, args.epochs, lr)
         reached = 100 * float(learn.validate()[1])
-    return reached, macs(learn.model) / dense, learn.model.eval()
+    return reached, flops_of(learn.model) / dense, learn.model.eval()
 
 
 def data(args, valid_pct=0.0):
@@ -134,64 +137,58 @@ def trained(model, dls, epochs, seed):
     return {k: v.clone() for k, v in learn.model.state_dict().items()}, 100 * float(learn.validate()[1])
 
 
-def search(side, model, args):
-    "The best of `RATES` on a fifth of the training images"
+def search(model, args):
+    "The best of `RATES` for each side, on a fifth of the training images and with the first seed"
     dls = data(args, 0.2)
     state, _ = trained(model, dls, args.dense, 0)
-    return max(RATES, key=lambda lr: run(side, dls, state, args, model, 0, lr)[0])
+    return {side: max(RATES, key=lambda lr: run(side, dls, state, args, model, 0, lr)[0]) for side in SIDES}
+
+
+def train(model, args):
+    "Rows of a network; the small networks of the first seed are kept in a folder, for `latencies`"
+    found, reached = search(model, args), {}
+    for seed in range(args.seeds):
+        dls = data(args)
+        state, base = trained(model, dls, args.dense, seed)
+        net = network(model)
+        net.load_state_dict(state)
+        start = {'dense, as the sides start': (base, 1.0, net.eval())}
+        for side, result in (start | {s: run(s, dls, state, args, model, seed, lr) for s, lr in found.items()}).items():
+            reached.setdefault(side, []).append(result[:2])
+            if not seed:
+                torch.save(result[2], args.nets / f'{model} {side}.pt')
+    rows = []
+    for side, values in reached.items():
+        scores = [s for s, _ in values]
+        std = round(statistics.stdev(scores), 2) if len(scores) > 1 else ''
+        row = dict(network=model, side=side, accuracy=round(statistics.mean(scores), 2), std=std, seeds=len(scores))
+        row |= dict(each=' '.join(f'{s:.2f}' for s in scores), flops=round(max(p for _, p in values), 4))
+        row |= dict(rate=found.get(side, ''), images=args.images, test=args.test, dense_epochs=args.dense)
+        rows.append(row | dict(epochs=args.epochs, device='cpu', machine=machine()))
+    old = [r for r in read_rows(here / 'channels.csv') if r['network'] != model]
+    write_rows(here / 'channels.csv', [*old, *rows])
 
 
 @torch.no_grad()
-def latencies(nets):
-    "Milliseconds of one image and of 64, of each network, in turns"
-    res = {}
-    for n in (1, 64):
-        x = torch.randn(n, 3, 32, 32)
-        times = interleaved({k: partial(net, x) for k, net in nets.items()}, 30)
-        for k, ts in times.items():
-            res[k, n] = round(1000 * spread(ts)[0], 3)
-    return res
+def latencies(args):
+    "Milliseconds of a forward pass with one image and with 64, of each network in turns"
+    rows = read_rows(here / 'channels.csv')
+    for model in args.models:
+        mine = {r['side']: r for r in rows if r['network'] == model}
+        nets = {side: torch.load(args.nets / f'{model} {side}.pt', weights_only=False).eval() for side in mine}
+        for n in (1, 64):
+            x = torch.randn(n, 3, 32, 32)
+            for side, ts in interleaved({k: partial(net, x) for k, net in nets.items()}, 40).items():
+                mine[side][f'ms_{n}'] = round(1000 * spread(ts)[0], 3)
+    write_rows(here / 'channels.csv', rows)
 
 
 def main(args):
-    rows, about = [], dict(images=args.images, test=args.test, epochs=args.epochs, flops_target=args.flops)
-    for model in args.models:
-        found = {side: search(side, model, args) for side in SIDES}
-        reached, nets = {}, {}
-        for seed in range(args.seeds):
-            dls = data(args)
-            state, base = trained(model, dls, args.dense, seed)
-            net = network(model)
-            net.load_state_dict(state)
-            reached.setdefault('dense, as the sides start', []).append((base, 1.0))
-            nets.setdefault('dense, as the sides start', net.eval())
-            for side, lr in found.items():
-                score, part, small = run(side, dls, state, args, model, seed, lr)
-                reached.setdefault(side, []).append((score, part))
-                nets.setdefault(side, small)
-        ms = latencies(nets)
-        for side, values in reached.items():
-            scores = [s for s, _ in values]
-            rows.append(
-                dict(
-                    network=model,
-                    side=side,
-                    accuracy=round(statistics.mean(scores), 2),
-                    std=round(statistics.stdev(scores), 2) if len(scores) > 1 else '',
-                    seeds=len(scores),
-                    each=' '.join(f'{s:.2f}' for s in scores),
-                    flops=round(max(p for _, p in values), 4),
-                    rate=found.get(side, ''),
-                    ms_1=ms[side, 1],
-                    ms_64=ms[side, 64],
-                    **about,
-                    device='cpu',
-                    machine=machine(),
-                )
-            )
-            done = {(r['network'], r['side']) for r in rows}
-            old = [r for r in read_rows(here / 'channels.csv') if (r['network'], r['side']) not in done]
-            write_rows(here / 'channels.csv', [*old, *rows])
+    args.nets.mkdir(parents=True, exist_ok=True)
+    if not args.only_latency:
+        for model in args.models:
+            train(model, args)
+    latencies(args)
 
 
 if __name__ == '__main__':
@@ -204,4 +201,6 @@ if __name__ == '__main__':
     p.add_argument('--test', type=int, default=2_000)
     p.add_argument('--dense', type=int, default=12)
     p.add_argument('--epochs', type=int, default=6)
+    p.add_argument('--nets', type=Path, default='nets', help='folder of the small networks')
+    p.add_argument('--only-latency', action='store_true')
     main(p.parse_args())

@@ -272,14 +272,32 @@ were stored apart. Fits vary by up to 50% from run to run, since Python's time o
     return '\n'.join(parts)
 
 
+def channels():
+    df = read('channels')
+    first = df.iloc[0]
+    columns = ['network', 'side', 'accuracy', 'std', 'each', 'flops', 'rate', 'ms_1', 'ms_64']
+    return f'''## Channels that go while a network trains, on a CPU
+
+CIFAR-10, {first.images} training images and {first.test} test images at 32 pixels. Each side starts from the same
+network, trained for {first.dense_epochs} epochs, and trains for {first.epochs} more. `accuracy` is the mean of
+{first.seeds} seeds in percent, too few for a verdict, and `each` lists them. `flops` is the largest part of the dense
+network's FLOPs that a seed has left, at a target of 0.5: fastprune gets the target, and the ratio of the others is
+bisected. `rate` is the learning rate, searched on a fifth of the training images. `ms_1` and `ms_64` are milliseconds
+for one image and for 64. ResNet-20 has convolutions as shortcuts here, which all sides can follow. Torch-Pruning prunes
+before the training, and the other sides during it.
+
+{table(df[columns].fillna(''))}
+'''
+
+
 def main():
     df = read('mask_update')
     head = f'''# Benchmarks
 
 The time, memory and disk space that fastprune needs, next to plain training and to other libraries. The scripts
-`mask_update.py`, `overhead.py`, `connectivity.py`, `billion.py`, `soak.py`, `inference.py`, `kernel_numba.py` and
-`loading.py` write CSV files, and `python benchmarks/report.py` makes this page from them. They need
-`pip install '.[bench]'`. All sides of a comparison take turns in one process, and figures are medians.
+`mask_update.py`, `overhead.py`, `connectivity.py`, `billion.py`, `soak.py`, `inference.py`, `channels.py`,
+`kernel_numba.py` and `loading.py` write CSV files, and `python benchmarks/report.py` makes this page from them. They
+need `pip install '.[bench]'`. All sides of a comparison take turns in one process, and figures are medians.
 `mask_update.py`, `overhead.py` and `inference.py` also run on a GPU, by `--device cuda`.
 Machine: {df.machine[0]}.
 '''
@@ -300,6 +318,7 @@ transformers: which ones are pruned by default, with which layout, and which one
         billion(),
         soak(),
         inference(),
+        channels(),
         kernel(),
         loading(),
         foot,
