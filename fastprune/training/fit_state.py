@@ -195,6 +195,6 @@ def restore_fit(
             state['recorder']['smooth'][0],
             to_device(state['recorder']['smooth'][1], dev),
         )
-    if state['scaler'] and learn.__dict__.get('scaler'):
+    if learn.__dict__.get('scaler') and state['scaler']:
         learn.scaler.load_state_dict(state['scaler'])
     set_rng_state(learn, state_of_process(learn, state['rng']))
