@@ -273,7 +273,7 @@ were stored apart. Fits vary by up to 50% from run to run, since Python's time o
 
 
 def channels():
-    df = read('channels')
+    df = read('channels', dtype=str, keep_default_na=False)
     first = df.iloc[0]
     columns = ['network', 'side', 'accuracy', 'std', 'each', 'flops', 'rate', 'ms_1', 'ms_64']
     return f'''## Channels that go while a network trains, on a CPU
@@ -286,7 +286,7 @@ bisected. `rate` is the learning rate, searched on a fifth of the training image
 for one image and for 64. ResNet-20 has convolutions as shortcuts here, which all sides can follow. Torch-Pruning prunes
 before the training, and the other sides during it.
 
-{table(df[columns].fillna(''))}
+{table(df[columns])}
 '''
 
 
