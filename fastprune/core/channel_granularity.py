@@ -265,7 +265,8 @@ def compute(
         n = max(0, round(float(sparsity) * self.n_channels) - sum(g.gone for g in self.channels))
         if self.end is not None:
             n = partial(_units_within, self, units, float(sparsity) / self.end)
-        kept = kept_globally(units, n, self.saved or _saved(self), self.min_channels, self.round_to)
+        self.saved = self.saved or _saved(self)
+        kept = kept_globally(units, n, self.saved, self.min_channels, self.round_to)
     else:
         target = (
             by_group(self.channels, sparsity)
