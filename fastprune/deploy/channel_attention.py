@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .attention import check_attention_call, score_mask
+from .attention import attention_results, check_attention_call, score_mask, with_batch_first
 from .modules import replace_module
 
 # %% ../../nbs/deploy/channel_attention.ipynb #a4bb5b6a
@@ -89,21 +89,11 @@ def forward(
 ) -> tuple:  # Outputs of the shape of `query`, and weights, None if not needed
     "As `nn.MultiheadAttention`"
     check_attention_call(query, key, value, attn_mask, is_causal, 0 if self.batch_first else 1)
-    batched = query.ndim == 3
-    q, k, v = self._project((query, key, value))
-    if not batched:
-        q, k, v = (t[None] for t in (q, k, v))
-    elif not self.batch_first:
-        q, k, v = (t.transpose(0, 1) for t in (q, k, v))
+    q, k, v = with_batch_first(self._project((query, key, value)), self.batch_first)
     hint = is_causal and key_padding_mask is None and not need_weights  # as torch does
     mask = None if hint else score_mask(attn_mask, key_padding_mask, self.num_heads, len(q), q.dtype)
     x, weights = self._attend(q, k, v, mask, hint, need_weights)
-    x = self.out_proj(x)
-    if weights is not None and average_attn_weights:
-        weights = weights.mean(1)
-    if not batched:
-        return x[0], None if weights is None else weights[0]
-    return x if self.batch_first else x.transpose(0, 1), weights
+    return attention_results(self.out_proj(x), weights, average_attn_weights, query.ndim == 3, self.batch_first)
 
 # %% ../../nbs/deploy/channel_attention.ipynb #62dc54a8
 def _fit_torch(m):
