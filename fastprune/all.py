@@ -48,6 +48,7 @@ from .learner import keep as _
 # training
 from .training.callback import SparseMethod, SparsifyCallback
 from .training.checkpoint import Checkpoint
+from .training.distill import Distill
 # its modules that add methods to Learner
 from .training import prune as _
 
@@ -122,7 +123,7 @@ __all__ = [
     # learner
     'plot_layers', 'state_of',
     # training
-    'SparsifyCallback', 'SparseMethod', 'Checkpoint',
+    'SparsifyCallback', 'SparseMethod', 'Checkpoint', 'Distill',
     # methods
     'BASELINES', 'GMP', 'DPF', 'DNW', 'GSM', 'LC', 'GradualL2', 'STR', 'DST', 'RigL', 'SET', 'SNFS',
     'BudgetedCallback', 'search_strength', 'DenseBehind',

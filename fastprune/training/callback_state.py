@@ -97,6 +97,8 @@ def check_callbacks(learn: Learner, states: object) -> None:
             check_lasting(learn, cb, state)
         elif hasattr(type(cb), 'load_state_dict'):
             need(isinstance(state, dict), f"{type(cb).__name__} has no state")
+            if hasattr(type(cb), 'check_state_dict'):
+                cb.check_state_dict(state)
         else:
             _check_plain(cb, state)
     now = [type(cb).__name__ for cb in resumed(learn) if isinstance(cb, SparsifyCallback)]

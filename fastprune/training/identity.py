@@ -99,6 +99,7 @@ _changing = (
     'AdaptiveGANSwitcher',
     'GANDiscriminativeLR',
     'BestEpoch',
+    'Distill',
 )
 
 
@@ -110,7 +111,9 @@ def callbacks_identity(cbs: Iterable) -> list:  # Dicts: a class as 'name', and 
         if not set(names) & set(_changing):
             continue
         args = {*arguments_of(type(cb)), 'distrib'}  # MixUp stores its argument under that name
-        res.append(dict(name=type(cb).__name__, **describe({k: v for k, v in vars(cb).items() if k in args})))
+        own = cb.training_identity() if hasattr(type(cb), 'training_identity') else {}  # in place of large arguments
+        args = describe({k: v for k, v in vars(cb).items() if k in args and k not in own})
+        res.append(dict(name=type(cb).__name__, **args, **own))
     return res
 
 # %% ../../nbs/training/identity.ipynb #df902dda
