@@ -152,6 +152,12 @@ def before_train(self: Distill) -> None:
 
 
 @patch
+def after_train(self: Distill) -> None:
+    if self._run and in_fit(self.learn) and not in_pass(self.learn):
+        self._run.own.average()
+
+
+@patch
 def after_validate(self: Distill) -> None:
     if self._run and self._reports and in_fit(self.learn):
         self.recorder.log.append(self._run.own.value())

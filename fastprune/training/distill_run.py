@@ -55,12 +55,14 @@ class OwnLoss:
         self.mean = loss * (1 - self.beta) if self.mean is None else torch.lerp(loss, self.mean, self.beta)
         self.n += 1
 
+    def average(self) -> None:
+        "Take the mean over all processes, at the end of an epoch"
+        if self.mean is not None and is_distributed(self.learn):
+            self.mean = mean_over_processes(self.mean.clone())
+
     def value(self) -> float:  # NaN before the first batch
-        "The mean over all processes"
-        if self.mean is None:
-            return float('nan')
-        mean = mean_over_processes(self.mean.clone()) if is_distributed(self.learn) else self.mean
-        return float(mean) / (1 - self.beta**self.n)
+        "The smoothed loss, without the bias to the start"
+        return float('nan') if self.mean is None else float(self.mean) / (1 - self.beta**self.n)
 
 # %% ../../nbs/training/distill_run.ipynb #328e2f6f
 class DistillRun:

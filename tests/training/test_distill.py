@@ -4,6 +4,7 @@ import pickle
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,8 +20,9 @@ from fastai.basics import (
     load_learner,
     ranger,
 )
-from fastai.callback.all import CutMix, GradientAccumulation, GradientClip, MixUp
+from fastai.callback.all import CutMix, GradientAccumulation, GradientClip, MixedPrecision, MixUp
 from helpers import SGDM, quietly, same, stopped
+from processes import printed, ranks
 from torch import nn
 
 from fastprune.all import Checkpoint, Distill, SparsifyCallback, digits_convnet, linear, save_sparse, save_state, taylor
@@ -81,6 +83,7 @@ def similarity(s, t):
 
 
 LAYER = '1'
+HINT = dict(loss='hint', layers={'1': '1', '2': '2'})  # the second pair has the same width
 # arguments, and (own, student's output, teacher's, features of both, targets) -> total, by hand
 CASES = dict(
     soft_target=({}, lambda o, s, t, fs, ft, y: 0.5 * o + 0.5 * kl(s, t, 4)),
@@ -114,12 +117,14 @@ class Grads(Callback):
 
     def after_backward(self):
         if len(self.batches) == self.steps:
-            self.found = {n: p.grad.clone() for n, p in self.model.named_parameters()}
+            scaler = self.learn.__dict__.get('scaler')
+            scale = scaler.get_scale() if scaler else 1.0
+            self.found = {n: p.grad / scale for n, p in self.model.named_parameters()}
             self.total = self.learn.loss.detach().clone()
             raise CancelFitException
 
 
-def by_hand(cb, t, total, own=None, autocast=None):
+def by_hand(cb, t, total, own=None, autocast=None, scale=1.0):
     "Gradients of a hand-written loop over the batches"
     model = cb.start.train()
     t.eval()
@@ -142,10 +147,10 @@ def by_hand(cb, t, total, own=None, autocast=None):
             + ((1 - mix[1]) * F.cross_entropy(s, mix[0], reduction='none')).mean()
         )
         res = total(o, s, teachers, fs, ft, y)
-        (res * len(x) / sum(len(b[0]) for b in cb.batches)).backward()
+        (scale * res * len(x) / sum(len(b[0]) for b in cb.batches)).backward()
         for hook in hooks:
             hook.remove()
-    return {n: p.grad for n, p in model.named_parameters()}
+    return {n: p.grad / scale for n, p in model.named_parameters()}
 
 
 def keep(found, name, module, args, out):
@@ -158,7 +163,7 @@ def check(learner, total, kwargs, *cbs, steps=1, loss=None, own=None, autocast=N
     cb = Grads(steps)
     before = deepcopy(t.state_dict())
     quietly(learn, learn.fit, 1, 0.01, cbs=[Distill(t, **kwargs), cb, *cbs])
-    grads = by_hand(cb, t, total, own, autocast)
+    grads = by_hand(cb, t, total, own, autocast, 256.0 if autocast == torch.float16 else 1.0)
     for n, g in cb.found.items():
         largest = max(1.0, float(grads[n].abs().max()))
         assert torch.allclose(g, grads[n], rtol=0, atol=eps * largest), (n, float((g - grads[n]).abs().max()))
@@ -198,31 +203,36 @@ def test_accumulation(learner, name):
     check(learner, total, kwargs, GradientAccumulation(128), steps=2)
 
 
-class OnCPU(Callback):
-    "Autocast on a CPU, as MixedPrecision has it on a GPU"
+class OnCPU(MixedPrecision):
+    "Mixed precision on a CPU"
 
-    order = 10
+    def before_fit(self):
+        self.autocast = torch.autocast('cpu', self.dtype)
+        self.learn.scaler = torch.amp.GradScaler('cpu', init_scale=256.0, enabled=self.dtype == torch.float16)
+        self.scales = []
 
     def __init__(self, dtype):
+        super().__init__()
         self.dtype = dtype
-
-    def before_batch(self):
-        self.cast = torch.autocast('cpu', self.dtype)
-        self.cast.__enter__()
-
-    def after_pred(self):
-        self.learn.pred = self.pred.float()
-
-    def after_loss(self):
-        self.cast.__exit__(None, None, None)
 
 
 @pytest.mark.cpu_only
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize('name', ['soft_target', 'hint', 'similarity'])
-def test_autocast_on_a_cpu(learner, name, dtype):
+def test_mixed_precision_on_a_cpu(learner, name, dtype):
     kwargs, total = CASES[name]
-    check(learner, total, kwargs, OnCPU(dtype), autocast=dtype)
+    check(learner, total, kwargs, OnCPU(dtype), autocast=dtype, eps=torch.finfo(dtype).eps)
+
+
+@pytest.mark.cpu_only
+def test_adapters_are_unscaled(learner):
+    ends = []
+    for cbs in ([], [OnCPU(torch.float16)]):
+        learn, end = learner(opt_func=SGD, bs=256), Adapted()
+        quietly(learn, learn.fit, 1, 0.01, cbs=[Distill(teacher(), **HINT), Watch(), end, *cbs])
+        ends.append(end.last)
+    assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(*(e.values() for e in ends), strict=True))
+    assert not torch.allclose(ends[0]['0.bias'], torch.zeros(12), atol=1e-2)
 
 
 def test_label_smoothing(learner):
@@ -338,27 +348,26 @@ def test_the_weight_follows_a_schedule(learner):
     assert len(calls) == 1 + len(seen) // 2  # the trial; the teacher rests while the weight is 0
 
 
-HINT = dict(loss='hint', layers={'1': '1', '2': '2'})
+class Adapted(Callback):
+    "The adapters after the first and the last batch"
+
+    order, run_valid, first = 90, False, None
+
+    def after_batch(self):
+        parameters = self.learn.distill._run.adapters.parameters
+        self.last = {n: p.detach().clone() for n, p in parameters.items()}
+        self.first = self.first or self.last
 
 
 @pytest.mark.parametrize(
     'opt', [SGDM, ranger, partial(OptimWrapper, opt=torch.optim.AdamW)], ids=['SGD', 'ranger', 'AdamW']
 )
 def test_adapters_are_trained_and_dropped(learner, opt):
-    learn, found = learner(opt_func=opt, bs=256), []
-
-    class Look(Callback):
-        order = 90
-
-        def after_batch(self):
-            run = self.learn.distill._run
-            found.append({n: p.detach().clone() for n, p in run.adapters.parameters.items()})
-
-    cb = Distill(teacher(), **HINT)
+    learn, look, cb = learner(opt_func=opt, bs=256), Adapted(), Distill(teacher(), **HINT)
     keys = list(learn.model.state_dict())
-    quietly(learn, learn.fit, 1, 0.01, cbs=[SparsifyCallback(0.8), cb, GradientClip(1.0), Watch(), Look()])
-    assert found[0].keys() == {'0.weight', '0.bias'}  # the widths of the second pair are the same
-    assert not any(torch.equal(found[0][n], found[-1][n]) for n in found[0])
+    quietly(learn, learn.fit, 1, 0.01, cbs=[SparsifyCallback(0.8), cb, GradientClip(1.0), Watch(), look])
+    assert look.first.keys() == {'0.weight', '0.bias'}  # the widths of the second pair are the same
+    assert not any(torch.equal(look.first[n], look.last[n]) for n in look.first)
     assert cb._run is None and list(learn.model.state_dict()) == keys
     assert len(list(learn.opt.all_params())) == len(list(learn.model.parameters()))
     assert not any(m._forward_hooks for m in [*learn.model.modules(), *cb.teacher.modules()])
@@ -389,7 +398,7 @@ def test_resumed_to_the_bit(learner, kwargs):
         acc = [GradientAccumulation(300)] if kwargs is HINT else []
         quietly(learn, learn.fit_one_cycle, 3, 0.02, cbs=[method, Distill(teacher(), **kwargs), *acc, *cbs])
 
-    whole, again = stopped(make, fit, 2, 3)
+    whole, again = stopped(make, fit, 2, 7)
     assert same(whole, again)
     assert [list(v) for v in whole.recorder.values] == [list(v) for v in again.recorder.values]
 
@@ -439,7 +448,7 @@ def test_criteria_see_the_total_loss(learner):
 def test_a_callback_of_the_learner_stands_in_every_pass(learner, tmp_path):
     learn = learner(bs=256)
     learn.add_cb(Distill(teacher(), **HINT))
-    n, training = len(learn.cbs), learn.model.training
+    n = len(learn.cbs) + 1  # and KeepMasks
     learn.prune(0.5, criterion=taylor, n_batches=1)
     quietly(learn, learn.validate)
     learn.get_preds()
@@ -449,7 +458,7 @@ def test_a_callback_of_the_learner_stands_in_every_pass(learner, tmp_path):
     quietly(learn, learn.lr_find, num_it=4, show_plot=False)
     assert OWN not in learn.recorder.metric_names
     quietly(learn, learn.fine_tune, 1, freeze_epochs=1)
-    assert learn.model.training == training or learn.masks.sparsity == pytest.approx(0.5, abs=0.01)
+    assert learn.masks.sparsity == pytest.approx(0.5, abs=0.01) and len(learn.cbs) == n
     learn.export(tmp_path / 'x.pkl')
     again = load_learner(tmp_path / 'x.pkl')
     assert again.distill.teacher is None and pickle.loads(pickle.dumps(learn.distill)).teacher is None
@@ -543,3 +552,14 @@ def test_the_trial_changes_nothing(learner):
     for kwargs in ({}, HINT):
         a, b = fit(), fit(Distill(teacher(), **kwargs, weight=0.0))
         assert all(torch.equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
+
+
+@pytest.mark.cpu_only
+def test_two_processes(tmp_path):
+    pytest.importorskip('accelerate')
+    printed(ranks, 2, Path(__file__).parent.parent / 'distributed_distill.py', tmp_path)
+    states = [torch.load(tmp_path / f'{part} {i}.pth') for i in range(2) for part in ('whole', 'again')]
+    for n, t in states[0].items():
+        assert torch.equal(t, states[1][n]) or n == 'rows', n  # resumed to the bit
+        assert torch.equal(t, states[2][n]) or 'running' in n or n == 'rows', n  # the same in both processes
+    assert all(torch.equal(s["rows"][:, -2:], states[0]["rows"][:, -2:]) for s in states)
