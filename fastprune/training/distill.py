@@ -13,6 +13,7 @@ from fastai.basics import Callback, Learner
 from fastcore.basics import patch
 from torch import nn
 
+from ..core.checks import check_choice, check_whole
 from ..core.copies import copy_model
 from ..core.names import unwrap
 from ..learner import fit as fit  # the events begin_fit and fit_ended
@@ -52,6 +53,10 @@ class Distill(Callback):
         **options,  # Arguments of the loss: `temperature`, `alpha` and `beta`, `margin`, `p`
     ):
         self.kind = check_loss(loss, layers, options)
+        check_choice((None, True, False), 'True, False or None', blend=blend)
+        check_choice((None, True, False), 'True, False or None', multi_label=multi_label)
+        if axis is not None:
+            check_whole(least=-8, most=7, axis=axis)
         self.loss, self.layers, self.options = loss, layers, options
         self.blend, self.axis, self.multi_label = blend, axis, multi_label
         self.blends = self.kind.blend if blend is None else blend

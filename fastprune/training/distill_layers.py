@@ -16,6 +16,7 @@ from fastai.basics import Learner
 from fastcore.basics import patch
 from torch import nn
 
+from ..core.channel_norms import recompile
 from ..core.names import unwrap
 from ..core.nested import tensors_in
 from ..engine.optimizers import Guests, after_a_step, check_param_state
@@ -84,6 +85,8 @@ class LayerOutputs:
         layers = [named_layer(model, n, which) for n in names]
         self.names, self.which = names, which
         self.hooks = [LayerOutput(layer) for layer in layers]
+        if layers:
+            recompile()
 
     def start(self) -> None:
         "Keep outputs from now on"
@@ -98,7 +101,7 @@ class LayerOutputs:
             if output is None or output.ndim < 2 or not output.is_floating_point():
                 raise ValueError(
                     f"layers: {name!r} of the {self.which} did not run, or its output has no features: choose another "
-                    'layer, and compile a network after the first fit'
+                    'layer'
                 )
         turned = [o.ndim == 3 and not hook.channels_first for o, hook in zip(outputs, self.hooks, strict=True)]
         return [o.transpose(1, 2) if turn else o for o, turn in zip(outputs, turned, strict=True)]
@@ -113,6 +116,8 @@ class LayerOutputs:
         self.drop()
         for hook in self.hooks:
             hook.handle.remove()
+        if self.hooks:
+            recompile()
 
 # %% ../../nbs/training/distill_layers.ipynb #32a249a8
 def same_positions(

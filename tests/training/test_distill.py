@@ -563,3 +563,14 @@ def test_two_processes(tmp_path):
         assert torch.equal(t, states[1][n]) or n == 'rows', n  # resumed to the bit
         assert torch.equal(t, states[2][n]) or 'running' in n or n == 'rows', n  # the same in both processes
     assert all(torch.equal(s["rows"][:, -2:], states[0]["rows"][:, -2:]) for s in states)
+
+
+def test_compiled_networks(learner):
+    ends = []
+    for compiled in (lambda m: m, lambda m: torch.compile(m, backend='eager')):
+        learn = learner(bs=256, opt_func=SGD)
+        learn.model = compiled(learn.model)
+        for kwargs in ({}, HINT):
+            quietly(learn, learn.fit, 1, 0.01, cbs=Distill(compiled(teacher()), **kwargs))
+        ends.append(list(learn.model.parameters()))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*ends, strict=True))
