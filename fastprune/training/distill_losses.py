@@ -72,7 +72,9 @@ def decoupled(
     1 - p_target) of teacher and student, NCKD that between the probabilities of the other classes among themselves"""
     classes = student.shape[axis]
     valid = (target >= 0) & (target < classes)
-    is_target = F.one_hot(target.masked_fill(~valid, 0), classes).movedim(-1, axis).bool()
+    classes_of = target.masked_fill(~valid, 0).unsqueeze(axis)
+    # not by `one_hot`, which reads its largest value from the device
+    is_target = torch.zeros_like(student, dtype=torch.bool).scatter_(axis, classes_of, True)
     s_target, s_rest, s_others = _parts(student / temperature, axis, is_target)
     t_target, t_rest, t_others = _parts(teacher / temperature, axis, is_target)
     about_target = t_target.exp() * (t_target - s_target) + t_rest.exp() * (t_rest - s_rest)
