@@ -1,6 +1,7 @@
 "Retraining of norms and biases, and of low-rank terms under the masks"
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from fastai.basics import Callback, DataLoaders, Learner, OptimWrapper, params, ranger
 from fastai.callback.all import GradientAccumulation, GradientClip, MixedPrecision, SaveModelCallback
 from helpers import SGDM, Tagger, quietly, same, stopped
+from processes import printed, ranks
 from torch import nn
 from torch.func import functional_call
 
@@ -424,3 +426,8 @@ def test_errors(learner):
         retrain(bare, params='norm+bias')
     retrain(bare, params='lora')
     assert plain(bare, values(bare))
+
+
+def test_two_processes():
+    pytest.importorskip('accelerate')
+    assert 'same' in printed(ranks, 2, Path(__file__).parent.parent / 'distributed_retrain.py')
