@@ -86,12 +86,12 @@ def training_of(
     learn: Learner,
     params: str,  # As for `retrain`
     rank: int = 16,  # Rank of the terms of 'lora'
-    alpha: float = 32.0,  # They are multiplied by alpha/rank
+    alpha: float | None = None,  # They are multiplied by alpha/rank; 2 * rank if None
     cbs: list = (),  # Callbacks of the fit
 ) -> Iterator[list]:  # Callbacks to fit with
     "A context in which a fit trains only `params`. Raises `ValueError` if there is nothing to train"
     check_whole(rank=rank)
-    check_number('a number above 0', '(0,inf)', alpha=alpha)
+    alpha = 2 * rank if alpha is None else check_number('a number above 0', '(0,inf)', alpha=alpha)
     kinds = check_params(params)
     if not kinds:
         yield []
@@ -125,12 +125,13 @@ def retrain(
     cbs: list | Callback | None = None,  # More callbacks
     params: str = 'all',  # What is trained: 'all', or some of 'norm', 'bias', 'head', 'lora', joined by +
     rank: int = 16,  # Largest rank of the low-rank terms of 'lora' (>= 1)
-    alpha: float = 32.0,  # Low-rank terms are multiplied by alpha/rank (> 0)
+    alpha: float | None = None,  # Low-rank terms are multiplied by alpha/rank (> 0); 2 * rank if None
     lr_scale: float = 1.0,  # Factor of the schedule's rates (> 0)
 ) -> None:
     "Retrain a pruned model with a schedule from the rates of its original training (Zimmer et al. 2023)"
     check_whole(epochs=epochs)
     check_retraining(schedule)
+    check_params(params)
     check_number('a number above 0', '(0,inf)', lr_scale=lr_scale)
     check_unfrozen(self)
     if self.masks is None:
