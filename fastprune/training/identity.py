@@ -99,6 +99,7 @@ _changing = (
     'AdaptiveGANSwitcher',
     'GANDiscriminativeLR',
     'BestEpoch',
+    'LowRank',
 )
 
 
