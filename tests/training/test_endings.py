@@ -214,7 +214,7 @@ class Average(Callback):
 def test_averages_loaded_at_the_end(order):
     learn = toy()
     notes = fit(learn, 2, SparsifyCallback(0.9), Average(order))
-    assert agree(learn) and len([o for o in notes if 'were not zero' in o]) == 1
+    assert agree(learn) and not [o for o in notes if 'were not zero' in o]  # the average has the zeros already
     learn = toy()
     learn.prune(0.9)
     fit(learn, 1, At('after_fit', lambda l: l.model.load_state_dict(net().state_dict()), order))

@@ -210,7 +210,6 @@ def test_beside_other_callbacks(learner, fit, kind):
     whole_life(learn, fit, cbs=cbs)
     if kind == 'average of weights':
         avg = dict(cbs[0].avg.module.named_parameters())
-        learn.masks.apply_(avg)  # what it remembers of pruned weights
         assert Masks.from_zeros({n: avg[n] for n in learn.masks}) == learn.masks
     if kind == 'SaveModelCallback, at_end':
         assert torch.load(learn.path / 'models' / 'model.pth').keys() == learn.model.state_dict().keys()
