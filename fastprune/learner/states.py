@@ -8,10 +8,10 @@ __all__ = ['load_into', 'restoring', 'masks_of', 'restore_masks', 'state_of', 's
 
 # %% ../../nbs/learner/states.ipynb #d37caf31
 import contextlib
-import copy
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ def load_into(learn: Learner, state: dict) -> None:
     "Load a `state_dict` into the model of `learn`, and remove its masks"
     learn.remove_masks()
     unwrap(learn.model).load_state_dict(
-        {n: t if isinstance(t, torch.Tensor) else copy.deepcopy(t) for n, t in state.items()}
+        {n: t if isinstance(t, torch.Tensor) else deepcopy(t) for n, t in state.items()}
     )
 
 
@@ -54,7 +54,7 @@ def masks_of(learn: Learner) -> tuple | None:  # Masks, their origin, and a copy
     if learn.masks is None:
         return None
     keeper = learn.keep_masks
-    return learn.masks, keeper.origin, copy.deepcopy(keeper.cut)
+    return learn.masks, keeper.origin, deepcopy(keeper.cut)
 
 
 def restore_masks(
@@ -77,7 +77,7 @@ def restore_masks(
 def state_of(learn: Learner) -> dict:  # Name -> tensor, or extra state of a module
     "A copy of the model's `state_dict`"
     return {
-        n: t.detach().clone() if isinstance(t, torch.Tensor) else copy.deepcopy(t)
+        n: t.detach().clone() if isinstance(t, torch.Tensor) else deepcopy(t)
         for n, t in unwrap(learn.model).state_dict().items()
     }
 
