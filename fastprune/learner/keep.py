@@ -206,8 +206,8 @@ def finish(
         self.project()
     else:
         self._restore(
-            "as after SaveModelCallback has loaded an epoch from before pruning had ended, or another "
-            "callback an average of weights: use `SaveModelCallback(at_end=True)`, or validate again"
+            "as after a callback has loaded an epoch that had other masks, or an average of weights: "
+            "validate again, and set `learn.masks` with the weights"
         )
     self.project_averages()
     self._weights = None
