@@ -154,7 +154,7 @@ def test_frozen_then_fine_tuned(quick, method):
         with pytest.warns(UserWarning, match='frozen'):
             learn.fit(1, 0.02, cbs=method(0.8))
         assert learn.masks is None
-        learn.fine_tune(2, 0.02, cbs=method(0.8))
+        learn.fine_tune(1, 0.02, cbs=method(0.8))
     assert is_exact(learn) and is_plain(learn)
 
 
@@ -449,10 +449,10 @@ def test_what_does_not_fit_the_learner(learner, fit):
     [EarlyStoppingCallback, SaveModelCallback, partial(SaveModelCallback, at_end=True), ReduceLROnPlateau],
     ids=['stop', 'save', 'at end', 'plateau'],
 )
-def test_trackers_beside_a_hard_step(learner, fit, method, tracker):
+def test_trackers_beside_a_hard_step(quick, fit, method, tracker):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        learn = fit(learner(opt_func=SGDM, wd=0.01), 2, 0.02, cbs=[method(0.8), tracker()])
+        learn = fit(quick(opt_func=SGDM, wd=0.01), 2, 0.02, cbs=[method(0.8), tracker()])
     assert is_exact(learn)
 
 
