@@ -1,12 +1,14 @@
 "A weight is packed without loss, and the kernel gives what the dense product gives"
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from processes import python
 from torch import nn
 
 from fastprune.deploy import forms
@@ -65,10 +67,10 @@ def test_not_on_a_cpu():
 
 def test_interpreted():
     "Triton has to be told before it is imported, so it is another process"
+    env = os.environ | {'TRITON_INTERPRET': '1'}
     tests = Path(__file__).with_name('skinny_interpreted.py')
-    code = 'import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))'
-    options = ['-q', '-o', 'addopts=', '-p', 'no:cacheprovider']
-    done = python(code, *options, tests, env={'TRITON_INTERPRET': '1'}, timeout=600)
+    command = [sys.executable, '-m', 'pytest', '-q', '-o', 'addopts=', '-p', 'no:cacheprovider', str(tests)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
