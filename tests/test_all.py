@@ -2,11 +2,10 @@
 
 import builtins
 import importlib
-import subprocess
-import sys
 
 import pytest
 import torch
+from processes import python
 from torch import nn
 
 import fastprune.all as everything
@@ -68,7 +67,7 @@ for path in pathlib.Path(fastprune.all.__file__).parent.rglob('*.py'):
             if first is not None and ast.unparse(first) == 'Learner' and not hasattr(Learner, node.name):
                 sys.exit(f'{node.name} of {path}')
 """
-    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    run = python(code)
     assert run.returncode == 0, run.stderr
 
 

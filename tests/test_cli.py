@@ -159,7 +159,7 @@ def test_flags(tmp_path, flags):
         (dict(data=''), "data='': needs a name"),
         (dict(arch=''), "arch='': needs a name"),
         (dict(out=''), "out='': needs a name"),
-        (dict(criterion='synflow', arch='vit_b_16', size=32), 'criterion synflow'),
+        (dict(criterion='synflow', arch='convnext_tiny', size=32), 'criterion synflow'),
     ],
 )
 def test_wrong_flags(tmp_path, monkeypatch, capsys, args, message):
@@ -172,7 +172,7 @@ def test_wrong_flags(tmp_path, monkeypatch, capsys, args, message):
 
 
 def test_wrong_flags_of_the_process(tmp_path):
-    r = process(script, '--sparsity', 90, cwd=tmp_path)
+    r = python(script, '--sparsity', 90, folder=tmp_path)
     assert r.returncode == 1 and 'fastprune: sparsity=90.0' in r.stderr and 'Traceback' not in r.stderr
 
 

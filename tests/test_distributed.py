@@ -1,6 +1,7 @@
 "Several processes have the same masks, to the bit, and the files are those of the first"
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,17 +20,18 @@ here = Path(__file__).parent
 
 
 @pytest.mark.parametrize(
-    'n,use_cpu',
+    'run,n',
     [
-        (2, False),
-        pytest.param(1, True, marks=pytest.mark.slow),
-        pytest.param(2, True, marks=pytest.mark.slow),
-        pytest.param(4, False, marks=pytest.mark.slow),
+        (ranks, 2),
+        pytest.param(torchrun, 1, marks=pytest.mark.slow),
+        pytest.param(torchrun, 2, marks=pytest.mark.slow),
+        pytest.param(partial(torchrun, use_cpu=False), 4, marks=pytest.mark.slow),
     ],
+    ids=['2', '1-torchrun', '2-torchrun', '4-torchrun'],
 )
-def test_example(tmp_path, n, use_cpu):
+def test_example(tmp_path, run, n):
     tmp_path /= 'a new folder'
-    out = printed(torchrun, n, here.parent / 'examples' / 'distributed.py', tmp_path, use_cpu=use_cpu)
+    out = printed(run, n, here.parent / 'examples' / 'distributed.py', tmp_path)
     assert out.count('epoch     train_loss') == 0 or out.count('sparsity') == 5  # each table once
     for name, s in dict(
         OCP=0.9,

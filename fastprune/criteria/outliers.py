@@ -8,8 +8,6 @@ __all__ = ['outlier_shares', 'outlier_sparsities']
 # %% ../../nbs/criteria/outliers.ipynb #026b52a7
 import math
 
-import torch
-
 from ..core.checks import check_fraction, check_number
 from ..core.later import check_flags, count, read
 from ..core.shards import is_dtensor

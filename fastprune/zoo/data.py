@@ -7,10 +7,11 @@ __all__ = ['TensorData', 'check_split', 'digits_dls']
 
 # %% ../../nbs/zoo/data.ipynb #c1b0811f
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
-from fastai.basics import DataLoaders, TfmdDL, default_device, store_attr
+from fastai.basics import DataLoaders, TfmdDL, chunked, default_device, store_attr
 from torch.nn import functional as F
 
 from ..core.checks import check_fraction, check_whole
@@ -57,6 +58,21 @@ def check_split(
         raise ValueError(f"seed={seed!r}: needs a whole number below 2**32")
     check_fraction(within='(0,1)', valid_pct=valid_pct)
 
+# %% ../../nbs/zoo/data.ipynb #4c7be0a3
+_of_items = {'create_item', 'do_item', 'chunkify', 'create_batch', 'do_batch', 'retain'}  # what a user may replace
+
+
+class _RowsDL(TfmdDL):
+    "Takes whole batches out of `TensorData`"
+
+    def create_batches(self, samps) -> Iterator:
+        replaced = _of_items & vars(self).keys() or self.after_item.fs or self.before_batch.fs
+        if replaced or self.prebatched or type(self.dataset) is not TensorData:
+            yield from super().create_batches(samps)
+            return
+        for rows in chunked(samps, self.bs, self.drop_last):
+            yield self.dataset[rows]
+
 # %% ../../nbs/zoo/data.ipynb #ddbdb04e
 def _check_parts(n, valid_pct, test_pct):
     "Check that each part of `n` images has at least one for each of 10 classes"
@@ -101,5 +117,5 @@ def digits_dls(
     def data(idx):
         return TensorData(x[idx], y[idx], [str(i) for i in range(10)])
 
-    rest = [TfmdDL(data(o), bs=2 * bs, num_workers=0, device=device) for o in (valid, test) if o is not None]
-    return DataLoaders(TfmdDL(data(train), bs=bs, shuffle=True, num_workers=0, device=device), *rest, device=device)
+    rest = [_RowsDL(data(o), bs=2 * bs, num_workers=0, device=device) for o in (valid, test) if o is not None]
+    return DataLoaders(_RowsDL(data(train), bs=bs, shuffle=True, num_workers=0, device=device), *rest, device=device)

@@ -168,9 +168,11 @@ def test_workers_give_the_same_table(tmp_path):
 
 
 @pytest.mark.cpu_only  # Ray's processes are there
-def test_ray_gives_the_same_table(tmp_path):
-    pytest.importorskip('ray', reason="Ray is an extra: pip install 'fastprune[ray]'")
+def test_ray_gives_the_same_table(monkeypatch):
+    ray = pytest.importorskip('ray', reason="Ray is an extra: pip install 'fastprune[ray]'")
     from ray import cloudpickle
+
+    monkeypatch.setattr(ray, 'init', partial(ray.init, num_cpus=1))  # one worker, since each has to import torch
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     cloudpickle.register_pickle_by_value(sys.modules['helpers'])

@@ -154,7 +154,7 @@ def test_frozen_then_fine_tuned(quick, method):
         with pytest.warns(UserWarning, match='frozen'):
             learn.fit(1, 0.02, cbs=method(0.8))
         assert learn.masks is None
-        learn.fine_tune(2, 0.02, cbs=method(0.8))
+        learn.fine_tune(1, 0.02, cbs=method(0.8))
     assert is_exact(learn) and is_plain(learn)
 
 
@@ -327,23 +327,23 @@ def test_steps_that_do_not_happen(quick, fit, method, cbs):
 
 
 @every
-@pytest.mark.parametrize('event', ['before_batch', 'after_backward', 'before_step', 'after_step', 'after_validate'])
 @pytest.mark.parametrize('order', [-99, 99], ids=['first', 'last'])
-def test_interruption(quick, fit, method, event, order):
-    class Stop(Callback):
-        pass
-
-    Stop.order = order
+def test_interruption(quick, fit, method, order):
+    "At one event after the other, each time in a new fit of the dense model"
 
     def stop(self):
-        if self.epoch == 1 and (event == 'after_validate' or self.training and self.iter == 5):
+        if self.event == 'after_validate' or self.training and self.iter == 8:
             raise KeyboardInterrupt
 
-    setattr(Stop, event, stop)
     learn = quick(opt_func=SGDM, wd=0.01)
-    with pytest.raises(KeyboardInterrupt):
-        fit(learn, 2, 0.02, cbs=[method(0.8), Stop()])
-    assert (learn.masks is None or zeros_or_masks(learn)) and is_plain(learn) and len(learn.cbs) <= 5
+    dense = copy.deepcopy(learn.model)
+    for event in ('before_batch', 'after_backward', 'before_step', 'after_step', 'after_validate'):
+        stopping = type('Stop', (Callback,), {'order': order, 'event': event, event: stop})()
+        learn.remove_masks()
+        learn.model, learn.opt = copy.deepcopy(dense), None
+        with pytest.raises(KeyboardInterrupt):
+            fit(learn, 2, 0.02, cbs=[method(0.8), stopping])
+        assert (learn.masks is None or zeros_or_masks(learn)) and is_plain(learn) and len(learn.cbs) <= 5, event
     fit(learn, 1, 0.02, cbs=method(0.8))
     assert is_exact(learn) and is_plain(learn)
 
@@ -448,10 +448,10 @@ def test_what_does_not_fit_the_learner(learner, fit):
     [EarlyStoppingCallback, SaveModelCallback, partial(SaveModelCallback, at_end=True), ReduceLROnPlateau],
     ids=['stop', 'save', 'at end', 'plateau'],
 )
-def test_trackers_beside_a_hard_step(learner, fit, method, tracker):
+def test_trackers_beside_a_hard_step(quick, fit, method, tracker):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        learn = fit(learner(opt_func=SGDM, wd=0.01), 2, 0.02, cbs=[method(0.8), tracker()])
+        learn = fit(quick(opt_func=SGDM, wd=0.01), 2, 0.02, cbs=[method(0.8), tracker()])
     assert is_exact(learn)
 
 
