@@ -1035,6 +1035,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'fastprune/core/least_squares.py'),
                                               'fastprune.core.least_squares._places': ( 'core/least_squares.html#_places',
                                                                                         'fastprune/core/least_squares.py'),
+                                              'fastprune.core.least_squares._solved': ( 'core/least_squares.html#_solved',
+                                                                                        'fastprune/core/least_squares.py'),
                                               'fastprune.core.least_squares._supports': ( 'core/least_squares.html#_supports',
                                                                                           'fastprune/core/least_squares.py'),
                                               'fastprune.core.least_squares._systems': ( 'core/least_squares.html#_systems',

@@ -45,12 +45,22 @@ def _chunks(sizes, rows, max_bytes):
 
 
 def _systems(gram, groups, index, valid, damping):
-    "The damped matrices of a chunk, of shape [systems, size, size]"
+    "The damped matrices of a chunk, [systems, size, size]; all are of this size if `valid` is None"
     systems = gram[groups[:, None, None], index[:, :, None], index[:, None, :]]
-    systems *= valid[:, :, None] & valid[:, None, :]
-    diagonal = torch.where(valid, damping[groups][:, None], 1.0)
-    systems.diagonal(dim1=1, dim2=2).add_(diagonal)
+    if valid is None:
+        systems.diagonal(dim1=1, dim2=2).add_(damping[groups][:, None])
+        return systems
+    systems.masked_fill_(~(valid[:, :, None] & valid[:, None, :]), 0)
+    systems.diagonal(dim1=1, dim2=2).add_(torch.where(valid, damping[groups][:, None], 1.0))
     return systems
+
+
+def _solved(systems, right):
+    "The solution of each system, and 0 for one that is not positive definite"
+    factors, failed = torch.linalg.cholesky_ex(systems)
+    half = torch.linalg.solve_triangular(factors, right, upper=False)
+    solved = torch.linalg.solve_triangular(factors.mT, half, upper=True)
+    return torch.where((failed == 0)[:, None, None], solved, 0.0)
 
 # %% ../../nbs/core/least_squares.ipynb #58c108b8
 def damping_of(
@@ -79,17 +89,17 @@ def fit_rows(
     rank = by_size.argsort()[which]  # of each row's support
     place, order, fitted = _places(which), rank.argsort(stable=True), start.reshape(-1, d).clone()
     n_rows, most = which.bincount(minlength=len(sizes))[by_size].cumsum(0).tolist(), int(place.max()) + 1
-    for a, b, size in _chunks(sizes.tolist(), most, max_bytes):
+    sizes_known = sizes.tolist()
+    for a, b, size in _chunks(sizes_known, most, max_bytes):
         chosen = by_size[a:b]
         index = supports[chosen].byte().sort(dim=1, descending=True, stable=True).indices[:, :size]
         valid = torch.arange(size, device=gram.device) < sizes[a:b, None]
-        factors, failed = torch.linalg.cholesky_ex(_systems(gram, groups[chosen], index, valid, added))
         rows = order[n_rows[a - 1] if a else 0 : n_rows[b - 1]]
         of, at = rank[rows] - a, index[rank[rows] - a]
         right = missing.new_zeros(b - a, size, most)
         right[of, :, place[rows]] = missing[rows].gather(1, at) * valid[of]
-        change = torch.cholesky_solve(right, factors)[of, :, place[rows]]
-        change = torch.where(valid[of] & (failed[of] == 0)[:, None], change, 0.0)
+        systems = _systems(gram, groups[chosen], index, None if sizes_known[b - 1] == size else valid, added)
+        change = _solved(systems, right)[of, :, place[rows]]
         fitted[rows] = fitted[rows].scatter_add(1, at, change)
     return fitted.view_as(start)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..core.devices import wide
+from ..core.devices import is_host, wide, wide_device
 from ..core.layouts import is_turned_linear
 from ..core.names import unwrap
 
@@ -103,16 +103,22 @@ def _columns_of_images(m, images):
     n = len(m.kernel_size)
     x = x.unflatten(1, (m.groups, -1))
     order = [1, 2, *range(3 + n, 3 + 2 * n), 0, *range(3, 3 + n)]
-    return wide(x.permute(order)).reshape(m.groups, -1, x.shape[0] * x.shape[3 : 3 + n].numel())
+    x = x.permute(order)
+    res = torch.empty(x.shape, dtype=torch.float64, device=wide_device(x.device)).copy_(x)
+    return res.view(m.groups, x.shape[1 : 2 + n].numel(), x.shape[2 + n :].numel())
 
 
 def columns(
     layer: LinearMap,
     x: torch.Tensor,  # An input of the layer
-    max_items: int = 2**23,  # Numbers in a block, or those of a single image
+    max_items: int | None = None,  # Numbers in a block, or those of a single image; what suits the device if None
 ) -> list:  # Functions without arguments, each of which gives a block: float64 [groups, d, columns]
     "The columns that a layer multiplies by its rows, in blocks"
     m = layer.modules[0]
+    if max_items is None:
+        max_items = 2**19 if is_host(x) else 2**25  # a CPU's caches hold the former
+    if not x.numel():
+        return []
     if not isinstance(m, nn.modules.conv._ConvNd):
         x = x.reshape(-1, x.shape[-1])
         return [lambda b=b: wide(b).t()[None] for b in x.split(max(1, max_items // x.shape[1]))]

@@ -7,6 +7,7 @@ __all__ = ['reconstruct_weights', 'check_reconstruct', 'pruned_or_unchanged']
 
 # %% ../../nbs/training/reconstruct.ipynb #4485a13b
 import contextlib
+import itertools
 from collections.abc import Iterator
 
 import pandas as pd
@@ -52,7 +53,7 @@ class _Passes:
         self.names = {m: n for n, layer in layers.items() for m in layer.modules}
         self.replay = Replay(learn.model, self._look)
         self.left, self.lead, self.n_calls, self.found = set(layers), None, 0, []  # `left`: layers to be solved
-        self.seen, self.known = {}, WeakIdKeyDictionary()
+        self.seen, self.known, self.numbers = {}, WeakIdKeyDictionary(), itertools.count()  # tensors by number
 
     def _look(self, m, args, kwargs):
         "Note the input of the leading layer, and end the pass after its last call"
@@ -60,11 +61,11 @@ class _Passes:
         if name not in self.left:
             return
         self.replay.keeping = False  # what follows will change
-        x = (args[0] if args else next(iter(kwargs.values()))).detach()
+        x = args[0] if args else next(iter(kwargs.values()))
         if self.lead is None:
-            known = args[0] if args else next(iter(kwargs.values()))
-            number = self.known.setdefault(known, len(self.known))
-            self.seen.setdefault(name, []).append((number, known._version))
+            if x not in self.known:
+                self.known[x] = next(self.numbers)
+            self.seen.setdefault(name, []).append((self.known[x], x._version))
         elif name == self.lead:
             self.found.append(x if self.n_calls == 1 else x.clone())
             if len(self.found) == self.n_calls:
@@ -85,7 +86,6 @@ def _stages(passes):
     for i in range(len(passes.taken)):
         passes.inputs(i, True)
         inputs = {**{n: tuple(calls) for n, calls in passes.seen.items()}, **inputs}
-        passes.known = WeakIdKeyDictionary()
         if len(inputs) == len(passes.left):
             break
     stages = {}
@@ -165,6 +165,8 @@ def reconstruct_weights(
     batches, model = as_batches(learn), unwrap(learn.model)
     weights = parameters_of(learn, masks)
     layers, errors = linear_maps(model, {n: weights[n] for n in masks}), {}
+    if not layers:
+        return {}
     saved = clones([layer.weight for layer in layers.values()])
     try:
         with batches.undisturbed(), torch.no_grad(), batches.evaluating():
