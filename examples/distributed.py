@@ -20,6 +20,7 @@ from fastprune.all import (
     SparsifyCallback,
     digits_convnet,
     digits_dls,
+    fisher,
     grasp,
     random_score,
     snip,
@@ -66,7 +67,7 @@ if __name__ == '__main__':
             learn.model.apply(lambda m: m.reset_parameters() if hasattr(m, 'reset_parameters') else None)
             learn.fit_one_cycle(2, 0.05, cbs=[cb, Checkpoint(name)])
             learn.masks.save(out / f'{name}_{rank_distrib()}.safetensors')
-        for criterion in (snip, grasp, wanda, synflow, random_score):
+        for criterion in (snip, grasp, fisher, wanda, synflow, random_score):
             learn.remove_masks()
             learn.prune(0.9, criterion=criterion, exclude='0*')
             learn.masks.save(out / f'{criterion.__name__}_{rank_distrib()}.safetensors')

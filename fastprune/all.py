@@ -19,7 +19,7 @@ from .schedules.sparsity import SCHEDULES, agp, cosine, cubic, cyclical, iterati
 
 # criteria
 from .criteria.flows import synflow, wanda
-from .criteria.gradients import grasp, snip, taylor
+from .criteria.gradients import fisher, grasp, snip, taylor
 from .criteria.registry import CRITERIA
 from .criteria.weights import magnitude, magnitude_increase, movement, random_score, updating_movement
 
@@ -44,6 +44,7 @@ from .learner import fit as _
 from .learner import flops as _
 from .learner import histogram as _
 from .learner import keep as _
+from .learner import owl as _
 
 # training
 from .training.callback import SparseMethod, SparsifyCallback
@@ -113,7 +114,7 @@ __all__ = [
     's_cyc_max_lr', 'allr_discount', 'RETRAINING',
     # criteria
     'CRITERIA', 'magnitude', 'magnitude_increase', 'movement', 'updating_movement', 'random_score', 'taylor',
-    'snip', 'grasp', 'synflow', 'wanda',
+    'snip', 'grasp', 'fisher', 'synflow', 'wanda',
     # engine
     'Sparsifier', 'Method',
     # zoo

@@ -130,6 +130,21 @@ def same_masks(out):
         assert same.changes >= 2 and abs(learn.masks.sparsity - 0.8) < 1e-3, name
 
 
+def statistics(out):
+    "BatchNorm's, over the batches of all processes"
+    learn, seen = learner(out), []
+    bn = learn.model[0][0][1]
+    bn.register_forward_pre_hook(lambda m, x: seen.append(x[0].mean((0, 2, 3))))
+    with in_group(learn):
+        learn.prune(0.5, recalibrate=3)
+        every = [None] * num_distrib()
+        torch.distributed.all_gather_object(every, (torch.stack(seen).mean(0), bn.running_mean))
+    means, running = zip(*every, strict=True)
+    assert len(seen) == 3 and all(torch.equal(o, running[0]) for o in running)
+    assert torch.allclose(running[0], torch.stack(means).mean(0), atol=1e-6)
+    assert not any(torch.equal(o, means[0]) for o in means[1:])
+
+
 def search(out):
     """Tickets, the path between two of them, and how stable one is; the search is then done, whatever weights a
     process begins with"""
@@ -175,6 +190,7 @@ if __name__ == '__main__':
         fits(out, 'whole')
         fits(out, 'stopped')
         same_masks(out)
+        statistics(out)
         search(out)
     else:
         fits(out, 'again')

@@ -32,7 +32,12 @@ def test_example(tmp_path, n, use_cpu):
     out = printed(torchrun, n, here.parent / 'examples' / 'distributed.py', tmp_path, use_cpu=use_cpu)
     assert out.count('epoch     train_loss') == 0 or out.count('sparsity') == 5  # each table once
     for name, s in dict(
-        OCP=0.9, taylor=0.9, DPF=0.8, RigL=0.8, STR=0.8, snip=0.9, grasp=0.9, wanda=0.9, synflow=0.9, random_score=0.9
+        OCP=0.9,
+        taylor=0.9,
+        DPF=0.8,
+        RigL=0.8,
+        STR=0.8,
+        **dict.fromkeys(['snip', 'grasp', 'fisher', 'wanda', 'synflow', 'random_score'], 0.9),
     ).items():
         masks = [Masks.load(tmp_path / f'{name}_{i}.safetensors') for i in range(n)]
         assert (

@@ -6,7 +6,6 @@
 __all__ = ['state_from', 'check_states', 'check_bn', 'point_setter']
 
 # %% ../../nbs/analysis/states.ipynb #3d69e5b7
-import itertools
 from collections.abc import Callable
 
 import torch
@@ -17,8 +16,7 @@ from ..core.checks import check_choice
 from ..core.devices import is_host
 from ..core.foreach import by_type, copy_all
 from ..core.names import shape_of, unwrap
-from ..learner.batches import device_of
-from ..learner.evaluate import batch_chunks
+from ..learner.recalibrate import bn_layers, bn_statistics, recalibrated
 from ..recipes.ticket import Ticket
 
 # %% ../../nbs/analysis/states.ipynb #a9388f9f
@@ -93,47 +91,6 @@ def _mix_group(ts, parts, coefs):
     for s, d in zip(rest, cs, strict=True):
         torch._foreach_add_(ts, s, alpha=d)
 
-# %% ../../nbs/analysis/states.ipynb #227a0df1
-def _bn_layers(model):
-    "The BatchNorm layers that have running statistics"
-    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
-
-
-def _statistics(layer):
-    return layer.running_mean, layer.running_var, layer.num_batches_tracked
-
-
-def _restart(layers, stats):
-    "Make layers estimate their statistics in the next forward passes, from zero or from `stats`"
-    for k, m in enumerate(layers):
-        m.reset_running_stats()
-        for b, t in zip(_statistics(m), stats[k] if stats else (), strict=False):
-            b.copy_(t)
-        m.train()
-
-
-def _recalibrated(learn, points, put, n_batches, memory):
-    "BatchNorm's running statistics at each point, averaged over training batches"
-    layers = _bn_layers(learn.model)
-    if not layers:
-        return [[] for _ in points]
-    momenta, stats = [m.momentum for m in layers], [None for _ in points]
-    try:
-        for m in layers:
-            m.momentum = None  # a cumulative average
-        for chunk in batch_chunks(itertools.islice(learn.dls.train, n_batches), memory, device_of(learn)):
-            for i, point in enumerate(points):
-                put(point)
-                _restart(layers, stats[i])
-                for j, b in enumerate(chunk):
-                    learn.one_batch(j, b)
-                stats[i] = [tuple(t.clone() for t in _statistics(m)) for m in layers]
-    finally:
-        for m, o in zip(layers, momenta, strict=True):
-            m.momentum = o
-            m.eval()
-    return stats
-
 # %% ../../nbs/analysis/states.ipynb #ea852d1e
 def check_bn(
     bn: object,  # Anything
@@ -156,11 +113,11 @@ def point_setter(
     put = lambda coefs: _mix(target, states, coefs)
     if bn == 'interpolate':
         return put
-    stats = _recalibrated(learn, points, put, n_batches, memory)
-    by_point, layers = dict(zip(points, stats, strict=True)), _bn_layers(learn.model)
+    stats = recalibrated(learn, points, put, n_batches, memory)
+    by_point, layers = dict(zip(points, stats, strict=True)), bn_layers(learn.model)
 
     def put_both(coefs):
         put(coefs)
-        copy_all([b for m in layers for b in _statistics(m)], [t for ts in by_point[coefs] for t in ts])
+        copy_all([b for m in layers for b in bn_statistics(m)], [t for ts in by_point[coefs] for t in ts])
 
     return put_both

@@ -116,7 +116,7 @@ class Batches(Protocol):
         "The model's inputs of the first batch; inside of `undisturbed`"
 
     def take(self, n: int) -> list:
-        "The first `n` batches; inside of `training`"
+        "The first `n` batches; inside of `training` or `evaluating`"
 
     def balanced(self, per_class: int) -> list | None:
         """Batches of `per_class` items of each class, classes in turns; None if targets are not classes; inside of
@@ -130,7 +130,8 @@ class Batches(Protocol):
 
     def losses(self, batches: list, temperature: float | None = None) -> AbstractContextManager:
         """A context that gives an iterator over the batches' losses with their graphs, with the same random numbers at
-        each use; logits are divided by `temperature`; inside of `training`"""
+        each use; logits are divided by `temperature`; inside of `training` or
+        `evaluating`"""
 
     def predictions(self, n: int) -> Iterator:
         "An iterator over the predictions for the first `n` batches; inside of `evaluating`"

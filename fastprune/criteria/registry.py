@@ -7,7 +7,7 @@ __all__ = ['CRITERIA']
 
 # %% ../../nbs/criteria/registry.ipynb #202d0138
 from .flows import synflow, wanda
-from .gradients import grasp, snip, taylor
+from .gradients import fisher, grasp, snip, taylor
 from fastprune.criteria.weights import (
     large_init,
     large_init_large_final,
@@ -35,6 +35,7 @@ CRITERIA = {
         taylor,
         snip,
         grasp,
+        fisher,
         synflow,
         wanda,
         movement,

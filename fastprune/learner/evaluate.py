@@ -12,8 +12,7 @@ from copy import deepcopy
 
 import numpy as np
 import torch
-from fastai.basics import CancelValidException, Learner, Recorder, find_bs, to_device
-from fastai.callback.progress import ProgressCallback
+from fastai.basics import CancelValidException, L, Learner, Recorder, find_bs, to_device
 
 from ..core.devices import widest
 from ..core.foreach import copy_all
@@ -32,6 +31,23 @@ def _tensors_of(learn):
     return {n: t for n, t in unwrap(learn.model).state_dict().items() if isinstance(t, torch.Tensor)}
 
 
+def _only_records(cb):
+    "Does a callback only record, show or schedule a fit, or track its best epoch?"
+    fastais = [c for c in type(cb).__mro__ if c.__module__.startswith('fastai.')]
+    return getattr(cb, 'remove_on_fetch', False) or any(vars(c).get('order', 0) >= Recorder.order for c in fastais)
+
+
+@contextlib.contextmanager
+def _without_records(learn):
+    "A context without callbacks that have no part in an evaluation. The order of all is restored"
+    cbs = list(learn.cbs)
+    try:
+        with learn.removed_cbs([cb for cb in cbs if _only_records(cb)]):
+            yield
+    finally:
+        learn.cbs = L(cbs)
+
+
 @contextlib.contextmanager
 def evaluating(
     learn: Learner,
@@ -41,8 +57,7 @@ def evaluating(
     end everything is as before. Whether BatchNorm and dropout are in training mode is up to the code inside"""
     attributes = {k: learn.__dict__[k] for k in _validation_attributes if k in learn.__dict__}
     state = state_of(learn)
-    records = [cb for cb in learn.cbs if isinstance(cb, (Recorder, ProgressCallback))]
-    with undisturbed(learn), learn.removed_cbs(records):
+    with undisturbed(learn), _without_records(learn):
         try:
             learn.training = False
             with learn.validation_context(inner=inner):
@@ -54,7 +69,7 @@ def evaluating(
                 learn.__dict__.pop(k, None)
             learn.__dict__.update(attributes)
 
-
+# %% ../../nbs/learner/evaluate.ipynb #529df221
 def as_model_state(
     state: dict,  # A `state_dict`
     learn: Learner,

@@ -37,6 +37,7 @@ from ..learner.channels import LearnerChannels
 from ..learner.fit import parameters_of
 from ..learner.gradients import summed_gradients
 from ..learner.keep import set_masks
+from ..learner.recalibrate import check_recalibrate
 
 # %% ../../nbs/training/prune.ipynb #7a7e01f4
 def _norms(weights):
@@ -176,12 +177,14 @@ def _to_prune(learn, sparsity, scope, units, include, exclude, recover):
     return *fit_targets(learn.model, weights, sparsity, scope, units, include), units
 
 
-def _check_prune(n_batches, recover, iterations, min_density):
+def _check_prune(model, n_batches, recover, iterations, min_density, recalibrate):
     check_n_batches(n_batches)
     if recover not in (True, False):
         raise ValueError(f"recover={recover!r}: needs True or False; 'alive' is for SparsifyCallback")
     check_whole(iterations=iterations)
     check_fraction('the smallest density of each tensor, in [0,1)', min_density=min_density)
+    check_recalibrate(model, recalibrate)
+    check_not_torch_pruned(model)
 
 
 def _warn_of_empty(masks, kept):
@@ -218,18 +221,17 @@ def prune(
     cost: str = 'weights',  # With these and scope 'global': what a channel saves, in 'weights' or 'flops'
     # With these, in place of `sparsity`: FLOPs relative to the dense network; the largest network not above this
     flops: float | None = None,
+    # Estimate BatchNorm's statistics again: True for an epoch of training batches, or a number of batches (>= 1)
+    recalibrate: bool | int = False,
 ) -> None:
     """Prune to exactly `sparsity` by setting `learn.masks`. Works also at initialisation, since only pruned weights
     change. Warns of tensors without remaining weights. Raises `ValueError` for arguments that don't fit the model"""
     options = dict(min_channels=min_channels, round_to=round_to, cost=cost, flops=flops)
     check_arguments(sparsity, criterion, scope, granularity, **options)
     iterations = usual_iterations(criterion) if iterations is None else iterations
-    _check_prune(n_batches, recover, iterations, min_density)
-    check_not_torch_pruned(self.model)
-    units, scope = (
-        with_options(check_granularity(granularity), check_scope(scope), recover, **options),
-        check_scope(scope),
-    )
+    _check_prune(self.model, n_batches, recover, iterations, min_density, recalibrate)
+    scope = check_scope(scope)
+    units = with_options(check_granularity(granularity), scope, recover, **options)
     weights, target, units = _to_prune(self, sparsity, scope, units, include, exclude, recover)
     if units.tied and min_density:
         raise ValueError(f"min_density={min_density:g}: with granularity={granularity!r} use `min_channels`")
@@ -250,3 +252,5 @@ def prune(
     kept = dict(zip(masks, counts(list(masks.values())), strict=True))
     _warn_of_empty(masks, kept.values())
     _set_pruned(self, weights, masks, sum(kept[n] for n in weights), (criterion, scope, source_of(units)), before)
+    if recalibrate:
+        self.recalibrate(None if recalibrate is True else recalibrate)

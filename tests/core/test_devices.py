@@ -17,7 +17,7 @@ from fastprune.core.devices import pretend
 from fastprune.core.later import Checks, delayed_checks
 from fastprune.core.scopes import lamp
 from fastprune.criteria.flows import wanda
-from fastprune.criteria.gradients import grasp, snip
+from fastprune.criteria.gradients import fisher, grasp, snip
 from fastprune.criteria.ranking import ranked
 from fastprune.criteria.weights import random_score
 from fastprune.recipes.ticket import weight_distributions
@@ -108,7 +108,9 @@ def reads_of(f, *args, **kwargs):
     return reads.found
 
 
-@pytest.mark.parametrize('criterion', [synflow, snip, partial(grasp, n_batches=1), random_score])
+@pytest.mark.parametrize(
+    'criterion', [synflow, snip, partial(grasp, n_batches=1), partial(fisher, group_size=16), random_score]
+)
 @pytest.mark.parametrize('kwargs', [{}, dict(min_density=0.01), dict(recover=False)], ids=str)
 def test_prune_reads_only_at_the_end_of_all_steps(criterion, kwargs, tmp_path):
     def found(steps):

@@ -17,6 +17,7 @@ from fastprune.all import (
     compute_masks,
     digits_convnet,
     digits_dls,
+    fisher,
     grasp,
     lamp,
     magnitude,
@@ -492,7 +493,7 @@ class Plain:
         return t
 
 
-@pytest.mark.parametrize('criterion', [snip, grasp, synflow, wanda])
+@pytest.mark.parametrize('criterion', [snip, grasp, fisher, synflow, wanda])
 def test_criteria_with_batches_of_a_plain_loop(criterion):
     "The same scores as with a Learner that has the same batches, and an error that says what is missing without any"
     learn = make(nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10)))
@@ -515,7 +516,7 @@ def test_criteria_with_batches_of_a_plain_loop(criterion):
 
 def test_what_criteria_say_that_they_need():
     assert {n: asks_for(f) for n, f in CRITERIA.items() if asks_for(f)} == {
-        **dict.fromkeys(['snip', 'grasp', 'wanda'], {'batches', 'n_batches'}),
+        **dict.fromkeys(['snip', 'grasp', 'fisher', 'wanda'], {'batches', 'n_batches'}),
         'synflow': {'batches'},
         **dict.fromkeys(
             [
