@@ -4189,8 +4189,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'fastprune/training/reconstruct.py'),
                                                 'fastprune.training.reconstruct._add_inputs': ( 'training/reconstruct.html#_add_inputs',
                                                                                                 'fastprune/training/reconstruct.py'),
-                                                'fastprune.training.reconstruct._check_whole_tensors': ( 'training/reconstruct.html#_check_whole_tensors',
-                                                                                                         'fastprune/training/reconstruct.py'),
                                                 'fastprune.training.reconstruct._dense_state': ( 'training/reconstruct.html#_dense_state',
                                                                                                  'fastprune/training/reconstruct.py'),
                                                 'fastprune.training.reconstruct._fit': ( 'training/reconstruct.html#_fit',

@@ -38,6 +38,7 @@ from ..learner.fit import parameters_of
 from ..learner.gradients import summed_gradients
 from ..learner.keep import set_masks
 from ..learner.recalibrate import check_recalibrate
+from .reconstruct import check_reconstruct, pruned_or_unchanged, reconstruct_weights
 
 # %% ../../nbs/training/prune.ipynb #7a7e01f4
 def _norms(weights):
@@ -177,13 +178,14 @@ def _to_prune(learn, sparsity, scope, units, include, exclude, recover):
     return *fit_targets(learn.model, weights, sparsity, scope, units, include), units
 
 
-def _check_prune(model, n_batches, recover, iterations, min_density, recalibrate):
+def _check_prune(model, n_batches, recover, iterations, min_density, recalibrate, reconstruct):
     check_n_batches(n_batches)
     if recover not in (True, False):
         raise ValueError(f"recover={recover!r}: needs True or False; 'alive' is for SparsifyCallback")
     check_whole(iterations=iterations)
     check_fraction('the smallest density of each tensor, in [0,1)', min_density=min_density)
     check_recalibrate(model, recalibrate)
+    check_reconstruct(model, reconstruct)
     check_not_torch_pruned(model)
 
 
@@ -223,13 +225,16 @@ def prune(
     flops: float | None = None,
     # Estimate BatchNorm's statistics again: True for an epoch of training batches, or a number of batches (>= 1)
     recalibrate: bool | int = False,
+    # Before that, fit the kept weights to the dense network's layers, as `learn.reconstruct`: True for 16 training
+    # batches, or a number of batches (>= 1)
+    reconstruct: bool | int = False,
 ) -> None:
     """Prune to exactly `sparsity` by setting `learn.masks`. Works also at initialisation, since only pruned weights
     change. Warns of tensors without remaining weights. Raises `ValueError` for arguments that don't fit the model"""
     options = dict(min_channels=min_channels, round_to=round_to, cost=cost, flops=flops)
     check_arguments(sparsity, criterion, scope, granularity, **options)
     iterations = usual_iterations(criterion) if iterations is None else iterations
-    _check_prune(self.model, n_batches, recover, iterations, min_density, recalibrate)
+    _check_prune(self.model, n_batches, recover, iterations, min_density, recalibrate, reconstruct)
     scope = check_scope(scope)
     units = with_options(check_granularity(granularity), scope, recover, **options)
     weights, target, units = _to_prune(self, sparsity, scope, units, include, exclude, recover)
@@ -247,10 +252,14 @@ def prune(
     # gradients for a criterion that reads `p.grad`
     sums = n_batches if not asks_for(criterion) and not ranks_magnitude(criterion) else None
     kind, before = (scope, units, min_density, transposed_groups(self.model)), _norms(weights)
-    with _filled(self):
-        masks = _in_steps(self, weights, sparsity, criterion, given, keep, iterations, kind, sums)
-    kept = dict(zip(masks, counts(list(masks.values())), strict=True))
-    _warn_of_empty(masks, kept.values())
-    _set_pruned(self, weights, masks, sum(kept[n] for n in weights), (criterion, scope, source_of(units)), before)
+    origin = (criterion, scope, source_of(units))
+    with pruned_or_unchanged(self, members if reconstruct else {}) as dense:
+        with _filled(self):
+            masks = _in_steps(self, weights, sparsity, criterion, given, keep, iterations, kind, sums)
+        kept = dict(zip(masks, counts(list(masks.values())), strict=True))
+        _warn_of_empty(masks, kept.values())
+        _set_pruned(self, weights, masks, sum(kept[n] for n in weights), origin, before)
+        if reconstruct:
+            reconstruct_weights(self, dense, masks, check_reconstruct(self.model, reconstruct))
     if recalibrate:
         self.recalibrate(None if recalibrate is True else recalibrate)

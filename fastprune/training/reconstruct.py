@@ -30,6 +30,7 @@ from ..learner import criteria as criteria  # batches of a Learner
 from ..learner.batches import forward, preserved_rng, reset_state
 from ..learner.fit import keeper_of, parameters_of
 from ..learner.keep import set_masks
+from ..learner.recalibrate import bn_layers
 
 # %% ../../nbs/training/reconstruct.ipynb #e29263b4
 @contextlib.contextmanager
@@ -48,8 +49,8 @@ def _swapped(pairs):
 class _Passes:
     "Passes of the dense and the pruned network over the same batches, each up to some layer"
 
-    def __init__(self, learn, taken, layers, pairs):
-        self.learn, self.taken, self.pairs = learn, taken, pairs
+    def __init__(self, learn, taken, layers, pairs, norms):
+        self.learn, self.taken, self.pairs, self.norms = learn, taken, pairs, norms
         self.names = {m: n for n, layer in layers.items() for m in layer.modules}
         self.replay = Replay(learn.model, self._look)
         self.left, self.lead, self.n_calls, self.found = set(layers), None, 0, []  # `left`: layers to be solved
@@ -74,6 +75,8 @@ class _Passes:
     def inputs(self, i, dense):
         "The inputs of the leading layer in batch `i`"
         self.found, self.seen = [], {}
+        for m in self.norms:
+            m.training = not dense
         with _swapped(self.pairs if dense else []), preserved_rng(), self.replay.pass_of((dense, i)):
             reset_state(self.learn)
             forward(self.learn, self.taken[i], i)
@@ -160,13 +163,14 @@ def reconstruct_weights(
     masks: dict,  # Name -> mask of a weight to reconstruct; those that are no matrices of layers stay as they are
     n_batches: int = 16,  # Training batches
     damping: float = 0.01,  # As in `learn.reconstruct`
+    recalibrate: bool = False,  # As in `learn.reconstruct`
 ) -> dict:  # Name -> relative squared error of the layer's output before and after
     "Fit weights to the dense network's layers, as `learn.reconstruct` does"
     batches, model = as_batches(learn), unwrap(learn.model)
     weights = parameters_of(learn, masks)
     layers, errors = linear_maps(model, {n: weights[n] for n in masks}), {}
     if not layers:
-        return {}
+        raise ValueError('reconstruct: none of the pruned weights belongs to a linear layer or a convolution')
     saved = clones([layer.weight for layer in layers.values()])
     try:
         with batches.undisturbed(), torch.no_grad(), batches.evaluating():
@@ -174,7 +178,7 @@ def reconstruct_weights(
             taken = batches.take(n_batches)
             if not taken:
                 raise ValueError('reconstruct: the training DataLoader has no batches')
-            passes = _Passes(learn, taken, layers, _pairs(model, dense))
+            passes = _Passes(learn, taken, layers, _pairs(model, dense), bn_layers(model) if recalibrate else [])
             with passes.replay.installed():
                 for stage in _stages(passes):
                     errors |= _solve(passes, stage, layers, masks, dense, batches.mean, damping)
@@ -210,19 +214,18 @@ def _dense_state(dense, model, masks):
     return dense
 
 
-def _check_whole_tensors(learn, names):
-    params = parameters_of(learn, names)
-    if sharded := next((n for n in names if is_dtensor(params[n])), None):
-        raise ValueError(f'reconstruct: {sharded!r} is sharded over processes, and needs to be whole: leave it out')
-
-
 def check_reconstruct(
-    n: object,  # False; True for 16; or a number of batches
+    model: nn.Module,
+    reconstruct: object,  # False; True for 16; or a number of batches
 ) -> int:  # Training batches; 0 if False
     "The number of training batches of `learn.prune(reconstruct=...)`; raises `ValueError` for anything else"
-    if isinstance(n, bool):
-        return 16 * n
-    return check_whole(reconstruct=n, needs='True, False, or a whole number of training batches of at least 1')
+    if reconstruct is False:
+        return 0
+    if reconstruct is not True:
+        check_whole(needs='True, False, or a whole number of training batches, at least 1', reconstruct=reconstruct)
+    if sharded := next((n for n, p in model.named_parameters() if is_dtensor(p)), None):
+        raise ValueError(f'reconstruct: {sharded!r} is sharded over processes, and layers have to be whole')
+    return 16 if reconstruct is True else reconstruct
 
 
 @patch
@@ -241,12 +244,12 @@ def reconstruct(
     in the dense network, as nearly as possible: least squares on training batches, layer by layer. Other kinds of weights, and
     layers that no input reaches, stay as they are, without numbers in the table. The optimizer's state does not change"""
     check_whole('training batches', n_batches=n_batches)
+    check_reconstruct(self.model, True)
     damping_of(torch.ones(1, 1, 1, device='cpu'), damping)
     if self.masks is None:
         raise ValueError('reconstruct: nothing is pruned: call `learn.prune(...)` first')
     chosen = prunable_weights(self.model, include, exclude) if include or exclude else self.masks
     masks = {n: m for n, m in self.masks.items() if n in chosen}
-    _check_whole_tensors(self, masks)
     errors = reconstruct_weights(self, _dense_state(dense, self.model, masks), masks, n_batches, damping)
     df = pd.DataFrame([errors.get(n, (None, None)) for n in masks], columns=['before', 'after'], dtype=float)
     df.index = pd.Index(masks, name='name')
@@ -258,7 +261,10 @@ def pruned_or_unchanged(
     learn: Learner,
     weights: dict,  # Name -> parameter that is going to be pruned
 ) -> Iterator[dict]:  # Name -> its values before
-    "A context that restores weights and masks if something in it fails"
+    "A context that restores weights and masks if something in it fails; without weights, it does nothing"
+    if not weights:
+        yield {}
+        return
     keeper, masks = keeper_of(learn), learn.masks
     state = (keeper.origin, keeper.change) if keeper else None
     known = '_zeros_known' in learn.__dict__
