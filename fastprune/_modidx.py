@@ -4165,6 +4165,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'fastprune/training/prune.py'),
                                           'fastprune.training.prune._masks_of': ( 'training/prune.html#_masks_of',
                                                                                   'fastprune/training/prune.py'),
+                                          'fastprune.training.prune._members': ( 'training/prune.html#_members',
+                                                                                 'fastprune/training/prune.py'),
                                           'fastprune.training.prune._norms': ('training/prune.html#_norms', 'fastprune/training/prune.py'),
                                           'fastprune.training.prune._protected': ( 'training/prune.html#_protected',
                                                                                    'fastprune/training/prune.py'),

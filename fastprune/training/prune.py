@@ -139,8 +139,11 @@ def _in_steps(learn, weights, sparsity, criterion, given, keep, iterations, kind
             copy_all([p.data for p in members.values()], saved)
 
 # %% ../../nbs/training/prune.ipynb #25336d24
-def _set_pruned(learn, weights, masks, kept, origin, before):
+def _set_pruned(learn, weights, masks, origin, before):
     "Set new masks, and `learn.keep_masks.change` to the relative change of the weights' norm, for ALLR"
+    each = dict(zip(masks, counts(list(masks.values())), strict=True))
+    _warn_of_empty(masks, each.values())
+    kept = sum(each[n] for n in weights)
     old = learn.masks or {}
     dense = sum(p.numel() for k, p in weights.items() if k not in old)
     n = dense + sum(counts([old[k] for k in weights if k in old]))
@@ -166,6 +169,13 @@ def _filled(learn):
             cut.is_filled = False
             learn.masks.apply_(parameters_of(learn))
         raise
+
+# %% ../../nbs/training/prune.ipynb #6f1a3b7c
+def _members(learn, weights, units, recover):
+    "The parameters that masks cover, and the masks to stay inside of"
+    old, members = learn.masks or {}, counted(units).members(parameters_of(learn), weights)
+    whole = lambda p: torch.ones_like(p, dtype=torch.bool)
+    return members, None if recover else Masks({n: old[n] if n in old else whole(p) for n, p in members.items()})
 
 
 def _to_prune(learn, sparsity, scope, units, include, exclude, recover):
@@ -195,7 +205,7 @@ def _warn_of_empty(masks, kept):
         warnings.warn(
             f'layer collapse: no weight is left in {", ".join(map(repr, empty))}. Use `min_density`, another scope, or '
             'a criterion such as `synflow`',
-            stacklevel=3,
+            stacklevel=4,
         )
 
 # %% ../../nbs/training/prune.ipynb #5c1a4014
@@ -237,16 +247,13 @@ def prune(
     _check_prune(self.model, n_batches, recover, iterations, min_density, recalibrate, reconstruct)
     scope = check_scope(scope)
     units = with_options(check_granularity(granularity), scope, recover, **options)
-    weights, target, units = _to_prune(self, sparsity, scope, units, include, exclude, recover)
     if units.tied and min_density:
         raise ValueError(f"min_density={min_density:g}: with granularity={granularity!r} use `min_channels`")
+    weights, target, units = _to_prune(self, sparsity, scope, units, include, exclude, recover)
     if flops is not None:
         sparsity = target if units.end is None else units.end
     sparsity = target if isinstance(sparsity, dict) else sparsity
-    old = self.masks or {}
-    whole = lambda p: torch.ones_like(p, dtype=torch.bool)
-    members = counted(units).members(parameters_of(self), weights)
-    keep = None if recover else Masks({n: old[n] if n in old else whole(p) for n, p in members.items()})
+    members, keep = _members(self, weights, units, recover)
     initial = None if initial is None else _as_weights(initial, weights, self.model)
     given = dict(learn=self, batches=as_batches(self), n_batches=n_batches, initial=initial)
     # gradients for a criterion that reads `p.grad`
@@ -256,9 +263,7 @@ def prune(
     with pruned_or_unchanged(self, members if reconstruct else {}) as dense:
         with _filled(self):
             masks = _in_steps(self, weights, sparsity, criterion, given, keep, iterations, kind, sums)
-        kept = dict(zip(masks, counts(list(masks.values())), strict=True))
-        _warn_of_empty(masks, kept.values())
-        _set_pruned(self, weights, masks, sum(kept[n] for n in weights), origin, before)
+        _set_pruned(self, weights, masks, origin, before)
         if reconstruct:
             reconstruct_weights(self, dense, masks, check_reconstruct(self.model, reconstruct))
     if recalibrate:
