@@ -1,5 +1,5 @@
-"""Accuracy of a trained ResNet-20 that is pruned in one shot: with nothing after it, with BatchNorm's statistics estimated
-again, with the kept weights reconstructed, and with both.
+"""Accuracy of a trained ResNet-20 that is pruned in one shot: with nothing after it, with BatchNorm's statistics
+estimated again, with the kept weights reconstructed, and with both.
 `python benchmarks/reconstruct.py --data FOLDER_OF_CIFAR10 --weights resnet20.pth [--device cuda]`.
 The network is trained first unless the file of weights exists. The rows go to a JSON file"""
 

@@ -7,7 +7,6 @@ __all__ = ['obs']
 
 # %% ../../nbs/criteria/brain_surgeon.ipynb #f6ff2336
 import torch
-from torch import nn
 
 from ..core.checks import check_n_batches
 from ..core.least_squares import damping_of
@@ -65,8 +64,9 @@ def _inverse_diagonal(gram, damping):
     "The diagonal of the inverse of each damped matrix, [groups, d]"
     added = damping_of(gram, damping)[:, None]
     damped = gram.clone()
-    damped.diagonal(dim1=1, dim2=2).add_(torch.where(added > 0, added, torch.inf))
-    return torch.cholesky_inverse(torch.linalg.cholesky(damped)).diagonal(dim1=1, dim2=2)
+    damped.diagonal(dim1=1, dim2=2).add_(torch.where(added > 0, added, 1.0))
+    diagonal = torch.cholesky_inverse(torch.linalg.cholesky(damped)).diagonal(dim1=1, dim2=2)
+    return torch.where(added > 0, diagonal, torch.inf)
 
 
 @needs('batches', 'n_batches')

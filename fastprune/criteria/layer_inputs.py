@@ -134,7 +134,8 @@ class InputSums:
     def __init__(
         self,
         layer: LinearMap,  # One of the layers
-        rows: torch.Tensor | None = None,  # Rows of all layers that make the targets, [groups, rows, d]; no targets if None
+        rows: torch.Tensor
+        | None = None,  # Rows of all layers that make the targets, [groups, rows, d]; no targets if None
     ):
         self.layer, self.columns = layer, 0
         self.rows = None if rows is None else wide(rows)

@@ -259,12 +259,12 @@ def prune(
     # gradients for a criterion that reads `p.grad`
     sums = n_batches if not asks_for(criterion) and not ranks_magnitude(criterion) else None
     kind, before = (scope, units, min_density, transposed_groups(self.model)), _norms(weights)
-    origin = (criterion, scope, source_of(units))
     with pruned_or_unchanged(self, members if reconstruct else {}) as dense:
         with _filled(self):
             masks = _in_steps(self, weights, sparsity, criterion, given, keep, iterations, kind, sums)
-        _set_pruned(self, weights, masks, origin, before)
+        _set_pruned(self, weights, masks, (criterion, scope, source_of(units)), before)
         if reconstruct:
-            reconstruct_weights(self, dense, masks, check_reconstruct(self.model, reconstruct))
+            size = check_reconstruct(self.model, reconstruct)
+            reconstruct_weights(self, dense, masks, size, recalibrate=bool(recalibrate))
     if recalibrate:
         self.recalibrate(None if recalibrate is True else recalibrate)

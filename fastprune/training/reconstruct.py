@@ -30,7 +30,7 @@ from ..learner import criteria as criteria  # batches of a Learner
 from ..learner.batches import forward, preserved_rng, reset_state
 from ..learner.fit import keeper_of, parameters_of
 from ..learner.keep import set_masks
-from ..learner.recalibrate import bn_layers
+from ..learner.recalibrate import bn_layers, check_recalibrate
 
 # %% ../../nbs/training/reconstruct.ipynb #e29263b4
 @contextlib.contextmanager
@@ -153,6 +153,7 @@ def _solve(passes, stage, layers, masks, dense, mean, damping):
 def _pairs(model, dense):
     "Tensors of the model, and the dense network's in their place"
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    dense = {n: b.clone() for n, b in model.named_buffers()} | dense  # the pruned network may change its own
     fits = lambda n, t: isinstance(dense.get(n), torch.Tensor) and dense[n].shape == t.shape
     return [(t, dense[n].detach().to(t)) for n, t in tensors.items() if fits(n, t)]
 
@@ -163,7 +164,7 @@ def reconstruct_weights(
     masks: dict,  # Name -> mask of a weight to reconstruct; those that are no matrices of layers stay as they are
     n_batches: int = 16,  # Training batches
     damping: float = 0.01,  # As in `learn.reconstruct`
-    recalibrate: bool = False,  # As in `learn.reconstruct`
+    recalibrate: bool = False,  # Do batches' own statistics replace BatchNorm's in the pruned network?
 ) -> dict:  # Name -> relative squared error of the layer's output before and after
     "Fit weights to the dense network's layers, as `learn.reconstruct` does"
     batches, model = as_batches(learn), unwrap(learn.model)
@@ -239,18 +240,25 @@ def reconstruct(
     # Name, glob pattern, module or class to reconstruct, or a list of them; all pruned weights if None
     include: str | type | list | None = None,
     exclude: str | type | list | None = None,  # The same, for weights to leave as they are
+    # Estimate BatchNorm's statistics again: True for an epoch of training batches, or a number of batches (>= 1).
+    # On the way, each batch's own statistics take their place
+    recalibrate: bool | int = False,
 ) -> pd.DataFrame:  # For each pruned weight: relative squared error of the layer's output before and after
     """Fit the weights that `learn.masks` keeps, row by row, so that each linear layer and convolution gives what it does
     in the dense network, as nearly as possible: least squares on training batches, layer by layer. Other kinds of weights, and
     layers that no input reaches, stay as they are, without numbers in the table. The optimizer's state does not change"""
     check_whole('training batches', n_batches=n_batches)
     check_reconstruct(self.model, True)
+    check_recalibrate(self.model, recalibrate)
     damping_of(torch.ones(1, 1, 1, device='cpu'), damping)
     if self.masks is None:
         raise ValueError('reconstruct: nothing is pruned: call `learn.prune(...)` first')
     chosen = prunable_weights(self.model, include, exclude) if include or exclude else self.masks
     masks = {n: m for n, m in self.masks.items() if n in chosen}
-    errors = reconstruct_weights(self, _dense_state(dense, self.model, masks), masks, n_batches, damping)
+    dense = _dense_state(dense, self.model, masks)
+    errors = reconstruct_weights(self, dense, masks, n_batches, damping, bool(recalibrate))
+    if recalibrate:
+        self.recalibrate(None if recalibrate is True else recalibrate)
     df = pd.DataFrame([errors.get(n, (None, None)) for n in masks], columns=['before', 'after'], dtype=float)
     df.index = pd.Index(masks, name='name')
     return df

