@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterator
 from functools import wraps
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 # %% ../../nbs/core/replay.ipynb #ea916b67
@@ -93,7 +94,8 @@ class Replay:
     def __init__(
         self,
         model: nn.Module,  # The model, in evaluation mode; nothing may change that modules before the end of a pass use
-        on_call: Callable,  # Function of a module, its arguments and keyword arguments, before each call that really runs
+        # Function of a module, its arguments and its keyword arguments, before each call that really runs
+        on_call: Callable,
         max_bytes: int = 2**31,  # Memory for outputs; what does not fit is computed again
     ):
         self.model, self.on_call, self.max_bytes = model, on_call, max_bytes
@@ -131,56 +133,64 @@ class Replay:
         finally:
             self.active = None
 
-    def _replaying(self, m, forward):
-        "The `forward` of a module that replays"
+# %% ../../nbs/core/replay.ipynb #ada6b5c0
+@patch
+def _replaying(self: Replay, m, forward):
+    "The `forward` of a module that replays"
 
-        @wraps(forward)
-        def replaying(*args, **kwargs):
-            return forward(*args, **kwargs) if self.active is None else self._call(m, forward, args, kwargs)
+    @wraps(forward)
+    def replaying(*args, **kwargs):
+        return forward(*args, **kwargs) if self.active is None else self._call(m, forward, args, kwargs)
 
-        return replaying
+    return replaying
 
-    def _call(self, m, forward, args, kwargs):
-        "The output of a call, from memory or from the module"
-        outer = self.active
-        call = outer.next(m)
-        if call.bytes and not call.progress:
-            return _cloned(call.output)
-        self.on_call(m, args, kwargs)
-        inputs = _Inputs(m, args, kwargs)
-        self.active, call.begun = call, Counter()
-        self.stack.append(m)
-        try:
-            in_turn = getattr(forward, '__func__', None) is nn.Sequential.forward and m not in self.again
-            out = self._in_turn(m, call, *args) if in_turn else forward(*args, **kwargs)
-            if inputs.sets_attributes():
-                self.again.update(self.stack)
-        finally:
-            self.active = outer
-            self.stack.pop()
-        size = inputs.explain(out) if self.keeping and m not in self.again else None
-        if size:
-            self._keep(call, out, size)
-        return out
 
-    def _keep(self, call, out, size):
-        "Keep a copy of an output in place of the outputs inside, if there is memory for it"
-        used = self.used - call.total()
-        if used + size <= self.max_bytes:
+@patch
+def _call(self: Replay, m, forward, args, kwargs):
+    "The output of a call, from memory or from the module"
+    outer = self.active
+    call = outer.next(m)
+    if call.bytes and not call.progress:
+        return _cloned(call.output)
+    self.on_call(m, args, kwargs)
+    inputs = _Inputs(m, args, kwargs)
+    self.active, call.begun = call, Counter()
+    self.stack.append(m)
+    try:
+        in_turn = getattr(forward, '__func__', None) is nn.Sequential.forward and m not in self.again
+        out = self._in_turn(m, call, *args) if in_turn else forward(*args, **kwargs)
+        if inputs.sets_attributes():
+            self.again.update(self.stack)
+    finally:
+        self.active = outer
+        self.stack.pop()
+    size = inputs.explain(out) if self.keeping and m not in self.again else None
+    if size:
+        self._keep(call, out, size)
+    return out
+
+
+@patch
+def _keep(self: Replay, call, out, size):
+    "Keep a copy of an output in place of the outputs inside, if there is memory for it"
+    used = self.used - call.total()
+    if used + size <= self.max_bytes:
+        call.clear()
+        self.used, call.output, call.bytes, call.progress = used + size, _cloned(out), size, 0
+
+
+@patch
+def _in_turn(self: Replay, m, call, x):
+    "The output of `nn.Sequential`, from its last module whose output is known"
+    children = list(m)
+    if call.progress:
+        x = _cloned(call.output)
+    for i in range(call.progress, len(children)):
+        x = children[i](x)
+        ended = call.inside.get((children[i], call.begun[children[i]]))
+        if ended is not None and ended.bytes and not ended.progress and m not in self.again:
+            self.used -= call.total()
+            call.output, call.bytes, call.progress = ended.output, ended.bytes, i + 1
             call.clear()
-            self.used, call.output, call.bytes, call.progress = used + size, _cloned(out), size, 0
-
-    def _in_turn(self, m, call, x):
-        "The output of `nn.Sequential`, from its last module whose output is known"
-        children = list(m)
-        if call.progress:
-            x = _cloned(call.output)
-        for i in range(call.progress, len(children)):
-            x = children[i](x)
-            ended = call.inside.get((children[i], call.begun[children[i]]))
-            if ended is not None and ended.bytes and not ended.progress and m not in self.again:
-                self.used -= call.total()
-                call.output, call.bytes, call.progress = ended.output, ended.bytes, i + 1
-                call.clear()
-                self.used += call.bytes
-        return x
+            self.used += call.bytes
+    return x

@@ -31,7 +31,7 @@ def _parts(layers, max_items):
     "Lists of layers whose matrices fit into memory together"
     parts, size = [[]], 0
     for n, layer in layers.items():
-        items = layer.groups * layer.geometry_size**2
+        items = layer.groups * layer.n_inputs**2
         if parts[-1] and size + items > max_items:
             parts.append([])
             size = 0

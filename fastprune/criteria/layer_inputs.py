@@ -44,11 +44,11 @@ class LinearMap(NamedTuple):
         t: torch.Tensor,  # Of the weight's shape
     ) -> torch.Tensor:  # [groups, rows, d]
         "The rows of the matrices"
-        return (t.t() if self.turned else t).reshape(self.groups, -1, self.geometry_size)
+        return (t.t() if self.turned else t).reshape(self.groups, -1, self.n_inputs)
 
     @property
-    def geometry_size(self) -> int:
-        "Inputs of a row: d"
+    def n_inputs(self) -> int:
+        "Numbers that a row multiplies: d"
         return self.weight.shape[0] if self.turned else self.weight[0].numel()
 
     def shaped(
@@ -124,7 +124,7 @@ def columns(
         return [lambda b=b: wide(b).t()[None] for b in x.split(max(1, max_items // x.shape[1]))]
     if x.ndim == len(m.kernel_size) + 1:  # a single image
         x = x[None]
-    items = m.groups * layer.geometry_size * _patches(m, x[:1])[0, 0].numel() // layer.weight[0, 0].numel()
+    items = m.groups * layer.n_inputs * _patches(m, x[:1])[0, 0].numel() // layer.weight[0, 0].numel()
     return [lambda b=b: _columns_of_images(m, b) for b in x.split(max(1, max_items // max(1, items)))]
 
 # %% ../../nbs/criteria/layer_inputs.ipynb #0d926fc6
@@ -139,7 +139,7 @@ class InputSums:
     ):
         self.layer, self.columns = layer, 0
         self.rows = None if rows is None else wide(rows)
-        d, like = layer.geometry_size, wide(layer.weight.detach().new_empty(0))
+        d, like = layer.n_inputs, wide(layer.weight.detach().new_empty(0))
         self.gram = like.new_zeros(layer.groups, d, d)
         if rows is not None:
             self.cross, self.squares = torch.zeros_like(self.rows), like.new_zeros(self.rows.shape[:2])

@@ -228,7 +228,7 @@ def check_reconstruct(
         raise ValueError(f'reconstruct: {sharded!r} is sharded over processes, and layers have to be whole')
     return 16 if reconstruct is True else reconstruct
 
-
+# %% ../../nbs/training/reconstruct.ipynb #cabddb97
 @patch
 def reconstruct(
     self: Learner,
@@ -244,9 +244,10 @@ def reconstruct(
     # On the way, each batch's own statistics take their place
     recalibrate: bool | int = False,
 ) -> pd.DataFrame:  # For each pruned weight: relative squared error of the layer's output before and after
-    """Fit the weights that `learn.masks` keeps, row by row, so that each linear layer and convolution gives what it does
-    in the dense network, as nearly as possible: least squares on training batches, layer by layer. Other kinds of weights, and
-    layers that no input reaches, stay as they are, without numbers in the table. The optimizer's state does not change"""
+    """Fit the weights that `learn.masks` keeps, row by row, so that each linear layer and convolution gives what it
+    does in the dense network, as nearly as possible: least squares on training batches, layer by layer. Other kinds of
+    weights, and layers that no input reaches, stay as they are, without numbers in the table. The optimizer's state
+    does not change"""
     check_whole('training batches', n_batches=n_batches)
     check_reconstruct(self.model, True)
     check_recalibrate(self.model, recalibrate)
@@ -263,7 +264,7 @@ def reconstruct(
     df.index = pd.Index(masks, name='name')
     return df
 
-# %% ../../nbs/training/reconstruct.ipynb #729b28e0
+# %% ../../nbs/training/reconstruct.ipynb #c0ad6e99
 @contextlib.contextmanager
 def pruned_or_unchanged(
     learn: Learner,

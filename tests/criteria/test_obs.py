@@ -104,5 +104,5 @@ def test_dead_inputs_and_what_it_refuses():
         learn.model[1].idle = nn.Linear(2, 2)
         obs({'idle': learn.model[1].idle.weight}, learn)
     recurrent = learner(nn.Sequential(nn.LSTM(6, 4)), 3, 6)
-    with pytest.raises(ValueError, match='obs scores linear layers and convolutions, and .0.weight_ih_l0. is of another kind'):
+    with pytest.raises(ValueError, match='and .0.weight_ih_l0. is of another kind: leave it out'):
         obs(prunable_weights(recurrent.model), recurrent)
