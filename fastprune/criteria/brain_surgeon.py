@@ -9,6 +9,7 @@ __all__ = ['obs']
 import torch
 
 from ..core.checks import check_n_batches
+from ..core.devices import wide
 from ..core.least_squares import damping_of
 from ..core.names import unwrap
 from ..core.protocol import Batches, as_batches, needs
@@ -61,11 +62,13 @@ def _input_sums(batches, layers, n_batches):
 
 # %% ../../nbs/criteria/brain_surgeon.ipynb #e28c3405
 def _inverse_diagonal(gram, damping):
-    "The diagonal of the inverse of each damped matrix, [groups, d]"
+    "The diagonal of the inverse of each damped matrix, [groups, d]; NaN where the inputs are not finite"
     added = damping_of(gram, damping)[:, None]
     damped = gram.clone()
     damped.diagonal(dim1=1, dim2=2).add_(torch.where(added > 0, added, 1.0))
-    diagonal = torch.cholesky_inverse(torch.linalg.cholesky(damped)).diagonal(dim1=1, dim2=2)
+    factors, failed = torch.linalg.cholesky_ex(damped)  # without waiting for the device
+    diagonal = torch.cholesky_inverse(factors).diagonal(dim1=1, dim2=2)
+    diagonal = torch.where(failed[:, None] == 0, diagonal, torch.nan)
     return torch.where(added > 0, diagonal, torch.inf)
 
 
@@ -88,5 +91,5 @@ def obs(
             gram = batches.mean(each.gram / each.columns)
             p, layer = weights[n].detach(), layers[n]
             inverse = _inverse_diagonal(gram, damping)[:, None]
-            scores[n] = layer.shaped(layer.rows(p).to(inverse).square() / inverse)
+            scores[n] = layer.shaped(wide(layer.rows(p)).square() / inverse)
     return scores

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..core.devices import is_host, wide, wide_device
+from ..core.devices import is_host, wide
 from ..core.layouts import is_turned_linear
 from ..core.names import unwrap
 
@@ -104,7 +104,7 @@ def _columns_of_images(m, images):
     x = x.unflatten(1, (m.groups, -1))
     order = [1, 2, *range(3 + n, 3 + 2 * n), 0, *range(3, 3 + n)]
     x = x.permute(order)
-    res = torch.empty(x.shape, dtype=torch.float64, device=wide_device(x.device)).copy_(x)
+    res = wide(x.new_empty(0)).new_empty(x.shape).copy_(x)
     return res.view(m.groups, x.shape[1 : 2 + n].numel(), x.shape[2 + n :].numel())
 
 
