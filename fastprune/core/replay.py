@@ -112,7 +112,8 @@ class Replay:
         try:
             for m in modules:
                 m.forward = self._replaying(m, m.forward)
-            yield
+            with torch.compiler.set_stance('force_eager'):  # compiled modules would not look at the new `forward`
+                yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
             for m, forward in own:

@@ -382,3 +382,17 @@ def test_what_it_says_about_arguments():
     with pytest.raises(ValueError, match='none of the pruned weights belongs to a linear layer'):
         recurrent.prune(0.5, reconstruct=True)
     assert recurrent.masks is None
+
+
+def test_compiled_models_run_eagerly():
+    torch.manual_seed(0)
+    learns = [learner(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4)), 6) for _ in range(3)]
+    learns[1].model.load_state_dict(learns[0].model.state_dict())
+    learns[2].model.load_state_dict(learns[0].model.state_dict())
+    learns[1].model = torch.compile(learns[1].model, backend='eager')
+    learns[2].model.compile(backend='eager')
+    for learn in learns:
+        learn.prune(0.5, reconstruct=2)
+    want, *found = [list(learn.model.parameters()) for learn in learns]
+    for params in found:
+        assert all(torch.equal(a, b) for a, b in zip(want, params, strict=True))
