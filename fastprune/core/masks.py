@@ -12,10 +12,12 @@ from pathlib import Path
 
 import torch
 from fastcore.basics import patch
+from torch import nn
 
 from .backends import project
 from .files import load_tensors, pack_bits, save_state, unpack_bits
 from .later import counts
+from .names import parameters_at
 from .shards import Parts, is_dtensor, shard_like
 
 # %% ../../nbs/core/masks.ipynb #1a2d9f6e
@@ -147,11 +149,12 @@ def check(
 @torch.no_grad()
 def apply_(
     self: Masks,
-    weights: dict,  # Name -> tensor, changed in place
-) -> dict:  # `weights`
+    weights: dict | nn.Module,  # Name -> tensor, or a model, which may be an `AveragedModel`; changed in place
+) -> dict | nn.Module:  # `weights`
     "Set pruned weights to exactly 0"
-    masks = list(self.check(weights).values())
-    own = [weights[n] for n in self]
+    named = parameters_at(weights, self) if isinstance(weights, nn.Module) else weights
+    masks = list(self.check(named).values())
+    own = [named[n] for n in self]
     if any(map(is_dtensor, (*own, *masks))):
         own, masks = zip(*map(_local_pair, own, masks), strict=True)
     project(own, masks)

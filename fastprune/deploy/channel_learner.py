@@ -19,6 +19,7 @@ from ..core.names import unwrap
 from .channel_cut import TensorCut, cut_groups, groups_left, set_data
 from ..engine.resize import resize
 from ..learner import keep as keep  # adds learn.masks
+from ..learner.averages import models_in
 from ..learner.batches import in_fit
 from ..learner.fit import keeper_of
 from ..learner.keep import KeepMasks
@@ -75,10 +76,12 @@ def cut_copies(
 ) -> None:
     "Cut copies of the model, and of its tensors by name, that a callback keeps"
     own = set(map(id, model.modules()))
+    for name, m, averaged in models_in(cb):
+        is_teacher = 'teacher' in name and not averaged  # it stays as it is
+        if not is_teacher and id(m) not in own and id(unwrap(m)) not in own:
+            _cut_copy(m, own, groups, kept, cuts)
     for v in list(vars(cb).values()):
-        if isinstance(v, nn.Module) and id(v) not in own and id(unwrap(v)) not in own:
-            _cut_copy(v, own, groups, kept, cuts)
-        elif isinstance(v, dict):
+        if isinstance(v, dict):
             for n, t in v.items():
                 if n in cuts and isinstance(t, torch.Tensor) and tuple(t.shape) == cuts[n].shape:
                     v[n] = cuts[n](t)

@@ -24,13 +24,22 @@ class Plan:
         refresh: bool = False,  # Update every `interval` steps, even while progress is constant?
     ):
         check_schedule(schedule)
-        self.total_steps, self.refresh = total_steps, refresh
+        self.total_steps, self.interval, self.refresh = total_steps, interval, refresh
         T = total_steps
         self.progress = [*(float(progress_at(schedule, (t + 1) / T)) for t in range(T - 1)), 1.0]
         falls = [t for t, (a, b) in enumerate(zip(self.progress, self.progress[1:], strict=False), 1) if b < a]
         self.first_fall = falls[0] if falls else T
         self.cycle_end = self.first_fall - 1 if falls else self.progress.index(1)
         self.updates = self.updates_every(interval)
+
+    def reach(
+        self,
+        t: int,  # Step, from 0, after the last fall of progress
+    ) -> None:
+        "Reach the target after step `t` already, and stay there"
+        self.progress[t:] = [1.0] * (self.total_steps - t)
+        self.cycle_end = min(self.cycle_end, self.progress.index(1))
+        self.updates = self.updates_every(self.interval)
 
     def updates_every(
         self,

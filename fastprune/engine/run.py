@@ -40,6 +40,8 @@ class Run:
     epoch = 0  # the current epoch, from 0
     asked = None  # the sparsity to reach after this step, by name
     units = None  # a granularity, and the number of units of each weight
+    final_epoch = 0  # with `exact_epochs`, the first epoch that ends at the final sparsity
+    starts_final = True  # with `exact_epochs`: has the training the final sparsity from its first step on?
 
     def __init__(
         self,
@@ -54,6 +56,8 @@ class Run:
         evaluate: Callable | None = None,  # Function that returns loss and metrics by name
         example: object = None,  # A batch of inputs, to find the channels of a model that belong together
         groups: list | None = None,  # `ChannelGroup`s of the model, if they are known
+        # Are epochs compared? Then the first epoch that ends at 99.9% of the target ends at the target
+        exact_epochs: bool = False,
     ):
         check_whole(total_steps=total_steps)
         self.model, self.method, self.total_steps, self.optimizer = model, method, total_steps, optimizer
@@ -61,7 +65,7 @@ class Run:
         self.first_step = self.t = first_step
         self.epoch = first_step // self.steps_per_epoch
         self.keeper, self.given = keeper or MaskKeeper(model), given or {}
-        self.evaluate, self.held = evaluate or dict, Held()
+        self.evaluate, self.held, self.exact_epochs = evaluate or dict, Held(), exact_epochs
         if groups is not None:
             remember_groups(model, groups)
         self.weights, self.target, self.granularity = method.choose(model, self.given.get('learn'), example)

@@ -21,6 +21,7 @@ from .begin import initial_sparsity, method_plan, sparse_gradients_of
 from .hooks import Hooks
 from .method import Method
 from .optimizers import TorchOptimizer
+from .ramp import missed_end, plan_end
 from .run import Run, members_of
 from .state import State, check_state, is_cut, lasting_types, recorded, restore, state_types
 from .track import end_cycle, read_numbers, start_tracking
@@ -71,6 +72,8 @@ class Sparsifier(Run):
                 counts = None
         self.state = State(initial_sparsity(self, present), counts, sparsity)
         self.state.first_weights, self.state.last_weights = self.copies('initial'), self.copies('previous')
+        if self.exact_epochs:
+            plan_end(self)
         if method.track:
             start_tracking(self.state, self.present())
         for name in recorded:
@@ -170,9 +173,17 @@ def _advance(self: Sparsifier, hook):
 # %% ../../nbs/engine/sparsifier.ipynb #d9d5b78d
 @patch
 @torch.no_grad()
-def epoch_end(self: Sparsifier) -> None:
+def epoch_end(
+    self: Sparsifier,
+    epoch: int | None = None,  # Its number, from 0; that of the last step if None
+) -> None:
     "Call this at the end of an epoch"
     self.method.epoch_end()
+    if self.exact_epochs and (end := missed_end(self, epoch)) is not None:
+        self.cancel_step()
+        self.t = end
+        self._advance(lambda: self.method.update_masks(self.weights))
+        self.method.cancel_step(self.weights)
     self.checks.look(wait=True)
     read_numbers(self)
 
@@ -273,5 +284,7 @@ def load_state_dict(
     for name, t in state_types(self.method).items():
         restore(self.state if name in own else self.method, name, state[name], t, self.members)
     self.held.count(self.masks)
+    if self.exact_epochs:
+        plan_end(self)  # the start is known only now
     self.t = min(self.state.last_step + 1, self.total_steps - 1)
     self.epoch = self.t // self.steps_per_epoch

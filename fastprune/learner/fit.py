@@ -65,7 +65,7 @@ def _do_fit(self: Learner):
         for note in notes:
             warnings.warn(note, stacklevel=2)
 
-
+# %% ../../nbs/learner/fit.ipynb #3a8bf680
 @patch
 def all_batches(self: Learner) -> None:
     "Apply masks after `before_train` and `before_validate` of all callbacks, since these may swap weights"
@@ -73,13 +73,19 @@ def all_batches(self: Learner) -> None:
         return self._orig_all_batches()
     keeper = keeper_of(self)
     if not self.training:
+        if keeper:
+            keeper.project_averages()
         with keeper.masked() if keeper else contextlib.nullcontext():
             return self._orig_all_batches()
     for cb in with_event(self, 'begin_batches'):
         cb.begin_batches()
     if keeper := keeper_of(self):
         keeper.begin_epoch()
-    self._orig_all_batches()
+    try:
+        self._orig_all_batches()
+    finally:
+        if keeper := keeper_of(self):
+            keeper.project_averages()
 
 # %% ../../nbs/learner/fit.ipynb #d1b5a5a6
 @patch

@@ -20,6 +20,7 @@ from ..core.later import read
 from ..core.masks import Masks, check_bool
 from ..engine.cut_channels import CutChannels, channels_of, joined
 from ..engine.targets import listed
+from .averages import averages_of, mask_averages, release_averages, versions_of
 from .batches import in_fit, is_distributed
 from .channels import channels_in
 from .fit import keeper_of, parameters_of
@@ -41,6 +42,7 @@ class KeepMasks(Callback):
     _fresh = False  # Have new masks just been applied, in this step?
     _open = False  # Has a step begun without its `after_step`, because another callback has cancelled it?
     change = None  # relative change of the weights by `learn.prune`, for ALLR; None once they are trained again
+    _averages, _versions = None, ()  # averages of weights during a fit, and the counts of their changes before a step
     _swapped = False  # Did the last validation mask weights that another callback had swapped in?
 
     def hold(
@@ -61,19 +63,20 @@ class KeepMasks(Callback):
         self._weights = {n: weights[n] for n in masks} if in_fit(self.learn) else None
         Masks({n: m for n, m in masks.items() if n not in zeroed}).apply_(weights)
         self._fresh = True
-
-    @property
-    def channels(self) -> Channels | None:
-        "The channels that the masks were made for; None for masks of weights"
-        made = self.origin is None or channels_of(self.origin)
-        return self.cut.channels if self.cut and made else None
+        self.project_averages(anew=not in_fit(self.learn))
 
     def before_step(self) -> None:
         self._fresh, self._open = False, True
+        if self._averages:
+            self._versions = versions_of(self._averages)
 
     def after_step(self) -> None:
         if not self._fresh:
             self.project()
+            if (
+                self._averages and versions_of(self._averages) != self._versions
+            ):  # updated before the weights were masked
+                self.project_averages(anew=False)
         self._open = False
 
     def after_cancel_batch(self) -> None:
@@ -87,11 +90,31 @@ class KeepMasks(Callback):
         super().__setstate__({{'_how': 'origin', '_change': 'change'}.get(k, k): v for k, v in data.items()})
 
 # %% ../../nbs/learner/keep.ipynb #a0171ca5
+@patch(as_prop=True)
+def channels(self: KeepMasks) -> Channels | None:
+    "The channels that the masks were made for; None for masks of weights"
+    made = self.origin is None or channels_of(self.origin)
+    return self.cut.channels if self.cut and made else None
+
+
 @patch
 def project(self: KeepMasks) -> None:
     "Set pruned weights to zero"
     if self._weights is not None:
         self._masks.apply_(self._weights)
+
+
+@patch
+def project_averages(
+    self: KeepMasks,
+    anew: bool = True,  # Look for averages again? In a fit, those that were found before are known
+) -> None:
+    "Set pruned weights to zero in the averages of callbacks and of the Learner"
+    found = self._averages
+    if anew or found is None:
+        found = averages_of(self.learn)
+        self._averages = found if in_fit(self.learn) else None
+    mask_averages(found, self._masks, self.cut)
 
 
 @patch
@@ -104,11 +127,10 @@ def _restore(self: KeepMasks, reason):
         warnings.warn(note, stacklevel=2)
 
 
-@patch
-def _look_up(self: KeepMasks):
+def _look_up(keeper):
     "Name -> parameter that the mask prunes"
-    weights = parameters_of(self.learn, self._masks)
-    return {n: weights[n] for n in self._masks.check(weights)}
+    weights = parameters_of(keeper.learn, keeper._masks)
+    return {n: weights[n] for n in keeper._masks.check(weights)}
 
 # %% ../../nbs/learner/keep.ipynb #1271f807
 @patch
@@ -123,7 +145,7 @@ def before_fit(self: KeepMasks) -> None:
 @patch
 def before_train(self: KeepMasks) -> None:  # not in before_fit, which `learn.validate` calls too
     if self._weights is None:
-        self._weights = self._look_up()
+        self._weights = _look_up(self)
         self._restore(
             "as after loading weights from before they were pruned: to train them, call `learn.remove_masks()` first"
         )
@@ -132,9 +154,10 @@ def before_train(self: KeepMasks) -> None:  # not in before_fit, which `learn.va
 @patch
 def begin_epoch(self: KeepMasks) -> None:
     "Before an epoch's first batch, mask parameters that callbacks have replaced or swapped since the last epoch"
-    old, self._weights = self._weights or {}, self._look_up()
+    old, self._weights = self._weights or {}, _look_up(self)
     if self.cut:
         self.cut.hold(self.learn.model, None, self._masks, False)  # norms may be new modules
+    self.project_averages()
     if new := [n for n, p in self._weights.items() if p is not old.get(n, p)]:
         return self._restore(f"since {listed(new)} was replaced in the middle of the fit")
     self.project()
@@ -183,9 +206,10 @@ def finish(
         self.project()
     else:
         self._restore(
-            "as after SaveModelCallback has loaded an epoch from before pruning had ended, or another "
-            "callback an average of weights: use `SaveModelCallback(at_end=True)`, or validate again"
+            "as after a callback has loaded an epoch that had other masks, or an average of weights: "
+            "validate again, and set `learn.masks` with the weights"
         )
+    self.project_averages()
     self._weights = None
     note = f"{listed(lost)}: the model no longer has a weight of this name and shape, so its mask is removed"
     if lost:
@@ -238,5 +262,6 @@ def remove_masks(self: Learner) -> None:
     "Remove the masks; pruned weights are zero until they are trained again"
     if (keeper := keeper_of(self)) and keeper.cut:
         release_norms(self.model)
+        release_averages(averages_of(self))
     self.remove_cb(KeepMasks)
     self._zeros_known = True

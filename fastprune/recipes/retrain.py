@@ -6,14 +6,21 @@
 __all__ = []
 
 # %% ../../nbs/recipes/retrain.ipynb #b2b0f1aa
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 from fastai.basics import Callback, Learner, patch
 from fastai.callback.schedule import ParamScheduler
 
 from ..core.checks import check_number, check_whole
+from ..learner.fit import parameters_of
 from ..methods.budgeted import BudgetedCallback
 from .fitting import callback_list, check_unfrozen, fit_afresh, group_rates
+from .low_rank import LowRank
+from .trained import ForgetOthers, check_params, chosen_parameters, only_trained
 from ..schedules.retraining import check_retraining, lr_retrain
+from ..training.adapters import optimizer_of
 
 # %% ../../nbs/recipes/retrain.ipynb #09f7843a
 def _recorded(learn, original_epochs):
@@ -39,6 +46,70 @@ def _history(learn, history, original_epochs):
     return list(history), len(history) if original_epochs is None else original_epochs, 1.0
 
 
+def _rates(learn, schedule, epochs, original_epochs, history, discount, warmup, scale):
+    "The schedule of the rate, from the arguments of `retrain`"
+    check_number('a number above 0', '(0,inf)', original_epochs=original_epochs)
+    length = epochs / original_epochs
+    if schedule == 'lrw' and length > 1:
+        raise ValueError(
+            f"epochs={epochs}: 'lrw' replays the last epochs of the original training, which had {original_epochs:g}"
+        )
+    if schedule == 'allr' and discount is None:
+        if learn.keep_masks.change is None:
+            raise ValueError("ALLR needs the change by pruning: call `learn.prune` right before, or give `discount`")
+        discount = min(1.0, max(learn.keep_masks.change, length))
+    return lr_retrain(schedule, history, length, 1.0 if discount is None else discount, warmup, scale)
+
+# %% ../../nbs/recipes/retrain.ipynb #d740a569
+def _check_combination(learn, params, cbs):
+    "Raise `ValueError` for callbacks that need all weights to be trained"
+    for cb in (*learn.cbs, *cbs):
+        if hasattr(cb, 'targets') or type(cb).__name__ == 'ShrinkCallback':
+            raise ValueError(
+                f"params={params!r} trains no pruned weights, so {type(cb).__name__} can't change them: leave it out, "
+                "or use params='all'"
+            )
+
+
+def _weights_and_others(learn, kinds):
+    "The pruned weights that get low-rank terms, and the parameters to train: two dicts, name -> parameter"
+    in_opt = {id(p) for ps in optimizer_of(learn.opt).groups for p in ps}
+    trained = lambda ps: {n: p for n, p in ps.items() if p.requires_grad and id(p) in in_opt}
+    others = trained(chosen_parameters(learn.model, kinds))
+    has_term = lambda n, p: n in learn.masks and n not in others and p.ndim > 1 and p.numel()
+    weights = {n: p for n, p in trained(parameters_of(learn)).items() if has_term(n, p)} if 'lora' in kinds else {}
+    return weights, others
+
+
+@contextlib.contextmanager
+def _training_of(
+    learn: Learner,
+    params: str,  # As for `retrain`
+    rank: int = 16,  # Rank of the terms of 'lora'
+    alpha: float | None = None,  # They are multiplied by alpha/rank; 2 * rank if None
+    cbs: list = (),  # Callbacks of the fit
+) -> Iterator[list]:  # Callbacks to fit with
+    "A context in which a fit trains only `params`. Raises `ValueError` if there is nothing to train"
+    check_whole(rank=rank)
+    alpha = 2 * rank if alpha is None else check_number('a number above 0', '(0,inf)', alpha=alpha)
+    kinds = check_params(params)
+    if not kinds:
+        yield []
+        return
+    _check_combination(learn, params, cbs)
+    if learn.opt is None:
+        learn.create_opt()
+    weights, others = _weights_and_others(learn, kinds)
+    if not weights and not others:
+        remedy = "'all'" if 'lora' in kinds else "'lora' or 'all'"
+        raise ValueError(f"params={params!r}: the model has no such parameters to train: use {remedy}")
+    terms = [LowRank(rank, alpha)] if weights else []
+    for cb in terms:
+        cb.plan(learn, weights)
+    with only_trained(learn, others.values(), terms[0].joined if terms else {}):
+        yield [ForgetOthers(), *terms]
+
+# %% ../../nbs/recipes/retrain.ipynb #a5dcff67
 @patch
 def retrain(
     self: Learner,
@@ -52,26 +123,23 @@ def retrain(
     warmup: float = 0.1,  # Length of the warm-up, as a fraction of retraining
     wd: float | None = None,  # Weight decay; the Learner's if None
     cbs: list | Callback | None = None,  # More callbacks
+    params: str = 'all',  # What is trained: 'all', or some of 'norm', 'bias', 'head', 'lora', joined by +
+    rank: int = 16,  # Largest rank of the low-rank terms of 'lora' (>= 1)
+    alpha: float | None = None,  # Low-rank terms are multiplied by alpha/rank (> 0); 2 * rank if None
+    lr_scale: float = 1.0,  # Factor of the schedule's rates (> 0)
 ) -> None:
     "Retrain a pruned model with a schedule from the rates of its original training (Zimmer et al. 2023)"
     check_whole(epochs=epochs)
     check_retraining(schedule)
+    check_params(params)
+    check_number('a number above 0', '(0,inf)', lr_scale=lr_scale)
     check_unfrozen(self)
     if self.masks is None:
         raise ValueError("nothing is pruned: call `learn.prune` first")
-    history, original_epochs, scale = _history(self, history, original_epochs)
-    check_number('a number above 0', '(0,inf)', original_epochs=original_epochs)
-    length = epochs / original_epochs
-    if schedule == 'lrw' and length > 1:
-        raise ValueError(
-            f"epochs={epochs}: 'lrw' replays the last epochs of the original training, which had {original_epochs:g}"
-        )
-    if schedule == 'allr' and discount is None:
-        if self.keep_masks.change is None:
-            raise ValueError("ALLR needs the change by pruning: call `learn.prune` right before, or give `discount`")
-        discount = min(1.0, max(self.keep_masks.change, length))
-    lr = lr_retrain(schedule, history, length, 1.0 if discount is None else discount, warmup, scale)
-    fit_afresh(self, epochs, cbs=[ParamScheduler({'lr': lr}), *callback_list(cbs)], wd=wd)
+    cbs, (history, original_epochs, scale) = callback_list(cbs), _history(self, history, original_epochs)
+    lr = _rates(self, schedule, epochs, original_epochs, history, discount, warmup, scale * lr_scale)
+    with _training_of(self, params, rank, alpha, cbs) as more:
+        fit_afresh(self, epochs, cbs=[ParamScheduler({'lr': lr}), *more, *cbs], wd=wd)
     self._retrained = dict(lrs=self._fit_lrs, history=history, epochs=original_epochs, scale=scale)
 
 # %% ../../nbs/recipes/retrain.ipynb #301e9324

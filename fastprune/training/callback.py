@@ -12,7 +12,6 @@ from functools import partial
 from traceback import walk_stack
 
 from fastai.basics import Learner, Recorder, patch
-from fastai.callback.tracker import SaveModelCallback
 from torch import nn
 
 from ..core.mask_counts import kept_of_each
@@ -32,6 +31,7 @@ from ..learner.fit import is_frozen, is_trained, keeper_of
 from ..schedules.sparsity import schedule_name
 from .adapters import LearnerMasks, LearnerOptimizer
 from .events import EngineEvents
+from .trackers import compares
 
 # %% ../../nbs/training/callback.ipynb #15b9399d
 class SparsifyCallback(Method, EngineEvents):
@@ -114,6 +114,7 @@ def plan_fit(cb: SparsifyCallback) -> None:
         keeper=LearnerMasks(learn),
         given={'learn': learn},
         evaluate=partial(validation_values, learn),
+        exact_epochs=any(map(compares, learn.cbs)),
     )
 
 
@@ -128,16 +129,10 @@ def add_columns(
 
 
 def check_alone(learn: Learner) -> None:
-    "Raise `ValueError` for a second pruning callback, and warn of one that loads weights at the end"
+    "Raise `ValueError` for a second pruning callback"
     if len(learn.cbs.filter(lambda cb: isinstance(cb, SparsifyCallback))) > 1:
         raise ValueError(
             "two SparsifyCallbacks in one fit: give one of them sparsities by name, {'body':0.9, 'head':0.5}"
-        )
-    if learn.cbs.filter(lambda cb: isinstance(cb, SaveModelCallback) and not (cb.at_end or cb.every_epoch)):
-        warnings.warn(
-            'SaveModelCallback loads the best epoch at the end, and that may be one from before pruning had ended: '
-            'use `SaveModelCallback(at_end=True)`',
-            stacklevel=2,
         )
 
 
@@ -160,9 +155,8 @@ def end_notes(cb: SparsifyCallback) -> list:
         target = sum(s * run.sizes[n] for n, s in run.target.items()) / max(1, run.size)
         notes.append(
             f'the fit was stopped after {run.state.last_step + 1} of {run.total_steps} iterations, so the '
-            f'sparsity is {run.sparsity:.4g} instead of {target:.4g}: callbacks that stop a fit, such as '
-            'EarlyStoppingCallback, ignore the schedule. Prune without them, and stop early in a '
-            f'later fit, which keeps the masks; or call `learn.prune({again})` now'
+            f'sparsity is {run.sparsity:.4g} instead of {target:.4g}: a callback that stops a fit ignores the '
+            f'schedule, unless it is a TrackerCallback. Prune without it, or call `learn.prune({again})` now'
         )
     kept = kept_of_each(masks)
     if empty := [n for n, m in masks.items() if m.numel() and not kept[n]]:

@@ -39,6 +39,7 @@ from fastprune.training.identity import (
 )
 from .optimizer_state import load_opt_state
 from .state import check_kept, need, pack, set_rng_state, unpack, unpacked
+from .trackers import load_best_masks
 
 # %% ../../nbs/training/checkpoint.ipynb #0d0d06ea
 _start = ('first_masks', 'first_weights')
@@ -143,6 +144,7 @@ def resume_fit(
         if state['masks'] is not None:
             set_masks(cb.learn, Masks(state['masks']))
             load_cut_values(cb.learn, state.get('cut'))
+            load_best_masks(cb.learn, state.get('best'))
         load_opt_state(cb.learn, state['opt'])
         set_rng_state(cb.learn, state_of_process(cb.learn, state['rng']))
         end_before_training(cb.learn)

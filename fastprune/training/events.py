@@ -68,7 +68,7 @@ class EngineEvents(Callback):
 
     def after_train(self) -> None:
         if self.engine:
-            self.engine.epoch_end()
+            self.engine.epoch_end(self.epoch)
         self.after_cancel_epoch()
 
     def after_cancel_epoch(self) -> None:

@@ -23,6 +23,7 @@ from .callback import SparsifyCallback
 from .callback_state import check_callbacks, live_attributes, matched, plain_state, resumed
 from .optimizer_state import check_opt_state, load_opt_state, opt_state
 from .state import check_rng_state, need, rng_state, set_rng_state, to_device
+from .trackers import best_masks, load_best_masks
 
 # %% ../../nbs/training/fit_state.ipynb #eeca15c6
 _records = ('values', 'losses', 'lrs', 'iters')
@@ -71,6 +72,7 @@ def fit_state(learn: Learner) -> dict:  # Dicts, lists, numbers and tensors
         },
         scaler=dict(scaler.state_dict()) if scaler else None,
         rng=gathered(learn, rng_state(learn)),
+        **({'best': best} if (best := best_masks(learn)) else {}),
     )
 
 # %% ../../nbs/training/fit_state.ipynb #c76b1936
@@ -148,6 +150,12 @@ def check_fit_state(
             ok and all(is_like(t, tensors[n]) for n, t in cut.items()),
             'the values of cut channels do not fit the model',
         )
+    best = state.get('best') or []  # of trackers
+    need(isinstance(best, list), 'the masks of the best epochs are not a list')
+    for masks in best:
+        ok = masks is None or isinstance(masks, dict) and masks.keys() <= params.keys()
+        ok = ok and all(is_like(t, params[n], torch.bool) for n, t in (masks or {}).items())
+        need(ok, 'the masks of the best epochs do not fit the model')
     check_opt_state(learn, state['opt'])
     check_callbacks(learn, state['callbacks'])
     if state['recorder'] is not None:
@@ -184,6 +192,7 @@ def restore_fit(
             cb.load_state_dict(to_device(kept, dev))
         else:
             vars(cb).update({k: v for k, v in kept.items() if k in live_attributes(cb)})
+    load_best_masks(learn, state.get('best'))
     for n, p in model.named_parameters():
         p.grad = to_device(state['grads'][n], p.device) if n in state['grads'] else None
     if state['recorder'] and 'recorder' in learn.__dict__:

@@ -27,6 +27,7 @@ from ..core.weights import prunable_weights
 from ..learner.batches import train_loader
 from ..learner.describe import describe_items, describe_transforms
 from .callback import SparsifyCallback
+from .trackers import compares
 
 # %% ../../nbs/training/identity.ipynb #82d503b5
 def loader_identity(dl: object) -> dict:
@@ -99,15 +100,18 @@ _changing = (
     'AdaptiveGANSwitcher',
     'GANDiscriminativeLR',
     'BestEpoch',
+    'LowRank',
 )
 
 
 def callbacks_identity(cbs: Iterable) -> list:  # Dicts: a class as 'name', and arguments
     "A description of the callbacks that change training; a user's own callbacks are left out"
-    res = []
+    res, prunes = [], any(isinstance(cb, SparsifyCallback) for cb in cbs)
     for cb in cbs:
         names = [c.__name__ for c in type(cb).__mro__ if c.__module__.startswith(('fastai.', 'fastprune.'))]
         if not set(names) & set(_changing):
+            if prunes and compares(cb):  # its epochs are exact, whatever its arguments
+                res.append(dict(name=type(cb).__name__))
             continue
         args = {*arguments_of(type(cb)), 'distrib'}  # MixUp stores its argument under that name
         res.append(dict(name=type(cb).__name__, **describe({k: v for k, v in vars(cb).items() if k in args})))

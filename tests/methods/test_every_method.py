@@ -250,7 +250,6 @@ def test_among_friends(quick, fit, method):
     assert is_exact(learn) and is_plain(learn) and learn.model.n_resets > 5
     ps = dict(average.avg.module.named_parameters())
     gone = {n: ~m for n, m in learn.masks.items()}
-    learn.masks.apply_(ps)  # what an average remembers of pruned weights goes by one line
     assert all(not ps[n][m].any() for n, m in gone.items())
 
 

@@ -769,13 +769,12 @@ def test_two_of_four(learner, fit):
     assert other.masks.keys() == learn.masks.keys() and other.masks.sparsity == 0.5
 
 
-def test_save_model_callback_warns_first(learner, fit, tmp_path):
-    with pytest.warns(UserWarning) as w:
-        fit(learner(), 2, cbs=[SparsifyCallback(0.9), SaveModelCallback()])
-    assert 'loads the best epoch at the end' in str(w[0].message)
+@pytest.mark.parametrize('at_end', [False, True])
+def test_save_model_callback_needs_no_warning(learner, fit, at_end):
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
-        fit(learner(), 1, cbs=[SparsifyCallback(0.9), SaveModelCallback(at_end=True)])
+        learn = fit(learner(), 2, cbs=[SparsifyCallback(0.9), SaveModelCallback(at_end=at_end)])
+    assert zeros_and_masks_agree(learn)
 
 
 def test_dense_weights_loaded_before_a_second_callback(learner, fit):
