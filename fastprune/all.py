@@ -18,6 +18,7 @@ from .schedules.retraining import RETRAINING, allr_discount, lr_retrain
 from .schedules.sparsity import SCHEDULES, agp, cosine, cubic, cyclical, iterative, linear, ocp, one_shot, window
 
 # criteria
+from .criteria.brain_surgeon import obs
 from .criteria.flows import synflow, wanda
 from .criteria.gradients import fisher, grasp, snip, taylor
 from .criteria.registry import CRITERIA
@@ -52,6 +53,7 @@ from .training.checkpoint import Checkpoint
 from .training.distill import Distill
 # its modules that add methods to Learner
 from .training import prune as _
+from .training import reconstruct as _
 
 # methods
 from .methods.always_sparse import SET, SNFS, RigL
@@ -115,7 +117,7 @@ __all__ = [
     's_cyc_max_lr', 'allr_discount', 'RETRAINING',
     # criteria
     'CRITERIA', 'magnitude', 'magnitude_increase', 'movement', 'updating_movement', 'random_score', 'taylor',
-    'snip', 'grasp', 'fisher', 'synflow', 'wanda',
+    'snip', 'grasp', 'fisher', 'synflow', 'wanda', 'obs',
     # engine
     'Sparsifier', 'Method',
     # zoo

@@ -6,6 +6,7 @@
 __all__ = ['CRITERIA']
 
 # %% ../../nbs/criteria/registry.ipynb #202d0138
+from .brain_surgeon import obs
 from .flows import synflow, wanda
 from .gradients import fisher, grasp, snip, taylor
 from fastprune.criteria.weights import (
@@ -38,6 +39,7 @@ CRITERIA = {
         fisher,
         synflow,
         wanda,
+        obs,
         movement,
         magnitude_increase,
         large_init,

@@ -38,6 +38,7 @@ from ..learner.fit import parameters_of
 from ..learner.gradients import summed_gradients
 from ..learner.keep import set_masks
 from ..learner.recalibrate import check_recalibrate
+from .reconstruct import check_reconstruct, pruned_or_unchanged, reconstruct_weights
 
 # %% ../../nbs/training/prune.ipynb #7a7e01f4
 def _norms(weights):
@@ -138,8 +139,11 @@ def _in_steps(learn, weights, sparsity, criterion, given, keep, iterations, kind
             copy_all([p.data for p in members.values()], saved)
 
 # %% ../../nbs/training/prune.ipynb #25336d24
-def _set_pruned(learn, weights, masks, kept, origin, before):
+def _set_pruned(learn, weights, masks, origin, before):
     "Set new masks, and `learn.keep_masks.change` to the relative change of the weights' norm, for ALLR"
+    each = dict(zip(masks, counts(list(masks.values())), strict=True))
+    _warn_of_empty(masks, each.values())
+    kept = sum(each[n] for n in weights)
     old = learn.masks or {}
     dense = sum(p.numel() for k, p in weights.items() if k not in old)
     n = dense + sum(counts([old[k] for k in weights if k in old]))
@@ -166,6 +170,13 @@ def _filled(learn):
             learn.masks.apply_(parameters_of(learn))
         raise
 
+# %% ../../nbs/training/prune.ipynb #6f1a3b7c
+def _members(learn, weights, units, recover):
+    "The parameters that masks cover, and the masks to stay inside of"
+    old, members = learn.masks or {}, counted(units).members(parameters_of(learn), weights)
+    whole = lambda p: torch.ones_like(p, dtype=torch.bool)
+    return members, None if recover else Masks({n: old[n] if n in old else whole(p) for n, p in members.items()})
+
 
 def _to_prune(learn, sparsity, scope, units, include, exclude, recover):
     "The weights to prune, their sparsities, and the granularity, bound to the model"
@@ -177,13 +188,14 @@ def _to_prune(learn, sparsity, scope, units, include, exclude, recover):
     return *fit_targets(learn.model, weights, sparsity, scope, units, include), units
 
 
-def _check_prune(model, n_batches, recover, iterations, min_density, recalibrate):
+def _check_prune(model, n_batches, recover, iterations, min_density, recalibrate, reconstruct):
     check_n_batches(n_batches)
     if recover not in (True, False):
         raise ValueError(f"recover={recover!r}: needs True or False; 'alive' is for SparsifyCallback")
     check_whole(iterations=iterations)
     check_fraction('the smallest density of each tensor, in [0,1)', min_density=min_density)
     check_recalibrate(model, recalibrate)
+    check_reconstruct(model, reconstruct)
     check_not_torch_pruned(model)
 
 
@@ -193,7 +205,7 @@ def _warn_of_empty(masks, kept):
         warnings.warn(
             f'layer collapse: no weight is left in {", ".join(map(repr, empty))}. Use `min_density`, another scope, or '
             'a criterion such as `synflow`',
-            stacklevel=3,
+            stacklevel=4,
         )
 
 # %% ../../nbs/training/prune.ipynb #5c1a4014
@@ -223,34 +235,36 @@ def prune(
     flops: float | None = None,
     # Estimate BatchNorm's statistics again: True for an epoch of training batches, or a number of batches (>= 1)
     recalibrate: bool | int = False,
+    # Before that, fit the kept weights to the dense network's layers, as `learn.reconstruct`: True for 16 training
+    # batches, or a number of batches (>= 1)
+    reconstruct: bool | int = False,
 ) -> None:
     """Prune to exactly `sparsity` by setting `learn.masks`. Works also at initialisation, since only pruned weights
     change. Warns of tensors without remaining weights. Raises `ValueError` for arguments that don't fit the model"""
     options = dict(min_channels=min_channels, round_to=round_to, cost=cost, flops=flops)
     check_arguments(sparsity, criterion, scope, granularity, **options)
     iterations = usual_iterations(criterion) if iterations is None else iterations
-    _check_prune(self.model, n_batches, recover, iterations, min_density, recalibrate)
+    _check_prune(self.model, n_batches, recover, iterations, min_density, recalibrate, reconstruct)
     scope = check_scope(scope)
     units = with_options(check_granularity(granularity), scope, recover, **options)
-    weights, target, units = _to_prune(self, sparsity, scope, units, include, exclude, recover)
     if units.tied and min_density:
         raise ValueError(f"min_density={min_density:g}: with granularity={granularity!r} use `min_channels`")
+    weights, target, units = _to_prune(self, sparsity, scope, units, include, exclude, recover)
     if flops is not None:
         sparsity = target if units.end is None else units.end
     sparsity = target if isinstance(sparsity, dict) else sparsity
-    old = self.masks or {}
-    whole = lambda p: torch.ones_like(p, dtype=torch.bool)
-    members = counted(units).members(parameters_of(self), weights)
-    keep = None if recover else Masks({n: old[n] if n in old else whole(p) for n, p in members.items()})
+    members, keep = _members(self, weights, units, recover)
     initial = None if initial is None else _as_weights(initial, weights, self.model)
     given = dict(learn=self, batches=as_batches(self), n_batches=n_batches, initial=initial)
     # gradients for a criterion that reads `p.grad`
     sums = n_batches if not asks_for(criterion) and not ranks_magnitude(criterion) else None
     kind, before = (scope, units, min_density, transposed_groups(self.model)), _norms(weights)
-    with _filled(self):
-        masks = _in_steps(self, weights, sparsity, criterion, given, keep, iterations, kind, sums)
-    kept = dict(zip(masks, counts(list(masks.values())), strict=True))
-    _warn_of_empty(masks, kept.values())
-    _set_pruned(self, weights, masks, sum(kept[n] for n in weights), (criterion, scope, source_of(units)), before)
+    with pruned_or_unchanged(self, members if reconstruct else {}) as dense:
+        with _filled(self):
+            masks = _in_steps(self, weights, sparsity, criterion, given, keep, iterations, kind, sums)
+        _set_pruned(self, weights, masks, (criterion, scope, source_of(units)), before)
+        if reconstruct:
+            size = check_reconstruct(self.model, reconstruct)
+            reconstruct_weights(self, dense, masks, size, recalibrate=bool(recalibrate))
     if recalibrate:
         self.recalibrate(None if recalibrate is True else recalibrate)

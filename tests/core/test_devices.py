@@ -16,6 +16,7 @@ from fastprune.analysis.states import point_setter
 from fastprune.core.devices import pretend
 from fastprune.core.later import Checks, delayed_checks
 from fastprune.core.scopes import lamp
+from fastprune.criteria.brain_surgeon import obs
 from fastprune.criteria.flows import wanda
 from fastprune.criteria.gradients import fisher, grasp, snip
 from fastprune.criteria.ranking import ranked
@@ -44,6 +45,11 @@ def pruned(*args, **kwargs):
     return f
 
 
+def reconstructed(learn):
+    learn.prune(0.8, reconstruct=2)
+    return {n: p.detach() for n, p in learn.model.named_parameters()}
+
+
 def hard_end(learn):
     cb = GSM(0.8)
     quietly(learn, learn.fit, 1, 1e-3, cbs=cb)
@@ -64,6 +70,8 @@ def shrunk(learn):
 
 WIDE = {
     'wanda': scores_of(wanda, n_batches=3),
+    'obs': scores_of(obs, n_batches=3),
+    'reconstruct': reconstructed,
     'synflow': scores_of(synflow),
     'learn.prune by synflow': pruned(0.9, synflow, 'global', iterations=3),
     'lamp': lambda learn: lamp({n: p.abs() for n, p in prunable_weights(learn.model).items()}),

@@ -151,7 +151,7 @@ def test_pruning_leaves_everything_else_as_it_was(name, device):
         0.5,
         criterion=criterion,
         iterations=3,
-        scope='local' if name == 'wanda' else 'global',
+        scope='local' if name in ('wanda', 'obs') else 'global',
         **({'initial': state} if 'initial' in asks_for(criterion) else {}),
     )
     for n, t in learn.model.state_dict().items():
@@ -516,7 +516,7 @@ def test_criteria_with_batches_of_a_plain_loop(criterion):
 
 def test_what_criteria_say_that_they_need():
     assert {n: asks_for(f) for n, f in CRITERIA.items() if asks_for(f)} == {
-        **dict.fromkeys(['snip', 'grasp', 'fisher', 'wanda'], {'batches', 'n_batches'}),
+        **dict.fromkeys(['snip', 'grasp', 'fisher', 'wanda', 'obs'], {'batches', 'n_batches'}),
         'synflow': {'batches'},
         **dict.fromkeys(
             [
