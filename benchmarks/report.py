@@ -299,8 +299,8 @@ def reconstruct():
     return f'''## Accuracy after pruning in one shot, without training
 
 A ResNet-20 for CIFAR-10 with {dense.accuracy:.1f}% accuracy, pruned with scope {dense.scope!r}. `recalibrate` estimates
-BatchNorm's statistics again on {dense.again} batches of {dense.bs} images, `reconstruct` fits the weights that are left on
-{dense.batches} batches. Percent of the test images, one network:
+BatchNorm's statistics again on {dense.again} batches of {dense.bs} images, `reconstruct` fits the weights that are left
+on {dense.batches} batches. Percent of the test images, one network:
 
 {table(accuracy)}
 
@@ -315,8 +315,9 @@ def main():
 
 The time, memory and disk space that fastprune needs, next to plain training and to other libraries. The scripts
 `mask_update.py`, `overhead.py`, `connectivity.py`, `billion.py`, `soak.py`, `inference.py`, `channels.py`,
-`reconstruct.py`, `kernel_numba.py` and `loading.py` write CSV files, and `python benchmarks/report.py` makes this page from them. They
-need `pip install '.[bench]'`. All sides of a comparison take turns in one process, and figures are medians.
+`reconstruct.py`, `kernel_numba.py` and `loading.py` write CSV files, and `python benchmarks/report.py` makes this page
+from them. They need `pip install '.[bench]'`. All sides of a comparison take turns in one process, and figures are
+medians.
 `mask_update.py`, `overhead.py` and `inference.py` also run on a GPU, by `--device cuda`.
 Machine: {df.machine[0]}.
 '''
