@@ -400,14 +400,14 @@ def test_resumed_to_the_bit(learner, kwargs):
     def make():
         torch.manual_seed(0)
         net = digits_convnet(widths=(8, 16, 16))
-        return learner(nn.Sequential(*net[:-1], nn.Dropout(0.2), nn.Linear(16, 10)), bs=128, opt_func=SGDM)
+        return learner(nn.Sequential(*net[:-1], nn.Dropout(0.2), nn.Linear(16, 10)), bs=256, opt_func=SGDM)
 
     def fit(learn, *cbs):
         method = SparsifyCallback(0.8, criterion=taylor, interval=3)
-        acc = [GradientAccumulation(300)] if kwargs is HINT else []
-        quietly(learn, learn.fit_one_cycle, 3, 0.02, cbs=[method, Distill(teacher(), **kwargs), *acc, *cbs])
+        acc = [GradientAccumulation(700)] if kwargs is HINT else []  # with gradients that wait for the next epoch
+        quietly(learn, learn.fit_one_cycle, 2, 0.02, cbs=[method, Distill(teacher(), **kwargs), *acc, *cbs])
 
-    whole, again = stopped(make, fit, 2, 7)
+    whole, again = stopped(make, fit, 1, 3)
     assert same(whole, again)
     assert [list(v) for v in whole.recorder.values] == [list(v) for v in again.recorder.values]
 
@@ -616,7 +616,7 @@ def test_compiled_networks(learner):
     for compiled in (lambda m: m, lambda m: torch.compile(m, backend='eager')):
         torch.manual_seed(0)
         networks = Small(4), Small(6)
-        learn = learner(networks[0], bs=256, opt_func=SGD)
+        learn = learner(networks[0], bs=360, opt_func=SGD)  # batches of one size
         learn.model = compiled(learn.model)
         for kwargs in ({}, dict(loss='hint', layers='1')):
             quietly(learn, learn.fit, 1, 0.01, cbs=Distill(compiled(networks[1]), **kwargs))
