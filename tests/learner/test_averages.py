@@ -210,6 +210,24 @@ def test_masks_that_are_set_outside_of_a_fit():
         assert all(torch.equal(a[n], b[n]) for n in a)
 
 
+def test_what_is_no_average_of_these_weights_stays():
+    class Critic(nn.Sequential):
+        "Begins with a layer of the names and shapes of the model's"
+
+        def __init__(self):
+            super().__init__(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 1))
+
+    learn = make()
+    ones = {n: torch.ones_like(p) for n, p in learn.model.named_parameters()}
+    names = ('avg_grads', 'exp_avg', 'ema_scores', 'losses_avg')
+    others = {name: {n: t.clone() for n, t in ones.items()} for name in names}
+    kept = Keeps(ema_critic=Critic(), swa_critic=AveragedModel(Critic()), **others)
+    learn.add_cb(kept)
+    learn.prune(0.9)
+    assert all((t == 1).all() for n in names for t in getattr(kept, n).values())
+    assert kept.ema_critic[1].weight.all() and kept.swa_critic.module[1].weight.all()
+
+
 def test_an_interrupted_fit():
     average = Average('EMA', 'after_step', -100, load=False)
 
