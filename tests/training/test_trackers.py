@@ -157,6 +157,14 @@ def test_where_the_ramp_ends(tmp_path, schedule, first):
     assert [e for e, _ in seen] == list(range(first, EPOCHS)) and {n for _, n in seen} == {100 + 20}
 
 
+def test_few_channels_are_final_before(tmp_path):
+    "An epoch with as many channels as at the end is compared, though the schedule asks for 48%, say"
+    learn = toy(falling, tmp_path, nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 4)))
+    ends = train(learn, SparsifyCallback(0.5, granularity='channel'), SaveModelCallback('given'))
+    first = ends.sparsities.index(ends.sparsities[-1])
+    assert first < 6 and same(learn, ends.states[first]) and learn.masks == ends.snapshots[first]
+
+
 def test_a_short_fit_ends_with_its_last_epoch(tmp_path):
     for n in (1, 2):
         learn = toy(falling, tmp_path)
