@@ -2911,6 +2911,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'fastprune/learner/averages.py'),
                                             'fastprune.learner.averages.models_in': ( 'learner/averages.html#models_in',
                                                                                       'fastprune/learner/averages.py'),
+                                            'fastprune.learner.averages.names_weights': ( 'learner/averages.html#names_weights',
+                                                                                          'fastprune/learner/averages.py'),
                                             'fastprune.learner.averages.release_averages': ( 'learner/averages.html#release_averages',
                                                                                              'fastprune/learner/averages.py'),
                                             'fastprune.learner.averages.versions_of': ( 'learner/averages.html#versions_of',
