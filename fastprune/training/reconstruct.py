@@ -138,7 +138,7 @@ def _solve(passes, stage, layers, masks, dense, mean, damping):
     for n in names:
         groups.setdefault((layers[n].geometry, layers[n].weight.dtype), []).append(n)
     sums = {
-        key: InputSums(layers[some[0]], _rows([layers[n] for n in some], [dense[n] for n in some]))
+        key: InputSums(layers[some[0]], _rows([layers[n] for n in some], [dense[n] for n in some]), damping)
         for key, some in groups.items()
     }
     _add_inputs(passes, sums.values())
