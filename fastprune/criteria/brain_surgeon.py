@@ -69,7 +69,7 @@ def _inverse_diagonal(gram, damping):
     factors, failed = torch.linalg.cholesky_ex(damped)  # without waiting for the device
     diagonal = torch.cholesky_inverse(factors).diagonal(dim1=1, dim2=2)
     diagonal = torch.where(failed[:, None] == 0, diagonal, torch.nan)
-    return torch.where(added > 0, diagonal, torch.inf)
+    return torch.where(added == 0, torch.inf, diagonal)
 
 
 @needs('batches', 'n_batches')

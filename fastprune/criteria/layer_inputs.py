@@ -158,7 +158,7 @@ def columns(
     "The columns that a layer multiplies by its rows, in blocks"
     m, least = layer.modules[0], 1
     if max_items is None:
-        max_items, least = (2**20, 2**10) if is_host(like) else (2**25, 1)
+        max_items, least = (2**18, 2**10) if is_host(like) else (2**25, 1)
     if not x.numel():
         return []
     if not _is_convolution(layer):
@@ -245,31 +245,52 @@ class InputSums:
         source: torch.Tensor | None = None,  # The input that the targets come from; `x` if None
     ) -> None:
         "Add the products of an input"
-        sources = None if source is None or self.rows is None else columns(self.layer, source, self.like)
-        for i, block in enumerate(columns(self.layer, x, self.like)):
+        source = None if self.rows is None else source
+        like = self._type_for([t for t in (x, source) if t is not None])
+        sources = None if source is None else columns(self.layer, source, like)
+        for i, block in enumerate(columns(self.layer, x, like)):
             block = block()
             self.columns += block.size
             self._add_products(block)
             if self.rows is not None:
                 self._add_targets(block, block if sources is None else sources[i]())
 
+    def _type_for(self, inputs):
+        "A tensor of the type to multiply in: float64 where products of float32 would overflow or vanish"
+        if self.like.dtype == torch.float32:
+            sizes = [float(torch.linalg.vector_norm(t.detach(), math.inf)) for t in inputs if t.numel()]
+            if not all(1e-12 < size < 1e12 for size in sizes):
+                return self.like.double()
+        return self.like
+
     def _add_products(self, block):
         "Add the products of a block's columns"
         n, size = self.sizes[1], block.size
+        step = block.starts[1] if n > 1 else 0
+        if 2 * step >= size and n > 1:
+            return self._add_all_products(block)
         _add_square(self.products[0, 0], block.at(0))
         for j in range(1, n):
             self.products[0, j] += torch.bmm(block.at(0), block.at(j).mT)
-        step = block.starts[1] if n > 1 else 0
         for k, j in itertools.combinations_with_replacement(range(n - 1), 2):
             total = self.products[k + 1, j + 1]
             total -= torch.bmm(block.at(k, 0, step), block.at(j, 0, step).mT)
             total += torch.bmm(block.at(k, size, size + step), block.at(j, size, size + step).mT)
 
+    def _add_all_products(self, block):
+        "The same for few rows of patches, where the rows at the ends are no fewer"
+        for k, j in itertools.combinations_with_replacement(range(self.sizes[1]), 2):
+            product = torch.bmm(block.at(k), block.at(j).mT)
+            self.products[k, j] += product
+            if j + 1 < self.sizes[1]:
+                self.products[k + 1, j + 1] -= product
+
     def _add_targets(self, block, source):
         "Add the products of a block's columns and the targets of other columns"
-        targets = torch.bmm(self.rows[0], source.at(0))
+        rows = self.rows.to(block.values)
+        targets = torch.bmm(rows[0], source.at(0))
         for k in range(1, self.sizes[1]):
-            targets.baddbmm_(self.rows[k], source.at(k))
+            targets.baddbmm_(rows[k], source.at(k))
         for k in range(self.sizes[1]):
             self.crossed[k] += torch.bmm(targets, block.at(k).mT)
         self.squares += targets.square_().sum(2, dtype=torch.float64)
