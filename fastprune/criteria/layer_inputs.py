@@ -11,6 +11,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from ..core.devices import is_host, wide_device
@@ -139,8 +140,7 @@ def _columns_of_images(layer, images, like):
     kept = int(n_kept > 1)
     for i in range(kept, n):
         x = x.unfold(1 + i, (m.kernel_size[i] - 1) * m.dilation[i] + 1, m.stride[i])[..., :: m.dilation[i]]
-    x = x.unflatten(0, (m.groups, -1))
-    x = x.permute(0, 1, *range(3 + n, x.ndim), *range(2, 3 + n))
+    x = x.unflatten(0, (m.groups, -1)).permute(0, 1, *range(3 + n, x.ndim + 1), *range(2, 3 + n))
     inside = 2 + n - kept  # the first dimension of positions
     per_row = x.shape[inside + 1 :].numel()
     step = m.dilation[0] * per_row
@@ -174,7 +174,7 @@ def columns(
     n_images = max(1, max_items // max(1, items), -(-least // max(1, n)))
     return [lambda b=b: _columns_of_images(layer, b, like) for b in x.split(n_images)]
 
-# %% ../../nbs/criteria/layer_inputs.ipynb #0d926fc6
+# %% ../../nbs/criteria/layer_inputs.ipynb #3f9a11d0
 def _multiplies_exactly():
     "Are products of float32 on a CPU not rounded to fewer digits?"
     try:
@@ -183,26 +183,49 @@ def _multiplies_exactly():
         return False
 
 
-def _add_square(total, x, sign=1, least=256):
+def _add_square(total, x, least=256):
     "Add the lower half of the product of `x` and its transposed, in blocks"
     d = x.shape[1]
     if d <= least:
-        total.add_(torch.bmm(x, x.mT), alpha=sign)
+        total += torch.bmm(x, x.mT)
         return
     half = d // 2
-    _add_square(total[:, :half, :half], x[:, :half], sign)
-    _add_square(total[:, half:, half:], x[:, half:], sign)
-    total[:, half:, :half].add_(torch.bmm(x[:, half:], x[:, :half].mT), alpha=sign)
+    _add_square(total[:, :half, :half], x[:, :half])
+    _add_square(total[:, half:, half:], x[:, half:])
+    total[:, half:, :half] += torch.bmm(x[:, half:], x[:, :half].mT)
 
 
+def _add_all_products(products, block):
+    "The same as `_add_products` for few rows of patches, where those at the ends are no fewer"
+    n = len(products)
+    for k, j in itertools.combinations_with_replacement(range(n), 2):
+        product = torch.bmm(block.at(k), block.at(j).mT)
+        products[k, j] += product
+        if j + 1 < n:
+            products[k + 1, j + 1] -= product
+
+
+def _add_products(products, block):
+    "Add the products of a block's columns"
+    n, size = len(products), block.size
+    step = block.starts[1] if n > 1 else 0
+    if 2 * step >= size and n > 1:
+        return _add_all_products(products, block)
+    _add_square(products[0, 0], block.at(0))
+    for j in range(1, n):
+        products[0, j] += torch.bmm(block.at(0), block.at(j).mT)
+    for k, j in itertools.combinations_with_replacement(range(n - 1), 2):
+        products[k + 1, j + 1] -= torch.bmm(block.at(k, 0, step), block.at(j, 0, step).mT)
+        products[k + 1, j + 1] += torch.bmm(block.at(k, size, size + step), block.at(j, size, size + step).mT)
+
+# %% ../../nbs/criteria/layer_inputs.ipynb #0d926fc6
 class InputSums:
     "Sums over the inputs of layers with the same geometry, in float64"
 
     def __init__(
         self,
         layer: LinearMap,  # One of the layers
-        rows: torch.Tensor
-        | None = None,  # Rows of all layers that make the targets, [groups, rows, d]; no targets if None
+        rows: torch.Tensor | None = None,  # Rows of all layers, for targets: [groups, rows, d]; no targets if None
         damping: float = 0.0,  # Damping to come. From 0.001 on, products of each block are in float32 on a CPU
     ):
         self.layer, self.columns, w = layer, 0, layer.weight.detach()
@@ -239,58 +262,38 @@ class InputSums:
         "The sum of products of the targets and the columns, Y X^T"
         return self.crossed.unflatten(3, (self.sizes[0], -1)).movedim(0, 3).flatten(2)
 
-    def add(
-        self,
-        x: torch.Tensor,  # An input of the layers
-        source: torch.Tensor | None = None,  # The input that the targets come from; `x` if None
-    ) -> None:
-        "Add the products of an input"
-        source = None if self.rows is None else source
-        like = self._type_for([t for t in (x, source) if t is not None])
-        sources = None if source is None else columns(self.layer, source, like)
-        for i, block in enumerate(columns(self.layer, x, like)):
-            block = block()
-            self.columns += block.size
-            self._add_products(block)
-            if self.rows is not None:
-                self._add_targets(block, block if sources is None else sources[i]())
+# %% ../../nbs/criteria/layer_inputs.ipynb #d94e60aa
+@patch
+def _type_for(self: InputSums, inputs):
+    "A tensor of the type to multiply in: float64 where products of float32 would overflow or vanish"
+    sizes = (float(torch.linalg.vector_norm(t, math.inf)) for t in inputs if t.numel())
+    fits = self.like.dtype == torch.float64 or all(1e-12 < size < 1e12 for size in sizes)
+    return self.like if fits else self.like.double()
 
-    def _type_for(self, inputs):
-        "A tensor of the type to multiply in: float64 where products of float32 would overflow or vanish"
-        if self.like.dtype == torch.float32:
-            sizes = [float(torch.linalg.vector_norm(t.detach(), math.inf)) for t in inputs if t.numel()]
-            if not all(1e-12 < size < 1e12 for size in sizes):
-                return self.like.double()
-        return self.like
 
-    def _add_products(self, block):
-        "Add the products of a block's columns"
-        n, size = self.sizes[1], block.size
-        step = block.starts[1] if n > 1 else 0
-        if 2 * step >= size and n > 1:
-            return self._add_all_products(block)
-        _add_square(self.products[0, 0], block.at(0))
-        for j in range(1, n):
-            self.products[0, j] += torch.bmm(block.at(0), block.at(j).mT)
-        for k, j in itertools.combinations_with_replacement(range(n - 1), 2):
-            total = self.products[k + 1, j + 1]
-            total -= torch.bmm(block.at(k, 0, step), block.at(j, 0, step).mT)
-            total += torch.bmm(block.at(k, size, size + step), block.at(j, size, size + step).mT)
+@patch
+def _add_targets(self: InputSums, block, source):
+    "Add the products of a block's columns and the targets of other columns"
+    rows = self.rows.to(block.values)
+    targets = sum(torch.bmm(rows[k], source.at(k)) for k in range(self.sizes[1]))
+    for k in range(self.sizes[1]):
+        self.crossed[k] += torch.bmm(targets, block.at(k).mT)
+    self.squares += targets.square_().sum(2, dtype=torch.float64)
 
-    def _add_all_products(self, block):
-        "The same for few rows of patches, where the rows at the ends are no fewer"
-        for k, j in itertools.combinations_with_replacement(range(self.sizes[1]), 2):
-            product = torch.bmm(block.at(k), block.at(j).mT)
-            self.products[k, j] += product
-            if j + 1 < self.sizes[1]:
-                self.products[k + 1, j + 1] -= product
 
-    def _add_targets(self, block, source):
-        "Add the products of a block's columns and the targets of other columns"
-        rows = self.rows.to(block.values)
-        targets = torch.bmm(rows[0], source.at(0))
-        for k in range(1, self.sizes[1]):
-            targets.baddbmm_(rows[k], source.at(k))
-        for k in range(self.sizes[1]):
-            self.crossed[k] += torch.bmm(targets, block.at(k).mT)
-        self.squares += targets.square_().sum(2, dtype=torch.float64)
+@patch
+def add(
+    self: InputSums,
+    x: torch.Tensor,  # An input of the layers
+    source: torch.Tensor | None = None,  # The input that the targets come from; `x` if None
+) -> None:
+    "Add the products of an input"
+    source = None if self.rows is None else source
+    like = self._type_for([t for t in (x, source) if t is not None])
+    sources = None if source is None else columns(self.layer, source, like)
+    for i, block in enumerate(columns(self.layer, x, like)):
+        block = block()
+        self.columns += block.size
+        _add_products(self.products, block)
+        if self.rows is not None:
+            self._add_targets(block, block if sources is None else sources[i]())
