@@ -1659,6 +1659,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'fastprune/criteria/layer_inputs.py'),
                                                  'fastprune.criteria.layer_inputs._add_square': ( 'criteria/layer_inputs.html#_add_square',
                                                                                                   'fastprune/criteria/layer_inputs.py'),
+                                                 'fastprune.criteria.layer_inputs._as': ( 'criteria/layer_inputs.html#_as',
+                                                                                          'fastprune/criteria/layer_inputs.py'),
                                                  'fastprune.criteria.layer_inputs._columns_of_images': ( 'criteria/layer_inputs.html#_columns_of_images',
                                                                                                          'fastprune/criteria/layer_inputs.py'),
                                                  'fastprune.criteria.layer_inputs._is_convolution': ( 'criteria/layer_inputs.html#_is_convolution',

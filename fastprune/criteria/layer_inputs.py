@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from ..core.devices import is_host, wide_device
+from ..core.devices import is_host, wide
 from ..core.layouts import is_turned_linear
 from ..core.names import unwrap
 
@@ -107,6 +107,10 @@ class Columns(NamedTuple):
         return self.values[:, :, start + first : start + (self.size if end is None else end)]
 
 
+def _as(x, like):
+    return wide(x) if like.dtype == torch.float64 else x.to(like)
+
+
 def _is_convolution(layer):
     return isinstance(layer.modules[0], nn.modules.conv._ConvNd)
 
@@ -135,7 +139,7 @@ def _padded(m, images):
 def _columns_of_images(layer, images, like):
     "The `Columns` of some images, of the type and on the device of `like`"
     m, n_kept = layer.modules[0], n_shifts(layer)
-    x = _padded(m, images).movedim(0, -1).to(like).contiguous()  # long runs, since images come last
+    x = _as(_padded(m, images).movedim(0, -1), like).contiguous()  # long runs, since images come last
     n = x.ndim - 2
     kept = int(n_kept > 1)
     for i in range(kept, n):
@@ -164,7 +168,7 @@ def columns(
     if not _is_convolution(layer):
         x = x.reshape(-1, x.shape[-1])
         blocks = x.split(max(least, max_items // x.shape[1]))
-        return [lambda b=b: Columns(b.to(like).t()[None], (0,), len(b)) for b in blocks]
+        return [lambda b=b: Columns(_as(b, like).t()[None], (0,), len(b)) for b in blocks]
     if x.ndim == len(m.kernel_size) + 1:  # a single image
         x = x[None]
     spans = [(k - 1) * d for k, d in zip(m.kernel_size, m.dilation, strict=True)]
@@ -230,13 +234,13 @@ class InputSums:
     ):
         self.layer, self.columns, w = layer, 0, layer.weight.detach()
         single = damping >= 1e-3 and is_host(w) and w.dtype != torch.float64 and _multiplies_exactly()
-        self.like = torch.empty(0, dtype=torch.float32 if single else torch.float64, device=wide_device(w.device))
+        self.like = w.new_empty(0, dtype=torch.float32) if single else wide(w.new_empty(0))
         n, d = n_shifts(layer), layer.n_inputs
         self.sizes = (w.shape[1] if _is_convolution(layer) else d), n  # channels, positions, others
-        like = self.like.double()
+        like = wide(self.like)
         # for the first position with each, the products; for later ones, how they differ from those of the two before
         self.products = like.new_zeros(n, n, layer.groups, d // n, d // n)
-        self.rows = None if rows is None else self._parts(rows.to(self.like))
+        self.rows = None if rows is None else self._parts(_as(rows, self.like))
         if rows is not None:
             self.crossed, self.squares = like.new_zeros(self.rows.shape), like.new_zeros(rows.shape[:2])
 
@@ -268,13 +272,13 @@ def _type_for(self: InputSums, inputs):
     "A tensor of the type to multiply in: float64 where products of float32 would overflow or vanish"
     sizes = (float(torch.linalg.vector_norm(t, math.inf)) for t in inputs if t.numel())
     fits = self.like.dtype == torch.float64 or all(1e-12 < size < 1e12 for size in sizes)
-    return self.like if fits else self.like.double()
+    return self.like if fits else wide(self.like)
 
 
 @patch
 def _add_targets(self: InputSums, block, source):
     "Add the products of a block's columns and the targets of other columns"
-    rows = self.rows.to(block.values)
+    rows = _as(self.rows, block.values)
     targets = sum(torch.bmm(rows[k], source.at(k)) for k in range(self.sizes[1]))
     for k in range(self.sizes[1]):
         self.crossed[k] += torch.bmm(targets, block.at(k).mT)
