@@ -146,11 +146,9 @@ def _columns_of_images(layer, images, like):
         x = x.unfold(1 + i, (m.kernel_size[i] - 1) * m.dilation[i] + 1, m.stride[i])[..., :: m.dilation[i]]
     x = x.unflatten(0, (m.groups, -1)).permute(0, 1, *range(3 + n, x.ndim + 1), *range(2, 3 + n))
     inside = 2 + n - kept  # the first dimension of positions
-    per_row = x.shape[inside + 1 :].numel()
-    step = m.dilation[0] * per_row
+    step = m.dilation[0] * x.shape[inside + 1 :].numel()
     size = x.shape[inside:].numel() - (n_kept - 1) * step
-    values = x.reshape(m.groups, x.shape[1:inside].numel(), -1)
-    return Columns(values, tuple(k * step for k in range(n_kept)), size)
+    return Columns(x.reshape(m.groups, x.shape[1:inside].numel(), -1), tuple(k * step for k in range(n_kept)), size)
 
 # %% ../../nbs/criteria/layer_inputs.ipynb #6e0b7a95
 def columns(
@@ -167,8 +165,8 @@ def columns(
         return []
     if not _is_convolution(layer):
         x = x.reshape(-1, x.shape[-1])
-        blocks = x.split(max(least, max_items // x.shape[1]))
-        return [lambda b=b: Columns(_as(b, like).t()[None], (0,), len(b)) for b in blocks]
+        size = max(least, max_items // x.shape[1])
+        return [lambda b=b: Columns(_as(b, like).t()[None], (0,), len(b)) for b in x.split(size)]
     if x.ndim == len(m.kernel_size) + 1:  # a single image
         x = x[None]
     spans = [(k - 1) * d for k, d in zip(m.kernel_size, m.dilation, strict=True)]
@@ -201,8 +199,7 @@ def _add_square(total, x, least=256):
 
 def _add_all_products(products, block):
     "The same as `_add_products` for few rows of patches, where those at the ends are no fewer"
-    n = len(products)
-    for k, j in itertools.combinations_with_replacement(range(n), 2):
+    for k, j in itertools.combinations_with_replacement(range(n := len(products)), 2):
         product = torch.bmm(block.at(k), block.at(j).mT)
         products[k, j] += product
         if j + 1 < n:
