@@ -305,8 +305,8 @@ on {dense.batches} batches. Percent of the test images, one network:
 {table(accuracy)}
 
 Seconds on one core, medians over the rows, the criterion's included:
-{', '.join(f'{side} {s:g}' for side, s in times.items())}. Most of the reconstruction goes into the products of each
-layer's inputs.
+{', '.join(f'{side} {s:g}' for side, s in times.items())}.
+Most of the reconstruction goes into the products of each layer's inputs.
 '''
 
 
