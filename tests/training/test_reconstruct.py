@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, set_seed
+from helpers import Conv1D
 from torch import nn
 from torch.nn import functional as F
 
@@ -26,17 +27,6 @@ def learner(model, *shape, n=32, bs=8, n_out=4, dtype=torch.float32):
 
 def state(model):
     return {n: t.clone() for n, t in model.state_dict().items()}
-
-
-class Conv1D(nn.Module):
-    "As in GPT-2"
-
-    def __init__(self, n_in, n_out):
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(n_in, n_out)), nn.Parameter(torch.randn(n_out))
-
-    def forward(self, x):
-        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], -1)
 
 
 class Block(nn.Module):
