@@ -9,6 +9,7 @@ __all__ = ['kernel_missing']
 import ctypes
 import functools
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -56,13 +57,14 @@ def check_not_traced() -> None:
         raise ValueError("a sparse layer can't be traced: export the model that it was made from")
 
 
-def run(
-    job: ctypes.Structure,  # `ProductJob` or `PackJob`, with all but `task`
+def run_function(
+    function: Callable,  # A function of ctypes, of one address
+    job: ctypes.Structure,  # What is at the address
+    most: int | None = None,  # Threads that there is work for; None if for all
 ) -> None:
-    "Do all tasks of a job"
-    check_not_traced()
-    function, address = _compiled()[type(job)], ctypes.addressof(job)
-    threads = min(torch.get_num_threads(), job.tasks)
+    "Call a function with the address of a job, in PyTorch's threads"
+    address, threads = ctypes.addressof(job), torch.get_num_threads()
+    threads = threads if most is None else min(threads, most)
     if threads < 2:
         function(address)
     elif parallel := _openmp():
@@ -70,3 +72,12 @@ def run(
     else:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(function, [address] * threads))
+
+
+def run(
+    job: ctypes.Structure,  # `ProductJob` or `PackJob`, with all but `task`
+) -> None:
+    "Do all tasks of a job"
+    check_not_traced()
+    run_function(_compiled()[type(job)], job, job.tasks)
+
