@@ -13,18 +13,18 @@ import numpy as np
 
 from fastprune.deploy.graph_code import LANES, Code, activated, compiled, exponential, in_lanes, limited, loop, variable
 
-# %% ../../nbs/deploy/graph_kernels.ipynb #d8d796f5
+# %% ../../nbs/deploy/graph_kernels.ipynb #cb63d3cf
 FIELDS = 32  # whole numbers of a step
 NEXT, TASKS, DONE, DEPENDS, DEPENDENCIES, KIND, INPUT, OUTPUT, OTHER, ACT, LOW, HIGH = range(12)
 # of products
 TILES, TILE_COUNT, BLOCKS, START, OFFSET, VALUE, BIAS, ROW_STEP, INPUT_STEP, OUTPUT_STEP, AHEAD, AHEAD_COUNT = range(12, 24)
 # of rows of numbers
-ROWS, LENGTH, INPUT_OUTER, INPUT_INNER, OTHER_OUTER, OTHER_INNER, OUTPUT_OUTER, OUTPUT_INNER, FACTOR, SKIP = range(12, 22)
+ROWS, LENGTH, INPUT_OUTER, INPUT_INNER, OTHER_OUTER, OTHER_INNER, OUTPUT_OUTER, OUTPUT_INNER, FACTOR, SKIP, IMAGES = range(12, 23)
 # of pools
-PARTS, COUNT, PLANE_IN, ROW_IN, POINT_IN, PLANE_OUT, ROW_OUT, POINT_OUT, SIZES = range(12, 21)
+PARTS, COUNT, PLANE_IN, ROW_IN, POINT_IN, PLANE_OUT, ROW_OUT, POINT_OUT, SIZES, FIRST = range(12, 22)
 KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H, DILATION_W, IN_H, IN_W, OUT_H, OUT_W, LARGEST, DIVISOR = range(14)
 TILE = 8  # vectors of the widest tile
-KINDS = ('product', 'dot', 'rows', 'phase', 'pool', 'pool_single')
+KINDS = ('product', 'dot', 'rows', 'phase', 'pool1', 'pool4', 'pool_single', 'images')
 
 
 def field_names() -> dict:
@@ -214,7 +214,7 @@ def phase_code(module: object) -> None:
             c.store(c.load(here, 1, c.mul(i, skip)), there, c.mul(i, 4))
     c.b.ret_void()
 
-# %% ../../nbs/deploy/graph_kernels.ipynb #f60123bc
+# %% ../../nbs/deploy/graph_kernels.ipynb #fdc27100
 def _window(c, place, stride, pad, dilation, kernel, size):
     "The first place of a window, and which of its places lie in the image"
     b = c.b
@@ -225,46 +225,138 @@ def _window(c, place, stride, pad, dilation, kernel, size):
     return first, begin, b.select(b.icmp_signed('<', end, kernel), end, kernel)
 
 
-def pool_code(
-    module: object,
-    lanes: int,  # Numbers that are handled together: 16 images, or 1
-) -> None:
-    "Write a task of a pool"
-    c = Code(module, 'pool' if lanes > 1 else 'pool_single', 2)
+def _larger(c, x, old):
+    "The larger of two; NaN stays NaN"
+    b = c.b
+    return b.select(b.or_(b.fcmp_ordered('>', x, old), b.fcmp_unordered('uno', x, x)), x, old)
+
+
+def _pool_start(c):
+    "What both kinds of pools begin with: numbers of the table, and the place of the task"
     step, task = c.args
-    b, kind = c.b, c.float if lanes == 1 else c.vector
-    sizes = c.field(step, SIZES)
+    b, sizes = c.b, c.field(step, SIZES)
     size = [c.field(sizes, i) for i in range(13)]
     parts, count = c.field(step, PARTS), c.field(step, COUNT)
     part, task = b.srem(task, parts), b.sdiv(task, parts)
     y, plane = b.srem(task, size[OUT_H]), b.sdiv(task, size[OUT_H])
-    skip = c.mul(c.mul(part, count), 4 * lanes)
+    y = c.add(y, c.field(step, FIRST))
+    skip = c.mul(c.mul(part, count), 4 * LANES)
     source = c.add(c.field(step, INPUT), c.mul(plane, c.field(step, PLANE_IN)), skip)
     target = c.add(c.field(step, OUTPUT), c.mul(plane, c.field(step, PLANE_OUT)), skip)
     target = c.add(target, c.mul(y, c.field(step, ROW_OUT)))
-    row_in, point_in, point_out = (c.field(step, i) for i in (ROW_IN, POINT_IN, POINT_OUT))
     largest = b.icmp_signed('!=', size[LARGEST], c.whole(0))
-    divisor = c.as_float(c.field(sizes, DIVISOR))
-    start = b.select(largest, c.constant(-np.inf, lanes), c.constant(0, lanes))
+    return size, y, source, target, largest, c.as_float(c.field(sizes, DIVISOR))
+
+
+def _divisor(c, divisor, *edges):
+    "What sums are divided by: the given number, or as many as there are pixels in the window"
+    b, (begin_y, end_y, begin_x, end_x) = c.b, edges
+    inside = c.mul(b.sub(end_y, begin_y), b.sub(end_x, begin_x))
+    return b.select(b.fcmp_ordered('>', divisor, c.constant(0, 1)), divisor, b.sitofp(inside, c.float))
+
+
+def pool_code(
+    module: object,
+    together: int,  # Channels that are handled together
+) -> None:
+    "Write a task of a pool of 16 images: a row of the output, some channels"
+    c = Code(module, f'pool{together}', 2)
+    step, b = c.args[0], c.b
+    size, y, source, target, largest, divisor = _pool_start(c)
+    count, row_in, point_in, point_out = (c.field(step, i) for i in (COUNT, ROW_IN, POINT_IN, POINT_OUT))
+    start = b.select(largest, c.constant(-np.inf), c.constant(0))
     top, begin_y, end_y = _window(c, y, *(size[i] for i in (STRIDE_H, PAD_H, DILATION_H, KERNEL_H, IN_H)))
     with loop(c, 0, size[OUT_W]) as x:
         left, begin_x, end_x = _window(c, x, *(size[i] for i in (STRIDE_W, PAD_W, DILATION_W, KERNEL_W, IN_W)))
-        inside = c.mul(b.sub(end_y, begin_y), b.sub(end_x, begin_x))
-        number = b.select(b.fcmp_ordered('>', divisor, c.constant(0, 1)), divisor, b.sitofp(inside, c.float))
-        with loop(c, 0, count) as v:
-            at, total = c.add(source, c.mul(v, 4 * lanes)), variable(c, start)
-            b.store(start, total)
+        number = c.repeated(_divisor(c, divisor, begin_y, end_y, begin_x, end_x))
+        with loop(c, 0, count, together) as v:
+            at, totals = c.add(source, c.mul(v, 4 * LANES)), [variable(c, start) for _ in range(together)]
             with loop(c, begin_y, end_y) as i:
                 row = c.add(at, c.mul(c.add(top, c.mul(i, size[DILATION_H])), row_in))
                 with loop(c, begin_x, end_x) as j:
-                    value = c.load(row, lanes, c.mul(c.add(left, c.mul(j, size[DILATION_W])), point_in))
-                    old = b.load(total, typ=kind)
-                    smaller = b.fcmp_ordered('<=', value, old)  # not of NaN, which stays
-                    more = b.select(b.fcmp_unordered('uno', old, old), old, b.select(smaller, old, value))
-                    b.store(b.select(largest, more, b.fadd(old, value)), total)
-            value = b.load(total, typ=kind)
-            value = b.select(largest, value, b.fdiv(value, c.repeated(number, lanes)))
-            c.store(value, target, c.add(c.mul(x, point_out), c.mul(v, 4 * lanes)))
+                    place = c.add(row, c.mul(c.add(left, c.mul(j, size[DILATION_W])), point_in))
+                    for k, total in enumerate(totals):
+                        value, old = c.load(place, distance=4 * LANES * k), b.load(total, typ=c.vector)
+                        b.store(b.select(largest, _larger(c, value, old), b.fadd(old, value)), total)
+            for k, total in enumerate(totals):
+                value = b.load(total, typ=c.vector)
+                value = b.select(largest, value, b.fdiv(value, number))
+                c.store(value, target, c.add(c.mul(x, point_out), c.mul(c.add(v, k), 4 * LANES)))
+    b.ret_void()
+
+
+WIDEST = 4096  # pixels of a row that a pool of one image takes
+
+
+def pool_single_code(module: object) -> None:
+    "Write a task of a pool of one image: a row of the output of a channel. Columns first, then windows of their results"
+    c = Code(module, 'pool_single', 2)
+    step, b = c.args[0], c.b
+    size, y, source, target, largest, divisor = _pool_start(c)
+    row_in = c.field(step, ROW_IN)
+    room = b.ptrtoint(b.alloca(c.ir.ArrayType(c.float, WIDEST)), c.whole)
+    top, begin_y, end_y = _window(c, y, *(size[i] for i in (STRIDE_H, PAD_H, DILATION_H, KERNEL_H, IN_H)))
+
+    def column(distance, lanes):
+        kind = c.float if lanes == 1 else c.vector
+        total = variable(c, b.select(largest, c.constant(-np.inf, lanes), c.constant(0, lanes)))
+        with loop(c, begin_y, end_y) as i:
+            row = c.add(source, c.mul(c.add(top, c.mul(i, size[DILATION_H])), row_in))
+            value, old = c.load(row, lanes, distance), b.load(total, typ=kind)
+            b.store(b.select(largest, _larger(c, value, old), b.fadd(old, value)), total)
+        c.store(b.load(total, typ=kind), room, distance)
+
+    in_lanes(c, size[IN_W], column)
+    with loop(c, 0, size[OUT_W]) as x:
+        left, begin_x, end_x = _window(c, x, *(size[i] for i in (STRIDE_W, PAD_W, DILATION_W, KERNEL_W, IN_W)))
+        total = variable(c, b.select(largest, c.constant(-np.inf, 1), c.constant(0, 1)))
+        with loop(c, begin_x, end_x) as j:
+            value = c.load(room, 1, c.mul(c.add(left, c.mul(j, size[DILATION_W])), 4))
+            old = b.load(total, typ=c.float)
+            b.store(b.select(largest, _larger(c, value, old), b.fadd(old, value)), total)
+        value = b.load(total, typ=c.float)
+        value = b.select(largest, value, b.fdiv(value, _divisor(c, divisor, begin_y, end_y, begin_x, end_x)))
+        c.store(value, target, c.mul(x, 4))
+    b.ret_void()
+
+# %% ../../nbs/deploy/graph_kernels.ipynb #d69fdabd
+def transposed(
+    c: Code,
+    rows: list,  # 16 vectors
+) -> list:  # 16 vectors
+    "Columns as rows"
+    rows, kind = list(rows), c.ir.VectorType(c.half, LANES)
+    for size in (8, 4, 2, 1):
+        upper = [j if not j & size else LANES + j - size for j in range(LANES)]
+        lower = [j + size if not j & size else LANES + j for j in range(LANES)]
+        for i in range(LANES):
+            if not i & size:
+                pair = rows[i], rows[i + size]
+                rows[i], rows[i + size] = (c.b.shuffle_vector(*pair, c.ir.Constant(kind, o)) for o in (upper, lower))
+    return rows
+
+
+def images_code(module: object) -> None:
+    "Write a task of taking images: a row of pixels of a channel. Where there are fewer than 16, the last one is repeated"
+    c = Code(module, 'images', 2)
+    step, task = c.args
+    b, height, width, last = c.b, c.field(step, ROWS), c.field(step, LENGTH), c.field(step, IMAGES)
+    channel, y = b.sdiv(task, height), b.srem(task, height)
+    source = c.add(c.field(step, INPUT), c.mul(task, c.mul(width, 4)))
+    image = c.field(step, INPUT_OUTER)
+    target = c.add(c.field(step, OUTPUT), c.mul(channel, 4 * LANES), c.mul(y, c.field(step, OUTPUT_INNER)))
+    point = c.field(step, OUTPUT_OUTER)
+    images = []
+    for i in range(LANES):
+        n = c.whole(i)
+        images.append(c.add(source, c.mul(b.select(b.icmp_signed('<', n, last), n, last), image)))
+    with loop(c, 0, b.sub(width, c.whole(LANES - 1)), LANES) as x:
+        vectors = transposed(c, [c.load(i, distance=c.mul(x, 4)) for i in images])
+        for k, v in enumerate(vectors):
+            c.store(v, target, c.mul(c.add(x, k), point))
+    with loop(c, b.and_(width, c.whole(-LANES)), width) as x:
+        for k, i in enumerate(images):
+            c.store(c.load(i, 1, c.mul(x, 4)), target, c.add(c.mul(x, point), 4 * k))
     b.ret_void()
 
 # %% ../../nbs/deploy/graph_kernels.ipynb #4f89af73
@@ -323,7 +415,7 @@ def _tasks(c, step, tasks):
     b.branch(take)
     b.position_at_end(after)
 
-# %% ../../nbs/deploy/graph_kernels.ipynb #77ff7e8a
+# %% ../../nbs/deploy/graph_kernels.ipynb #768e7b69
 @functools.cache
 def _engine():
     import llvmlite.binding as llvm
@@ -334,10 +426,10 @@ def _engine():
     for width in range(1, TILE + 1):
         for masked in (False, True):
             tile_code(module, width, masked)
-    for write in (curved_code, product_code, dot_code, rows_code, phase_code):
+    for write in (curved_code, product_code, dot_code, rows_code, phase_code, pool_single_code, images_code):
         write(module)
-    for lanes in (LANES, 1):
-        pool_code(module, lanes)
+    for together in (1, 4):
+        pool_code(module, together)
     program_code(module)
     return compiled(module)
 

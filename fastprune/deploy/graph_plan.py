@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/deploy/graph_plan.ipynb #3e6c3d13
+# %% ../../nbs/deploy/graph_plan.ipynb #3f6b0a74
 import math
 import struct
 from dataclasses import replace
@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 
 from fastprune.deploy.graph_code import ACTS, LANES
-from fastprune.deploy.graph_kernels import DEPENDENCIES, DEPENDS, FIELDS, KIND, KINDS, TASKS, field_names
+from fastprune.deploy.graph_kernels import DEPENDENCIES, DEPENDS, FIELDS, KIND, KINDS, TASKS, WIDEST, field_names
 from fastprune.deploy.graph_layout import (
     WIDTH,
     interleaved,
@@ -80,7 +80,7 @@ class Steps:
             row[DEPENDS] = self.hold(torch.tensor(waits, dtype=torch.int64, device='cpu')) if waits else 0
         return torch.tensor(self.rows, dtype=torch.int64, device='cpu').view(-1, FIELDS)
 
-# %% ../../nbs/deploy/graph_plan.ipynb #6c74d30f
+# %% ../../nbs/deploy/graph_plan.ipynb #683d957d
 class Plan:
     "Steps and memory for images of one size"
 
@@ -101,11 +101,19 @@ class Plan:
         self.last.update(dict.fromkeys(outputs, len(ops)))
         for v in inputs:
             self.places[v] = self._take(v)
+            if images > 1:
+                self._images(self.places[v])
         for i, op in enumerate(ops):
             self.places[op.out] = self._output(op, i)
             getattr(self, f'_{op.kind}')(op, *(self.places[v] for v in op.inputs), self.places[op.out])
             self._give_back(op, i)
         self.table = self.steps.table()
+
+    def _images(self, target):
+        "A step that takes 16 images; the address of the first one and how many there are come with each call"
+        c, h, w = target.channels, target.height, target.width
+        fields = dict(rows=h, length=w, output=target.address, output_outer=target.point, output_inner=target.row)
+        self.steps.add('images', c * h, [], target.memory, input_outer=4 * c * h * w, **fields)
 
     def _place(self, value):
         shape = self.shapes[value]
@@ -295,7 +303,7 @@ def _concat(self: Plan, op, *places):
         self._rows(op, s, part)
         first += s.channels * target.plane
 
-# %% ../../nbs/deploy/graph_plan.ipynb #46672fd2
+# %% ../../nbs/deploy/graph_plan.ipynb #9121f829
 @patch
 def _pool(self: Plan, op, source, target, kernel, largest, divisor):
     "A step for a pool. `divisor`: what sums are divided by; 0 for as many as there are pixels in the window"
@@ -309,10 +317,13 @@ def _pool(self: Plan, op, source, target, kernel, largest, divisor):
     if self.images == 1:
         tasks, parts = source.channels * target.height, dict(parts=1, count=1)
         kind = 'pool_single'
+        if source.width > WIDEST:
+            raise ValueError(f"a pool takes rows of at most {WIDEST} pixels, got {source.width}")
     else:
-        n = next(n for n in (16, 8, 4, 2, 1) if source.channels % n == 0)
+        most = (1,) if target.height >= 8 else (16, 8, 4, 2, 1)
+        n = next(n for n in most if source.channels % (4 * n) == 0 or n == 1)
         tasks, parts = target.height * n, dict(parts=n, count=source.channels // n)
-        kind = 'pool'
+        kind = 'pool1' if source.channels % (4 * n) else 'pool4'
     self.steps.add(kind, tasks, [source.memory], target.memory, **fields, **parts)
     if op.act != 'none':
         self._rows(op, target, target)

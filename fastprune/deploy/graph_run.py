@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['Segment']
 
-# %% ../../nbs/deploy/graph_run.ipynb #60bef759
+# %% ../../nbs/deploy/graph_run.ipynb #745a9c1e
 import ctypes
 
 import torch
 from torch import nn
 
 from .graph_code import LANES
-from .graph_kernels import DONE, NEXT, program
+from .graph_kernels import DONE, IMAGES, INPUT, NEXT, program
 from .graph_ops import Op, SparseWeight, run_ops
 from .graph_plan import Plan
 from .threads import check_not_traced, run_function
 
-# %% ../../nbs/deploy/graph_run.ipynb #78f02d1d
+# %% ../../nbs/deploy/graph_run.ipynb #8b9783fa
 class _Job(ctypes.Structure):
     _fields_ = [('table', ctypes.c_int64), ('steps', ctypes.c_int64)]
 
@@ -58,7 +58,7 @@ class Segment(nn.Module):
                 raise ValueError(f"a sparse graph takes float32 on a CPU, got {str(x.dtype)[6:]} on {x.device}")
             if torch.is_grad_enabled() and x.requires_grad:
                 raise ValueError("a sparse graph has no gradients: use torch.no_grad()")
-        given = [x if x.ndim == 4 else x[:, :, None, None] for x in tensors]
+        given = [x.contiguous() if x.ndim == 4 else x[:, :, None, None].contiguous() for x in tensors]
         count = len(given[0])
         shapes = [tuple(x.shape[1:]) for x in given]
         single = count == 1 or count < 8 and any(s[1] * s[2] > 1 for s in shapes)
@@ -71,8 +71,11 @@ class Segment(nn.Module):
         return made[0] if len(made) == 1 else tuple(made)
 
     def _run(self, plan, given, outputs, made):
-        for v, x in zip(self.inputs, given, strict=True):
-            plan.places[v].view()[: len(x)].copy_(x)
+        for i, (v, x) in enumerate(zip(self.inputs, given, strict=True)):
+            if plan.images == 1:
+                plan.places[v].view().copy_(x)
+            else:
+                plan.table[i, INPUT], plan.table[i, IMAGES] = x.data_ptr(), len(x) - 1
         plan.table[:, [NEXT, DONE]] = 0
         run_function(program(), _Job(plan.table.data_ptr(), len(plan.table)))
         for p, m in zip(outputs, made, strict=True):
