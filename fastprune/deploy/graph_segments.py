@@ -47,7 +47,7 @@ def _connected(supported, levels):
                     group[n] = group[i]
     return list({id(g): g for g in group.values()}.values())
 
-# %% ../../nbs/deploy/graph_segments.ipynb #9f963f08
+# %% ../../nbs/deploy/graph_segments.ipynb #50c3c5b3
 @dataclass(eq=False)
 class Part:
     "A part of a graph, as a `Segment` takes it"
@@ -63,7 +63,8 @@ class Part:
 
 def _part(nodes, supported, dims):
     inside = set(nodes)
-    reads = list(dict.fromkeys(i for n in nodes for i in n.all_input_nodes if i not in inside))
+    read = [i for n in nodes if supported[n] is not None for i in supported[n].inputs]
+    reads = [i for i in dict.fromkeys(read) if i not in inside]
     made = [n for n in nodes if any(u not in inside for u in n.users)]
     number, ops = {n: i for i, n in enumerate(reads)}, []
     for node in nodes:

@@ -17,7 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from .graph_nodes import argument, call_name
 from .modules import has_hooks
 
-# %% ../../nbs/deploy/graph_tracer.ipynb #8b266d9b
+# %% ../../nbs/deploy/graph_tracer.ipynb #e5c96d53
 _FIXED = (type(None), bool, int, float, str)
 
 
@@ -27,6 +27,9 @@ def expect(
     name: str,  # Of the argument
 ) -> None:
     "Raise `ValueError` if an argument is not what it was while the model was traced"
+    if isinstance(value, fx.Proxy):  # the traced model is traced again when it is unpickled
+        value.tracer.create_proxy('call_function', expect, (value, traced, name), {})
+        return
     if type(value) is not type(traced) or value != traced:
         raise ValueError(f"{name}={value!r}: the model was made for {name}={traced!r}; call `sparse_inference` with it")
 
@@ -83,7 +86,7 @@ class ModuleTracer(fx.Tracer):
         self.module_stack = stack
         return self.create_proxy('call_module', self.path_of_module(m), args, kwargs)
 
-# %% ../../nbs/deploy/graph_tracer.ipynb #7b6d3b75
+# %% ../../nbs/deploy/graph_tracer.ipynb #ec494312
 _DROPOUTS = {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout}
 _DROPOUT_CALLS = {'dropout': 2, 'dropout1d': 2, 'dropout2d': 2, 'dropout3d': 2, 'stochastic_depth': 3}
 
@@ -96,7 +99,7 @@ def _does_nothing(node, root):
         return argument(node, _DROPOUT_CALLS[name], 'training', True) is False
     if name in ('expand', 'expand_as'):
         return bool(node.users) and all(call_name(u, root) in ('mul', 'imul') for u in node.users)
-    return name in ('contiguous', 'detach') and node.op == 'call_method'
+    return False
 
 
 def drop_idle(
