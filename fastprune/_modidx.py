@@ -2126,6 +2126,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'fastprune/deploy/graph_segments.py'),
                                                  'fastprune.deploy.graph_segments._part': ( 'deploy/graph_segments.html#_part',
                                                                                             'fastprune/deploy/graph_segments.py'),
+                                                 'fastprune.deploy.graph_segments._without_sizes': ( 'deploy/graph_segments.html#_without_sizes',
+                                                                                                     'fastprune/deploy/graph_segments.py'),
                                                  'fastprune.deploy.graph_segments.graph_steps': ( 'deploy/graph_segments.html#graph_steps',
                                                                                                   'fastprune/deploy/graph_segments.py')},
             'fastprune.deploy.graph_trace': { 'fastprune.deploy.graph_trace._Calls': ( 'deploy/graph_trace.html#_calls',
