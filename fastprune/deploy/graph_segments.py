@@ -50,7 +50,7 @@ def _connected(supported, levels):
                     group[n] = group[i]
     return list({id(g): g for g in group.values()}.values())
 
-# %% ../../nbs/deploy/graph_segments.ipynb #47077333
+# %% ../../nbs/deploy/graph_segments.ipynb #45de3dec
 @dataclass(eq=False)
 class Part:
     "A part of a graph, as a `Segment` takes it"
@@ -81,7 +81,7 @@ def _part(nodes, supported, dims):
     res.ops, res.ranks = fuse_ops(ops, res.outputs), [dims[n] for n in made]
     return res
 
-
+# %% ../../nbs/deploy/graph_segments.ipynb #89089d71
 def _has_layer(part):
     "Does it have a convolution that is more than a factor for each channel?"
     return any(op.kind == 'conv' and (op.groups == 1 or op.weight[0].numel() > 1) for op in part.ops)

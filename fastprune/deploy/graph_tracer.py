@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['expect', 'ModuleTracer', 'drop_idle', 'make_functional', 'drop_unread', 'traced_graph']
 
-# %% ../../nbs/deploy/graph_tracer.ipynb #9d0dd398
+# %% ../../nbs/deploy/graph_tracer.ipynb #497281fa
 import inspect
 import operator
 
@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from .graph_nodes import argument, call_name
+from .graph_calls import argument, call_name
 from .modules import has_hooks
 
-# %% ../../nbs/deploy/graph_tracer.ipynb #e5c96d53
+# %% ../../nbs/deploy/graph_tracer.ipynb #f496e29c
 _FIXED = (type(None), bool, int, float, str)
 
 
@@ -33,7 +33,7 @@ def expect(
     if type(value) is not type(traced) or value != traced:
         raise ValueError(f"{name}={value!r}: the model was made for {name}={traced!r}; call `sparse_inference` with it")
 
-
+# %% ../../nbs/deploy/graph_tracer.ipynb #68ccf3d4
 class ModuleTracer(fx.Tracer):
     "Traces a module. Submodules that can't be traced are called as they are"
 
@@ -113,7 +113,7 @@ def drop_idle(
             node.replace_all_uses_with(source)
             graph.erase_node(node)
 
-# %% ../../nbs/deploy/graph_tracer.ipynb #950a5e50
+# %% ../../nbs/deploy/graph_tracer.ipynb #f1fcd5f4
 _OPERATORS = {'iadd': operator.add, 'isub': operator.sub, 'imul': operator.mul, 'itruediv': operator.truediv}
 
 
@@ -151,7 +151,7 @@ def make_functional(
         if _functional(node, root) and isinstance(changed, fx.Node):
             changed.replace_all_uses_with(node, delete_user_cb=lambda user, i=order[node]: order[user] > i)
 
-
+# %% ../../nbs/deploy/graph_tracer.ipynb #1e7cb640
 def drop_unread(
     graph: fx.Graph,  # Changed in place
     root: nn.Module,  # The module that was traced
@@ -162,7 +162,7 @@ def drop_unread(
         if plain and not node.users and node.op != 'call_module':
             graph.erase_node(node)
 
-
+# %% ../../nbs/deploy/graph_tracer.ipynb #2a90096d
 def traced_graph(
     module: nn.Module,  # In evaluation mode; not changed
     inputs: tuple,  # `Inputs` that the module will have
