@@ -5,13 +5,16 @@
 # %% auto #0
 __all__ = ['Part', 'graph_steps']
 
-# %% ../../nbs/deploy/graph_segments.ipynb #c115065c
+# %% ../../nbs/deploy/graph_segments.ipynb #8144077b
+import operator
 from dataclasses import dataclass, field, replace
 
-from torch import fx, nn
+import torch
+from torch import fx
 
 from .graph_fuse import fuse_ops
 from .graph_nodes import Reader
+from .graph_tracer import drop_unread
 from .modules import has_hooks
 
 # %% ../../nbs/deploy/graph_segments.ipynb #d4ce3a45
@@ -47,7 +50,7 @@ def _connected(supported, levels):
                     group[n] = group[i]
     return list({id(g): g for g in group.values()}.values())
 
-# %% ../../nbs/deploy/graph_segments.ipynb #9f963f08
+# %% ../../nbs/deploy/graph_segments.ipynb #45de3dec
 @dataclass(eq=False)
 class Part:
     "A part of a graph, as a `Segment` takes it"
@@ -63,7 +66,8 @@ class Part:
 
 def _part(nodes, supported, dims):
     inside = set(nodes)
-    reads = list(dict.fromkeys(i for n in nodes for i in n.all_input_nodes if i not in inside))
+    read = [i for n in nodes if supported[n] is not None for i in supported[n].inputs]
+    reads = [i for i in dict.fromkeys(read) if i not in inside]
     made = [n for n in nodes if any(u not in inside for u in n.users)]
     number, ops = {n: i for i, n in enumerate(reads)}, []
     for node in nodes:
@@ -77,10 +81,20 @@ def _part(nodes, supported, dims):
     res.ops, res.ranks = fuse_ops(ops, res.outputs), [dims[n] for n in made]
     return res
 
-
+# %% ../../nbs/deploy/graph_segments.ipynb #89089d71
 def _has_layer(part):
     "Does it have a convolution that is more than a factor for each channel?"
     return any(op.kind == 'conv' and (op.groups == 1 or op.weight[0].numel() > 1) for op in part.ops)
+
+
+def _without_sizes(node, rank, rank_before):
+    "Let a call that makes [N,C] of [N,C,1,1], or the other way round, read no sizes: they would have to be made first"
+    node.op, node.kwargs = 'call_function', {}
+    if rank == 2:
+        node.target, node.args = torch.flatten, (node.args[0], 1)
+    else:
+        index = (slice(None), slice(None), None, None) if rank_before == 2 else ...
+        node.target, node.args = operator.getitem, (node.args[0], index)
 
 
 def graph_steps(
@@ -94,6 +108,8 @@ def graph_steps(
             supported[node] = op
         elif node.args and node.args[0] in supported and reader.is_reshaped(node):
             supported[node] = None
+            _without_sizes(node, len(reader.runs[0][node].shape), len(reader.runs[0][node.args[0]].shape))
+    drop_unread(graph, reader.root)
     levels, place = _levels(graph, reader.root, supported), {n: i for i, n in enumerate(graph.nodes)}
     groups = [sorted(g, key=place.get) for g in _connected(supported, levels)]
     dims = {n: len(v.shape) for n, v in reader.runs[0].items()}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['expect', 'ModuleTracer', 'drop_idle', 'make_functional', 'drop_unread', 'traced_graph']
 
-# %% ../../nbs/deploy/graph_tracer.ipynb #9d0dd398
+# %% ../../nbs/deploy/graph_tracer.ipynb #497281fa
 import inspect
 import operator
 
@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from .graph_nodes import argument, call_name
+from .graph_calls import argument, call_name
 from .modules import has_hooks
 
-# %% ../../nbs/deploy/graph_tracer.ipynb #8b266d9b
+# %% ../../nbs/deploy/graph_tracer.ipynb #f496e29c
 _FIXED = (type(None), bool, int, float, str)
 
 
@@ -27,10 +27,13 @@ def expect(
     name: str,  # Of the argument
 ) -> None:
     "Raise `ValueError` if an argument is not what it was while the model was traced"
+    if isinstance(value, fx.Proxy):  # the traced model is traced again when it is unpickled
+        value.tracer.create_proxy('call_function', expect, (value, traced, name), {})
+        return
     if type(value) is not type(traced) or value != traced:
         raise ValueError(f"{name}={value!r}: the model was made for {name}={traced!r}; call `sparse_inference` with it")
 
-
+# %% ../../nbs/deploy/graph_tracer.ipynb #68ccf3d4
 class ModuleTracer(fx.Tracer):
     "Traces a module. Submodules that can't be traced are called as they are"
 
@@ -83,7 +86,7 @@ class ModuleTracer(fx.Tracer):
         self.module_stack = stack
         return self.create_proxy('call_module', self.path_of_module(m), args, kwargs)
 
-# %% ../../nbs/deploy/graph_tracer.ipynb #7b6d3b75
+# %% ../../nbs/deploy/graph_tracer.ipynb #ec494312
 _DROPOUTS = {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout}
 _DROPOUT_CALLS = {'dropout': 2, 'dropout1d': 2, 'dropout2d': 2, 'dropout3d': 2, 'stochastic_depth': 3}
 
@@ -96,7 +99,7 @@ def _does_nothing(node, root):
         return argument(node, _DROPOUT_CALLS[name], 'training', True) is False
     if name in ('expand', 'expand_as'):
         return bool(node.users) and all(call_name(u, root) in ('mul', 'imul') for u in node.users)
-    return name in ('contiguous', 'detach') and node.op == 'call_method'
+    return False
 
 
 def drop_idle(
@@ -110,7 +113,7 @@ def drop_idle(
             node.replace_all_uses_with(source)
             graph.erase_node(node)
 
-# %% ../../nbs/deploy/graph_tracer.ipynb #950a5e50
+# %% ../../nbs/deploy/graph_tracer.ipynb #f1fcd5f4
 _OPERATORS = {'iadd': operator.add, 'isub': operator.sub, 'imul': operator.mul, 'itruediv': operator.truediv}
 
 
@@ -148,7 +151,7 @@ def make_functional(
         if _functional(node, root) and isinstance(changed, fx.Node):
             changed.replace_all_uses_with(node, delete_user_cb=lambda user, i=order[node]: order[user] > i)
 
-
+# %% ../../nbs/deploy/graph_tracer.ipynb #1e7cb640
 def drop_unread(
     graph: fx.Graph,  # Changed in place
     root: nn.Module,  # The module that was traced
@@ -159,7 +162,7 @@ def drop_unread(
         if plain and not node.users and node.op != 'call_module':
             graph.erase_node(node)
 
-
+# %% ../../nbs/deploy/graph_tracer.ipynb #2a90096d
 def traced_graph(
     module: nn.Module,  # In evaluation mode; not changed
     inputs: tuple,  # `Inputs` that the module will have
