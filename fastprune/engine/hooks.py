@@ -9,6 +9,7 @@ __all__ = ['Hooks']
 import contextlib
 
 from ..core.compute import compute_masks
+from ..core.devices import is_host
 from ..core.masks import Masks
 from ..criteria.gradients import has_gradients
 from ..criteria.ranking import hold_rows, ranked
@@ -23,13 +24,13 @@ class Scores(dict):
 # %% ../../nbs/engine/hooks.ipynb #b7d2c402
 @contextlib.contextmanager
 def _zeros_with_masks(run, are_held):
-    "A context that makes new masks, which `are_held` as they are made. Ctrl-C leaves masks of the zeros"
+    "A context that makes new masks, which `are_held` as they are made. Ctrl-C leaves the old masks on a CPU, else masks of the zeros"
     are_held = are_held and not run.granularity.tied and getattr(run.keeper, 'takes_zeroed', False)
     with run.held.zero_with_masks(run.weights, are_held):
         try:
             yield
         except KeyboardInterrupt:
-            if run.held.zeroed:
+            if run.held.zeroed and not all(map(is_host, run.weights.values())):  # an accelerator's queue goes on
                 run.hold(Masks.from_zeros(run.weights), origin=run.origin)
             raise
 
