@@ -24,7 +24,7 @@ class Scores(dict):
 # %% ../../nbs/engine/hooks.ipynb #b7d2c402
 @contextlib.contextmanager
 def _zeros_with_masks(run, are_held):
-    "A context that makes new masks, which `are_held` as they are made. Ctrl-C leaves the old masks on a CPU, else masks of the zeros"
+    "A context that makes new masks, which `are_held` as they are made. Ctrl-C leaves the old ones or those of zeros"
     are_held = are_held and not run.granularity.tied and getattr(run.keeper, 'takes_zeroed', False)
     with run.held.zero_with_masks(run.weights, are_held):
         try:
