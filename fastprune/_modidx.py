@@ -1331,6 +1331,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'fastprune/core/selection_compiled.py'),
                                                    'fastprune.core.selection_compiled._cut_rows': ( 'core/selection_compiled.html#_cut_rows',
                                                                                                     'fastprune/core/selection_compiled.py'),
+                                                   'fastprune.core.selection_compiled._keys_between': ( 'core/selection_compiled.html#_keys_between',
+                                                                                                        'fastprune/core/selection_compiled.py'),
                                                    'fastprune.core.selection_compiled.find': ( 'core/selection_compiled.html#find',
                                                                                                'fastprune/core/selection_compiled.py'),
                                                    'fastprune.core.selection_compiled.selected': ( 'core/selection_compiled.html#selected',
