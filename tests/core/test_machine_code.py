@@ -180,7 +180,7 @@ def test_masks_of_weights(small, monkeypatch, scope, granularity):
         for selection in (HostSelection(), always()):
             monkeypatch.setattr('fastprune.core.backends._host', selection)
             ws = {n: w.clone() for n, w in weights.items()}
-            masks = compute_masks(ws, 0.6, scope, granularity, inside, absolute=True, zeros=ws)
+            masks = compute_masks(ws, 0.45, scope, granularity, inside, absolute=True, zeros=ws)
             results.append((masks, list(ws.values())))
         assert results[0][0] == results[1][0] and same_bits(results[0][1], results[1][1])
 
