@@ -7,6 +7,7 @@ __all__ = ['FEW', 'Projecting', 'HostSelection', 'CompiledSelection']
 
 # %% ../../nbs/core/selection_host.ipynb #cd38352a
 import torch
+from fastcore.basics import patch
 
 from .files import INTS
 from .machine_code import Worth
@@ -109,24 +110,6 @@ class CompiledSelection(HostSelection):
             self.project(zeros, masks)
         return masks, None
 
-    def project(
-        self,
-        weights: list,  # As for `HostSelection.project`
-        masks: list,  # As for `HostSelection.project`
-    ) -> None:
-        "Set weights to +0.0 where masks are False, even where they are inf or NaN"
-        groups, rest = {}, []
-        for i, (w, m) in enumerate(zip(weights, masks, strict=True)):
-            fits = readable(w) and _plain([m]) and w.shape == m.shape and w.is_contiguous() and m.is_contiguous()
-            (groups.setdefault(w.element_size(), []) if fits else rest).append(i)
-        for places in groups.values():
-            some = [weights[i] for i in places]
-            if self._compiled(some, 1 / 8) and lie_apart(some):
-                write_zeros(some, [masks[i] for i in places])
-            else:
-                rest += places
-        super().project([weights[i] for i in rest], [masks[i] for i in rest])
-
     def _compiled(self, tensors, gain=1):
         "Are there machine code and enough numbers? `gain`: how much it saves, relative to masks"
         n = sum(x.numel() for x in tensors)
@@ -137,3 +120,23 @@ class CompiledSelection(HostSelection):
         except (ImportError, OSError, RuntimeError):  # no llvmlite, or it can't compile for this processor
             self.worth.works = False
             return False
+
+# %% ../../nbs/core/selection_host.ipynb #6f901ad6
+@patch
+def project(
+    self: CompiledSelection,
+    weights: list,  # As for `HostSelection.project`
+    masks: list,  # As for `HostSelection.project`
+) -> None:
+    "Set weights to +0.0 where masks are False, even where they are inf or NaN"
+    groups, rest = {}, []
+    for i, (w, m) in enumerate(zip(weights, masks, strict=True)):
+        fits = readable(w) and _plain([m]) and w.shape == m.shape and w.is_contiguous() and m.is_contiguous()
+        (groups.setdefault(w.element_size(), []) if fits else rest).append(i)
+    for places in groups.values():
+        some = [weights[i] for i in places]
+        if self._compiled(some, 1 / 8) and lie_apart(some):
+            write_zeros(some, [masks[i] for i in places])
+        else:
+            rest += places
+    super(CompiledSelection, self).project([weights[i] for i in rest], [masks[i] for i in rest])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_backends import kinds, laid_out, layouts, numbers, same_bits, weights_to_zero, zeroed
+from scores import kinds, laid_out, layouts, numbers, same_bits, weights_to_zero, zeroed
 
 from fastprune.core import machine_code, mask_passes, mask_rows, selection_compiled, selection_host
 from fastprune.core.backends import select
