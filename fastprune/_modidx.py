@@ -2629,8 +2629,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'fastprune/deploy/stand_ins.py')},
             'fastprune.deploy.threads': { 'fastprune.deploy.threads._compiled': ( 'deploy/threads.html#_compiled',
                                                                                   'fastprune/deploy/threads.py'),
-                                          'fastprune.deploy.threads._openmp': ( 'deploy/threads.html#_openmp',
-                                                                                'fastprune/deploy/threads.py'),
                                           'fastprune.deploy.threads.check_not_traced': ( 'deploy/threads.html#check_not_traced',
                                                                                          'fastprune/deploy/threads.py'),
                                           'fastprune.deploy.threads.kernel_missing': ( 'deploy/threads.html#kernel_missing',
