@@ -76,7 +76,7 @@ def total_of(f: Function, wide: object, one: object) -> object:
 
 
 def with_and_without_keep(f: Function, body: object) -> None:
-    "Write `body(keys)` twice: `keys(place, lanes)` reads keys, with and without masks to stay inside of"
+    "Write `body(has_keep)` twice, for rows with and without masks to stay inside of"
     with f.b.if_else(f.b.icmp_signed('!=', column(f, KEEP), f.whole(0))) as (inside, everywhere):
         with inside:
             body(True)
@@ -85,10 +85,10 @@ def with_and_without_keep(f: Function, body: object) -> None:
 
 # %% ../../nbs/core/mask_passes.ipynb #efd67117
 def sample(f: Function, bits: int) -> None:
-    "Write HIGH times 4 keys of a row with LOW places to choose from to TARGET"
+    "Write HIGH times 4 keys of a row with LOW places to choose from to TARGET. ROOM is the seed"
     source, keep, target = pointer(f, SCORES), pointer(f, KEEP), pointer(f, TARGET)
     signed, places, key = narrow_column(f, SIGNED), column(f, LOW), f.ir.IntType(32)
-    seed = variable(f, f.b.add(column(f, SIZE), f.whole(1)))
+    seed = variable(f, column(f, ROOM))
 
     def body(has_keep):
         with loop(f, f.whole(0), column(f, HIGH), 1) as i:

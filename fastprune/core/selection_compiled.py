@@ -144,6 +144,7 @@ def sample(self: Search) -> None:
     part = np.repeat([max(r.n / SHARE, LEAST) / r.n for r in sampled], numbers)
     table[:, LOW] = np.maximum(table[:, SIZE] - 3, 0)
     table[:, HIGH] = np.where(table[:, LOW] > 0, np.ceil(table[:, SIZE] * part / 4), 0)
+    table[:, ROOM] = np.arange(len(table))  # other places in each row
     ends = np.cumsum(4 * table[:, HIGH])
     keys = np.empty(ends[-1], dtype=np.int32)
     table[:, TARGET] = keys.ctypes.data + 4 * (ends - 4 * table[:, HIGH])
