@@ -39,7 +39,7 @@ from .selection import NaNError
 WHOLE = 2**14  # up to this number of scores, all are in between
 SHARE = 64  # a sample has one of so many scores,
 LEAST = 2**12  # and at least so many
-WIDTH = 4.0  # half the width of a bracket, in standard deviations of the sample
+WIDTH = 5.0  # half the width of a bracket, in standard deviations of a sample of single scores
 MOST = 4  # up to one of so many scores may be in between
 TOP = 2**31 - 1  # above all keys
 
