@@ -56,6 +56,7 @@ class Ranking:
         self.k, self.rows, self.n = k, rows, n
         self.bracket = (OUTSIDE, TOP) if 0 < k < n else (OUTSIDE, OUTSIDE)
         self.is_sampled = 0 < k < n and n > WHOLE
+        self.share = 1.0  # part of the scores that the bracket will have in between
         self.place = None  # how many scores in between do not exceed the threshold, if it is one of them
         self.threshold = None  # key; None until it is found
         self.n_ties = 0  # how many of the scores that equal it are pruned, from the first one on
@@ -67,6 +68,7 @@ class Ranking:
         "Ranks that almost surely bracket the k-th lowest score"
         q = self.k / self.n
         width = WIDTH * math.sqrt(m * q * (1 - q)) + 1
+        self.share = 2 * width / m
         return math.floor(m * q - width) + 1, math.ceil(m * q + width) + 1
 
     def find(
@@ -162,8 +164,8 @@ def count(self: Search) -> None:
     "Count around the brackets. Raises `NaNError`"
     for r in self.rankings:
         self.table[r.rows, LOW : HIGH + 1] = r.bracket
-    size, is_open = self.table[:, SIZE], self.table[:, HIGH] - self.table[:, LOW] == TOP - OUTSIDE
-    rooms = np.where(is_open, size, np.minimum(size, size // 8 + 2**10))
+        self.table[r.rows, ROOM] = np.ceil(2 * r.share * self.table[r.rows, SIZE]) + 2**10
+    rooms = np.minimum(self.table[:, SIZE], self.table[:, ROOM])
     self.offsets = np.cumsum(rooms + LANES) - rooms - LANES
     self.between = np.empty(int((rooms + LANES).sum()), dtype=np.int32)
     self.table[:, TARGET], self.table[:, ROOM] = self.between.ctypes.data + 4 * self.offsets, rooms
