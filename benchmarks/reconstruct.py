@@ -1,16 +1,16 @@
 """Accuracy of a trained ResNet-20 that is pruned in one shot: with nothing after it, with BatchNorm's statistics
 estimated again, with the kept weights reconstructed, and with both.
 `python benchmarks/reconstruct.py --data FOLDER_OF_CIFAR10 --weights resnet20.pth [--device cuda]`.
-The network is trained first unless the file of weights exists. The rows go to a JSON file"""
+The network is trained first unless the file of weights exists"""
 
 import argparse
 import itertools
-import json
+import time
 import warnings
 from pathlib import Path
 
 import torch
-from common import here, machine, quiet, seconds
+from common import quiet, synchronize, write
 from fastai.basics import CrossEntropyLossFlat, Learner, accuracy, noop, set_seed
 from fastai.callback.progress import ProgressCallback
 
@@ -51,20 +51,26 @@ def sides(args):
 
 
 def run(learn, state, args, sparsity, criterion, more):
-    "Accuracy and seconds of one way to prune"
+    "Accuracy, and seconds of one thread on a CPU, of one way to prune"
     learn.remove_masks()
     learn.model.load_state_dict(state)
     set_seed(args.seed)
     needs_data = {} if criterion == 'magnitude' else dict(n_batches=args.batches)
-    taken = seconds(lambda: learn.prune(sparsity, CRITERIA[criterion], args.scope, **needs_data, **more))
+    clock = time.process_time if args.device == 'cpu' else time.perf_counter
+    synchronize()
+    start = clock()
+    learn.prune(sparsity, CRITERIA[criterion], args.scope, **needs_data, **more)
+    synchronize()
+    taken = clock() - start
     return reached(learn), taken
 
 
 def main(args):
+    torch.set_num_threads(1)
     learn, rows = learner(args), []
     state = trained(learn, args)
     learn.model.load_state_dict(state)
-    kind = dict(scope=args.scope, batches=args.batches, bs=args.bs, device=str(args.device), machine=machine())
+    kind = dict(scope=args.scope, batches=args.batches, again=args.recalibrate, bs=args.bs)
     rows.append(dict(criterion='', sparsity=0.0, side='dense', accuracy=round(reached(learn), 2), seconds=0.0, **kind))
     print(rows[0], flush=True)
     for criterion, sparsity, (side, more) in itertools.product(args.criteria, args.sparsities, sides(args).items()):
@@ -72,7 +78,7 @@ def main(args):
         row = dict(criterion=criterion, sparsity=sparsity, side=side, accuracy=round(result, 2))
         rows.append(row | dict(seconds=round(taken, 2)) | kind)
         print(*row.values(), f'{taken:.1f} s', flush=True)
-        args.out.write_text(json.dumps(rows, indent=1) + '\n')
+        write('reconstruct', rows, args.device)
 
 
 if __name__ == '__main__':
@@ -91,5 +97,4 @@ if __name__ == '__main__':
     p.add_argument('--test', type=int, help='test images; all if not given')
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--device', default='cpu')
-    p.add_argument('--out', type=Path, default=here / 'reconstruct.json')
     main(p.parse_args())

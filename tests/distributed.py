@@ -1,6 +1,6 @@
 """For test_distributed, in all processes of a group: a fit that is stopped goes on, to the bit; masks are the same
-everywhere; what each process evaluates of a path; fits that find tickets. `first` or `again` is the part that is
-run"""
+everywhere; what each process evaluates of a path; fits that find tickets, have a teacher, or retrain. `first` or
+`again` is the part that is run"""
 
 import contextlib
 import importlib
@@ -192,5 +192,7 @@ if __name__ == '__main__':
         same_masks(out)
         statistics(out)
         search(out)
+        for name in ('distill', 'retrain'):  # these import this file
+            getattr(importlib.import_module(f'distributed_{name}'), name)(out)
     else:
         fits(out, 'again')

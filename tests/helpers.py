@@ -209,3 +209,14 @@ def stopped(make, fit, epoch=2, i=7, every=1):
     random.seed(99), np.random.seed(99), torch.manual_seed(99)  # another process has others
     fit(again, Checkpoint('run', every=every))
     return whole, again
+
+
+class Conv1D(nn.Module):
+    "As in GPT-2"
+
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(n_in, n_out)), nn.Parameter(torch.randn(n_out))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], -1)

@@ -81,7 +81,11 @@ def from_state_names(
     named: dict,  # Name in `state_dict()` -> anything
 ) -> dict:  # Name in `named_parameters()` -> the same
     "The inverse of `to_state_names`; other names are left as they are"
-    names = {k: n for n, k in state_names(model).items()}
+    names, inner = {k: n for n, k in state_names(model).items()}, unwrap(model)
+    if inner is not model:  # a wrapper's `state_dict` has a prefix
+        own = {id(t): k for k, t in inner.state_dict(keep_vars=True).items()}
+        state = model.state_dict(keep_vars=True)
+        names.update({k: names.get(own[id(t)], own[id(t)]) for k, t in state.items() if id(t) in own})
     return {names.get(k, k): v for k, v in named.items()}
 
 # %% ../../nbs/core/names.ipynb #f3c9a2d6

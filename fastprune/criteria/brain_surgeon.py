@@ -41,9 +41,9 @@ def _parts(layers, max_items):
     return parts
 
 
-def _input_sums(batches, layers, n_batches):
+def _input_sums(batches, layers, n_batches, damping):
     "Name -> `InputSums` over batches"
-    sums, hooks = {n: InputSums(layer) for n, layer in layers.items()}, []
+    sums, hooks = {n: InputSums(layer, damping=damping) for n, layer in layers.items()}, []
 
     def add(name):
         return lambda m, args, kwargs: sums[name].add((args[0] if args else next(iter(kwargs.values()))).detach())
@@ -69,7 +69,7 @@ def _inverse_diagonal(gram, damping):
     factors, failed = torch.linalg.cholesky_ex(damped)  # without waiting for the device
     diagonal = torch.cholesky_inverse(factors).diagonal(dim1=1, dim2=2)
     diagonal = torch.where(failed[:, None] == 0, diagonal, torch.nan)
-    return torch.where(added > 0, diagonal, torch.inf)
+    return torch.where(added == 0, torch.inf, diagonal)
 
 
 @needs('batches', 'n_batches')
@@ -85,7 +85,8 @@ def obs(
     batches, scores = as_batches(batches), {}
     layers = _layers(batches, weights)
     for part in _parts(layers, 2**27):
-        for n, each in _input_sums(batches, {n: layers[n] for n in part}, n_batches or 1).items():
+        sums = _input_sums(batches, {n: layers[n] for n in part}, n_batches or 1, damping)
+        for n, each in sums.items():
             if not each.columns:
                 raise ValueError(f"obs: no input reaches {n!r}: leave it out by `exclude`")
             gram = batches.mean(each.gram / each.columns)

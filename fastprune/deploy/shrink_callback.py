@@ -24,6 +24,7 @@ from ..learner.batches import in_fit, is_distributed
 from ..learner.fit import keeper_of
 from ..learner.inputs import Inputs, at_most, batch_size
 from ..training.callback import SparsifyCallback, add_columns
+from ..training.distill import Distill
 
 # %% ../../nbs/deploy/shrink_callback.ipynb #3044f36d
 def _is_plain(cb):
@@ -55,7 +56,7 @@ class ShrinkCallback(Callback):
     """Cuts channels out of the model during a fit, at the ends of epochs, as soon as nothing can bring them back. Use
     it with masks of channels, as `SparsifyCallback(granularity='channel')` makes them. Weights, masks and the state of
     the optimizer are cut alike. Raises `ValueError` before a fit in several processes, and for callbacks that load
-    weights of earlier epochs"""
+    weights of earlier epochs or need layers of the same width"""
 
     order, run_valid = 58, False  # after SparsifyCallback, before what shows or logs the table
 
@@ -90,6 +91,11 @@ class ShrinkCallback(Callback):
                 raise ValueError(
                     f'ShrinkCallback: {type(cb).__name__} loads weights of other shapes: call '
                     '`learn.shrink()` after the fit'
+                )
+            if isinstance(cb, Distill) and cb.kind.adapts:
+                raise ValueError(
+                    f"ShrinkCallback: Distill(loss={cb.loss!r}) needs layers that keep their widths: call "
+                    "`learn.shrink()` after the fit, or use loss='attention' or 'similarity'"
                 )
 
     def end_fit(self) -> None:

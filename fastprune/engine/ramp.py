@@ -36,7 +36,8 @@ def plan_end(run: Run) -> None:
     plan, t = run.plan, run.total_steps - 1
     first, later = (largest_gap(run, o) for o in (run.state.start_sparsity, dict.fromkeys(run.target, 0.0)))
     gap_at = lambda t: later if t >= plan.first_fall else first
-    while run.method.has_target and t > 0 and round(1 - plan.progress[t - 1], 9) <= gap_at(t - 1):
+    near = lambda t: round(1 - plan.progress[t], 9) <= gap_at(t) or is_final(run, run.scheduled(t))
+    while run.method.has_target and t > 0 and near(t - 1):
         t -= 1
     run.starts_final = run.method.has_target and t == 0 and is_final(run, run.state.start_sparsity)
     run.final_epoch = t // run.steps_per_epoch

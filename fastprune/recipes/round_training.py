@@ -31,7 +31,6 @@ from .planning import plan_of, rewind_step
 from .pruning import RoundPruning
 from ..schedules.rates import at_prune_rate
 from ..schedules.sparsity import schedule_name
-from ..training.callback import SparsifyCallback
 from ..training.identity import loader_identity
 
 # %% ../../nbs/recipes/round_training.ipynb #5a8f7fae

@@ -19,6 +19,7 @@ from ..core.names import unwrap
 from ..learner import fit as fit  # the events begin_fit and fit_ended
 from ..learner.batches import in_fit, in_pass
 from .callback import add_columns
+from .distill_layers import layer_pairs
 from .distill_options import check_loss, check_weight
 from .distill_run import DistillRun
 from .distill_teacher import read_teacher
@@ -53,6 +54,8 @@ class Distill(Callback):
         **options,  # Arguments of the loss: `temperature`, `alpha` and `beta`, `margin`, `p`
     ):
         self.kind = check_loss(loss, layers, options)
+        if layers is not None:
+            layer_pairs(layers)
         check_choice((None, True, False), 'True, False or None', blend=blend)
         check_choice((None, True, False), 'True, False or None', multi_label=multi_label)
         if axis is not None:
@@ -174,15 +177,15 @@ def fit_ended(self: Distill, ended: bool) -> list:
     run, self._run, self._reports = self._run, None, False
     if run:
         run.close()
-    parts = [cb for cb in self.learn.cbs if isinstance(cb, DistillPart) and cb.of is self]
-    for part in parts:
+    for part in [cb for cb in self.learn.cbs if isinstance(cb, DistillPart) and cb.of is self]:
         self.learn.cbs.remove(part)
     return []
 
 
 @patch
 def after_fit(self: Distill) -> None:
-    self.fit_ended(True)
+    if not in_fit(self.learn):  # a callback may validate within a fit
+        self.fit_ended(True)
 
 # %% ../../nbs/training/distill.ipynb #1d3ddf75
 @patch

@@ -29,8 +29,8 @@ def layer_pairs(
     layers: str | Iterable | dict,  # Name of a layer in both networks, or several; or student's name -> teacher's name
 ) -> list:  # (name of the student's layer, name of the teacher's layer)
     "Pairs of layers. Raises `ValueError` if there are none, or for what is not a name"
-    layers = [layers] if isinstance(layers, str) else layers
-    pairs = list(layers.items()) if isinstance(layers, dict) else [(n, n) for n in layers]
+    names = [layers] if isinstance(layers, str) or not isinstance(layers, Iterable) else layers
+    pairs = list(names.items()) if isinstance(names, dict) else [(n, n) for n in names]
     if not pairs or not all(isinstance(n, str) for pair in pairs for n in pair):
         raise ValueError(
             f"layers={layers!r}: needs names of layers in both networks, such as ['0', '1'], or {{student's name: "

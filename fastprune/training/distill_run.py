@@ -192,7 +192,9 @@ def between_outputs(self: DistillRun, student: torch.Tensor, teacher: torch.Tens
         return kind.function(student, teacher, **given)
     targets = self.learn.yb[0]
     if targets.is_floating_point():
-        raise ValueError(f"loss={self.cb.loss!r}: needs targets that are classes, got {targets.dtype}")
+        raise ValueError(
+            f"loss={self.cb.loss!r}: needs targets that are classes, got {targets.dtype}: use 'soft_target'"
+        )
     f = lambda y: kind.function(student, teacher, plain(y), reduction='none', **given)
     return mixed_targets(self.learn, f)
 

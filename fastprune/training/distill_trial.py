@@ -12,8 +12,9 @@ from ..core.json_files import error_line
 from ..core.nested import tensors_in
 from ..learner.batches import a_batch, as_in_fit, device_of, undisturbed
 from .distill_layers import Adapters, new_adapter
+from .distill_losses import logits
 from .distill_run import DistillRun, floats
-from .distill_teacher import class_axis, logits_of, own_loss, prediction_of
+from .distill_teacher import class_axis, is_regression, logits_of, own_loss, prediction_of
 
 # %% ../../nbs/training/distill_trial.ipynb #d457311a
 def _shape(x):
@@ -28,6 +29,27 @@ def _check_value(run, f):
         raise ValueError(f"loss={run.cb.loss!r}: it can't compare student and teacher: {error_line(e)}") from e
     if not isinstance(value, torch.Tensor) or value.numel() != 1:
         raise ValueError(f"loss={run.cb.loss!r}: it gives {value!r}, and has to give a tensor with one number")
+    if not value.isfinite():
+        raise ValueError(
+            f"loss={run.cb.loss!r}: it is {value.item()} on the first batch: look for NaN and infinity in the outputs "
+            'of teacher and student'
+        )
+
+
+def _check_classes(run, student):
+    "Raise `ValueError` for an output without classes"
+    cb, loss = run.cb, own_loss(run.learn)
+    axis = class_axis(loss, student.ndim) if cb.axis is None else cb.axis
+    if not -student.ndim <= axis < student.ndim or student.shape[axis] < 2:
+        raise ValueError(
+            f"loss={cb.loss!r}: the output of shape {_shape(student)} has no classes in dimension {axis}: choose "
+            "`axis`, or loss='logits' for a regression, or multi_label=True"
+        )
+    if cb.axis is None and is_regression(loss):
+        raise ValueError(
+            f"loss={cb.loss!r}: it compares classes, and the Learner's own loss is that of a regression: use "
+            "loss='logits', or give `axis`, the dimension of the classes"
+        )
 
 
 def _try_outputs(run, student, teacher):
@@ -38,16 +60,12 @@ def _try_outputs(run, student, teacher):
             f"teacher: its output has shape {_shape(teacher)}, and the student's {_shape(student)}: distillation by "
             f'{cb.loss!r} needs the same classes in both'
         )
-    if cb.kind.of == 'targets':
-        return
-    axis = class_axis(own_loss(run.learn), student.ndim) if cb.axis is None else cb.axis
-    if cb.loss in ('soft_target', 'mutual') and not run.multi_label:
-        if not -student.ndim <= axis < student.ndim or student.shape[axis] < 2:
-            raise ValueError(
-                f"loss={cb.loss!r}: the output of shape {_shape(student)} has no classes in dimension {axis}: choose "
-                "`axis`, or loss='logits' for a regression, or multi_label=True"
-            )
-    _check_value(run, lambda: run.between_outputs(floats(student), floats(teacher)))
+    if cb.loss in ('soft_target', 'mutual', 'decoupled') and not run.multi_label:
+        _check_classes(run, student)
+    if cb.kind.of == 'targets':  # there are none yet
+        _check_value(run, lambda: logits(floats(student), floats(teacher)))
+    else:
+        _check_value(run, lambda: run.between_outputs(floats(student), floats(teacher)))
 
 # %% ../../nbs/training/distill_trial.ipynb #fd8be641
 def _try_layers(run, student, teacher):

@@ -8,6 +8,7 @@ __all__ = ['reconstruct_weights', 'check_reconstruct', 'pruned_or_unchanged']
 # %% ../../nbs/training/reconstruct.ipynb #4485a13b
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator
 
 import pandas as pd
@@ -127,7 +128,7 @@ def _fit(layers, masks, sums, mean, damping):
         p.copy_(narrow(layer.shaped(rows), p))
     errors = [squared_errors(gram, cross, squares, rows).split(sizes, 1) for rows in (start, fitted)]
     totals = [s.sum() for s in squares.split(sizes, 1)]
-    part = lambda e, total: float(e.sum() / total) if total > 0 else 0.0
+    part = lambda e, total: float(e.sum() / total) if total != 0 else 0.0
     return [tuple(part(e, t) for e in pair) for *pair, t in zip(*errors, totals, strict=True)]
 
 
@@ -138,7 +139,7 @@ def _solve(passes, stage, layers, masks, dense, mean, damping):
     for n in names:
         groups.setdefault((layers[n].geometry, layers[n].weight.dtype), []).append(n)
     sums = {
-        key: InputSums(layers[some[0]], _rows([layers[n] for n in some], [dense[n] for n in some]))
+        key: InputSums(layers[some[0]], _rows([layers[n] for n in some], [dense[n] for n in some]), damping)
         for key, some in groups.items()
     }
     _add_inputs(passes, sums.values())
@@ -147,6 +148,12 @@ def _solve(passes, stage, layers, masks, dense, mean, damping):
     for key, some in groups.items():
         found = _fit([layers[n] for n in some], [masks[n] for n in some], sums.pop(key), mean, damping)
         errors.update(zip(some, found, strict=True))
+    if bad := next((n for n in names if not math.isfinite(errors[n][0])), None):
+        raise ValueError(
+            f'reconstruct: the inputs of {bad!r} or its dense weights are not finite: has the fit diverged, or has a '
+            'batch missing numbers? To leave the layer as it is, call `learn.reconstruct(..., exclude=...)` after '
+            '`learn.prune(...)`'
+        )
     return errors
 
 # %% ../../nbs/training/reconstruct.ipynb #3e5ee599

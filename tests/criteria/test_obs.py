@@ -4,23 +4,13 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, set_seed
+from helpers import Conv1D
 from torch import nn
 from torch.nn import functional as F
 
 from fastprune.all import CRITERIA, SparsifyCallback, obs, prunable_weights
 from fastprune.core.protocol import as_batches
 from fastprune.learner.batches import undisturbed
-
-
-class Conv1D(nn.Module):
-    "As in GPT-2"
-
-    def __init__(self, n_in, n_out):
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(n_in, n_out)), nn.Parameter(torch.randn(n_out))
-
-    def forward(self, x):
-        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], -1)
 
 
 def learner(model, *shape, n=24):

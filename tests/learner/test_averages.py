@@ -22,10 +22,10 @@ def net():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 10))
 
 
-def make(model=None, **kwargs):
+def make(model=None, bs=256, **kwargs):
     set_seed(3, reproducible=True)
     kwargs = dict(loss_func=CrossEntropyLossFlat(), metrics=accuracy, opt_func=partial(SGD, mom=0.9)) | kwargs
-    return Learner(digits_dls(bs=128), net() if model is None else model, **kwargs)
+    return Learner(digits_dls(bs=bs), net() if model is None else model, **kwargs)
 
 
 def fit(learn, n=3, **kwargs):
@@ -138,9 +138,9 @@ def test_used_and_loaded(kind, event, order, recwarn):
     average = Average(kind, event, order)
     steps = AfterSteps(average)
     learn = fit(make(), cbs=[moving(), average, steps])
-    assert len(average.seen) >= 6 and all(average.seen[-2:]) and learn.masks.sparsity == pytest.approx(0.8, abs=1e-3)
+    assert len(average.seen) == 3 and all(average.seen) and learn.masks.sparsity == pytest.approx(0.8, abs=1e-3)
     assert zeros(average.ema_model, learn.masks) and zeros(learn.model, learn.masks)
-    assert len(steps.exact) > 20 and all(steps.exact)
+    assert len(steps.exact) > 10 and all(steps.exact)
     weights, loaded = dict(average.ema_model.named_parameters()), dict(learn.model.named_parameters())
     assert all(torch.equal(weights[n], p) for n, p in loaded.items())
     assert not [w for w in recwarn if 'were not zero' in str(w.message)]
@@ -210,6 +210,24 @@ def test_masks_that_are_set_outside_of_a_fit():
         assert all(torch.equal(a[n], b[n]) for n in a)
 
 
+def test_what_is_no_average_of_these_weights_stays():
+    class Critic(nn.Sequential):
+        "Begins with a layer of the names and shapes of the model's"
+
+        def __init__(self):
+            super().__init__(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 1))
+
+    learn = make()
+    ones = {n: torch.ones_like(p) for n, p in learn.model.named_parameters()}
+    names = ('avg_grads', 'exp_avg', 'ema_scores', 'losses_avg')
+    others = {name: {n: t.clone() for n, t in ones.items()} for name in names}
+    kept = Keeps(ema_critic=Critic(), swa_critic=AveragedModel(Critic()), **others)
+    learn.add_cb(kept)
+    learn.prune(0.9)
+    assert all((t == 1).all() for n in names for t in getattr(kept, n).values())
+    assert kept.ema_critic[1].weight.all() and kept.swa_critic.module[1].weight.all()
+
+
 def test_an_interrupted_fit():
     average = Average('EMA', 'after_step', -100, load=False)
 
@@ -238,7 +256,7 @@ class Normed(nn.Sequential):
 
 def test_norms_of_averages_leave_out_cut_channels():
     average = Average('EMA', load=False, swap=False)
-    learn = make(Normed())
+    learn = make(Normed(), bs=128)  # with fewer steps, a bias is still 0
     learn.add_cb(average)
     fit(learn, 1)
     learn.prune(0.5, granularity='channel')

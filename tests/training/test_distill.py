@@ -4,7 +4,6 @@ import pickle
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,14 +21,24 @@ from fastai.basics import (
 )
 from fastai.callback.all import CutMix, GradientAccumulation, GradientClip, MixedPrecision, MixUp
 from helpers import SGDM, quietly, same, stopped
-from processes import printed, ranks
 from torch import nn
 
-from fastprune.all import Checkpoint, Distill, SparsifyCallback, digits_convnet, linear, save_sparse, save_state, taylor
+from fastprune.all import (
+    Checkpoint,
+    Distill,
+    ShrinkCallback,
+    SparsifyCallback,
+    digits_convnet,
+    linear,
+    save_sparse,
+    save_state,
+    taylor,
+)
 from fastprune.core.files import load_tensors
 from fastprune.learner.gradients import summed_gradients
 from fastprune.training.distill_layers import new_adapter
 from fastprune.training.distill_losses import DISTILL_LOSSES
+from fastprune.training.distill_teacher import class_axis, is_multi_label
 from fastprune.training.watch import Watch
 
 pytestmark = pytest.mark.usefixtures('deterministic')
@@ -391,14 +400,14 @@ def test_resumed_to_the_bit(learner, kwargs):
     def make():
         torch.manual_seed(0)
         net = digits_convnet(widths=(8, 16, 16))
-        return learner(nn.Sequential(*net[:-1], nn.Dropout(0.2), nn.Linear(16, 10)), bs=128, opt_func=SGDM)
+        return learner(nn.Sequential(*net[:-1], nn.Dropout(0.2), nn.Linear(16, 10)), bs=256, opt_func=SGDM)
 
     def fit(learn, *cbs):
         method = SparsifyCallback(0.8, criterion=taylor, interval=3)
-        acc = [GradientAccumulation(300)] if kwargs is HINT else []
-        quietly(learn, learn.fit_one_cycle, 3, 0.02, cbs=[method, Distill(teacher(), **kwargs), *acc, *cbs])
+        acc = [GradientAccumulation(700)] if kwargs is HINT else []  # with gradients that wait for the next epoch
+        quietly(learn, learn.fit_one_cycle, 2, 0.02, cbs=[method, Distill(teacher(), **kwargs), *acc, *cbs])
 
-    whole, again = stopped(make, fit, 2, 7)
+    whole, again = stopped(make, fit, 1, 3)
     assert same(whole, again)
     assert [list(v) for v in whole.recorder.values] == [list(v) for v in again.recorder.values]
 
@@ -509,6 +518,7 @@ def test_errors_before_training(learner, tmp_path):
         option=(dict(loss='decoupled', gamma=1), "gamma=1: loss='decoupled' has alpha and beta and temperature"),
         layers=(dict(loss='hint'), 'compares layers'),
         no_layers=(dict(layers='1'), 'compares outputs'),
+        no_names=(dict(loss='hint', layers=3), 'layers=3: needs names of layers in both networks'),
     )
     for kwargs, message in wrong.values():
         with pytest.raises(ValueError, match=message):
@@ -522,6 +532,8 @@ def test_errors_before_training(learner, tmp_path):
         with pytest.raises(ValueError, match=message):
             Distill(t)
     save_state(teacher(7).state_dict(), tmp_path / 'other.safetensors')
+    unknown = teacher()
+    unknown[0][0].weight.data.fill_(torch.nan)
     in_fit = dict(
         itself=(Distill(learn), 'Distill.from_dense'),
         classes=(Distill(teacher(7)), r"its output has shape \[64, 7\], and the student's \[64, 10\]"),
@@ -533,11 +545,19 @@ def test_errors_before_training(learner, tmp_path):
         file=(Distill(tmp_path / 'other.safetensors'), 'the file is of another network'),
         function=(Distill(teacher(), lambda s, t: s - t), 'has to give a tensor with one number'),
         raises=(Distill(teacher(), lambda s: s), "can't compare student and teacher"),
+        no_number=(Distill(unknown), "loss='soft_target': it is nan on the first batch"),
+        no_numbers=(Distill(unknown, 'decoupled'), "loss='decoupled': it is nan on the first batch"),
+        axis=(Distill(teacher(), 'decoupled', axis=3), 'has no classes in dimension 3'),
+        widths=([Distill(teacher(), **HINT), ShrinkCallback()], 'needs layers that keep their widths'),
     )
     for cb, message in in_fit.values():
         with pytest.raises(ValueError, match=message):
             quietly(learn, learn.fit, 1, 0.01, cbs=cb)
+        cb = cb[0] if isinstance(cb, list) else cb
         assert cb._run is None and not any(m._forward_hooks for m in learn.model.modules())
+    learn.loss_func = nn.MSELoss()
+    with pytest.raises(ValueError, match="that of a regression: use loss='logits'"):
+        quietly(learn, learn.fit, 1, 0.01, cbs=Distill(teacher()))
     assert all(torch.equal(a, b) for a, b in zip(start.values(), learn.model.state_dict().values(), strict=True))
 
 
@@ -554,23 +574,51 @@ def test_the_trial_changes_nothing(learner):
         assert all(torch.equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
 
 
-@pytest.mark.cpu_only
-def test_two_processes(tmp_path):
-    pytest.importorskip('accelerate')
-    printed(ranks, 2, Path(__file__).parent.parent / 'distributed_distill.py', tmp_path)
-    states = [torch.load(tmp_path / f'{part} {i}.pth') for i in range(2) for part in ('whole', 'again')]
-    for n, t in states[0].items():
-        assert torch.equal(t, states[1][n]) or n == 'rows', n  # resumed to the bit
-        assert torch.equal(t, states[2][n]) or 'running' in n or n == 'rows', n  # the same in both processes
-    assert all(torch.equal(s["rows"][:, -2:], states[0]["rows"][:, -2:]) for s in states)
+@pytest.mark.parametrize('what', ['validate', 'get_preds'])
+def test_a_validation_within_a_fit_keeps_the_adapters(learner, what):
+    class Nested(Callback):
+        "After the first of two epochs, whose adapters go on"
+
+        order, run_valid, done = 99, True, False
+
+        def after_epoch(self):
+            if not self.done:
+                self.done, of_fit = True, self.learn.distill._run
+                quietly(self.learn, getattr(self.learn, what))
+                assert self.learn.distill._run is of_fit and len(of_fit.adapters.parameters) == 2
+
+    learn, nested = learner(bs=1024), Nested()
+    quietly(learn, learn.fit, 2, 0.01, cbs=[Distill(teacher(), **HINT), nested])
+    assert nested.done and learn.epoch == 1
+
+
+def test_what_a_loss_function_says():
+    class Labels(nn.BCEWithLogitsLoss):
+        pass
+
+    class Probabilities(nn.BCELoss):
+        pass
+
+    assert is_multi_label(Labels()) and is_multi_label(partial(F.binary_cross_entropy_with_logits, weight=None))
+    with pytest.raises(ValueError, match='loss_func=Probabilities: it takes probabilities'):
+        is_multi_label(Probabilities())
+    along_1 = (nn.CrossEntropyLoss(), partial(F.cross_entropy, label_smoothing=0.1), LabelSmoothingCrossEntropy())
+    assert [class_axis(loss, 3) for loss in along_1] == [1, 1, 1]  # [N, classes, positions]
+
+
+class Small(nn.Sequential):
+    def __init__(self, width):
+        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 10))
 
 
 def test_compiled_networks(learner):
     ends = []
     for compiled in (lambda m: m, lambda m: torch.compile(m, backend='eager')):
-        learn = learner(bs=256, opt_func=SGD)
+        torch.manual_seed(0)
+        networks = Small(4), Small(6)
+        learn = learner(networks[0], bs=360, opt_func=SGD)  # batches of one size
         learn.model = compiled(learn.model)
-        for kwargs in ({}, HINT):
-            quietly(learn, learn.fit, 1, 0.01, cbs=Distill(compiled(teacher()), **kwargs))
+        for kwargs in ({}, dict(loss='hint', layers='1')):
+            quietly(learn, learn.fit, 1, 0.01, cbs=Distill(compiled(networks[1]), **kwargs))
         ends.append(list(learn.model.parameters()))
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*ends, strict=True))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, set_seed
+from helpers import Conv1D
 from torch import nn
 from torch.nn import functional as F
 
@@ -26,17 +27,6 @@ def learner(model, *shape, n=32, bs=8, n_out=4, dtype=torch.float32):
 
 def state(model):
     return {n: t.clone() for n, t in model.state_dict().items()}
-
-
-class Conv1D(nn.Module):
-    "As in GPT-2"
-
-    def __init__(self, n_in, n_out):
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(n_in, n_out)), nn.Parameter(torch.randn(n_out))
-
-    def forward(self, x):
-        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], -1)
 
 
 class Block(nn.Module):
@@ -356,6 +346,57 @@ def test_a_failure_changes_nothing():
         learn.reconstruct(dense)
     assert all(torch.equal(t, pruned[n]) for n, t in learn.model.state_dict().items())
     assert not any('forward' in vars(m) for m in learn.model.modules())
+
+
+@pytest.mark.parametrize('scale', [1, 1e-25, 1e25])
+@pytest.mark.parametrize('kind', ['linear, tokens', 'conv2d', 'same', 'conv1d', 'depthwise', 'positions'])
+def test_products_in_float32_give_the_same(kind, scale):
+    "Sums of damped problems, for inputs of any size"
+    torch.manual_seed(0)
+    positions = lambda: nn.Conv2d(4, 6, 3, padding=1, dilation=(2, 1)), (4, 3, 9)
+    make, shape = {**LAYERS, 'positions': positions}[kind]
+    layer = make()
+    each = linear_maps(layer, {'weight': layer.weight})['weight']
+    all_sums = [InputSums(each, each.rows(layer.weight.detach()), damping) for damping in (0.01, 0.0)]
+    for _ in range(2):
+        x, source = scale * torch.rand(40, *shape), scale * torch.rand(40, *shape)
+        for sums in all_sums:
+            sums.add(x, source)
+    single, exact = all_sums
+    assert single.like.dtype == torch.float32 and exact.like.dtype == torch.float64
+    for name in ('gram', 'cross', 'squares'):
+        found, want = getattr(single, name), getattr(exact, name)
+        assert found.dtype == torch.float64 and want.any()
+        assert (found - want).abs().max() < 1e-6 * want.abs().max(), name
+    kept = torch.rand_like(each.rows(layer.weight)) > 0.5
+    start = each.rows(layer.weight.detach()).double() * kept
+    found, want = (fit_rows(s.gram, s.cross, start, kept, 0.01) for s in all_sums)
+    assert torch.allclose(found, want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
+
+
+def test_inputs_that_are_not_finite():
+    "The layer is named, and weights and masks are as before"
+    learn = learner(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4)), 6)
+    learn.dls.train_ds[3][0][0] = torch.nan
+    dense = state(learn.model)
+    with pytest.raises(ValueError, match="the inputs of '0.weight' or its dense weights are not finite"):
+        learn.prune(0.5, reconstruct=4)
+    assert learn.masks is None and all(torch.equal(t, dense[n]) for n, t in learn.model.state_dict().items())
+    with pytest.raises(ValueError, match="'0.weight'.*has NaN"):
+        learn.prune(0.5, CRITERIA['obs'], n_batches=4)
+
+
+def test_the_dense_state_of_a_wrapped_model():
+    "A `state_dict` of `torch.compile(model)`, a model like it, and one of the model inside are the same"
+    tables = []
+    for given in (state, copy.deepcopy, lambda model: state(model._orig_mod)):
+        torch.manual_seed(0)
+        model = torch.compile(nn.Sequential(nn.Linear(6, 4)), backend='eager')
+        learn = learner(model, 6)
+        dense = given(learn.model)
+        learn.prune(0.5)
+        tables.append(learn.reconstruct(dense, 2))
+    assert all(t.equals(tables[0]) and t.notna().all(axis=None) for t in tables)
 
 
 def test_what_it_says_about_arguments():

@@ -38,7 +38,7 @@ from fastprune.all import (
 from fastprune.learner.states import BestEpoch
 
 pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
-EPOCHS, STEPS = 8, 6
+EPOCHS, STEPS = 8, 4
 
 
 class Given(Metric):
@@ -155,6 +155,14 @@ def test_where_the_ramp_ends(tmp_path, schedule, first):
     schedule = cyclical(one_shot, 2, restart=1.0) if restart else schedule
     train(toy(falling, tmp_path), SparsifyCallback(0.9, schedule=schedule), Mine('given'))
     assert [e for e, _ in seen] == list(range(first, EPOCHS)) and {n for _, n in seen} == {100 + 20}
+
+
+def test_few_channels_are_final_before(tmp_path):
+    "An epoch with as many channels as at the end is compared, though the schedule asks for 48%, say"
+    learn = toy(falling, tmp_path, nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 4)))
+    ends = train(learn, SparsifyCallback(0.5, granularity='channel'), SaveModelCallback('given'))
+    first = ends.sparsities.index(ends.sparsities[-1])
+    assert first < 6 and same(learn, ends.states[first]) and learn.masks == ends.snapshots[first]
 
 
 def test_a_short_fit_ends_with_its_last_epoch(tmp_path):
@@ -337,13 +345,15 @@ class Crash(Callback):
             raise RuntimeError('power')
 
 
-@pytest.mark.parametrize('at', [3, 6, 7])
 @pytest.mark.parametrize(
-    'method, values',
-    [(lambda: SparsifyCallback(0.9), middle), (lambda: RigL(0.9, interval=5, scope='local'), [1, 2, 9, 3, 4, 5, 6, 7])],
+    'method, values, epochs',
+    [
+        (lambda: SparsifyCallback(0.9), middle, (3, 6, 7)),
+        (lambda: RigL(0.9, interval=5, scope='local'), [1, 2, 9, 3, 4, 5, 6, 7], (2, 6)),
+    ],
     ids=['ocp', 'RigL'],
 )
-def test_resume(tmp_path, at, method, values):
+def test_resume(tmp_path, method, values, epochs):
     def run(name, *cbs):
         learn = toy(values, tmp_path / name)
         save = SaveModelCallback('given')
@@ -351,15 +361,17 @@ def test_resume(tmp_path, at, method, values):
         return learn, save, ends
 
     whole, save, _ = run('whole')
-    with pytest.raises(RuntimeError, match='power'):
-        run('part', Checkpoint('run'), Crash(at))
-    with warnings.catch_warnings():
-        warnings.simplefilter('error', UserWarning)
-        again, resumed, _ = run('part', Checkpoint('run'))
-        done, *_ = run('part', Checkpoint('run'))  # nothing is trained again
-    for learn in (again, done):
-        assert same(learn, dict(whole.model.named_parameters())) and learn.masks == whole.masks
-    assert resumed.best == save.best
+    for at in epochs:
+        part = f'part {at}'
+        with pytest.raises(RuntimeError, match='power'):
+            run(part, Checkpoint('run'), Crash(at))
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', UserWarning)
+            again, resumed, _ = run(part, Checkpoint('run'))
+            done, *_ = run(part, Checkpoint('run'))  # nothing is trained again
+        for learn in (again, done):
+            assert same(learn, dict(whole.model.named_parameters())) and learn.masks == whole.masks
+        assert resumed.best == save.best
 
 
 def test_a_tracker_belongs_to_the_fit(tmp_path):
