@@ -13,7 +13,7 @@ import warnings
 import torch
 
 from .devices import is_host, runs_cuda
-from .selection_host import CompiledSelection, HostSelection, Projecting
+from .selection_host import CompiledSelection, Projecting
 from .selection_triton import TritonSelection
 from .triton_programs import has_memory
 

@@ -263,10 +263,16 @@ def project(f: Function, bits: int) -> None:
 
 # %% ../../nbs/core/mask_passes.ipynb #4174385e
 _lock = threading.Lock()
+_compiled = {}  # (bits, compresses) -> `Compiled`
 
 
-@functools.cache
-def _compiled(bits, compresses):
+def passes(
+    bits: int,  # Of a score and a weight: 32, or 16
+    compresses: bool | None = None,  # As for `Compiled`
+) -> Compiled:
+    "The passes, compiled for numbers of this width at the first call"
+    if (bits, compresses) in _compiled:  # without the lock, which Ctrl-C could leave locked
+        return _compiled[bits, compresses]
     builds = {
         'select': select,
         'find_tie': functools.partial(find_tie, bits=bits),
@@ -276,13 +282,7 @@ def _compiled(bits, compresses):
         'write_zeros': functools.partial(write, bits=bits, zero_bits=bits),
         'project': functools.partial(project, bits=bits),
     }
-    return Compiled(builds, compresses)
-
-
-def passes(
-    bits: int,  # Of a score and a weight: 32, or 16
-    compresses: bool | None = None,  # As for `Compiled`
-) -> Compiled:
-    "The passes, compiled for numbers of this width at the first call"
     with _lock:
-        return _compiled(bits, compresses)
+        if (bits, compresses) not in _compiled:
+            _compiled[bits, compresses] = Compiled(builds, compresses)
+        return _compiled[bits, compresses]

@@ -273,9 +273,9 @@ def find(
     lost = [r for r in search.rankings if r.threshold is None]
     for r in lost:
         table[r.rows, SIZE] = 0
-    search.passes.run('write_zeros' if zeros else 'write', _cut_rows(table, *cuts, search.bytes))
     if zeros:
-        count_change(zeros)
+        count_change(zeros)  # before the change, so that Ctrl-C does not come in between
+    search.passes.run('write_zeros' if zeros else 'write', _cut_rows(table, *cuts, search.bytes))
     for i in {i for r in lost for i in of[r.rows].tolist()}:
         masks[i] = None
     return masks

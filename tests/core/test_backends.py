@@ -16,7 +16,7 @@ from scores import kinds, laid_out, layouts, numbers, same_bits, weights_to_zero
 from torch.utils._pytree import tree_map
 
 from fastprune.core import backends, selection_triton, triton_programs, triton_search
-from fastprune.core.backends import Fallback, HostSelection, TorchSelection, select
+from fastprune.core.backends import Fallback, TorchSelection, select
 from fastprune.core.compute import compute_masks
 from fastprune.core.devices import pretend
 from fastprune.core.granularity import GRANULARITIES, check_granularity
@@ -24,6 +24,7 @@ from fastprune.core.later import Checks, delayed_checks
 from fastprune.core.mask_counts import kept_later, know, known
 from fastprune.core.masks import Masks
 from fastprune.core.scopes import SCOPES
+from fastprune.core.selection_host import HostSelection
 from fastprune.core.selection_triton import TritonSelection
 from fastprune.core.triton_programs import interpreted
 from fastprune.core.triton_search import Search

@@ -20,6 +20,8 @@ from fastprune.core.scopes import SCOPES
 from fastprune.core.selection import NaNError
 from fastprune.core.selection_compiled import find
 from fastprune.core.selection_host import CompiledSelection, HostSelection
+from fastprune.engine.method import Method
+from fastprune.engine.sparsifier import Sparsifier
 
 pytestmark = pytest.mark.cpu_only
 
@@ -250,6 +252,36 @@ def test_numpy_where_nothing_can_be_compiled(small, monkeypatch, error):
     assert tried == [32]
 
 
+def trained(dtype, selection, monkeypatch):
+    "Masks and weights of a training, with updates by a selection"
+    monkeypatch.setattr('fastprune.core.backends._host', selection)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.ReLU(), torch.nn.Linear(30, 3)).to(dtype)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    pruner = Sparsifier(model, Method(0.9, interval=1), total_steps=10, optimizer=opt)
+    for _ in range(10):
+        model(torch.randn(8, 20).to(dtype)).square().mean().backward()
+        pruner.step()
+        opt.zero_grad()
+    assert pruner.masks.sparsity == pytest.approx(0.9, abs=0.01)
+    return list(pruner.masks.values()), list(model.parameters())
+
+
+@pytest.mark.parametrize('dtype', TYPES, ids=str)
+@pytest.mark.parametrize('has_llvm', [True, False])
+def test_trainings_are_those_by_numpy(small, monkeypatch, dtype, has_llvm):
+    "In all types; and where llvmlite is not installed"
+    monkeypatch.setattr(mask_passes, '_compiled', {})
+    if not has_llvm:
+        monkeypatch.setitem(sys.modules, 'llvmlite', None)
+        monkeypatch.setitem(sys.modules, 'llvmlite.binding', None)
+    selection = always()
+    masks, weights = trained(dtype, selection, monkeypatch)
+    assert selection.worth.works == has_llvm
+    want_masks, want_weights = trained(dtype, HostSelection(), monkeypatch)
+    assert same_bits(masks, want_masks) and same_bits(weights, want_weights)
+
+
 def test_threads_without_openmp(small, monkeypatch, threads):
     monkeypatch.setattr(machine_code, '_openmp', lambda: None)
     x = numbers('normal', (1000,), 0)
@@ -266,8 +298,8 @@ def test_all_rows_are_done_once(threads):
     assert (table[:, 1] == want).all()
 
 
-def test_several_threads_compile_once():
-    mask_passes._compiled.cache_clear()
+def test_several_threads_compile_once(monkeypatch):
+    monkeypatch.setattr(mask_passes, '_compiled', {})
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(mask_passes.passes, [32] * 4))
     assert all(f is found[0] for f in found)
