@@ -714,6 +714,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fastprune.core.compute._nan_error': ('core/compute.html#_nan_error', 'fastprune/core/compute.py'),
                                         'fastprune.core.compute._nan_error_of': ( 'core/compute.html#_nan_error_of',
                                                                                   'fastprune/core/compute.py'),
+                                        'fastprune.core.compute._nan_in': ('core/compute.html#_nan_in', 'fastprune/core/compute.py'),
                                         'fastprune.core.compute._on': ('core/compute.html#_on', 'fastprune/core/compute.py'),
                                         'fastprune.core.compute._split_units': ( 'core/compute.html#_split_units',
                                                                                  'fastprune/core/compute.py'),
