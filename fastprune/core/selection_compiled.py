@@ -132,6 +132,7 @@ class Search:
             ends = np.searchsorted(self.of, np.arange(len(tensors) + 1)).tolist()
             self.rankings = [Ranking(k, slice(*e), n) for k, *e, n in zip(ks, ends, ends[1:], sizes, strict=False)]
         self.rankings = [r for r in self.rankings if r.n]
+        self.n_rows = np.array([r.rows.stop - r.rows.start for r in self.rankings], dtype=np.int64)
 
 # %% ../../nbs/core/selection_compiled.ipynb #adf0f0ab
 @patch
@@ -162,10 +163,10 @@ def sample(self: Search) -> None:
 @patch
 def count(self: Search) -> None:
     "Count around the brackets. Raises `NaNError`"
-    for r in self.rankings:
-        self.table[r.rows, LOW : HIGH + 1] = r.bracket
-        self.table[r.rows, ROOM] = np.ceil(2 * r.share * self.table[r.rows, SIZE]) + 2**10
-    rooms = np.minimum(self.table[:, SIZE], self.table[:, ROOM])
+    brackets = np.array([r.bracket for r in self.rankings], dtype=np.int64).reshape(-1, 2)
+    self.table[:, LOW : HIGH + 1] = np.repeat(brackets, self.n_rows, axis=0)
+    shares = np.repeat([r.share for r in self.rankings], self.n_rows)
+    rooms = np.minimum(self.table[:, SIZE], (np.ceil(2 * shares * self.table[:, SIZE]) + 2**10).astype(np.int64))
     self.offsets = np.cumsum(rooms + LANES) - rooms - LANES
     self.between = np.empty(int((rooms + LANES).sum()), dtype=np.int32)
     self.table[:, TARGET], self.table[:, ROOM] = self.between.ctypes.data + 4 * self.offsets, rooms
@@ -220,8 +221,8 @@ def find_all(self: Search) -> np.ndarray:  # Rows that are cut, and the places: 
     at_ends = {r: r.find(counts) for r, counts in zip(self.rankings, sums.tolist(), strict=True)}
     ties = {r: table[r.rows, c[1]] - table[r.rows, c[0]] for r, c in at_ends.items() if c} | self.find_between()
     cuts, ranks = [], []
+    table[:, LOW] = np.repeat([r.threshold or 0 for r in self.rankings], self.n_rows)
     for r in self.rankings:
-        table[r.rows, LOW] = r.threshold or 0
         if r in ties:
             before = np.cumsum(ties[r]) - ties[r]
             table[r.rows, LOW] -= (before >= r.n_ties) & (ties[r] > 0)

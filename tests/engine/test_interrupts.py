@@ -78,7 +78,7 @@ def test_interrupted_at_any_line(how, scope, monkeypatch):
     line, found, is_interrupted = 1, set(), True
     while is_interrupted:
         model, opt, pruner = started(scope)
-        is_interrupted = False
+        is_interrupted, tracer = False, sys.gettrace()
         interrupt_at(line)
         try:
             pruner.after_step()
@@ -86,7 +86,7 @@ def test_interrupted_at_any_line(how, scope, monkeypatch):
             is_interrupted = True
             pruner.keeper.project()  # as `close` does
         finally:
-            sys.settrace(None)
+            sys.settrace(tracer)
         assert_consistent(model, pruner.masks)
         found.add(round(pruner.masks.sparsity, 3))
         if is_interrupted:
