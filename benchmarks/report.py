@@ -3,6 +3,7 @@
 import io
 
 import pandas as pd
+import peer_targets
 from common import here
 from gpu_targets import NOT_MEASURED, devices, verdicts
 
@@ -200,6 +201,43 @@ shrunk models:
 '''
 
 
+def digits(value):
+    "Three significant digits, or nothing for NaN"
+    return '' if pd.isna(value) else f'{value:.3g}' if value < 1000 else f'{value:.0f}'
+
+
+def peers(rows):
+    "`sparse_inference` beside the engines that users would choose instead"
+    wide = peer_targets.times(rows)
+    shown = wide.astype(object)
+    ratios = list(peer_targets.RATIOS)
+    for columns, form in ((list(peer_targets.SIDES), digits), (ratios, lambda r: '' if pd.isna(r) else f'{r:.2f}')):
+        shown[columns] = wide[columns].map(form)
+    targets = pd.DataFrame(peer_targets.verdicts(wide), columns=['what', 'target', 'found', 'met'])
+    off = ', '.join(f'{side} {d}' for side, d in peer_targets.differences(rows).items())
+    missing = [f'{side} has no times: {"; ".join(notes)}.' for side, notes in peer_targets.missing(rows).items()]
+    return (
+        '''## Other engines beside `sparse_inference`, on a CPU
+
+`bash benchmarks/peers.sh` makes an environment for each engine, and `python benchmarks/inference_peers.py` measures.
+All engines run the same pruned networks on all cores, in turns, and the others are stopped meanwhile. "as it was" is
+plain PyTorch, and `torch.compile` uses inductor with frozen weights. Other engines read ONNX files of a fixed batch
+size.
+"OpenVINO" is its default, which computes in bfloat16 where the processor can; DeepSparse computes in float32. Times are
+median milliseconds per batch. The ratio to OpenVINO takes the faster one of our two precisions, the others float32.
+'''
+        + f'''Engines: {', '.join(peer_targets.versions(rows))}. Machine: {rows.machine.iloc[0]}.
+
+{table(shown)}
+
+{table(targets)}
+
+The largest difference from the outputs of the model as it was, relative to the largest output: {off}.
+{chr(10).join(missing)}
+'''
+    )
+
+
 def kernel():
     df = read('kernel_numba', dtype=object, keep_default_na=False)
     first, df = df[df.network == 'first use'].iloc[0], df[df.network != 'first use']
@@ -322,10 +360,10 @@ def main():
     head = f'''# Benchmarks
 
 The time, memory and disk space that fastprune needs, next to plain training and to other libraries. The scripts
-`mask_update.py`, `overhead.py`, `connectivity.py`, `billion.py`, `soak.py`, `inference.py`, `channels.py`,
-`reconstruct.py`, `kernel_numba.py` and `loading.py` write CSV files, and `python benchmarks/report.py` makes this page
-from them. They need `pip install '.[bench]'`. All sides of a comparison take turns in one process, and figures are
-medians.
+`mask_update.py`, `overhead.py`, `connectivity.py`, `billion.py`, `soak.py`, `inference.py`, `inference_peers.py`,
+`channels.py`, `reconstruct.py`, `kernel_numba.py` and `loading.py` write CSV files, and `python benchmarks/report.py`
+makes this page from them. They need `pip install '.[bench]'`. All sides of a comparison take turns in one process, and
+figures are medians.
 `mask_update.py`, `overhead.py` and `inference.py` also run on a GPU, by `--device cuda`.
 Machine: {df.machine[0]}.
 '''
@@ -346,6 +384,7 @@ transformers: which ones are pruned by default, with which layout, and which one
         billion(),
         soak(),
         inference(),
+        peers(read('inference_peers', keep_default_na=False)),
         channels(),
         reconstruct(),
         kernel(),
