@@ -183,9 +183,10 @@ def row_blocks(
 def _conv(self: Plan, op, source, *others):
     target, residual = others[-1], others[0] if len(others) > 1 else None
     sparse, before = op.sparse, self.shapes[op.inputs[0]]
-    if self.images == 1 and before[1:] == (1, 1) and source.plane == target.plane == 4 and residual is None:
-        return self._dot(op, source, target)
     memory, (ph, pw) = source.memory, op.padding
+    pixels = (*before[1:], *op.weight_shape[2:]) == (1, 1, 1, 1) and ph == pw == 0
+    if self.images == 1 and pixels and source.plane == target.plane == 4 and residual is None:
+        return self._dot(op, source, target)
     if self.images > 1 or is_direct(op, before, self.shapes[op.out]):
         y, x = sparse.y * op.dilation[0], sparse.x * op.dilation[1]
         distance = sparse.channel * source.plane + y * source.row + x * source.point
