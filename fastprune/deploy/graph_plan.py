@@ -308,8 +308,8 @@ def _concat(self: Plan, op, *places):
 @patch
 def _pool(self: Plan, op, source, target, kernel, largest, divisor):
     "A step for a pool. `divisor`: what sums are divided by; 0 for as many as there are pixels in the window"
-    windows = kernel == (source.height, source.width) and (target.height, target.width) == (1, 1)
-    stride, padding, dilation = ((1, 1), (0, 0), (1, 1)) if windows else (op.stride, op.padding, op.dilation)
+    whole = tuple(op.kernel) == (0, 0)
+    stride, padding, dilation = ((1, 1), (0, 0), (1, 1)) if whole else (op.stride, op.padding, op.dilation)
     sizes = [*kernel, *stride, *padding, *dilation, source.height, source.width, target.height, target.width]
     sizes = torch.tensor([*sizes, largest, bits_of(divisor)], device='cpu')
     fields = dict(input=source.address, output=target.address, sizes=self.steps.hold(sizes))
