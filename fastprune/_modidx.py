@@ -2189,6 +2189,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'fastprune/deploy/graph_code.py'),
                                              'fastprune.deploy.graph_code.exponential': ( 'deploy/graph_code.html#exponential',
                                                                                           'fastprune/deploy/graph_code.py'),
+                                             'fastprune.deploy.graph_code.hyperbolic_tangent': ( 'deploy/graph_code.html#hyperbolic_tangent',
+                                                                                                 'fastprune/deploy/graph_code.py'),
                                              'fastprune.deploy.graph_code.in_lanes': ( 'deploy/graph_code.html#in_lanes',
                                                                                        'fastprune/deploy/graph_code.py'),
                                              'fastprune.deploy.graph_code.limited': ( 'deploy/graph_code.html#limited',

@@ -183,6 +183,17 @@ def logistic(c: Code, x: object) -> object:
     return c.b.fdiv(one, c.b.fadd(one, exponential(c, c.b.fneg(x))))
 
 
+def hyperbolic_tangent(c: Code, x: object) -> object:
+    "tanh(x), also where it is close to 0"
+    lanes, b = LANES if x.type == c.vector else 1, c.b
+    square, twice = b.fmul(x, x), logistic(c, b.fadd(x, x))
+    # Cephes' tanhf
+    factors = -5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1, 0
+    near = c.fma(polynomial(c, square, *factors), x, x)
+    far = b.fsub(b.fadd(twice, twice), c.constant(1, lanes))
+    return b.select(b.fcmp_ordered('<', square, c.constant(0.625**2, lanes)), near, far)
+
+
 def error_function(c: Code, x: object) -> object:
     "erf(x)"
     lanes = LANES if x.type == c.vector else 1
@@ -215,15 +226,12 @@ def curve(
         return logistic(c, x)
     if act == 'gelu':
         return b.fmul(b.fmul(half, x), b.fadd(one, error_function(c, b.fmul(x, c.constant(math.sqrt(0.5), lanes)))))
-    if act in ('tanh', 'gelu_tanh'):
-        inner = x
-        if act == 'gelu_tanh':
-            cube = b.fmul(b.fmul(x, x), x)
-            inner = b.fmul(c.constant(math.sqrt(2 / math.pi), lanes), c.fma(c.constant(0.044715, lanes), cube, x))
-        twice = logistic(c, b.fadd(inner, inner))
-        if act == 'gelu_tanh':
-            return b.fmul(x, twice)
-        return b.fsub(b.fadd(twice, twice), one)
+    if act == 'tanh':
+        return hyperbolic_tangent(c, x)
+    if act == 'gelu_tanh':
+        cube = b.fmul(b.fmul(x, x), x)
+        inner = b.fmul(c.constant(math.sqrt(2 / math.pi), lanes), c.fma(c.constant(0.044715, lanes), cube, x))
+        return b.fmul(x, logistic(c, b.fadd(inner, inner)))
     if act in ('hardswish', 'hardsigmoid'):
         gate = b.fmul(limited(c, b.fadd(x, c.constant(3, lanes)), zero, c.constant(6, lanes)), c.constant(1 / 6, lanes))
         return b.fmul(x, gate) if act == 'hardswish' else gate

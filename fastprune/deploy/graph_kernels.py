@@ -44,7 +44,9 @@ def tile_code(
     input_step, output_step, row_step, residual = (c.field(step, i) for i in (INPUT_STEP, OUTPUT_STEP, ROW_STEP, OTHER))
     ahead_count = c.field(step, AHEAD_COUNT)
     ahead = c.add(source, c.field(step, AHEAD))
-    low, high = (c.repeated(c.as_float(c.field(step, i))) for i in (LOW, HIGH))
+    curved = b.icmp_signed('>', c.field(step, ACT), c.whole(1))  # then LOW and HIGH aren't limits
+    limits = (b.select(curved, c.constant(v, 1), c.as_float(c.field(step, i))) for i, v in ((LOW, -np.inf), (HIGH, np.inf)))
+    low, high = map(c.repeated, limits)
     residual = b.sub(residual, c.field(step, OUTPUT))  # how far it is behind the output
     has_residual = b.icmp_signed('!=', c.field(step, OTHER), c.whole(0))
     sources = [c.add(source, c.mul(input_step, t)) for t in range(width)]

@@ -236,7 +236,8 @@ def row_blocks(
 def _conv(self: Plan, op, source, *others):
     target, residual = others[-1], others[0] if len(others) > 1 else None
     sparse, before = op.sparse, self.shapes[op.inputs[0]]
-    if self.images == 1 and before[1:] == (1, 1) and source.plane == target.plane == 4 and residual is None:
+    single = (*before[1:], *op.weight_shape[2:], *op.padding) == (1, 1, 1, 1, 0, 0)
+    if self.images == 1 and single and source.plane == target.plane == 4 and residual is None:
         return self._dot(op, source, target)
     memory, (ph, pw) = source.memory, op.padding
     if self.images > 1 or is_direct(op, before, self.shapes[op.out]):
@@ -384,8 +385,8 @@ def _concat(self: Plan, op, *places):
 @patch
 def _pool(self: Plan, op, source, target, kernel, largest, divisor):
     "A step for a pool. `divisor`: what sums are divided by; 0 for as many as there are pixels in the window"
-    windows = kernel == (source.height, source.width) and (target.height, target.width) == (1, 1)
-    stride, padding, dilation = ((1, 1), (0, 0), (1, 1)) if windows else (op.stride, op.padding, op.dilation)
+    whole = tuple(op.kernel) == (0, 0)
+    stride, padding, dilation = ((1, 1), (0, 0), (1, 1)) if whole else (op.stride, op.padding, op.dilation)
     sizes = [*kernel, *stride, *padding, *dilation, source.height, source.width, target.height, target.width]
     sizes = torch.tensor([*sizes, largest, bits_of(divisor)], device='cpu')
     fields = dict(input=source.address, output=target.address, sizes=self.steps.hold(sizes))
@@ -401,7 +402,7 @@ def _pool(self: Plan, op, source, target, kernel, largest, divisor):
         n = next(n for n in most if source.channels % (4 * n) == 0 or n == 1)
         tasks, parts = target.height * n, dict(parts=n, count=source.channels // n)
         kind = 'pool1' if source.channels % (4 * n) else 'pool4'
-    if self.images > 1 and not windows:
+    if self.images > 1 and not whole:
         for y, n in self.parts:
             reads = [(source.memory, *self._read(op, source, y, n))]
             self.steps.add(kind, n * parts['parts'], reads, (target.memory, y, y + n), first=y, **fields, **parts)

@@ -6,6 +6,7 @@
 __all__ = ['Segment']
 
 # %% ../../nbs/deploy/graph_run.ipynb #745a9c1e
+import contextlib
 import ctypes
 
 import torch
@@ -42,14 +43,17 @@ class Segment(nn.Module):
     def __getstate__(self):
         return {**super().__getstate__(), 'plans': {}} if hasattr(super(), '__getstate__') else {**self.__dict__, 'plans': {}}
 
+    @contextlib.contextmanager
     def plan(self, shapes, images):
-        "The plan for a size of images; those of the last four sizes are kept"
+        "A plan for a size of images that no other thread uses meanwhile; those of the last four sizes are kept"
         key = (*shapes, images)
-        if key not in self.plans:
-            while len(self.plans) >= 4:
-                self.plans.pop(next(iter(self.plans)))
-            self.plans[key] = Plan(self.ops, dict(zip(self.inputs, shapes, strict=True)), self.outputs, images)
-        return self.plans[key]
+        plan = self.plans.pop(key, None)
+        if plan is None:
+            plan = Plan(self.ops, dict(zip(self.inputs, shapes, strict=True)), self.outputs, images)
+        yield plan
+        self.plans[key] = plan
+        for old in list(self.plans)[:-4]:
+            self.plans.pop(old, None)
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor | tuple:
         check_not_traced()
@@ -62,11 +66,12 @@ class Segment(nn.Module):
         count = len(given[0])
         shapes = [tuple(x.shape[1:]) for x in given]
         single = count == 1 or count < 8 and any(s[1] * s[2] > 1 for s in shapes)
-        plan = self.plan(shapes, 1 if single else LANES)
-        outputs = [plan.places[v] for v in self.outputs]
-        made = [given[0].new_empty(count, p.channels, p.height, p.width) for p in outputs]
-        for first in range(0, count, plan.images):
-            self._run(plan, [x[first : first + plan.images] for x in given], outputs, [m[first : first + plan.images] for m in made])
+        with self.plan(shapes, 1 if single else LANES) as plan:
+            outputs = [plan.places[v] for v in self.outputs]
+            made = [given[0].new_empty(count, p.channels, p.height, p.width) for p in outputs]
+            for first in range(0, count, plan.images):
+                part = slice(first, first + plan.images)
+                self._run(plan, [x[part] for x in given], outputs, [m[part] for m in made])
         made = [m if rank == 4 else m[:, :, 0, 0] for m, rank in zip(made, self.ranks, strict=True)]
         return made[0] if len(made) == 1 else tuple(made)
 
