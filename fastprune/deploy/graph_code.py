@@ -7,11 +7,8 @@ __all__ = []
 
 # %% ../../nbs/deploy/graph_code.ipynb #975382b1
 import contextlib
-import math
 import functools
 from collections.abc import Callable, Iterator
-
-import numpy as np
 
 # %% ../../nbs/deploy/graph_code.ipynb #97f3cb85
 LANES = 16  # numbers that are handled together; where vector registers are shorter, LLVM takes several
@@ -30,7 +27,12 @@ class Code:
         from llvmlite import ir
 
         self.ir, self.module = ir, module
-        self.whole, self.half, self.float, self.pointer = ir.IntType(64), ir.IntType(32), ir.FloatType(), ir.PointerType()
+        self.whole, self.half, self.float, self.pointer = (
+            ir.IntType(64),
+            ir.IntType(32),
+            ir.FloatType(),
+            ir.PointerType(),
+        )
         self.vector = ir.VectorType(self.float, LANES)
         kind = ir.FunctionType(self.whole if results else ir.VoidType(), [self.whole] * arguments)
         self.function = ir.Function(module, kind, name)
@@ -170,7 +172,16 @@ def exponential(c: Code, x: object) -> object:
     rest = c.fma(n, c.constant(2.12194440e-4, lanes), rest)
     # Cephes' expf
     value = polynomial(
-        c, rest, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1, 1
+        c,
+        rest,
+        1.9875691500e-4,
+        1.3981999507e-3,
+        8.3334519073e-3,
+        4.1665795894e-2,
+        1.6666665459e-1,
+        5.0000001201e-1,
+        1,
+        1,
     )
     same = c.ir.Constant(halves, [23] * LANES) if lanes > 1 else c.half(23)
     power = c.b.shl(c.b.fptosi(n, halves), same)
@@ -257,25 +268,3 @@ def activated(
         b.branch(after)
     b.position_at_end(after)
     return b.load(result, typ=x.type)
-
-# %% ../../nbs/deploy/graph_code.ipynb #b6620caf
-def compiled(
-    module: object,  # `llvmlite.ir.Module`
-) -> object:  # LLVM's engine, which holds the machine code
-    "Machine code of a module, for this processor"
-    import llvmlite.binding as llvm
-
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    module.triple = llvm.get_process_triple()
-    target = llvm.Target.from_triple(module.triple)
-    features = llvm.get_host_cpu_features()
-    machine = target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features.flatten(), opt=3)
-    parsed = llvm.parse_assembly(str(module))
-    parsed.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=3)
-    options.loop_unrolling = False  # unrolled, the product is up to 15% slower
-    llvm.create_pass_builder(machine, options).getModulePassManager().run(parsed, llvm.create_pass_builder(machine, options))
-    engine = llvm.create_mcjit_compiler(parsed, machine)
-    engine.finalize_object()
-    return engine

@@ -6,11 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/deploy/graph_layout.ipynb #ecdbaa15
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
 
 from fastprune.deploy.graph_code import LANES
 from fastprune.deploy.graph_ops import Op
@@ -84,7 +80,9 @@ class Place:
     def view(self) -> torch.Tensor:
         "The value as [images, channels, height, width]"
         sizes = self.images, self.channels, self.height, self.width
-        return self.memory.as_strided(sizes, (1, *(s // 4 for s in (self.plane, self.row, self.point))), self.origin // 4)
+        return self.memory.as_strided(
+            sizes, (1, *(s // 4 for s in (self.plane, self.row, self.point))), self.origin // 4
+        )
 
 
 SPARE = 4 * 16 * LANES * 8  # bytes behind a value: its last tile may read there

@@ -10,7 +10,6 @@ import math
 import struct
 from dataclasses import replace
 
-import torch
 from fastcore.basics import patch
 
 from fastprune.deploy.graph_code import ACTS, LANES
@@ -36,7 +35,11 @@ def bits_of(
     return struct.unpack('<i', struct.pack('<f', max(min(x, 3.4e38), -3.4e38) if math.isfinite(x) else x))[0]
 
 
-LARGE, STRIP, WEIGHTS = 2**22, 2**22, 2**18  # bytes: of an image that is cut into strips, a strip, and weights of a group
+LARGE, STRIP, WEIGHTS = (
+    2**22,
+    2**22,
+    2**18,
+)  # bytes: of an image that is cut into strips, a strip, and weights of a group
 ALL = (-(2**40), 2**40)  # all rows of a value
 
 
@@ -89,10 +92,7 @@ class Steps:
                 left.remove(k)
         return order
 
-    def hold(
-        self,
-        tensor: torch.Tensor,
-    ) -> int:  # Its address
+    def hold(self, tensor: torch.Tensor) -> int:  # Its address
         "Keep a tensor that steps refer to"
         self.kept.append(tensor)
         return tensor.data_ptr()
@@ -307,7 +307,15 @@ def _phases(self: Plan, op, source, target):
             height = min(len(range(y, source.height, sh)), rows - top)
             width = min(len(range(x, source.width, sw)), row // 4 - left)
             if height > 0 and width > 0:
-                self._copy_phase(source, room, (i * sw + j) * plane, (sh * sw * plane, row), (y, x, top, left), op.stride, (height, width))
+                self._copy_phase(
+                    source,
+                    room,
+                    (i * sw + j) * plane,
+                    (sh * sw * plane, row),
+                    (y, x, top, left),
+                    op.stride,
+                    (height, width),
+                )
     y, x = op.sparse.y * dh, op.sparse.x * dw
     distance = (op.sparse.channel * sh * sw + y % sh * sw + x % sw) * plane + y // sh * row + x // sw * 4
     return room, self.steps.hold(room), distance
@@ -317,7 +325,9 @@ def _phases(self: Plan, op, source, target):
 def _copy_phase(self: Plan, source, room, phase, steps, corner, stride, size):
     (channel, row), (y, x, top, left), (height, width) = steps, corner, size
     target = room.data_ptr() + phase + top * row + left * 4
-    fields = dict(input=source.address + y * source.row + x * 4, input_outer=source.plane, input_inner=stride[0] * source.row)
+    fields = dict(
+        input=source.address + y * source.row + x * 4, input_outer=source.plane, input_inner=stride[0] * source.row
+    )
     fields |= dict(output=target, output_outer=channel, output_inner=row, rows=height, length=width, skip=4 * stride[1])
     self.steps.add('phase', source.channels, [source.memory], room, **fields)
 

@@ -9,12 +9,11 @@ __all__ = ['Segment']
 import contextlib
 import ctypes
 
-import torch
 from torch import nn
 
 from .graph_code import LANES
 from .graph_kernels import DONE, IMAGES, INPUT, NEXT, program
-from .graph_ops import Op, SparseWeight, run_ops
+from .graph_ops import Op
 from .graph_plan import Plan
 from .threads import check_not_traced, run_function
 
@@ -41,7 +40,11 @@ class Segment(nn.Module):
         return f'{len(self.ops)} operations'
 
     def __getstate__(self):
-        return {**super().__getstate__(), 'plans': {}} if hasattr(super(), '__getstate__') else {**self.__dict__, 'plans': {}}
+        return (
+            {**super().__getstate__(), 'plans': {}}
+            if hasattr(super(), '__getstate__')
+            else {**self.__dict__, 'plans': {}}
+        )
 
     @contextlib.contextmanager
     def plan(self, shapes, images):

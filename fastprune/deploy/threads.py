@@ -6,10 +6,14 @@
 __all__ = ['kernel_missing']
 
 # %% ../../nbs/deploy/threads.ipynb #69766333
-import ctypes,functools,torch
+import ctypes
+import functools
 from collections.abc import Callable
-from .tiles import PackJob,ProductJob
+
+import torch
+
 from ..core.machine_code import in_threads
+from .tiles import PackJob, ProductJob
 
 # %% ../../nbs/deploy/threads.ipynb #807fe48b
 @functools.cache
@@ -57,4 +61,3 @@ def run(
     "Do all tasks of a job"
     check_not_traced()
     run_function(_compiled()[type(job)], job, job.tasks)
-

@@ -103,9 +103,7 @@ SIZES = [(1, 1), (1, 9), (5, 1), (2, 3), (7, 7), (13, 17), (12, 33)]
 
 def places(size, window):
     "Places of a window in both directions"
-    return [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(size, *window, strict=True)
-    ]
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(size, *window, strict=True)]
 
 
 @pytest.mark.parametrize('window', WINDOWS, ids=str)
@@ -601,7 +599,9 @@ def test_inputs_that_are_refused():
     with pytest.raises(ValueError, match='too small'):
         Segment([conv(1, (0,), 2, 2, 5, 5)], [0], [1], [4])(torch.randn(1, 2, 4, 9))
     with pytest.raises(ValueError, match='windows beyond the image'):
-        Segment([Op('avgpool', 1, (0,), kernel=(2, 2), stride=(2, 2), ceil=True)], [0], [1], [4])(torch.randn(1, 2, 5, 5))
+        Segment([Op('avgpool', 1, (0,), kernel=(2, 2), stride=(2, 2), ceil=True)], [0], [1], [4])(
+            torch.randn(1, 2, 5, 5)
+        )
     with pytest.raises(ValueError, match='differ'):
         Segment([Op('add', 2, (0, 1))], [0, 1], [2], [4])(torch.randn(1, 2, 5, 5), torch.randn(1, 2, 5, 6))
     for shape in ((1, 2, 5, 5), (2, 5, 5)):
@@ -638,7 +638,9 @@ def test_another_default_dtype(dtype):
 def test_an_input_that_is_not_used():
     ops = [Op('act', 2, (1,), act='tanh')]
     for n in COUNTS:
-        agrees(Segment(ops, [0, 1], [2], [4]), ops, [0, 1], [2], [4], [torch.randn(n, 3, 4, 5), torch.randn(n, 2, 6, 3)])
+        agrees(
+            Segment(ops, [0, 1], [2], [4]), ops, [0, 1], [2], [4], [torch.randn(n, 3, 4, 5), torch.randn(n, 2, 6, 3)]
+        )
 
 
 def test_no_operations():
