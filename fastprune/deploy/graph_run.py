@@ -49,7 +49,8 @@ class Segment(nn.Module):
         key = (*shapes, images)
         plan = self.plans.pop(key, None)
         if plan is None:
-            plan = Plan(self.ops, dict(zip(self.inputs, shapes, strict=True)), self.outputs, images)
+            with torch.inference_mode(False):  # later calls may be outside of that mode, and write to the plan
+                plan = Plan(self.ops, dict(zip(self.inputs, shapes, strict=True)), self.outputs, images)
         yield plan
         self.plans[key] = plan
         for old in list(self.plans)[:-4]:
