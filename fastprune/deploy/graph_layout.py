@@ -113,7 +113,7 @@ def planar(channels: int, height: int, width: int, pad: int) -> Place:
 
 def reserve(place: Place) -> Place:
     "Give a value its memory, with zeros, from the start of a cache line"
-    room = torch.zeros(place.size // 4 + LANES, device='cpu')
+    room = torch.zeros(place.size // 4 + LANES, dtype=torch.float32, device='cpu')
     place.memory = room[-room.data_ptr() % (4 * LANES) // 4 :]
     return place
 
