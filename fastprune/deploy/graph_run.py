@@ -63,6 +63,9 @@ class Segment(nn.Module):
                 raise ValueError(f"a sparse graph takes float32 on a CPU, got {str(x.dtype)[6:]} on {x.device}")
             if torch.is_grad_enabled() and x.requires_grad:
                 raise ValueError("a sparse graph has no gradients: use torch.no_grad()")
+        if any(len(x) != len(tensors[0]) or x.ndim not in (2, 4) for x in tensors):
+            sizes = ', '.join(str(list(x.shape)) for x in tensors)
+            raise ValueError(f"a sparse graph takes tensors of 2 or 4 dimensions with as many images each, got {sizes}")
         given = [x.contiguous() if x.ndim == 4 else x[:, :, None, None].contiguous() for x in tensors]
         count = len(given[0])
         shapes = [tuple(x.shape[1:]) for x in given]
