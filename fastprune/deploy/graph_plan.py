@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/deploy/graph_plan.ipynb #3f6b0a74
+# %% ../../nbs/deploy/graph_plan.ipynb #3c84f32f
 import math
 import struct
 from dataclasses import replace
@@ -23,11 +23,12 @@ from fastprune.deploy.graph_layout import (
     pads,
     planar,
     reserve,
+    shares,
     tiles_interleaved,
     tiles_planar,
 )
 
-# %% ../../nbs/deploy/graph_plan.ipynb #74675e26
+# %% ../../nbs/deploy/graph_plan.ipynb #c819fc44
 def bits_of(
     x: float,  # Rounded to float32
 ) -> int:
@@ -35,18 +36,23 @@ def bits_of(
     return struct.unpack('<i', struct.pack('<f', max(min(x, 3.4e38), -3.4e38) if math.isfinite(x) else x))[0]
 
 
+LARGE, STRIP, WEIGHTS = 2**22, 2**22, 2**18  # bytes: of an image that is cut into strips, a strip, and weights of a group
+ALL = (-(2**40), 2**40)  # all rows of a value
+
+
 class Steps:
     "Rows of the table, and who waits for whom"
 
     def __init__(self):
         self.rows, self.waits, self.uses, self.kept = [], [], {}, []
+        self.group, self.op, self.ops = 0, 0, []
 
     def add(
         self,
         kind: str,  # One of KINDS
         tasks: int,
-        reads: list,  # Tensors that it reads
-        writes: torch.Tensor,  # The tensor that it writes
+        reads: list,  # Tensors that it reads, or (tensor, first row, end) of a part of it
+        writes: torch.Tensor | tuple,  # What it writes, likewise
         **fields: int,  # Name of a field, in small letters -> its value
     ) -> None:
         "Add a step. It waits for those that wrote what it reads, and that used what it writes"
@@ -54,16 +60,34 @@ class Steps:
         row[TASKS], row[KIND] = tasks, KINDS.index(kind)
         for n, v in fields.items():
             row[names[n.upper()]] = int(v)
+        reads = [r if isinstance(r, tuple) else (r, *ALL) for r in reads]
+        target, first, end = writes if isinstance(writes, tuple) else (writes, *ALL)
         before = set()
-        for t in reads:
-            before.update(s for s, wrote in self.uses.get(id(t), ()) if wrote)
-        before.update(s for s, _ in self.uses.get(id(writes), ()))
-        self.uses[id(writes)] = [(place, True)]
-        for t in reads:
-            if t is not writes:
-                self.uses.setdefault(id(t), []).append((place, False))
+        for t, a, b in reads:
+            before.update(s for s, wrote, c, d in self.uses.get(id(t), ()) if wrote and c < b and a < d)
+        used = self.uses.get(id(target), [])
+        before.update(s for s, _, c, d in used if c < end and first < d)
+        self.uses[id(target)] = [u for u in used if u[2] < first or end < u[3]] + [(place, True, first, end)]
+        for t, a, b in reads:
+            if t is not target:
+                self.uses.setdefault(id(t), []).append((place, False, a, b))
         self.rows.append(row)
         self.waits.append(sorted(before))
+        self.ops.append((self.group, self.op))
+
+    def order(self) -> list:
+        "An order of the steps: in a group, the step of the last operation that can run comes first"
+        order, done, i = [], set(), 0
+        while i < len(self.rows):
+            left = [k for k in range(i, len(self.rows)) if self.ops[k][0] == self.ops[i][0]]
+            i += len(left)
+            while left:
+                ready = [k for k in left if done.issuperset(self.waits[k])]
+                k = max(ready, key=lambda k: (self.ops[k][1], -k))
+                order.append(k)
+                done.add(k)
+                left.remove(k)
+        return order
 
     def hold(
         self,
@@ -75,12 +99,15 @@ class Steps:
 
     def table(self) -> torch.Tensor:  # int64 [steps, FIELDS]
         "The table"
-        for row, waits in zip(self.rows, self.waits, strict=True):
+        order = self.order()
+        places = {k: i for i, k in enumerate(order)}
+        for k, row in enumerate(self.rows):
+            waits = [places[w] for w in self.waits[k]]
             row[DEPENDENCIES] = len(waits)
             row[DEPENDS] = self.hold(torch.tensor(waits, dtype=torch.int64, device='cpu')) if waits else 0
-        return torch.tensor(self.rows, dtype=torch.int64, device='cpu').view(-1, FIELDS)
+        return torch.tensor([self.rows[k] for k in order], dtype=torch.int64, device='cpu').view(-1, FIELDS)
 
-# %% ../../nbs/deploy/graph_plan.ipynb #683d957d
+# %% ../../nbs/deploy/graph_plan.ipynb #89491713
 class Plan:
     "Steps and memory for images of one size"
 
@@ -103,11 +130,37 @@ class Plan:
             self.places[v] = self._take(v)
             if images > 1:
                 self._images(self.places[v])
+        groups = self._groups()
         for i, op in enumerate(ops):
+            self.steps.group, self.steps.op = groups[i][0] + 1, i
             self.places[op.out] = self._output(op, i)
+            self.parts = shares(self.shapes[op.out][1], n=groups[i][1])
             getattr(self, f'_{op.kind}')(op, *(self.places[v] for v in op.inputs), self.places[op.out])
             self._give_back(op, i)
         self.table = self.steps.table()
+
+    def _bytes(self, value):
+        c, h, w = self.shapes[value]
+        return 4 * c * h * w * self.images
+
+    def _groups(self):
+        """(group, parts) of each operation. Operations whose images don't fit into a cache run over strips of them, one
+        after the other, if their weights are few: what one writes is still in the cache when the next one reads it"""
+        res, weights = [], 0
+        for op in self.ops:
+            own = 8 * len(op.sparse.value) if op.kind == 'conv' else 0
+            size = max(map(self._bytes, (*op.inputs, op.out)))
+            alone = self.images == 1 or size < LARGE or op.kind == 'mean'
+            if alone or not res or res[-1][1] == 1 or weights + own > WEIGHTS:
+                res.append([res[-1][0] + 1 if res else 0, 1 if alone else -(-size // STRIP)])
+                weights = own
+            else:
+                res.append([res[-1][0], -(-size // STRIP)])
+                weights += own
+        most = {}
+        for g, n in res:
+            most[g] = max(most.get(g, 1), n)
+        return [(g, most[g]) for g, _ in res]
 
     def _images(self, target):
         "A step that takes 16 images; the address of the first one and how many there are come with each call"
@@ -157,7 +210,7 @@ class Plan:
             return dict(low=bits_of(low), high=bits_of(high))
         return self._acts(op)
 
-# %% ../../nbs/deploy/graph_plan.ipynb #e0d565ac
+# %% ../../nbs/deploy/graph_plan.ipynb #0ac8cda1
 @patch
 def _weights(self: Plan, op, distance):
     "Fields of a weight whose values read at `distance` bytes, [values]: sorted by row, then by distance"
@@ -183,10 +236,10 @@ def row_blocks(
 def _conv(self: Plan, op, source, *others):
     target, residual = others[-1], others[0] if len(others) > 1 else None
     sparse, before = op.sparse, self.shapes[op.inputs[0]]
-    memory, (ph, pw) = source.memory, op.padding
-    pixels = (*before[1:], *op.weight_shape[2:]) == (1, 1, 1, 1) and ph == pw == 0
-    if self.images == 1 and pixels and source.plane == target.plane == 4 and residual is None:
+    single = (*before[1:], *op.weight_shape[2:], *op.padding) == (1, 1, 1, 1, 0, 0)
+    if self.images == 1 and single and source.plane == target.plane == 4 and residual is None:
         return self._dot(op, source, target)
+    memory, (ph, pw) = source.memory, op.padding
     if self.images > 1 or is_direct(op, before, self.shapes[op.out]):
         y, x = sparse.y * op.dilation[0], sparse.x * op.dilation[1]
         distance = sparse.channel * source.plane + y * source.row + x * source.point
@@ -204,13 +257,29 @@ def _conv(self: Plan, op, source, *others):
     else:
         tiles, masks = tiles_planar(target, most)
         self.steps.hold(masks)
-    blocks = row_blocks(sparse.start, len(tiles))
-    fields |= dict(tiles=self.steps.hold(tiles.contiguous()), tile_count=len(tiles), blocks=self.steps.hold(blocks))
+    step_in, step_out = step, target.point if self.images > 1 else step
     fields |= dict(input=first, output=target.address, other=residual.address if residual else 0)
-    fields |= dict(row_step=target.plane, input_step=step, output_step=target.point if self.images > 1 else step)
-    reads = [memory, *([residual.memory] if residual else [])]
+    fields |= dict(row_step=target.plane, input_step=step_in, output_step=step_out)
     fields |= self._weights(op, distance) | self._limits(op)
-    self.steps.add('product', len(tiles) * (len(blocks) - 1), reads, target.memory, **fields)
+    tiles, start = tiles.contiguous(), self.steps.hold(tiles)
+    for y, n in self.parts if self.images > 1 else [(0, target.height)]:
+        share = len(tiles) // target.height
+        count = n * share if self.images > 1 else len(tiles)
+        blocks = row_blocks(sparse.start, count)
+        fields |= dict(tiles=start + 32 * y * share, tile_count=count, blocks=self.steps.hold(blocks))
+        rows = self._read(op, source, y, n)
+        reads = [(memory, *rows), *([(residual.memory, y, y + n)] if residual else [])]
+        self.steps.add('product', count * (len(blocks) - 1), reads, (target.memory, y, y + n), **fields)
+
+
+@patch
+def _read(self: Plan, op, source, y, n):
+    "First row, and end, of an input that n rows of the output need"
+    if self.images == 1:
+        return ALL
+    kernel = op.weight_shape[2] if op.kind == 'conv' else op.kernel[0]
+    first = y * op.stride[0] - op.padding[0]
+    return first, first + (n - 1) * op.stride[0] + (kernel - 1) * op.dilation[0] + 1
 
 
 @patch
@@ -252,7 +321,7 @@ def _copy_phase(self: Plan, source, room, phase, steps, corner, stride, size):
     fields |= dict(output=target, output_outer=channel, output_inner=row, rows=height, length=width, skip=4 * stride[1])
     self.steps.add('phase', source.channels, [source.memory], room, **fields)
 
-# %% ../../nbs/deploy/graph_plan.ipynb #53b6a064
+# %% ../../nbs/deploy/graph_plan.ipynb #c7f3ffc9
 @patch
 def _rows(self: Plan, op, source, target, other=None, factor=0, scale=False):
     "act(x), act(x + y) or act(x*y). `scale`: y is one number a channel"
@@ -275,6 +344,14 @@ def _rows(self: Plan, op, source, target, other=None, factor=0, scale=False):
         if other is not None:
             sizes |= dict(other_outer=other.plane, other_inner=0 if scale else other.row)
         fields['factor'] = 3 if scale else factor
+    if tasks == source.height and self.images > 1:
+        for y, n in self.parts:
+            here = {k: fields[k] + y * sizes.get(f'{k}_outer', 0) for k in ('input', 'output', 'other') if k in fields}
+            reads = [(source.memory, y, y + n)]
+            if other is not None:
+                reads.append((other.memory, *(ALL if scale else (y, y + n))))
+            self.steps.add('rows', n, reads, (target.memory, y, y + n), **fields | here, **sizes)
+        return
     reads = [source.memory, *([] if other is None else [other.memory])]
     self.steps.add('rows', tasks, reads, target.memory, **fields, **sizes)
 
@@ -304,7 +381,7 @@ def _concat(self: Plan, op, *places):
         self._rows(op, s, part)
         first += s.channels * target.plane
 
-# %% ../../nbs/deploy/graph_plan.ipynb #9121f829
+# %% ../../nbs/deploy/graph_plan.ipynb #4750f188
 @patch
 def _pool(self: Plan, op, source, target, kernel, largest, divisor):
     "A step for a pool. `divisor`: what sums are divided by; 0 for as many as there are pixels in the window"
@@ -325,7 +402,12 @@ def _pool(self: Plan, op, source, target, kernel, largest, divisor):
         n = next(n for n in most if source.channels % (4 * n) == 0 or n == 1)
         tasks, parts = target.height * n, dict(parts=n, count=source.channels // n)
         kind = 'pool1' if source.channels % (4 * n) else 'pool4'
-    self.steps.add(kind, tasks, [source.memory], target.memory, **fields, **parts)
+    if self.images > 1 and not whole:
+        for y, n in self.parts:
+            reads = [(source.memory, *self._read(op, source, y, n))]
+            self.steps.add(kind, n * parts['parts'], reads, (target.memory, y, y + n), first=y, **fields, **parts)
+    else:
+        self.steps.add(kind, tasks, [source.memory], target.memory, **fields, **parts)
     if op.act != 'none':
         self._rows(op, target, target)
 

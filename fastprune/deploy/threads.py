@@ -6,15 +6,10 @@
 __all__ = ['kernel_missing']
 
 # %% ../../nbs/deploy/threads.ipynb #69766333
-import ctypes
-import functools
-import os
+import ctypes,functools,torch
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-
-import torch
-
-from .tiles import PackJob, ProductJob
+from .tiles import PackJob,ProductJob
+from ..core.machine_code import in_threads
 
 # %% ../../nbs/deploy/threads.ipynb #807fe48b
 @functools.cache
@@ -28,17 +23,6 @@ def _compiled():
         raise RuntimeError(str(e).partition('\n')[0]) from e
     by_address = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
     return {ProductJob: by_address(numba_kernel.product.address), PackJob: by_address(numba_kernel.pack.address)}
-
-
-@functools.cache
-def _openmp():
-    "`GOMP_parallel` of PyTorch's OpenMP, which calls a function in several threads; None if there is none"
-    try:
-        parallel = ctypes.CDLL(os.path.join(os.path.dirname(torch.__file__), 'lib', 'libtorch_cpu.so')).GOMP_parallel
-    except (OSError, AttributeError):
-        return None
-    parallel.argtypes, parallel.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
-    return parallel
 
 
 def kernel_missing() -> str | None:  # The reason; None if there is one
@@ -64,14 +48,7 @@ def run_function(
 ) -> None:
     "Call a function with the address of a job, in PyTorch's threads"
     address, threads = ctypes.addressof(job), torch.get_num_threads()
-    threads = threads if most is None else min(threads, most)
-    if threads < 2:
-        function(address)
-    elif parallel := _openmp():
-        parallel(ctypes.cast(function, ctypes.c_void_p), address, threads, 0)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(function, [address] * threads))
+    in_threads(function, address, threads if most is None else min(threads, most))
 
 
 def run(
