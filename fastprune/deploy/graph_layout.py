@@ -148,14 +148,18 @@ def pads(
                 res[after[1:]] = max(res[after[1:]], reach(op, 0), reach(op, 1))
     return res
 
-# %% ../../nbs/deploy/graph_layout.ipynb #fabf609b
+# %% ../../nbs/deploy/graph_layout.ipynb #23756987
 WIDTH = 4  # vectors of a tile: wider ones leave less of the input in the L1 cache
 
 
-def shares(n: int, most: int) -> list:  # (first, number) of each part
-    "Split n vectors into as few tiles as can be, of about the same width"
-    parts = max(1, -(-n // most))
-    edges = [n * i // parts for i in range(parts + 1)]
+def shares(
+    total: int,
+    most: int = 0,  # The largest part
+    n: int = 0,  # How many parts, if `most` isn't given
+) -> list:  # (first, number) of each part
+    "Split a number into as few parts as can be, of about the same size"
+    parts = max(1, -(-total // most) if most else min(n, total))
+    edges = [total * i // parts for i in range(parts + 1)]
     return [(a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
 
 
