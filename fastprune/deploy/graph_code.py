@@ -17,12 +17,24 @@ import numpy as np
 LANES = 16  # numbers that are handled together; where vector registers are shorter, LLVM takes several
 
 
+@functools.cache
+def bfloat() -> object:
+    "The type of bfloat16, which llvmlite lacks"
+    from llvmlite import ir
+
+    class BFloat(ir.Type):
+        def _to_string(self):
+            return 'bfloat'
+
+    return BFloat()
+
+
 class Code:
     "A function of whole numbers, while it is written"
 
     def __init__(
         self,
-        module: object,  # `llvmlite.ir.Module` to write to
+        module: object,  # `llvmlite.ir.Module` to write to; its name is the type of values, 'float32' or 'bfloat16'
         name: str,  # Of the function in it
         arguments: int = 1,  # How many it takes
         results: bool = False,  # Does it return a whole number?
@@ -30,8 +42,15 @@ class Code:
         from llvmlite import ir
 
         self.ir, self.module = ir, module
-        self.whole, self.half, self.float, self.pointer = ir.IntType(64), ir.IntType(32), ir.FloatType(), ir.PointerType()
-        self.vector = ir.VectorType(self.float, LANES)
+        self.whole, self.half, self.float, self.pointer = (
+            ir.IntType(64),
+            ir.IntType(32),
+            ir.FloatType(),
+            ir.PointerType(),
+        )
+        self.vector, self.short = ir.VectorType(self.float, LANES), ir.IntType(16)
+        self.is_half = module.name == 'bfloat16'
+        self.size = 2 if self.is_half else 4  # bytes of a value in memory
         kind = ir.FunctionType(self.whole if results else ir.VoidType(), [self.whole] * arguments)
         self.function = ir.Function(module, kind, name)
         self.function.attributes.add('noinline')
@@ -64,12 +83,35 @@ class Code:
         return self.b.sext(self.b.load(self.at(table, self.mul(place, 4)), typ=self.half), self.whole)
 
     def load(self, address: object, lanes: int = LANES, distance: object = 0) -> object:
-        "One float32 number, or a vector of them"
+        "A value, or a vector of them, as float32"
+        if not self.is_half:
+            return self.single(address, lanes, distance)
+        half = self.short if lanes == 1 else self.ir.VectorType(self.short, LANES)
+        bits = self.half if lanes == 1 else self.ir.VectorType(self.half, LANES)
+        upper = self.half(16) if lanes == 1 else self.ir.Constant(bits, [16] * LANES)
+        x = self.b.zext(self.b.load(self.at(address, distance), typ=half, align=2), bits)
+        return self.b.bitcast(self.b.shl(x, upper), self.float if lanes == 1 else self.vector)
+
+    def single(self, address: object, lanes: int = LANES, distance: object = 0) -> object:
+        "A number that is float32 in memory, or a vector of them"
         return self.b.load(self.at(address, distance), typ=self.float if lanes == 1 else self.vector, align=4)
 
-    def store(self, value: object, address: object, distance: object = 0) -> None:
-        "Write a number or a vector"
-        self.b.store(value, self.at(address, distance), align=4)
+    def store(self, value: object, address: object, distance: object = 0, mask: object = None) -> None:
+        "Write a value or a vector, rounded; of a vector only what has a bit in the mask"
+        if self.is_half:
+            value = self.rounded(value)
+        if mask is None:
+            self.b.store(value, self.at(address, distance), align=self.size)
+        else:
+            name = f'llvm.masked.store.v{LANES}{"i16" if self.is_half else "f32"}.p0'
+            self.called(name, self.ir.VoidType(), value, self.at(address, distance), self.half(self.size), mask)
+
+    def rounded(self, value: object) -> object:
+        "Float32 numbers as the bits of bfloat16, to nearest even"
+        kind, bits = bfloat(), self.short
+        if value.type == self.vector:
+            kind, bits = self.ir.VectorType(kind, LANES), self.ir.VectorType(bits, LANES)
+        return self.b.bitcast(self.b.fptrunc(value, kind), bits)
 
     def as_float(self, bits: object) -> object:
         "The float32 number whose bits are the lower half of a whole number"
@@ -131,14 +173,14 @@ def loop(c: Code, first: object, end: object, step: object = 1) -> Iterator[obje
 
 def in_lanes(
     c: Code,
-    n: object,  # Numbers of float32
+    n: object,  # Values
     body: Callable,  # Function of the distance in bytes of the first number, and of how many are handled together
 ) -> None:
     "Handle 16 numbers at a time, and single ones at the end"
     whole = c.b.and_(n, c.whole(-LANES))
     for first, end, lanes in ((c.whole(0), whole, LANES), (whole, n, 1)):
         with loop(c, first, end, lanes) as place:
-            body(c.mul(place, 4), lanes)
+            body(c.mul(place, c.size), lanes)
 
 # %% ../../nbs/deploy/graph_code.ipynb #f8dfc3a4
 ACTS = ('none', 'clamp', 'leaky', 'silu', 'gelu', 'gelu_tanh', 'hardswish', 'sigmoid', 'hardsigmoid', 'tanh')
@@ -170,7 +212,16 @@ def exponential(c: Code, x: object) -> object:
     rest = c.fma(n, c.constant(2.12194440e-4, lanes), rest)
     # Cephes' expf
     value = polynomial(
-        c, rest, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1, 1
+        c,
+        rest,
+        1.9875691500e-4,
+        1.3981999507e-3,
+        8.3334519073e-3,
+        4.1665795894e-2,
+        1.6666665459e-1,
+        5.0000001201e-1,
+        1,
+        1,
     )
     same = c.ir.Constant(halves, [23] * LANES) if lanes > 1 else c.half(23)
     power = c.b.shl(c.b.fptosi(n, halves), same)
@@ -267,7 +318,9 @@ def compiled(
     parsed.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     options.loop_unrolling = False  # unrolled, the product is up to 15% slower
-    llvm.create_pass_builder(machine, options).getModulePassManager().run(parsed, llvm.create_pass_builder(machine, options))
+    llvm.create_pass_builder(machine, options).getModulePassManager().run(
+        parsed, llvm.create_pass_builder(machine, options)
+    )
     engine = llvm.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
     return engine

@@ -31,16 +31,21 @@ class Segment(nn.Module):
         inputs: list[int],  # Numbers of the values that are given
         outputs: list[int],  # Numbers of the values to return
         ranks: list[int],  # Dimensions of each output, 2 or 4
+        dtype: torch.dtype = torch.float32,  # Of values in between; or torch.bfloat16 (sums are float32)
     ):
         super().__init__()
         self.ops, self.inputs, self.outputs, self.ranks = [o.compressed() for o in ops], inputs, outputs, ranks
-        self.plans = {}
+        self.plans, self.dtype = {}, dtype
 
     def extra_repr(self) -> str:
         return f'{len(self.ops)} operations'
 
     def __getstate__(self):
-        return {**super().__getstate__(), 'plans': {}} if hasattr(super(), '__getstate__') else {**self.__dict__, 'plans': {}}
+        return (
+            {**super().__getstate__(), 'plans': {}}
+            if hasattr(super(), '__getstate__')
+            else {**self.__dict__, 'plans': {}}
+        )
 
     def plan(self, shapes, images):
         "The plan for a size of images; those of the last four sizes are kept"
@@ -48,7 +53,9 @@ class Segment(nn.Module):
         if key not in self.plans:
             while len(self.plans) >= 4:
                 self.plans.pop(next(iter(self.plans)))
-            self.plans[key] = Plan(self.ops, dict(zip(self.inputs, shapes, strict=True)), self.outputs, images)
+            self.plans[key] = Plan(
+                self.ops, dict(zip(self.inputs, shapes, strict=True)), self.outputs, images, self.dtype
+            )
         return self.plans[key]
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor | tuple:
@@ -66,7 +73,12 @@ class Segment(nn.Module):
         outputs = [plan.places[v] for v in self.outputs]
         made = [given[0].new_empty(count, p.channels, p.height, p.width) for p in outputs]
         for first in range(0, count, plan.images):
-            self._run(plan, [x[first : first + plan.images] for x in given], outputs, [m[first : first + plan.images] for m in made])
+            self._run(
+                plan,
+                [x[first : first + plan.images] for x in given],
+                outputs,
+                [m[first : first + plan.images] for m in made],
+            )
         made = [m if rank == 4 else m[:, :, 0, 0] for m, rank in zip(made, self.ranks, strict=True)]
         return made[0] if len(made) == 1 else tuple(made)
 
@@ -77,6 +89,6 @@ class Segment(nn.Module):
             else:
                 plan.table[i, INPUT], plan.table[i, IMAGES] = x.data_ptr(), len(x) - 1
         plan.table[:, [NEXT, DONE]] = 0
-        run_function(program(), _Job(plan.table.data_ptr(), len(plan.table)))
+        run_function(program(str(self.dtype)[6:]), _Job(plan.table.data_ptr(), len(plan.table)))
         for p, m in zip(outputs, made, strict=True):
             m.copy_(p.view()[: len(m)])
