@@ -22,6 +22,7 @@ from ..core.names import unwrap
 from ..core.targets import check_sparsity
 from ..core.weights import prunable_weights
 from .fold import fold_batchnorm
+from .graph_choice import graph_candidate, into_graph, set_report, take_forms
 from .layers import LayerResult, fastest_layers
 from .modules import has_hooks, layer_kind, linear_layer, replace_module
 from .timing import latency
@@ -126,9 +127,12 @@ def _outputs(model, inputs, rtol):
     return res, rtol
 
 # %% ../../nbs/deploy/inference.ipynb #f53aa2f3
-def _choose(times, layers, wrong, rtol):
-    """Which of the models is the fastest: 'sparse', 'folded', 'channels_last' or 'as it was'. Sparse layers go back to
-    dense if they lose"""
+def _choose(times, layers, wrong, rtol, inside):
+    """Which of the models is the fastest: 'graph', 'sparse', 'folded', 'channels_last' or 'as it was'. Layers are
+    `inside` of graphs if those win; sparse layers go back to dense if they lose"""
+    if times.idxmin() == 'graph':
+        into_graph(layers, inside, times['as it was'] / times['graph'])
+        return 'graph'
     changed = any(r.form != 'dense' for r in layers)
     if changed and wrong <= rtol and times['sparse'] <= times.min() * 1.02:
         return 'sparse'
@@ -137,16 +141,20 @@ def _choose(times, layers, wrong, rtol):
         why = f'sparse layers would change the outputs, by {wrong:.1g} of the largest'
     for r in layers:
         r.stay_dense(why)
-    return times.drop('sparse', errors='ignore').idxmin()
+    return times.drop(['sparse', 'graph'], errors='ignore').idxmin()
 
 
-def _inference_report(layers, weights, best, times, changes):
-    "The table: a row a layer, and the total. `changes`: what else was done to the model, if it isn't as it was"
+def _inference_report(layers, weights, best, times, changes, graph):
+    """The table: a row a layer, and the total. `changes`: what else was done to the model, if it isn't as it was.
+    `graph`: why it isn't a graph"""
     columns = [f.name for f in fields(LayerResult)]
     report = pd.DataFrame([asdict(r) for r in layers], columns=columns).set_index('name')
     n = sum(p.numel() for p in weights.values())
     zeros = sum(p.numel() - int(p.count_nonzero()) for p in weights.values())
-    why = '' if best == 'as it was' else ', '.join(changes)
+    notes = [] if best == 'as it was' else list(changes)
+    if 'graph' in times and best != 'graph':
+        graph = f"a graph takes {times['graph'] / times[best]:.2f} of its time"
+    why = ', '.join([*notes, graph] if graph else notes)
     total = LayerResult('total', '', '', zeros / max(1, n), best, times['as it was'], times[best], why)
     report.loc['total'] = list(asdict(total).values())[1:]
     return report
@@ -196,13 +204,20 @@ def sparse_inference(
         models = {'sparse': sparse, 'as it was': whole}
         if changes:
             models = {'sparse': sparse, list(changes)[-1]: copy_model(sparse), 'as it was': whole}
+        graph = graph_candidate(sparse, inputs, min_sparsity)
         layers = fastest_layers(sparse, inputs, min_sparsity, seconds)
         wrong = difference(sparse)
         if wrong > rtol:
             del models['sparse']
+        if graph.model is not None:
+            take_forms(graph.model, sparse)
+            if (off := difference(graph.model)) > rtol:
+                graph.drop(f'it would change the outputs, by {off:.1g} of the largest')
+            else:
+                models['graph'] = graph.model
         times = latency(models, inputs, min(2.0, seconds)).ms
-    best = _choose(times, layers, wrong, rtol)
-    models[best].inference_report = _inference_report(layers, weights, best, times, changes.values())
+    best = _choose(times, layers, wrong, rtol, graph.layers)
+    set_report(models[best], _inference_report(layers, weights, best, times, changes.values(), graph.why))
     return models[best]
 
 # %% ../../nbs/deploy/inference.ipynb #e470cf10
