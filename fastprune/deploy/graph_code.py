@@ -18,6 +18,14 @@ LANES = 16  # numbers that are handled together; where vector registers are shor
 
 
 @functools.cache
+def has_bfloat16() -> bool:
+    "Has this processor the instructions that products of bfloat16 are made of?"
+    import llvmlite.binding as llvm
+
+    return llvm.get_host_cpu_features().get('avx512bf16', False)
+
+
+@functools.cache
 def bfloat() -> object:
     "The type of bfloat16, which llvmlite lacks"
     from llvmlite import ir
