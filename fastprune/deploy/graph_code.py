@@ -7,11 +7,34 @@ __all__ = []
 
 # %% ../../nbs/deploy/graph_code.ipynb #975382b1
 import contextlib
+import math
 import functools
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 # %% ../../nbs/deploy/graph_code.ipynb #97f3cb85
 LANES = 16  # numbers that are handled together; where vector registers are shorter, LLVM takes several
+
+
+@functools.cache
+def has_bfloat16() -> bool:
+    "Has this processor the instructions that products of bfloat16 are made of?"
+    import llvmlite.binding as llvm
+
+    return llvm.get_host_cpu_features().get('avx512bf16', False)
+
+
+@functools.cache
+def bfloat() -> object:
+    "The type of bfloat16, which llvmlite lacks"
+    from llvmlite import ir
+
+    class BFloat(ir.Type):
+        def _to_string(self):
+            return 'bfloat'
+
+    return BFloat()
 
 
 class Code:
@@ -19,7 +42,7 @@ class Code:
 
     def __init__(
         self,
-        module: object,  # `llvmlite.ir.Module` to write to
+        module: object,  # `llvmlite.ir.Module` to write to; its name is the type of values, 'float32' or 'bfloat16'
         name: str,  # Of the function in it
         arguments: int = 1,  # How many it takes
         results: bool = False,  # Does it return a whole number?
@@ -33,7 +56,9 @@ class Code:
             ir.FloatType(),
             ir.PointerType(),
         )
-        self.vector = ir.VectorType(self.float, LANES)
+        self.vector, self.short = ir.VectorType(self.float, LANES), ir.IntType(16)
+        self.is_half = module.name == 'bfloat16'
+        self.size = 2 if self.is_half else 4  # bytes of a value in memory
         kind = ir.FunctionType(self.whole if results else ir.VoidType(), [self.whole] * arguments)
         self.function = ir.Function(module, kind, name)
         self.function.attributes.add('noinline')
@@ -66,12 +91,35 @@ class Code:
         return self.b.sext(self.b.load(self.at(table, self.mul(place, 4)), typ=self.half), self.whole)
 
     def load(self, address: object, lanes: int = LANES, distance: object = 0) -> object:
-        "One float32 number, or a vector of them"
+        "A value, or a vector of them, as float32"
+        if not self.is_half:
+            return self.single(address, lanes, distance)
+        half = self.short if lanes == 1 else self.ir.VectorType(self.short, LANES)
+        bits = self.half if lanes == 1 else self.ir.VectorType(self.half, LANES)
+        upper = self.half(16) if lanes == 1 else self.ir.Constant(bits, [16] * LANES)
+        x = self.b.zext(self.b.load(self.at(address, distance), typ=half, align=2), bits)
+        return self.b.bitcast(self.b.shl(x, upper), self.float if lanes == 1 else self.vector)
+
+    def single(self, address: object, lanes: int = LANES, distance: object = 0) -> object:
+        "A number that is float32 in memory, or a vector of them"
         return self.b.load(self.at(address, distance), typ=self.float if lanes == 1 else self.vector, align=4)
 
-    def store(self, value: object, address: object, distance: object = 0) -> None:
-        "Write a number or a vector"
-        self.b.store(value, self.at(address, distance), align=4)
+    def store(self, value: object, address: object, distance: object = 0, mask: object = None) -> None:
+        "Write a value or a vector, rounded; of a vector only what has a bit in the mask"
+        if self.is_half:
+            value = self.rounded(value)
+        if mask is None:
+            self.b.store(value, self.at(address, distance), align=self.size)
+        else:
+            name = f'llvm.masked.store.v{LANES}{"i16" if self.is_half else "f32"}.p0'
+            self.called(name, self.ir.VoidType(), value, self.at(address, distance), self.half(self.size), mask)
+
+    def rounded(self, value: object) -> object:
+        "Float32 numbers as the bits of bfloat16, to nearest even"
+        kind, bits = bfloat(), self.short
+        if value.type == self.vector:
+            kind, bits = self.ir.VectorType(kind, LANES), self.ir.VectorType(bits, LANES)
+        return self.b.bitcast(self.b.fptrunc(value, kind), bits)
 
     def as_float(self, bits: object) -> object:
         "The float32 number whose bits are the lower half of a whole number"
@@ -133,14 +181,14 @@ def loop(c: Code, first: object, end: object, step: object = 1) -> Iterator[obje
 
 def in_lanes(
     c: Code,
-    n: object,  # Numbers of float32
+    n: object,  # Values
     body: Callable,  # Function of the distance in bytes of the first number, and of how many are handled together
 ) -> None:
     "Handle 16 numbers at a time, and single ones at the end"
     whole = c.b.and_(n, c.whole(-LANES))
     for first, end, lanes in ((c.whole(0), whole, LANES), (whole, n, 1)):
         with loop(c, first, end, lanes) as place:
-            body(c.mul(place, 4), lanes)
+            body(c.mul(place, c.size), lanes)
 
 # %% ../../nbs/deploy/graph_code.ipynb #f8dfc3a4
 ACTS = ('none', 'clamp', 'leaky', 'silu', 'gelu', 'gelu_tanh', 'hardswish', 'sigmoid', 'hardsigmoid', 'tanh')
@@ -194,17 +242,6 @@ def logistic(c: Code, x: object) -> object:
     return c.b.fdiv(one, c.b.fadd(one, exponential(c, c.b.fneg(x))))
 
 
-def hyperbolic_tangent(c: Code, x: object) -> object:
-    "tanh(x), also where it is close to 0"
-    lanes, b = LANES if x.type == c.vector else 1, c.b
-    square, twice = b.fmul(x, x), logistic(c, b.fadd(x, x))
-    # Cephes' tanhf
-    factors = -5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1, 0
-    near = c.fma(polynomial(c, square, *factors), x, x)
-    far = b.fsub(b.fadd(twice, twice), c.constant(1, lanes))
-    return b.select(b.fcmp_ordered('<', square, c.constant(0.625**2, lanes)), near, far)
-
-
 def error_function(c: Code, x: object) -> object:
     "erf(x)"
     lanes = LANES if x.type == c.vector else 1
@@ -237,12 +274,15 @@ def curve(
         return logistic(c, x)
     if act == 'gelu':
         return b.fmul(b.fmul(half, x), b.fadd(one, error_function(c, b.fmul(x, c.constant(math.sqrt(0.5), lanes)))))
-    if act == 'tanh':
-        return hyperbolic_tangent(c, x)
-    if act == 'gelu_tanh':
-        cube = b.fmul(b.fmul(x, x), x)
-        inner = b.fmul(c.constant(math.sqrt(2 / math.pi), lanes), c.fma(c.constant(0.044715, lanes), cube, x))
-        return b.fmul(x, logistic(c, b.fadd(inner, inner)))
+    if act in ('tanh', 'gelu_tanh'):
+        inner = x
+        if act == 'gelu_tanh':
+            cube = b.fmul(b.fmul(x, x), x)
+            inner = b.fmul(c.constant(math.sqrt(2 / math.pi), lanes), c.fma(c.constant(0.044715, lanes), cube, x))
+        twice = logistic(c, b.fadd(inner, inner))
+        if act == 'gelu_tanh':
+            return b.fmul(x, twice)
+        return b.fsub(b.fadd(twice, twice), one)
     if act in ('hardswish', 'hardsigmoid'):
         gate = b.fmul(limited(c, b.fadd(x, c.constant(3, lanes)), zero, c.constant(6, lanes)), c.constant(1 / 6, lanes))
         return b.fmul(x, gate) if act == 'hardswish' else gate

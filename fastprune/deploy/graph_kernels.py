@@ -7,9 +7,8 @@ __all__ = []
 
 # %% ../../nbs/deploy/graph_kernels.ipynb #20cbee1d
 import functools
-
 from fastprune.core.machine_code import machine_code
-from fastprune.deploy.graph_code import LANES, Code, activated, in_lanes, limited, loop, variable
+from fastprune.deploy.graph_code import Code,LANES,activated,bfloat,in_lanes,limited,loop,variable
 
 # %% ../../nbs/deploy/graph_kernels.ipynb #cb63d3cf
 FIELDS = 32  # whole numbers of a step
@@ -78,7 +77,7 @@ def tile_code(
     with loop(c, first, end) as row:
         last = c.index(start, c.add(row, 1))
         same = c.repeated(b.load(c.at(bias, c.mul(row, 4)), typ=c.float))
-        totals = _row(c, place, last, offset, value, sources, same)
+        totals = (_pairs if c.is_half else _row)(c, place, last, offset, value, sources, same)
         target_row = c.add(target, c.mul(row, row_step))
         targets = [c.add(target_row, c.mul(output_step, t)) for t in range(width)]
         with loop(c, 0, ahead_count) as i:
@@ -88,12 +87,7 @@ def tile_code(
             for total, t in zip(totals, targets, strict=True):
                 b.store(b.fadd(b.load(total, typ=c.vector), c.load(c.add(t, residual))), total)
         for total, t, m in zip(totals, targets, lanes, strict=True):
-            x = limited(c, b.load(total, typ=c.vector), low, high)
-            if masked:
-                name = f'llvm.masked.store.v{LANES}f32.p0'
-                c.called(name, c.ir.VoidType(), x, c.at(t), c.half(4), m)
-            else:
-                c.store(x, t)
+            c.store(limited(c, b.load(total, typ=c.vector), low, high), t, mask=m if masked else None)
     b.ret_void()
 
 
@@ -116,6 +110,38 @@ def _row(c, place, last, offset, value, sources, same):
     b.branch(after)
     b.position_at_end(after)
     return totals
+
+
+def _pairs(c, place, last, offset, value, sources, same):
+    "The same for bfloat16: two weights at a time, whose inputs are mixed number by number"
+    b, ir = c.b, c.ir
+    eight, shorts = ir.VectorType(c.float, LANES // 2), ir.VectorType(c.short, LANES)
+    pairs, indices = ir.VectorType(bfloat(), LANES), ir.VectorType(c.half, LANES)
+    parts = [
+        [i + LANES * k for i in first for k in (0, 1)]
+        for first in ((0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15))
+    ]
+    start = b.shuffle_vector(same, same, ir.Constant(ir.VectorType(c.half, LANES // 2), None))
+    totals = [[variable(c, start) for _ in parts] for _ in sources]
+    head, after = (b.append_basic_block(n) for n in ('weights', 'summed'))
+    b.cbranch(b.icmp_signed('<', b.load(place, typ=c.whole), last), head, after)
+    b.position_at_end(head)
+    p = b.load(place, typ=c.whole)
+    distances = [c.mul(c.index(offset, c.add(c.mul(p, 2), k)), 2) for k in (0, 1)]
+    factor = b.load(c.at(value, c.mul(p, 4)), typ=c.half)
+    factor = b.insert_element(ir.Constant(ir.VectorType(c.half, LANES // 2), ir.Undefined), factor, c.half(0))
+    factor = b.shuffle_vector(factor, factor, ir.Constant(factor.type, None))
+    for s, halves in zip(sources, totals, strict=True):
+        x, y = (b.load(c.at(s, d), typ=shorts, align=2) for d in distances)
+        for part, total in zip(parts, halves, strict=True):
+            mixed = b.bitcast(b.shuffle_vector(x, y, ir.Constant(indices, part)), pairs)
+            args = b.load(total, typ=eight), b.bitcast(factor, pairs), mixed
+            b.store(c.called('llvm.x86.avx512bf16.dpbf16ps.256', eight, *args), total)
+    b.store(c.add(p, 1), place)
+    b.cbranch(b.icmp_signed('<', c.add(p, 1), last), head, after)
+    b.position_at_end(after)
+    order = ir.Constant(indices, [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15])
+    return [variable(c, b.shuffle_vector(*(b.load(t, typ=eight) for t in halves), order)) for halves in totals]
 
 # %% ../../nbs/deploy/graph_kernels.ipynb #d63309f7
 def product_code(module: object) -> None:
@@ -161,7 +187,7 @@ def curved_code(module: object) -> None:
                 c.store(x, place)
             with part:
                 m = b.bitcast(b.trunc(b.load(c.at(masks, c.mul(t, 8)), typ=c.whole), c.ir.IntType(LANES)), kind)
-                c.called(f'llvm.masked.store.v{LANES}f32.p0', c.ir.VoidType(), x, c.at(place), c.half(4), m)
+                c.store(x, place, mask=m)
     b.ret_void()
 
 # %% ../../nbs/deploy/graph_kernels.ipynb #0a418949
@@ -174,6 +200,12 @@ def dot_code(module: object) -> None:
     offset, value, bias, start = (c.field(step, i) for i in (OFFSET, VALUE, BIAS, START))
     source, target, act = (c.field(step, i) for i in (INPUT, OUTPUT, ACT))
     low, high = (c.as_float(c.field(step, i)) for i in (LOW, HIGH))
+    if c.is_half:  # as float32, once
+        count = c.field(step, TILE_COUNT)
+        room = b.ptrtoint(b.alloca(c.float, c.add(count, LANES)), c.whole)
+        with loop(c, 0, count, LANES) as i:
+            b.store(c.load(source, distance=c.mul(i, 2)), c.at(room, c.mul(i, 4)), align=4)
+        source = room
     with loop(c, c.field(block, 0), c.field(block, 1)) as row:
         first, last = c.index(start, row), c.index(start, c.add(row, 1))
         middle = c.add(first, b.and_(b.sub(last, first), c.whole(-8)))
@@ -181,14 +213,18 @@ def dot_code(module: object) -> None:
         for begin, end, parts in ((first, middle, 8), (middle, last, 1)):
             with loop(c, begin, end, parts) as p:
                 for k in range(parts):
-                    x = c.load(source, 1, c.mul(c.index(offset, c.add(p, k)), 4))
-                    w = c.load(value, 1, c.mul(c.add(p, k), 4))
+                    place = c.mul(c.add(p, k), 4)
+                    if c.is_half:
+                        where = b.zext(b.load(c.at(value, place), typ=c.short), c.whole)
+                    else:
+                        where = c.index(offset, c.add(p, k))
+                    x, w = c.single(source, 1, c.mul(where, 4)), c.single(value, 1, place)
                     b.store(c.fma(w, x, b.load(sums[k], typ=c.float)), sums[k])
         total = [b.load(s, typ=c.float) for s in sums]
         while len(total) > 1:
             total = [b.fadd(x, y) for x, y in zip(total[::2], total[1::2], strict=True)]
-        x = b.fadd(total[0], c.load(bias, 1, c.mul(row, 4)))
-        c.store(activated(c, act, x, low, high), target, c.mul(row, 4))
+        x = b.fadd(total[0], c.single(bias, 1, c.mul(row, 4)))
+        c.store(activated(c, act, x, low, high), target, c.mul(row, c.size))
     b.ret_void()
 
 # %% ../../nbs/deploy/graph_kernels.ipynb #217065e9
@@ -229,12 +265,13 @@ def phase_code(module: object) -> None:
     step, task = c.args
     source = c.add(c.field(step, INPUT), c.mul(task, c.field(step, INPUT_OUTER)))
     target = c.add(c.field(step, OUTPUT), c.mul(task, c.field(step, OUTPUT_OUTER)))
-    skip = c.field(step, SKIP)
+    b, skip, kind = c.b, c.field(step, SKIP), c.short if c.is_half else c.half
     with loop(c, 0, c.field(step, ROWS)) as row:
         here = c.add(source, c.mul(row, c.field(step, INPUT_INNER)))
         there = c.add(target, c.mul(row, c.field(step, OUTPUT_INNER)))
         with loop(c, 0, c.field(step, LENGTH)) as i:
-            c.store(c.load(here, 1, c.mul(i, skip)), there, c.mul(i, 4))
+            bits = b.load(c.at(here, c.mul(i, skip)), typ=kind)
+            b.store(bits, c.at(there, c.mul(i, c.size)))
     c.b.ret_void()
 
 # %% ../../nbs/deploy/graph_kernels.ipynb #fdc27100
@@ -263,7 +300,7 @@ def _pool_start(c):
     part, task = b.srem(task, parts), b.sdiv(task, parts)
     y, plane = b.srem(task, size[OUT_H]), b.sdiv(task, size[OUT_H])
     y = c.add(y, c.field(step, FIRST))
-    skip = c.mul(c.mul(part, count), 4 * LANES)
+    skip = c.mul(c.mul(part, count), c.size * LANES)
     source = c.add(c.field(step, INPUT), c.mul(plane, c.field(step, PLANE_IN)), skip)
     target = c.add(c.field(step, OUTPUT), c.mul(plane, c.field(step, PLANE_OUT)), skip)
     target = c.add(target, c.mul(y, c.field(step, ROW_OUT)))
@@ -293,18 +330,18 @@ def pool_code(
         left, begin_x, end_x = _window(c, x, *(size[i] for i in (STRIDE_W, PAD_W, DILATION_W, KERNEL_W, IN_W)))
         number = c.repeated(_divisor(c, divisor, begin_y, end_y, begin_x, end_x))
         with loop(c, 0, count, together) as v:
-            at, totals = c.add(source, c.mul(v, 4 * LANES)), [variable(c, start) for _ in range(together)]
+            at, totals = c.add(source, c.mul(v, c.size * LANES)), [variable(c, start) for _ in range(together)]
             with loop(c, begin_y, end_y) as i:
                 row = c.add(at, c.mul(c.add(top, c.mul(i, size[DILATION_H])), row_in))
                 with loop(c, begin_x, end_x) as j:
                     place = c.add(row, c.mul(c.add(left, c.mul(j, size[DILATION_W])), point_in))
                     for k, total in enumerate(totals):
-                        value, old = c.load(place, distance=4 * LANES * k), b.load(total, typ=c.vector)
+                        value, old = c.load(place, distance=c.size * LANES * k), b.load(total, typ=c.vector)
                         b.store(b.select(largest, _larger(c, value, old), b.fadd(old, value)), total)
             for k, total in enumerate(totals):
                 value = b.load(total, typ=c.vector)
                 value = b.select(largest, value, b.fdiv(value, number))
-                c.store(value, target, c.add(c.mul(x, point_out), c.mul(c.add(v, k), 4 * LANES)))
+                c.store(value, target, c.add(c.mul(x, point_out), c.mul(c.add(v, k), c.size * LANES)))
     b.ret_void()
 
 
@@ -327,19 +364,19 @@ def pool_single_code(module: object) -> None:
             row = c.add(source, c.mul(c.add(top, c.mul(i, size[DILATION_H])), row_in))
             value, old = c.load(row, lanes, distance), b.load(total, typ=kind)
             b.store(b.select(largest, _larger(c, value, old), b.fadd(old, value)), total)
-        c.store(b.load(total, typ=kind), room, distance)
+        b.store(b.load(total, typ=kind), c.at(room, c.mul(distance, 4 // c.size)), align=4)
 
     in_lanes(c, size[IN_W], column)
     with loop(c, 0, size[OUT_W]) as x:
         left, begin_x, end_x = _window(c, x, *(size[i] for i in (STRIDE_W, PAD_W, DILATION_W, KERNEL_W, IN_W)))
         total = variable(c, b.select(largest, c.constant(-np.inf, 1), c.constant(0, 1)))
         with loop(c, begin_x, end_x) as j:
-            value = c.load(room, 1, c.mul(c.add(left, c.mul(j, size[DILATION_W])), 4))
+            value = c.single(room, 1, c.mul(c.add(left, c.mul(j, size[DILATION_W])), 4))
             old = b.load(total, typ=c.float)
             b.store(b.select(largest, _larger(c, value, old), b.fadd(old, value)), total)
         value = b.load(total, typ=c.float)
         value = b.select(largest, value, b.fdiv(value, _divisor(c, divisor, begin_y, end_y, begin_x, end_x)))
-        c.store(value, target, c.mul(x, 4))
+        c.store(value, target, c.mul(x, c.size))
     b.ret_void()
 
 # %% ../../nbs/deploy/graph_kernels.ipynb #d69fdabd
@@ -367,19 +404,19 @@ def images_code(module: object) -> None:
     channel, y = b.sdiv(task, height), b.srem(task, height)
     source = c.add(c.field(step, INPUT), c.mul(task, c.mul(width, 4)))
     image = c.field(step, INPUT_OUTER)
-    target = c.add(c.field(step, OUTPUT), c.mul(channel, 4 * LANES), c.mul(y, c.field(step, OUTPUT_INNER)))
+    target = c.add(c.field(step, OUTPUT), c.mul(channel, c.size * LANES), c.mul(y, c.field(step, OUTPUT_INNER)))
     point = c.field(step, OUTPUT_OUTER)
     images = []
     for i in range(LANES):
         n = c.whole(i)
         images.append(c.add(source, c.mul(b.select(b.icmp_signed('<', n, last), n, last), image)))
     with loop(c, 0, b.sub(width, c.whole(LANES - 1)), LANES) as x:
-        vectors = transposed(c, [c.load(i, distance=c.mul(x, 4)) for i in images])
+        vectors = transposed(c, [c.single(i, distance=c.mul(x, 4)) for i in images])
         for k, v in enumerate(vectors):
             c.store(v, target, c.mul(c.add(x, k), point))
     with loop(c, b.and_(width, c.whole(-LANES)), width) as x:
         for k, i in enumerate(images):
-            c.store(c.load(i, 1, c.mul(x, 4)), target, c.add(c.mul(x, point), 4 * k))
+            c.store(c.single(i, 1, c.mul(x, 4)), target, c.add(c.mul(x, point), c.size * k))
     b.ret_void()
 
 # %% ../../nbs/deploy/graph_kernels.ipynb #4f89af73
@@ -440,11 +477,11 @@ def _tasks(c, step, tasks):
 
 # %% ../../nbs/deploy/graph_kernels.ipynb #768e7b69
 @functools.cache
-def _engine():
+def _engine(dtype):
     import llvmlite.binding as llvm
     from llvmlite import ir
 
-    module = ir.Module('graph')
+    module = ir.Module(dtype)
     module.triple = llvm.get_process_triple()
     for width in range(1, TILE + 1):
         for masked in (False, True):
@@ -458,7 +495,9 @@ def _engine():
 
 
 @functools.cache
-def program() -> object:  # A function of ctypes, of one address: that of the table's address and of its number of steps
+def program(
+    dtype: str = 'float32',  # Type of values in memory; or 'bfloat16'
+) -> object:  # A function of ctypes, of one address: that of the table's address and of its number of steps
     "The function that runs all steps of a table; compiled at the first call in a process"
 
-    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_engine().get_function_address('program'))
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_engine(dtype).get_function_address('program'))

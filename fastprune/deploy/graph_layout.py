@@ -6,7 +6,11 @@
 __all__ = []
 
 # %% ../../nbs/deploy/graph_layout.ipynb #ecdbaa15
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
 
 from fastprune.deploy.graph_code import LANES
 from fastprune.deploy.graph_ops import Op
@@ -65,7 +69,8 @@ class Place:
     point: int  # Bytes from a pixel to the next one
     origin: int  # Bytes from the start of the memory to the first pixel
     size: int  # Bytes of the memory
-    memory: torch.Tensor | None = None  # float32; None until there is one
+    dtype: torch.dtype = torch.float32
+    memory: torch.Tensor | None = None  # None until there is one
 
     @property
     def key(self) -> tuple:
@@ -79,40 +84,44 @@ class Place:
 
     def view(self) -> torch.Tensor:
         "The value as [images, channels, height, width]"
-        sizes = self.images, self.channels, self.height, self.width
+        sizes, b = (self.images, self.channels, self.height, self.width), self.dtype.itemsize
         return self.memory.as_strided(
-            sizes, (1, *(s // 4 for s in (self.plane, self.row, self.point))), self.origin // 4
+            sizes, (1, *(s // b for s in (self.plane, self.row, self.point))), self.origin // b
         )
 
 
 SPARE = 4 * 16 * LANES * 8  # bytes behind a value: its last tile may read there
 
 
-def interleaved(channels: int, height: int, width: int, pad: int) -> Place:
+def interleaved(channels: int, height: int, width: int, pad: int, dtype: torch.dtype = torch.float32) -> Place:
     "The layout of 16 images"
-    vector = 4 * LANES
+    vector = dtype.itemsize * LANES
     point = channels * vector
     row = (width + 2 * pad) * point
     origin = pad * (row + point)
     size = (height + 2 * pad) * row + SPARE
-    return Place(channels, height, width, pad, LANES, vector, row, point, origin, size)
+    return Place(channels, height, width, pad, LANES, vector, row, point, origin, size, dtype)
 
 
-def planar(channels: int, height: int, width: int, pad: int) -> Place:
+def planar(channels: int, height: int, width: int, pad: int, dtype: torch.dtype = torch.float32) -> Place:
     "The layout of one image"
+    b = dtype.itemsize
     if (height, width, pad) == (1, 1, 0):
-        return Place(channels, 1, 1, 0, 1, 4, 4, 4, 0, 4 * channels + SPARE)
-    vector, row = 4 * LANES, 4 * (width + pad)
-    origin = pad * row + 4 * pad
-    shift = -origin % vector  # the first pixel starts a cache line
-    plane = -(-((height + 2 * pad) * row + 4 * pad) // vector) * vector
-    return Place(channels, height, width, pad, 1, plane, row, 4, origin + shift, channels * plane + shift + SPARE)
+        return Place(channels, 1, 1, 0, 1, b, b, b, 0, b * channels + SPARE, dtype)
+    line, row = 64, b * (width + pad)
+    origin = pad * row + b * pad
+    shift = -origin % line  # the first pixel starts a cache line
+    plane = -(-((height + 2 * pad) * row + b * pad) // line) * line
+    return Place(
+        channels, height, width, pad, 1, plane, row, b, origin + shift, channels * plane + shift + SPARE, dtype
+    )
 
 
 def reserve(place: Place) -> Place:
     "Give a value its memory, with zeros, from the start of a cache line"
-    room = torch.zeros(place.size // 4 + LANES, device='cpu')
-    place.memory = room[-room.data_ptr() % (4 * LANES) // 4 :]
+    b = place.dtype.itemsize
+    room = torch.zeros((place.size + 64) // b, dtype=place.dtype, device='cpu')
+    place.memory = room[-room.data_ptr() % 64 // b :]
     return place
 
 # %% ../../nbs/deploy/graph_layout.ipynb #4b7929c4
@@ -174,7 +183,7 @@ def tiles_interleaved(op: Op, source: Place, target: Place, most: int) -> torch.
 
 def tiles_planar(target: Place, most: int) -> tuple[torch.Tensor, torch.Tensor]:
     "Tiles [tiles, 4] of one image, and the masks that they refer to: a number a vector, a bit a lane"
-    step, vector = target.row // 4, 4 * LANES
+    step, vector = target.row // target.point, target.point * LANES
     vectors = -(-((target.height - 1) * step + target.width) // LANES)
     lane = torch.arange(vectors * LANES, device='cpu')
     written = (lane % step < target.width) & (lane // step < target.height)

@@ -117,9 +117,10 @@ class Plan:
         inputs: dict,  # Value -> its shape (channels, height, width)
         outputs: list,  # Values that are returned
         images: int,  # 1, or 16 images side by side
+        dtype: torch.dtype = torch.float32,  # Of values in memory, or torch.bfloat16
     ):
         self.images, self.steps, self.places, self.free = images, Steps(), {}, {}
-        self.shapes, self.ops = dict(inputs), ops
+        self.shapes, self.ops, self.dtype = dict(inputs), ops, dtype
         for op in ops:
             self.shapes[op.out] = output_shape(op, [self.shapes[i] for i in op.inputs])
         self.pads, self.last = pads(ops, self.shapes, images), {}
@@ -141,7 +142,7 @@ class Plan:
 
     def _bytes(self, value):
         c, h, w = self.shapes[value]
-        return 4 * c * h * w * self.images
+        return self.dtype.itemsize * c * h * w * self.images
 
     def _groups(self):
         """(group, parts) of each operation. Operations whose images don't fit into a cache run over strips of them, one
@@ -170,7 +171,7 @@ class Plan:
 
     def _place(self, value):
         shape = self.shapes[value]
-        return (interleaved if self.images > 1 else planar)(*shape, self.pads[shape[1:]])
+        return (interleaved if self.images > 1 else planar)(*shape, self.pads[shape[1:]], self.dtype)
 
     def _take(self, value):
         "Memory for a value"
@@ -211,13 +212,44 @@ class Plan:
         return self._acts(op)
 
 # %% ../../nbs/deploy/graph_plan.ipynb #0ac8cda1
+def paired(
+    start: torch.Tensor,  # Where the values of each row start
+    offset: torch.Tensor,  # Where each value's input lies
+    value: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # The same in bfloat16, of even number a row; starts count pairs
+    "Values two by two. A row's last pair may have a zero"
+    counts = start.long().diff()
+    pairs = (counts + 1) // 2
+    starts = torch.cat([pairs.new_zeros(1), pairs.cumsum(0)])
+    place = torch.arange(len(value), device='cpu') + (2 * starts[:-1] - start[:-1].long()).repeat_interleave(counts)
+    offsets, values = offset.new_zeros(2 * int(starts[-1])), value.new_zeros(2 * int(starts[-1]))
+    offsets[place], values[place] = offset, value
+    odd = (2 * starts[1:] - 1)[counts % 2 == 1]
+    offsets[odd] = offsets[odd - 1]
+    return starts.int(), offsets, values.bfloat16()
+
+
+def with_places(
+    value: torch.Tensor,  # float32
+    place: torch.Tensor,  # Of each value's input, below 65536
+) -> torch.Tensor:  # int32 [values]
+    "Values whose lower half is the place: the number nearest to each that ends so"
+    if len(place) and int(place.max()) >= 2**16:
+        raise ValueError(f"a linear layer in bfloat16 takes at most 65536 inputs, got {int(place.max()) + 1}")
+    bits = value.view(torch.int32).long()
+    return ((bits - place.long() + 2**15) >> 16 << 16 | place.long()).int()
+
+
 @patch
 def _weights(self: Plan, op, distance):
     "Fields of a weight whose values read at `distance` bytes, [values]: sorted by row, then by distance"
     row, start = op.sparse.row.long(), op.sparse.start
     order = (row * (int(distance.max()) + 1 if len(distance) else 1) + distance).argsort()
-    value, offset = op.sparse.value[order].contiguous(), (distance[order] // 4).int()
-    hold = self.steps.hold
+    value = op.sparse.value[order].contiguous()
+    hold, b = self.steps.hold, self.dtype.itemsize
+    offset = (distance[order] // b).int()
+    if b < 4:
+        start, offset, value = paired(start, offset, value)
     return dict(start=hold(start), offset=hold(offset), value=hold(value), bias=hold(op.sparse.bias))
 
 
@@ -237,7 +269,7 @@ def _conv(self: Plan, op, source, *others):
     target, residual = others[-1], others[0] if len(others) > 1 else None
     sparse, before = op.sparse, self.shapes[op.inputs[0]]
     single = (*before[1:], *op.weight_shape[2:], *op.padding) == (1, 1, 1, 1, 0, 0)
-    if self.images == 1 and single and source.plane == target.plane == 4 and residual is None:
+    if self.images == 1 and single and source.plane == target.plane == source.point and residual is None:
         return self._dot(op, source, target)
     memory, (ph, pw) = source.memory, op.padding
     if self.images > 1 or is_direct(op, before, self.shapes[op.out]):
@@ -247,7 +279,7 @@ def _conv(self: Plan, op, source, *others):
     else:
         memory, first, distance = self._phases(op, source, target)
     most = WIDTH if len(sparse.value) > 8 * len(sparse.bias) else 2 * WIDTH
-    fields, step = {}, 4 * LANES
+    fields, step = {}, source.point * LANES
     if self.images > 1:
         tiles, step = tiles_interleaved(op, source, target, most), op.stride[1] * source.point
         new = int(tiles[0, 2]) * step * (source.channels * source.plane // source.point) // 64
@@ -286,7 +318,14 @@ def _read(self: Plan, op, source, y, n):
 def _dot(self: Plan, op, source, target):
     "A linear layer of one sample"
     blocks = row_blocks(op.sparse.start, 1)
-    fields = self._weights(op, op.sparse.channel * 4) | self._acts(op)
+    if self.dtype.itemsize == 4:
+        fields = self._weights(op, op.sparse.channel * 4)
+    else:
+        hold, value = self.steps.hold, with_places(op.sparse.value, op.sparse.channel)
+        fields = dict(
+            start=hold(op.sparse.start), value=hold(value), bias=hold(op.sparse.bias), tile_count=source.channels
+        )
+    fields |= self._acts(op)
     fields |= dict(blocks=self.steps.hold(blocks), input=source.address, output=target.address)
     self.steps.add('dot', len(blocks) - 1, [source.memory], target.memory, **fields)
 
@@ -296,16 +335,16 @@ def _phases(self: Plan, op, source, target):
     "A copy of one image, sorted by phase; returns it, the address of the first pixel, and where weights read"
     (sh, sw), (ph, pw), (dh, dw), (_, _, kh, kw) = op.stride, op.padding, op.dilation, op.weight_shape
     reach_y = dh * (kh - 1) // sh
-    row, rows = target.row, target.height + reach_y
+    row, rows, b = target.row, target.height + reach_y, source.point
 
     plane = -(-(rows * row) // 64) * 64
-    room = reserve(planar(1, 1, source.channels * sh * sw * plane // 4 + 64, 0)).memory
+    room = reserve(planar(1, 1, source.channels * sh * sw * plane // b + 64, 0, self.dtype)).memory
     for i in sorted({k * dh % sh for k in range(kh)}):
         for j in sorted({k * dw % sw for k in range(kw)}):
             top, left = -((i - ph) // sh), -((j - pw) // sw)  # the first row and column that lie in the image
             y, x = top * sh + i - ph, left * sw + j - pw
             height = min(len(range(y, source.height, sh)), rows - top)
-            width = min(len(range(x, source.width, sw)), row // 4 - left)
+            width = min(len(range(x, source.width, sw)), row // b - left)
             if height > 0 and width > 0:
                 self._copy_phase(
                     source,
@@ -317,18 +356,19 @@ def _phases(self: Plan, op, source, target):
                     (height, width),
                 )
     y, x = op.sparse.y * dh, op.sparse.x * dw
-    distance = (op.sparse.channel * sh * sw + y % sh * sw + x % sw) * plane + y // sh * row + x // sw * 4
+    distance = (op.sparse.channel * sh * sw + y % sh * sw + x % sw) * plane + y // sh * row + x // sw * b
     return room, self.steps.hold(room), distance
 
 
 @patch
 def _copy_phase(self: Plan, source, room, phase, steps, corner, stride, size):
     (channel, row), (y, x, top, left), (height, width) = steps, corner, size
-    target = room.data_ptr() + phase + top * row + left * 4
+    b = source.point
+    target = room.data_ptr() + phase + top * row + left * b
     fields = dict(
-        input=source.address + y * source.row + x * 4, input_outer=source.plane, input_inner=stride[0] * source.row
+        input=source.address + y * source.row + x * b, input_outer=source.plane, input_inner=stride[0] * source.row
     )
-    fields |= dict(output=target, output_outer=channel, output_inner=row, rows=height, length=width, skip=4 * stride[1])
+    fields |= dict(output=target, output_outer=channel, output_inner=row, rows=height, length=width, skip=b * stride[1])
     self.steps.add('phase', source.channels, [source.memory], room, **fields)
 
 # %% ../../nbs/deploy/graph_plan.ipynb #c7f3ffc9

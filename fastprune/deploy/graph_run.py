@@ -6,14 +6,15 @@
 __all__ = ['Segment']
 
 # %% ../../nbs/deploy/graph_run.ipynb #745a9c1e
-import contextlib
 import ctypes
+import threading
 
+import torch
 from torch import nn
 
 from .graph_code import LANES
 from .graph_kernels import DONE, IMAGES, INPUT, NEXT, program
-from .graph_ops import Op
+from .graph_ops import Op, run_ops
 from .graph_plan import Plan
 from .threads import check_not_traced, run_function
 
@@ -22,8 +23,11 @@ class _Job(ctypes.Structure):
     _fields_ = [('table', ctypes.c_int64), ('steps', ctypes.c_int64)]
 
 
+_TENSORS = 'start', 'row', 'column', 'value', 'bias'  # of a `SparseWeight`
+
+
 class Segment(nn.Module):
-    "Operations of a network as one call of machine code. Raises `ValueError` where there is no kernel for them"
+    "Operations of a network as one call of machine code. Where there is no kernel for a size, torch runs them"
 
     def __init__(
         self,
@@ -31,52 +35,102 @@ class Segment(nn.Module):
         inputs: list[int],  # Numbers of the values that are given
         outputs: list[int],  # Numbers of the values to return
         ranks: list[int],  # Dimensions of each output, 2 or 4
+        dtype: torch.dtype = torch.float32,  # Of values in between, or torch.bfloat16; sums and outputs are float32
     ):
         super().__init__()
         self.ops, self.inputs, self.outputs, self.ranks = [o.compressed() for o in ops], inputs, outputs, ranks
-        self.plans = {}
+        self.given_ranks = None  # dimensions of each input, those of the first call
+        self.dtype = dtype
+        self.plans, self.lock = {}, threading.Lock()  # a plan has memory of its own: one thread at a time
+        for i, op in self._weighted():
+            for name in _TENSORS:
+                self.register_buffer(f'{name}_{i}', getattr(op.sparse, name))
+
+    def _weighted(self):
+        return [(i, op) for i, op in enumerate(self.ops) if op.sparse is not None]
 
     def extra_repr(self) -> str:
         return f'{len(self.ops)} operations'
 
     def __getstate__(self):
-        return (
-            {**super().__getstate__(), 'plans': {}}
-            if hasattr(super(), '__getstate__')
-            else {**self.__dict__, 'plans': {}}
-        )
+        return {**self.__dict__, 'plans': {}, 'lock': None}
 
-    @contextlib.contextmanager
-    def plan(self, shapes, images):
-        "A plan for a size of images that no other thread uses meanwhile; those of the last four sizes are kept"
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.lock = threading.Lock()
+
+    def _apply(self, *args, **kwargs):
+        self.plans.clear()
+        super()._apply(*args, **kwargs)
+        for i, op in self._weighted():
+            for name in _TENSORS:
+                setattr(op.sparse, name, getattr(self, f'{name}_{i}'))
+        return self
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self.plans.clear()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def plan(self, shapes: list, images: int) -> Plan | None:
+        "The plan for a size of images, None if there is none; those of the last four sizes are kept"
         key = (*shapes, images)
-        plan = self.plans.pop(key, None)
-        if plan is None:
-            plan = Plan(self.ops, dict(zip(self.inputs, shapes, strict=True)), self.outputs, images)
-        yield plan
-        self.plans[key] = plan
-        for old in list(self.plans)[:-4]:
-            self.plans.pop(old, None)
+        if key not in self.plans:
+            while len(self.plans) >= 4:
+                self.plans.pop(next(iter(self.plans)))
+            try:
+                with torch.inference_mode(False):  # the memory is written outside of this mode, too
+                    given = dict(zip(self.inputs, shapes, strict=True))
+                    plan = Plan(self.ops, given, self.outputs, images, self.dtype)
+            except ValueError:
+                plan = None
+            self.plans[key] = plan
+        return self.plans[key]
+
+    def check(self, tensors: tuple) -> None:
+        "Make sure that machine code can take the inputs; raises `ValueError`"
+        weights = [('works in', op.sparse.value) for _, op in self._weighted()[:1]]
+        for what, t in [*(('takes', x) for x in tensors), *weights]:
+            if t.dtype != torch.float32 or not t.is_cpu:
+                raise ValueError(f"a sparse graph {what} float32 on a CPU, got {str(t.dtype)[6:]} on {t.device}")
+        if len({len(x) for x in tensors}) > 1:
+            sizes = ', '.join(str(list(x.shape)) for x in tensors)
+            raise ValueError(f"a sparse graph takes tensors with as many images each, got {sizes}")
+        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+            raise ValueError("a sparse graph has no gradients: use torch.no_grad()")
+        ranks = [x.ndim for x in tensors]
+        if not set(ranks) <= {2, 4} or ranks != (self.given_ranks or ranks):
+            shapes, made = (
+                ' and '.join(map(str, s)) for s in ([tuple(x.shape) for x in tensors], self.given_ranks or [2, 4])
+            )
+            raise ValueError(f"a sparse graph made for inputs of {made} dimensions got shape {shapes}: make one for it")
+        self.given_ranks = ranks
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor | tuple:
         check_not_traced()
-        for x in tensors:
-            if x.dtype != torch.float32 or not x.is_cpu:
-                raise ValueError(f"a sparse graph takes float32 on a CPU, got {str(x.dtype)[6:]} on {x.device}")
-            if torch.is_grad_enabled() and x.requires_grad:
-                raise ValueError("a sparse graph has no gradients: use torch.no_grad()")
-        given = [x.contiguous() if x.ndim == 4 else x[:, :, None, None].contiguous() for x in tensors]
+        self.check(tensors)
+        plain = [x.as_subclass(torch.Tensor).resolve_neg() for x in tensors]
+        given = [(x if x.ndim == 4 else x[:, :, None, None]).contiguous() for x in plain]
         count = len(given[0])
         shapes = [tuple(x.shape[1:]) for x in given]
         single = count == 1 or count < 8 and any(s[1] * s[2] > 1 for s in shapes)
-        with self.plan(shapes, 1 if single else LANES) as plan:
-            outputs = [plan.places[v] for v in self.outputs]
-            made = [given[0].new_empty(count, p.channels, p.height, p.width) for p in outputs]
-            for first in range(0, count, plan.images):
-                part = slice(first, first + plan.images)
-                self._run(plan, [x[part] for x in given], outputs, [m[part] for m in made])
-        made = [m if rank == 4 else m[:, :, 0, 0] for m, rank in zip(made, self.ranks, strict=True)]
+        with self.lock:
+            plan = self.plan(shapes, 1 if single else LANES)
+            if plan is None:
+                made = run_ops(self.ops, self.inputs, self.outputs, self.ranks, plain)
+            else:
+                made = self._all(plan, given, count)
+        if type(tensors[0]) not in (torch.Tensor, nn.Parameter):  # such as fastai's TensorImage
+            made = [m.as_subclass(type(tensors[0])) for m in made]
         return made[0] if len(made) == 1 else tuple(made)
+
+    def _all(self, plan, given, count):
+        "Outputs for all images"
+        outputs = [plan.places[v] for v in self.outputs]
+        made = [given[0].new_empty(count, p.channels, p.height, p.width) for p in outputs]
+        for first in range(0, count, plan.images):
+            now = slice(first, first + plan.images)
+            self._run(plan, [x[now] for x in given], outputs, [m[now] for m in made])
+        return [m if rank == 4 else m[:, :, 0, 0] for m, rank in zip(made, self.ranks, strict=True)]
 
     def _run(self, plan, given, outputs, made):
         for i, (v, x) in enumerate(zip(self.inputs, given, strict=True)):
@@ -85,6 +139,6 @@ class Segment(nn.Module):
             else:
                 plan.table[i, INPUT], plan.table[i, IMAGES] = x.data_ptr(), len(x) - 1
         plan.table[:, [NEXT, DONE]] = 0
-        run_function(program(), _Job(plan.table.data_ptr(), len(plan.table)))
+        run_function(program(str(self.dtype)[6:]), _Job(plan.table.data_ptr(), len(plan.table)))
         for p, m in zip(outputs, made, strict=True):
             m.copy_(p.view()[: len(m)])
