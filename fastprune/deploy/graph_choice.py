@@ -88,7 +88,7 @@ def take_forms(
     if changed:
         without_fused_path(graph)
 
-# %% ../../nbs/deploy/graph_choice.ipynb #6c1f0a10
+# %% ../../nbs/deploy/graph_choice.ipynb #6c1f0b02
 TYPES = 'float32', 'bfloat16'
 
 
@@ -121,7 +121,7 @@ def in_bfloat16(
             m.plans.clear()
     return res
 
-
+# %% ../../nbs/deploy/graph_choice.ipynb #6c1f0a10
 def into_graph(
     results: list,  # A `LayerResult` for each layer; changed in place
     layers: set,  # Names of the layers inside of segments
