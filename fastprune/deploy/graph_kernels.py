@@ -111,7 +111,7 @@ def _row(c, place, last, offset, value, sources, same):
     b.position_at_end(after)
     return totals
 
-
+# %% ../../nbs/deploy/graph_kernels.ipynb #bbfe8114
 def _pairs(c, place, last, offset, value, sources, same):
     "The same for bfloat16: two weights at a time, whose inputs are mixed number by number"
     b, ir = c.b, c.ir

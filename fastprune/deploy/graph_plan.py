@@ -211,7 +211,7 @@ class Plan:
             return dict(low=bits_of(low), high=bits_of(high))
         return self._acts(op)
 
-# %% ../../nbs/deploy/graph_plan.ipynb #0ac8cda1
+# %% ../../nbs/deploy/graph_plan.ipynb #0ac8cda0
 def paired(
     start: torch.Tensor,  # Where the values of each row start
     offset: torch.Tensor,  # Where each value's input lies
@@ -239,7 +239,7 @@ def with_places(
     bits = value.view(torch.int32).long()
     return ((bits - place.long() + 2**15) >> 16 << 16 | place.long()).int()
 
-
+# %% ../../nbs/deploy/graph_plan.ipynb #0ac8cda1
 @patch
 def _weights(self: Plan, op, distance):
     "Fields of a weight whose values read at `distance` bytes, [values]: sorted by row, then by distance"

@@ -156,7 +156,7 @@ def _inference_report(layers, weights, best, times, changes, graph, coarse):
     zeros = sum(p.numel() - int(p.count_nonzero()) for p in weights.values())
     notes = [] if best == 'as it was' else list(changes)
     if 'graph' in times and best not in GRAPHS:
-        graph = f"a graph takes {times['graph'] / times[best]:.2f} of its time"
+        graph = f"a graph takes {times['graph'] / max(1e-9, times[best]):.2f} of its time"
     if best == 'bfloat16':
         notes.append(f'outputs differ by {coarse:.1g} of the largest')
     elif 'bfloat16' in times:
@@ -184,7 +184,7 @@ def sparse_inference(
     model: nn.Module,  # Pruned model; it is not changed
     # An input as it will come: a tensor, a tuple of inputs, or a dict of them by name; of the batch size to be fast for
     example: torch.Tensor | tuple | dict,
-    min_sparsity: float = 0.5,  # Layers with fewer zeros stay dense without a trial, fraction in [0,1)
+    min_sparsity: float = 0.5,  # Layers with fewer zeros are not tried alone, fraction in [0,1)
     seconds: float = 10.0,  # About how long to time layers; in any case three passes for each form are timed
     # How far outputs may differ, relative to the largest one. If None 1e-4, and on a GPU what four roundings make of
     # it: 4e-3 for float16 and TF32, which torch takes for convolutions of float32, 3e-2 for bfloat16
@@ -194,8 +194,8 @@ def sparse_inference(
     # are float32
     dtype: str = 'float32',
 ) -> nn.Module:  # A new model, in evaluation mode; its `inference_report` is a DataFrame: a row a layer, and 'total'
-    """The model with each pruned linear layer and convolution in its fastest form, and BatchNorm folded. It is never
-    slower than `model`. Raises `ValueError` for arguments that don't fit, and where outputs would differ"""
+    """The model with each pruned linear layer and convolution in its fastest form, or as graphs in machine code, and
+    BatchNorm folded. It is never slower than `model`. Raises `ValueError` for arguments that don't fit, and where outputs would differ"""
     check_sparsity(min_sparsity, 'min_sparsity')
     check_number('a number above 0', '(0,inf)', seconds=seconds)
     if rtol is not None:
