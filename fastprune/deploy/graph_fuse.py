@@ -9,8 +9,6 @@ __all__ = ['fuse_ops']
 from collections import Counter
 from dataclasses import replace
 
-from .graph_ops import Op
-
 # %% ../../nbs/deploy/graph_fuse.ipynb #1528cc9d
 def _takes_act(op):
     return op is not None and op.kind in ('conv', 'add') and op.act == 'none'

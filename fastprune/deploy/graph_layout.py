@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/deploy/graph_layout.ipynb #ecdbaa15
-import math
-from collections.abc import Callable
+# %% ../../nbs/deploy/graph_layout.ipynb #2369c304
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +13,7 @@ import torch
 from fastprune.deploy.graph_code import LANES
 from fastprune.deploy.graph_ops import Op
 
-# %% ../../nbs/deploy/graph_layout.ipynb #c77c37cf
+# %% ../../nbs/deploy/graph_layout.ipynb #81357b38
 def window_size(
     op: Op,  # A convolution or a pool
     size: int,  # Of the image, in pixels
@@ -54,7 +52,7 @@ def output_shape(
         raise ValueError(f"{op.kind}: shapes {inputs[0]} and {inputs[1]} differ")
     return c, h, w
 
-# %% ../../nbs/deploy/graph_layout.ipynb #9928f846
+# %% ../../nbs/deploy/graph_layout.ipynb #33fec9b6
 @dataclass
 class Place:
     "Where the value of one image, or of 16 images, lies"
@@ -89,7 +87,7 @@ class Place:
             sizes, (1, *(s // b for s in (self.plane, self.row, self.point))), self.origin // b
         )
 
-
+# %% ../../nbs/deploy/graph_layout.ipynb #96b1ac4c
 SPARE = 4 * 16 * LANES * 8  # bytes behind a value: its last tile may read there
 
 
@@ -124,7 +122,7 @@ def reserve(place: Place) -> Place:
     place.memory = room[-room.data_ptr() % 64 // b :]
     return place
 
-# %% ../../nbs/deploy/graph_layout.ipynb #4b7929c4
+# %% ../../nbs/deploy/graph_layout.ipynb #bb61468d
 def is_direct(
     op: Op,  # A convolution
     before: tuple,  # Shapes (channels, height, width) of its input
@@ -155,7 +153,7 @@ def pads(
                 res[after[1:]] = max(res[after[1:]], reach(op, 0), reach(op, 1))
     return res
 
-# %% ../../nbs/deploy/graph_layout.ipynb #23756987
+# %% ../../nbs/deploy/graph_layout.ipynb #d4b99e06
 WIDTH = 4  # vectors of a tile: wider ones leave less of the input in the L1 cache
 
 

@@ -5,110 +5,33 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/deploy/graph_plan.ipynb #3c84f32f
-import math
-import struct
-from dataclasses import replace
-
+# %% ../../nbs/deploy/graph_plan.ipynb #a163279d
+import torch
 from fastcore.basics import patch
 
-from fastprune.deploy.graph_code import ACTS, LANES
-from fastprune.deploy.graph_kernels import DEPENDENCIES, DEPENDS, FIELDS, KIND, KINDS, TASKS, WIDEST, field_names
-from fastprune.deploy.graph_layout import (
-    WIDTH,
-    interleaved,
-    is_direct,
-    output_shape,
-    pads,
-    planar,
-    reserve,
-    shares,
-    tiles_interleaved,
-    tiles_planar,
-)
+from fastprune.deploy.graph_conv import add_conv
+from fastprune.deploy.graph_layout import interleaved, output_shape, pads, planar, reserve, shares
+from fastprune.deploy.graph_parts import add_act, add_avgpool, add_concat, add_maxpool, add_mean, add_product, add_sum
+from fastprune.deploy.graph_steps import Steps
 
-# %% ../../nbs/deploy/graph_plan.ipynb #c819fc44
-def bits_of(
-    x: float,  # Rounded to float32
-) -> int:
-    "The bits of a number as a whole number"
-    return struct.unpack('<i', struct.pack('<f', max(min(x, 3.4e38), -3.4e38) if math.isfinite(x) else x))[0]
+# %% ../../nbs/deploy/graph_plan.ipynb #dfe3dbf5
+# bytes: of an image that is cut into strips, of a strip, and of weights of a group
+LARGE, STRIP, WEIGHTS = 2**22, 2**22, 2**18
 
+# kind of an operation -> function that adds its steps to a plan
+WRITERS = {
+    'conv': add_conv,
+    'maxpool': add_maxpool,
+    'avgpool': add_avgpool,
+    'mean': add_mean,
+    'add': add_sum,
+    'mul': add_product,
+    'act': add_act,
+    'concat': add_concat,
+}
 
-LARGE, STRIP, WEIGHTS = (
-    2**22,
-    2**22,
-    2**18,
-)  # bytes: of an image that is cut into strips, a strip, and weights of a group
-ALL = (-(2**40), 2**40)  # all rows of a value
-
-
-class Steps:
-    "Rows of the table, and who waits for whom"
-
-    def __init__(self):
-        self.rows, self.waits, self.uses, self.kept = [], [], {}, []
-        self.group, self.op, self.ops = 0, 0, []
-
-    def add(
-        self,
-        kind: str,  # One of KINDS
-        tasks: int,
-        reads: list,  # Tensors that it reads, or (tensor, first row, end) of a part of it
-        writes: torch.Tensor | tuple,  # What it writes, likewise
-        **fields: int,  # Name of a field, in small letters -> its value
-    ) -> None:
-        "Add a step. It waits for those that wrote what it reads, and that used what it writes"
-        names, row, place = field_names(), [0] * FIELDS, len(self.rows)
-        row[TASKS], row[KIND] = tasks, KINDS.index(kind)
-        for n, v in fields.items():
-            row[names[n.upper()]] = int(v)
-        reads = [r if isinstance(r, tuple) else (r, *ALL) for r in reads]
-        target, first, end = writes if isinstance(writes, tuple) else (writes, *ALL)
-        before = set()
-        for t, a, b in reads:
-            before.update(s for s, wrote, c, d in self.uses.get(id(t), ()) if wrote and c < b and a < d)
-        used = self.uses.get(id(target), [])
-        before.update(s for s, _, c, d in used if c < end and first < d)
-        self.uses[id(target)] = [u for u in used if u[2] < first or end < u[3]] + [(place, True, first, end)]
-        for t, a, b in reads:
-            if t is not target:
-                self.uses.setdefault(id(t), []).append((place, False, a, b))
-        self.rows.append(row)
-        self.waits.append(sorted(before))
-        self.ops.append((self.group, self.op))
-
-    def order(self) -> list:
-        "An order of the steps: in a group, the step of the last operation that can run comes first"
-        order, done, i = [], set(), 0
-        while i < len(self.rows):
-            left = [k for k in range(i, len(self.rows)) if self.ops[k][0] == self.ops[i][0]]
-            i += len(left)
-            while left:
-                ready = [k for k in left if done.issuperset(self.waits[k])]
-                k = max(ready, key=lambda k: (self.ops[k][1], -k))
-                order.append(k)
-                done.add(k)
-                left.remove(k)
-        return order
-
-    def hold(self, tensor: torch.Tensor) -> int:  # Its address
-        "Keep a tensor that steps refer to"
-        self.kept.append(tensor)
-        return tensor.data_ptr()
-
-    def table(self) -> torch.Tensor:  # int64 [steps, FIELDS]
-        "The table"
-        order = self.order()
-        places = {k: i for i, k in enumerate(order)}
-        for k, row in enumerate(self.rows):
-            waits = [places[w] for w in self.waits[k]]
-            row[DEPENDENCIES] = len(waits)
-            row[DEPENDS] = self.hold(torch.tensor(waits, dtype=torch.int64, device='cpu')) if waits else 0
-        return torch.tensor([self.rows[k] for k in order], dtype=torch.int64, device='cpu').view(-1, FIELDS)
-
-# %% ../../nbs/deploy/graph_plan.ipynb #89491713
-class Plan:
+# %% ../../nbs/deploy/graph_plan.ipynb #618e4227
+class GraphPlan:
     "Steps and memory for images of one size"
 
     def __init__(
@@ -136,7 +59,7 @@ class Plan:
             self.steps.group, self.steps.op = groups[i][0] + 1, i
             self.places[op.out] = self._output(op, i)
             self.parts = shares(self.shapes[op.out][1], n=groups[i][1])
-            getattr(self, f'_{op.kind}')(op, *(self.places[v] for v in op.inputs), self.places[op.out])
+            WRITERS[op.kind](self, op, *(self.places[v] for v in op.inputs), self.places[op.out])
             self._give_back(op, i)
         self.table = self.steps.table()
 
@@ -163,319 +86,50 @@ class Plan:
             most[g] = max(most.get(g, 1), n)
         return [(g, most[g]) for g, _ in res]
 
-    def _images(self, target):
-        "A step that takes 16 images; the address of the first one and how many there are come with each call"
-        c, h, w = target.channels, target.height, target.width
-        fields = dict(rows=h, length=w, output=target.address, output_outer=target.point, output_inner=target.row)
-        self.steps.add('images', c * h, [], target.memory, input_outer=4 * c * h * w, **fields)
-
-    def _place(self, value):
-        shape = self.shapes[value]
-        return (interleaved if self.images > 1 else planar)(*shape, self.pads[shape[1:]], self.dtype)
-
-    def _take(self, value):
-        "Memory for a value"
-        place = self._place(value)
-        if free := self.free.get(place.key):
-            place.memory = free.pop()
-            return place
-        return reserve(place)
-
-    def _output(self, op, i):
-        "Memory for an operation's output: that of an input which no one else needs, where numbers stay in their places"
-        ends = [v for v in op.inputs if self.last[v] == i and self.shapes[v] == self.shapes[op.out]]
-        if op.kind == 'conv':
-            ends = [v for v in ends if v in op.inputs[1:] and v != op.inputs[0]]
-        elif op.kind not in ('add', 'mul', 'act'):
-            ends = []
-        if ends:
-            place = self._place(op.out)
-            place.memory = self.places[ends[0]].memory
-            return place
-        return self._take(op.out)
-
-    def _give_back(self, op, i):
-        "Memory that is free from now on"
-        for v in set(op.inputs):
-            place = self.places[v]
-            if self.last[v] == i and place.memory is not self.places[op.out].memory:
-                self.free.setdefault(place.key, []).append(place.memory)
-
-    def _acts(self, op):
-        return dict(act=ACTS.index(op.act), low=bits_of(op.low), high=bits_of(op.high))
-
-    def _limits(self, op):
-        "The activation as a product has it: limits at once, others afterwards"
-        if op.act in ('none', 'clamp'):
-            low, high = (-math.inf, math.inf) if op.act == 'none' else (op.low, op.high)
-            return dict(low=bits_of(low), high=bits_of(high))
-        return self._acts(op)
-
-# %% ../../nbs/deploy/graph_plan.ipynb #0ac8cda0
-def paired(
-    start: torch.Tensor,  # Where the values of each row start
-    offset: torch.Tensor,  # Where each value's input lies
-    value: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # The same in bfloat16, of even number a row; starts count pairs
-    "Values two by two. A row's last pair may have a zero"
-    counts = start.long().diff()
-    pairs = (counts + 1) // 2
-    starts = torch.cat([pairs.new_zeros(1), pairs.cumsum(0)])
-    place = torch.arange(len(value), device='cpu') + (2 * starts[:-1] - start[:-1].long()).repeat_interleave(counts)
-    offsets, values = offset.new_zeros(2 * int(starts[-1])), value.new_zeros(2 * int(starts[-1]))
-    offsets[place], values[place] = offset, value
-    odd = (2 * starts[1:] - 1)[counts % 2 == 1]
-    offsets[odd] = offsets[odd - 1]
-    return starts.int(), offsets, values.bfloat16()
-
-
-def with_places(
-    value: torch.Tensor,  # float32
-    place: torch.Tensor,  # Of each value's input, below 65536
-) -> torch.Tensor:  # int32 [values]
-    "Values whose lower half is the place: the number nearest to each that ends so"
-    if len(place) and int(place.max()) >= 2**16:
-        raise ValueError(f"a linear layer in bfloat16 takes at most 65536 inputs, got {int(place.max()) + 1}")
-    bits = value.view(torch.int32).long()
-    return ((bits - place.long() + 2**15) >> 16 << 16 | place.long()).int()
-
-# %% ../../nbs/deploy/graph_plan.ipynb #0ac8cda1
+# %% ../../nbs/deploy/graph_plan.ipynb #051aef90
 @patch
-def _weights(self: Plan, op, distance):
-    "Fields of a weight whose values read at `distance` bytes, [values]: sorted by row, then by distance"
-    row, start = op.sparse.row.long(), op.sparse.start
-    order = (row * (int(distance.max()) + 1 if len(distance) else 1) + distance).argsort()
-    value = op.sparse.value[order].contiguous()
-    hold, b = self.steps.hold, self.dtype.itemsize
-    offset = (distance[order] // b).int()
-    if b < 4:
-        start, offset, value = paired(start, offset, value)
-    return dict(start=hold(start), offset=hold(offset), value=hold(value), bias=hold(op.sparse.bias))
-
-
-def row_blocks(
-    start: torch.Tensor,  # Where the values of each row start, and the last one ends
-    tasks: int,  # How many tasks each block is
-) -> torch.Tensor:  # First rows of blocks, and the number of rows
-    "Blocks of rows with as many values each: their weights fit into the L2 cache, and all threads have tasks"
-    rows, work = len(start) - 1, start.long() + torch.arange(len(start), device='cpu')
-    n = max(-(-int(work[-1]) // 2**15), min(-(-16 // tasks), rows // 8, 16), 1)
-    edges = torch.searchsorted(work, work[-1] * torch.arange(1, n, device='cpu') // n)
-    return torch.tensor(sorted({0, rows, *(int(e) for e in edges)}), device='cpu')
+def _images(self: GraphPlan, target):
+    "A step that takes 16 images; the address of the first one and how many there are come with each call"
+    c, h, w = target.channels, target.height, target.width
+    fields = dict(rows=h, length=w, output=target.address, output_outer=target.point, output_inner=target.row)
+    self.steps.add('images', c * h, [], target.memory, input_outer=4 * c * h * w, **fields)
 
 
 @patch
-def _conv(self: Plan, op, source, *others):
-    target, residual = others[-1], others[0] if len(others) > 1 else None
-    sparse, before = op.sparse, self.shapes[op.inputs[0]]
-    single = (*before[1:], *op.weight_shape[2:], *op.padding) == (1, 1, 1, 1, 0, 0)
-    if self.images == 1 and single and source.plane == target.plane == source.point and residual is None:
-        return self._dot(op, source, target)
-    memory, (ph, pw) = source.memory, op.padding
-    if self.images > 1 or is_direct(op, before, self.shapes[op.out]):
-        y, x = sparse.y * op.dilation[0], sparse.x * op.dilation[1]
-        distance = sparse.channel * source.plane + y * source.row + x * source.point
-        first = source.address - ph * source.row - pw * source.point
-    else:
-        memory, first, distance = self._phases(op, source, target)
-    most = WIDTH if len(sparse.value) > 8 * len(sparse.bias) else 2 * WIDTH
-    fields, step = {}, source.point * LANES
-    if self.images > 1:
-        tiles, step = tiles_interleaved(op, source, target, most), op.stride[1] * source.point
-        new = int(tiles[0, 2]) * step * (source.channels * source.plane // source.point) // 64
-        there = (op.weight_shape[2] - 1) * op.dilation[0] * source.row
-        there += ((op.weight_shape[3] - 1) * op.dilation[1]) * source.point + 2 * int(tiles[0, 2]) * step
-        fields = dict(ahead=there, ahead_count=min(16, -(-new // len(sparse.bias))))
-    else:
-        tiles, masks = tiles_planar(target, most)
-        self.steps.hold(masks)
-    step_in, step_out = step, target.point if self.images > 1 else step
-    fields |= dict(input=first, output=target.address, other=residual.address if residual else 0)
-    fields |= dict(row_step=target.plane, input_step=step_in, output_step=step_out)
-    fields |= self._weights(op, distance) | self._limits(op)
-    tiles, start = tiles.contiguous(), self.steps.hold(tiles)
-    for y, n in self.parts if self.images > 1 else [(0, target.height)]:
-        share = len(tiles) // target.height
-        count = n * share if self.images > 1 else len(tiles)
-        blocks = row_blocks(sparse.start, count)
-        fields |= dict(tiles=start + 32 * y * share, tile_count=count, blocks=self.steps.hold(blocks))
-        rows = self._read(op, source, y, n)
-        reads = [(memory, *rows), *([(residual.memory, y, y + n)] if residual else [])]
-        self.steps.add('product', count * (len(blocks) - 1), reads, (target.memory, y, y + n), **fields)
+def _place(self: GraphPlan, value):
+    shape = self.shapes[value]
+    return (interleaved if self.images > 1 else planar)(*shape, self.pads[shape[1:]], self.dtype)
 
 
 @patch
-def _read(self: Plan, op, source, y, n):
-    "First row, and end, of an input that n rows of the output need"
-    if self.images == 1:
-        return ALL
-    kernel = op.weight_shape[2] if op.kind == 'conv' else op.kernel[0]
-    first = y * op.stride[0] - op.padding[0]
-    return first, first + (n - 1) * op.stride[0] + (kernel - 1) * op.dilation[0] + 1
+def _take(self: GraphPlan, value):
+    "Memory for a value"
+    place = self._place(value)
+    if free := self.free.get(place.key):
+        place.memory = free.pop()
+        return place
+    return reserve(place)
 
 
 @patch
-def _dot(self: Plan, op, source, target):
-    "A linear layer of one sample"
-    blocks = row_blocks(op.sparse.start, 1)
-    if self.dtype.itemsize == 4:
-        fields = self._weights(op, op.sparse.channel * 4)
-    else:
-        hold, value = self.steps.hold, with_places(op.sparse.value, op.sparse.channel)
-        fields = dict(
-            start=hold(op.sparse.start), value=hold(value), bias=hold(op.sparse.bias), tile_count=source.channels
-        )
-    fields |= self._acts(op)
-    fields |= dict(blocks=self.steps.hold(blocks), input=source.address, output=target.address)
-    self.steps.add('dot', len(blocks) - 1, [source.memory], target.memory, **fields)
+def _output(self: GraphPlan, op, i):
+    "Memory for an operation's output: that of an input which no one else needs, where numbers stay in their places"
+    ends = [v for v in op.inputs if self.last[v] == i and self.shapes[v] == self.shapes[op.out]]
+    if op.kind == 'conv':
+        ends = [v for v in ends if v in op.inputs[1:] and v != op.inputs[0]]
+    elif op.kind not in ('add', 'mul', 'act'):
+        ends = []
+    if ends:
+        place = self._place(op.out)
+        place.memory = self.places[ends[0]].memory
+        return place
+    return self._take(op.out)
 
 
 @patch
-def _phases(self: Plan, op, source, target):
-    "A copy of one image, sorted by phase; returns it, the address of the first pixel, and where weights read"
-    (sh, sw), (ph, pw), (dh, dw), (_, _, kh, kw) = op.stride, op.padding, op.dilation, op.weight_shape
-    reach_y = dh * (kh - 1) // sh
-    row, rows, b = target.row, target.height + reach_y, source.point
-
-    plane = -(-(rows * row) // 64) * 64
-    room = reserve(planar(1, 1, source.channels * sh * sw * plane // b + 64, 0, self.dtype)).memory
-    for i in sorted({k * dh % sh for k in range(kh)}):
-        for j in sorted({k * dw % sw for k in range(kw)}):
-            top, left = -((i - ph) // sh), -((j - pw) // sw)  # the first row and column that lie in the image
-            y, x = top * sh + i - ph, left * sw + j - pw
-            height = min(len(range(y, source.height, sh)), rows - top)
-            width = min(len(range(x, source.width, sw)), row // b - left)
-            if height > 0 and width > 0:
-                self._copy_phase(
-                    source,
-                    room,
-                    (i * sw + j) * plane,
-                    (sh * sw * plane, row),
-                    (y, x, top, left),
-                    op.stride,
-                    (height, width),
-                )
-    y, x = op.sparse.y * dh, op.sparse.x * dw
-    distance = (op.sparse.channel * sh * sw + y % sh * sw + x % sw) * plane + y // sh * row + x // sw * b
-    return room, self.steps.hold(room), distance
-
-
-@patch
-def _copy_phase(self: Plan, source, room, phase, steps, corner, stride, size):
-    (channel, row), (y, x, top, left), (height, width) = steps, corner, size
-    b = source.point
-    target = room.data_ptr() + phase + top * row + left * b
-    fields = dict(
-        input=source.address + y * source.row + x * b, input_outer=source.plane, input_inner=stride[0] * source.row
-    )
-    fields |= dict(output=target, output_outer=channel, output_inner=row, rows=height, length=width, skip=b * stride[1])
-    self.steps.add('phase', source.channels, [source.memory], room, **fields)
-
-# %% ../../nbs/deploy/graph_plan.ipynb #c7f3ffc9
-@patch
-def _rows(self: Plan, op, source, target, other=None, factor=0, scale=False):
-    "act(x), act(x + y) or act(x*y). `scale`: y is one number a channel"
-    fields = self._acts(op) | dict(input=source.address, output=target.address, factor=factor)
-    if other is not None:
-        fields['other'] = other.address
-    if source.height == source.width == 1 and source.pad == 0:
-        sizes = dict(rows=1, length=source.channels * self.images)
-        tasks = 1
-    elif self.images > 1:
-        tasks, sizes = source.height, dict(rows=source.width, length=source.channels * self.images)
-        for n, p in (('input', source), ('output', target)):
-            sizes |= {f'{n}_outer': p.row, f'{n}_inner': p.point}
-        if other is not None and not scale:
-            sizes |= dict(other_outer=other.row, other_inner=other.point)
-    else:
-        tasks, sizes = source.channels, dict(rows=source.height, length=source.width)
-        for n, p in (('input', source), ('output', target)):
-            sizes |= {f'{n}_outer': p.plane, f'{n}_inner': p.row}
-        if other is not None:
-            sizes |= dict(other_outer=other.plane, other_inner=0 if scale else other.row)
-        fields['factor'] = 3 if scale else factor
-    if tasks == source.height and self.images > 1:
-        for y, n in self.parts:
-            here = {k: fields[k] + y * sizes.get(f'{k}_outer', 0) for k in ('input', 'output', 'other') if k in fields}
-            reads = [(source.memory, y, y + n)]
-            if other is not None:
-                reads.append((other.memory, *(ALL if scale else (y, y + n))))
-            self.steps.add('rows', n, reads, (target.memory, y, y + n), **fields | here, **sizes)
-        return
-    reads = [source.memory, *([] if other is None else [other.memory])]
-    self.steps.add('rows', tasks, reads, target.memory, **fields, **sizes)
-
-
-@patch
-def _act(self: Plan, op, source, target):
-    self._rows(op, source, target)
-
-
-@patch
-def _add(self: Plan, op, source, other, target):
-    self._rows(op, source, target, other, 1)
-
-
-@patch
-def _mul(self: Plan, op, source, other, target):
-    scale = (other.height, other.width) != (source.height, source.width)
-    self._rows(op, source, target, other, 2, scale)
-
-
-@patch
-def _concat(self: Plan, op, *places):
-    *sources, target = places
-    first = target.address
-    for s in sources:
-        part = replace(target, origin=first - target.memory.data_ptr())
-        self._rows(op, s, part)
-        first += s.channels * target.plane
-
-# %% ../../nbs/deploy/graph_plan.ipynb #4750f188
-@patch
-def _pool(self: Plan, op, source, target, kernel, largest, divisor):
-    "A step for a pool. `divisor`: what sums are divided by; 0 for as many as there are pixels in the window"
-    whole = tuple(op.kernel) == (0, 0)
-    stride, padding, dilation = ((1, 1), (0, 0), (1, 1)) if whole else (op.stride, op.padding, op.dilation)
-    sizes = [*kernel, *stride, *padding, *dilation, source.height, source.width, target.height, target.width]
-    sizes = torch.tensor([*sizes, largest, bits_of(divisor)], device='cpu')
-    fields = dict(input=source.address, output=target.address, sizes=self.steps.hold(sizes))
-    fields |= dict(plane_in=source.plane, row_in=source.row, point_in=source.point)
-    fields |= dict(plane_out=target.plane, row_out=target.row, point_out=target.point)
-    if self.images == 1:
-        tasks, parts = source.channels * target.height, dict(parts=1, count=1)
-        kind = 'pool_single'
-        if source.width > WIDEST:
-            raise ValueError(f"a pool takes rows of at most {WIDEST} pixels, got {source.width}")
-    else:
-        most = (1,) if target.height >= 8 else (16, 8, 4, 2, 1)
-        n = next(n for n in most if source.channels % (4 * n) == 0 or n == 1)
-        tasks, parts = target.height * n, dict(parts=n, count=source.channels // n)
-        kind = 'pool1' if source.channels % (4 * n) else 'pool4'
-    if self.images > 1 and not whole:
-        for y, n in self.parts:
-            reads = [(source.memory, *self._read(op, source, y, n))]
-            self.steps.add(kind, n * parts['parts'], reads, (target.memory, y, y + n), first=y, **fields, **parts)
-    else:
-        self.steps.add(kind, tasks, [source.memory], target.memory, **fields, **parts)
-    if op.act != 'none':
-        self._rows(op, target, target)
-
-
-@patch
-def _maxpool(self: Plan, op, source, target):
-    kernel = (source.height, source.width) if tuple(op.kernel) == (0, 0) else tuple(op.kernel)
-    self._pool(op, source, target, kernel, 1, 1)
-
-
-@patch
-def _mean(self: Plan, op, source, target):
-    self._pool(op, source, target, (source.height, source.width), 0, 0)
-
-
-@patch
-def _avgpool(self: Plan, op, source, target):
-    if op.ceil:
-        raise ValueError("avgpool: windows beyond the image have no kernel")
-    kernel = tuple(op.kernel)
-    self._pool(op, source, target, kernel, 0, kernel[0] * kernel[1] if op.count_pad else 0)
+def _give_back(self: GraphPlan, op, i):
+    "Memory that is free from now on"
+    for v in set(op.inputs):
+        place = self.places[v]
+        if self.last[v] == i and place.memory is not self.places[op.out].memory:
+            self.free.setdefault(place.key, []).append(place.memory)

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from .graph_code import LANES
-from .graph_kernels import DONE, IMAGES, INPUT, NEXT, program
 from .graph_ops import Op, run_ops
-from .graph_plan import Plan
+from .graph_plan import GraphPlan
+from .graph_program import program
+from .graph_steps import DONE, IMAGES, INPUT, NEXT
 from .threads import check_not_traced, run_function
 
 # %% ../../nbs/deploy/graph_run.ipynb #8b9783fa
@@ -71,7 +72,7 @@ class Segment(nn.Module):
         self.plans.clear()
         super()._load_from_state_dict(*args, **kwargs)
 
-    def plan(self, shapes: list, images: int) -> Plan | None:
+    def plan(self, shapes: list, images: int) -> GraphPlan | None:
         "The plan for a size of images, None if there is none; those of the last four sizes are kept"
         key = (*shapes, images)
         if key not in self.plans:
@@ -80,7 +81,7 @@ class Segment(nn.Module):
             try:
                 with torch.inference_mode(False):  # the memory is written outside of this mode, too
                     given = dict(zip(self.inputs, shapes, strict=True))
-                    plan = Plan(self.ops, given, self.outputs, images, self.dtype)
+                    plan = GraphPlan(self.ops, given, self.outputs, images, self.dtype)
             except ValueError:
                 plan = None
             self.plans[key] = plan

@@ -131,8 +131,8 @@ GRAPHS = 'graph', 'bfloat16'  # forms of a model: graphs of values in float32, a
 
 
 def _choose(times, layers, wrong, rtol, inside):
-    """Which of the models is the fastest: 'bfloat16' or 'graph', 'sparse', 'folded', 'channels_last' or 'as it was'. Layers are
-    `inside` of graphs if those win; sparse layers go back to dense if they lose"""
+    """Which of the models is the fastest: 'bfloat16' or 'graph', 'sparse', 'folded', 'channels_last' or 'as it was'. Layers
+    are `inside` of graphs if those win; sparse layers go back to dense if they lose"""
     if (best := times.idxmin()) in GRAPHS:
         into_graph(layers, inside, times['as it was'] / times[best])
         return best
@@ -195,7 +195,8 @@ def sparse_inference(
     dtype: str = 'float32',
 ) -> nn.Module:  # A new model, in evaluation mode; its `inference_report` is a DataFrame: a row a layer, and 'total'
     """The model with each pruned linear layer and convolution in its fastest form, or as graphs in machine code, and
-    BatchNorm folded. It is never slower than `model`. Raises `ValueError` for arguments that don't fit, and where outputs would differ"""
+    BatchNorm folded. It is never slower than `model`. Raises `ValueError` for arguments that don't fit, and where
+    outputs would differ"""
     check_sparsity(min_sparsity, 'min_sparsity')
     check_number('a number above 0', '(0,inf)', seconds=seconds)
     if rtol is not None:

@@ -10,8 +10,8 @@ from torch import nn
 from fastprune.all import compute_masks, prunable_weights, sparse_inference
 from fastprune.deploy import graph_choice, inference
 from fastprune.deploy.graph_code import has_bfloat16
+from fastprune.deploy.graph_conv import paired, with_places
 from fastprune.deploy.graph_ops import Op, run_ops
-from fastprune.deploy.graph_plan import paired, with_places
 from fastprune.deploy.graph_run import Segment
 from fastprune.deploy.threads import kernel_missing
 
