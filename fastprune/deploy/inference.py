@@ -182,7 +182,8 @@ def sparse_inference(
     rtol: float | None = None,
 ) -> nn.Module:  # A new model, in evaluation mode; its `inference_report` is a DataFrame: a row a layer, and 'total'
     """The model with each pruned linear layer and convolution in its fastest form, or as graphs in machine code, and
-    BatchNorm folded. It is never slower than `model`. Raises `ValueError` for arguments that don't fit, and where outputs would differ"""
+    BatchNorm folded. It is never slower than `model`. Raises `ValueError` for arguments that don't fit, and where
+    outputs would differ"""
     check_sparsity(min_sparsity, 'min_sparsity')
     check_number('a number above 0', '(0,inf)', seconds=seconds)
     if rtol is not None:
