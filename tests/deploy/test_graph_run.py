@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from fastprune.deploy import threads
+from fastprune.core import machine_code
+from fastprune.deploy import graph_plan
 from fastprune.deploy.graph_ops import ACTIVATIONS, Op, run_ops
 from fastprune.deploy.graph_run import Segment
 
@@ -453,6 +454,49 @@ def test_random_graphs(seed):
         agrees(segment, ops, inputs, outputs, ranks, tensors)
 
 
+@pytest.mark.parametrize('seed', range(100, 120))
+def test_strips_of_random_graphs(seed, monkeypatch):
+    monkeypatch.setattr(graph_plan, 'LARGE', 1)
+    monkeypatch.setattr(graph_plan, 'STRIP', random.Random(seed).choice([2000, 8000]))
+    test_random_graphs(seed)
+    torch.set_num_threads(3)
+    test_random_graphs(seed)
+
+
+def test_strips(monkeypatch):
+    monkeypatch.setattr(graph_plan, 'LARGE', 1)
+    monkeypatch.setattr(graph_plan, 'STRIP', 3000)
+    for ops in (
+        [
+            *small(),
+            Op('mean', 4, (3,)),
+            Op('maxpool', 5, (2,)),
+            conv(6, (2,), 4, 6, 5, 3, stride=(2, 2), padding=(2, 1)),
+        ],
+        [
+            *small()[:2],
+            Op('avgpool', 3, (1,), kernel=(7, 7), stride=(1, 1), padding=(3, 3)),
+            Op('add', 4, (3, 2), **RELU),
+        ],
+        [
+            *small()[:2],
+            Op('maxpool', 3, (2,), kernel=(3, 3), stride=(1, 1), dilation=(3, 3)),
+            Op('act', 4, (3,), **RELU),
+        ],
+        [
+            conv(1, (0,), 4, 4, 1, 1),
+            Op('avgpool', 2, (1,), kernel=(20, 3), stride=(20, 3)),
+            conv(3, (1,), 2, 4, 3, 3, dilation=(7, 1)),
+        ],
+    ):
+        outputs = [op.out for op in ops][-2:]
+        plan = graph_plan.Plan([op.compressed() for op in ops], {0: (4, 20, 9)}, outputs, 16)
+        assert len(plan.table) > 2 * len(ops)
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            check(ops, (4, 20, 9), outputs=outputs, counts=(16, 19))
+
+
 def small():
     "A residual block with a pool"
     return [
@@ -546,7 +590,7 @@ def many(channels=12):
 @pytest.mark.parametrize('openmp', [True, False])
 def test_threads(number, openmp, monkeypatch):
     if not openmp:
-        monkeypatch.setattr(threads, '_openmp', lambda: None)
+        monkeypatch.setattr(machine_code, '_openmp', lambda: None)
     ops = many()
     segment = Segment(ops, [0], [9], [4])
     for n in COUNTS:
