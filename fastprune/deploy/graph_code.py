@@ -82,48 +82,55 @@ class Code:
         "The pointer to what is `distance` bytes behind an address"
         return self.b.inttoptr(self.add(address, distance), self.pointer)
 
-    def field(self, table: object, i: int) -> object:
-        "The i-th whole number at an address"
-        return self.b.load(self.at(table, 8 * i), typ=self.whole)
+# %% ../../nbs/deploy/graph_code.ipynb #ee31e2d6
+@patch
+def field(self: Code, table: object, i: int) -> object:
+    "The i-th whole number at an address"
+    return self.b.load(self.at(table, 8 * i), typ=self.whole)
 
-    def index(self, table: object, place: object) -> object:
-        "A number of 32 bits in a table of them, as a whole number"
-        return self.b.sext(self.b.load(self.at(table, self.mul(place, 4)), typ=self.half), self.whole)
 
-    def load(self, address: object, lanes: int = LANES, distance: object = 0) -> object:
-        "A value, or a vector of them, as float32"
-        if not self.is_half:
-            return self.single(address, lanes, distance)
-        half = self.short if lanes == 1 else self.ir.VectorType(self.short, LANES)
-        bits = self.half if lanes == 1 else self.ir.VectorType(self.half, LANES)
-        upper = self.half(16) if lanes == 1 else self.ir.Constant(bits, [16] * LANES)
-        x = self.b.zext(self.b.load(self.at(address, distance), typ=half, align=2), bits)
-        return self.b.bitcast(self.b.shl(x, upper), self.float if lanes == 1 else self.vector)
+@patch
+def index(self: Code, table: object, place: object) -> object:
+    "A number of 32 bits in a table of them, as a whole number"
+    return self.b.sext(self.b.load(self.at(table, self.mul(place, 4)), typ=self.half), self.whole)
 
-    def single(self, address: object, lanes: int = LANES, distance: object = 0) -> object:
-        "A number that is float32 in memory, or a vector of them"
-        return self.b.load(self.at(address, distance), typ=self.float if lanes == 1 else self.vector, align=4)
 
-# %% ../../nbs/deploy/graph_code.ipynb #f303af3e
+@patch
+def load(self: Code, address: object, lanes: int = LANES, distance: object = 0) -> object:
+    "A value, or a vector of them, as float32"
+    if not self.is_half:
+        return self.single(address, lanes, distance)
+    half = self.short if lanes == 1 else self.ir.VectorType(self.short, LANES)
+    bits = self.half if lanes == 1 else self.ir.VectorType(self.half, LANES)
+    upper = self.half(16) if lanes == 1 else self.ir.Constant(bits, [16] * LANES)
+    x = self.b.zext(self.b.load(self.at(address, distance), typ=half, align=2), bits)
+    return self.b.bitcast(self.b.shl(x, upper), self.float if lanes == 1 else self.vector)
+
+
+@patch
+def single(self: Code, address: object, lanes: int = LANES, distance: object = 0) -> object:
+    "A number that is float32 in memory, or a vector of them"
+    return self.b.load(self.at(address, distance), typ=self.float if lanes == 1 else self.vector, align=4)
+
+
+def rounded(c: Code, value: object) -> object:
+    "Float32 numbers as the bits of bfloat16, to nearest even"
+    kind, bits = bfloat(), c.short
+    if value.type == c.vector:
+        kind, bits = c.ir.VectorType(kind, LANES), c.ir.VectorType(bits, LANES)
+    return c.b.bitcast(c.b.fptrunc(value, kind), bits)
+
+# %% ../../nbs/deploy/graph_code.ipynb #5a253808
 @patch
 def store(self: Code, value: object, address: object, distance: object = 0, mask: object = None) -> None:
     "Write a value or a vector, rounded; of a vector only what has a bit in the mask"
     if self.is_half:
-        value = self.rounded(value)
+        value = rounded(self, value)
     if mask is None:
         self.b.store(value, self.at(address, distance), align=self.size)
     else:
         name = f'llvm.masked.store.v{LANES}{"i16" if self.is_half else "f32"}.p0'
         self.called(name, self.ir.VoidType(), value, self.at(address, distance), self.half(self.size), mask)
-
-
-@patch
-def rounded(self: Code, value: object) -> object:
-    "Float32 numbers as the bits of bfloat16, to nearest even"
-    kind, bits = bfloat(), self.short
-    if value.type == self.vector:
-        kind, bits = self.ir.VectorType(kind, LANES), self.ir.VectorType(bits, LANES)
-    return self.b.bitcast(self.b.fptrunc(value, kind), bits)
 
 
 @patch

@@ -9,7 +9,8 @@ __all__ = []
 import torch
 
 from fastprune.deploy.graph_code import LANES
-from fastprune.deploy.graph_layout import WIDTH, is_direct, planar, reserve, tiles_interleaved, tiles_planar
+from fastprune.deploy.graph_layout import WIDTH, Place, is_direct, planar, reserve, tiles_interleaved, tiles_planar
+from fastprune.deploy.graph_ops import Op
 from fastprune.deploy.graph_steps import ALL, acts_of, limits_of
 
 # %% ../../nbs/deploy/graph_conv.ipynb #8bf71199
@@ -41,7 +42,7 @@ def with_places(
     return ((bits - place.long() + 2**15) >> 16 << 16 | place.long()).int()
 
 # %% ../../nbs/deploy/graph_conv.ipynb #9ad14b13
-def weight_fields(plan: object, op, distance):
+def weight_fields(plan: object, op: Op, distance: torch.Tensor):
     "Fields of a weight whose values read at `distance` bytes, [values]: sorted by row, then by distance"
     row, start = op.sparse.row.long(), op.sparse.start
     order = (row * (int(distance.max()) + 1 if len(distance) else 1) + distance).argsort()
@@ -64,7 +65,7 @@ def row_blocks(
     return torch.tensor(sorted({0, rows, *(int(e) for e in edges)}), device='cpu')
 
 
-def rows_read(plan: object, op, source, y, n):
+def rows_read(plan: object, op: Op, source: Place, y: int, n: int):
     "First row, and end, of an input that n rows of the output need"
     if plan.images == 1:
         return ALL
@@ -73,7 +74,7 @@ def rows_read(plan: object, op, source, y, n):
     return first, first + (n - 1) * op.stride[0] + (kernel - 1) * op.dilation[0] + 1
 
 # %% ../../nbs/deploy/graph_conv.ipynb #a0fd9b18
-def add_dot(plan: object, op, source, target):
+def add_dot(plan: object, op: Op, source: Place, target: Place):
     "A linear layer of one sample"
     blocks = row_blocks(op.sparse.start, 1)
     if plan.dtype.itemsize == 4:
@@ -88,7 +89,7 @@ def add_dot(plan: object, op, source, target):
     plan.steps.add('dot', len(blocks) - 1, [source.memory], target.memory, **fields)
 
 
-def sort_phases(plan: object, op, source, target):
+def sort_phases(plan: object, op: Op, source: Place, target: Place):
     "A copy of one image, sorted by phase; returns it, the address of the first pixel, and where weights read"
     (sh, sw), (ph, pw), (dh, dw), (_, _, kh, kw) = op.stride, op.padding, op.dilation, op.weight_shape
     reach_y = dh * (kh - 1) // sh
@@ -118,7 +119,9 @@ def sort_phases(plan: object, op, source, target):
     return room, plan.steps.hold(room), distance
 
 
-def copy_phase(plan: object, source, room, phase, steps, corner, stride, size):
+def copy_phase(
+    plan: object, source: Place, room: torch.Tensor, phase: int, steps: tuple, corner: tuple, stride: tuple, size: tuple
+):
     "A step that copies one phase"
     (channel, row), (y, x, top, left), (height, width) = steps, corner, size
     b = source.point
@@ -130,7 +133,7 @@ def copy_phase(plan: object, source, room, phase, steps, corner, stride, size):
     plan.steps.add('phase', source.channels, [source.memory], room, **fields)
 
 # %% ../../nbs/deploy/graph_conv.ipynb #ae68655a
-def add_conv(plan: object, op, source, *others):
+def add_conv(plan: object, op: Op, source: Place, *others: Place):
     "Steps of a convolution: act(conv(x) + bias + residual)"
     target, residual = others[-1], others[0] if len(others) > 1 else None
     sparse, before = op.sparse, plan.shapes[op.inputs[0]]

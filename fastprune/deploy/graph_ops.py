@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# %% ../../nbs/deploy/graph_ops.ipynb #6029d38e
+# %% ../../nbs/deploy/graph_ops.ipynb #4930ce70
 @dataclass
 class SparseWeight:
     "A convolution's weight without its zeros"
@@ -58,7 +58,7 @@ class SparseWeight:
         w[self.row.long(), self.column.long()] = self.value
         return w.view(self.shape)
 
-
+# %% ../../nbs/deploy/graph_ops.ipynb #6029d38e
 @dataclass
 class Op:
     "An operation on values that have numbers"

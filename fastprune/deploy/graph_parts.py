@@ -11,11 +11,15 @@ from dataclasses import replace
 import torch
 
 from fastprune.deploy.graph_conv import rows_read
+from fastprune.deploy.graph_layout import Place
+from fastprune.deploy.graph_ops import Op
 from fastprune.deploy.graph_pools import WIDEST
 from fastprune.deploy.graph_steps import ALL, acts_of, bits_of
 
 # %% ../../nbs/deploy/graph_parts.ipynb #16a82f3e
-def add_rows(plan: object, op, source, target, other=None, factor=0, scale=False):
+def add_rows(
+    plan: object, op: Op, source: Place, target: Place, other: Place | None = None, factor: int = 0, scale: bool = False
+):
     "act(x), act(x + y) or act(x*y). `scale`: y is one number a channel"
     fields = acts_of(op) | dict(input=source.address, output=target.address, factor=factor)
     if other is not None:
@@ -48,23 +52,23 @@ def add_rows(plan: object, op, source, target, other=None, factor=0, scale=False
     plan.steps.add('rows', tasks, reads, target.memory, **fields, **sizes)
 
 
-def add_act(plan: object, op, source, target):
+def add_act(plan: object, op: Op, source: Place, target: Place):
     "act(x)"
     add_rows(plan, op, source, target)
 
 
-def add_sum(plan: object, op, source, other, target):
+def add_sum(plan: object, op: Op, source: Place, other: Place, target: Place):
     "act(x + y)"
     add_rows(plan, op, source, target, other, 1)
 
 
-def add_product(plan: object, op, source, other, target):
+def add_product(plan: object, op: Op, source: Place, other: Place, target: Place):
     "x*y, where y may be one number a channel"
     scale = (other.height, other.width) != (source.height, source.width)
     add_rows(plan, op, source, target, other, 2, scale)
 
 
-def add_concat(plan: object, op, *places):
+def add_concat(plan: object, op: Op, *places: Place):
     "Copies of all inputs, side by side"
     *sources, target = places
     first = target.address
@@ -74,7 +78,7 @@ def add_concat(plan: object, op, *places):
         first += s.channels * target.plane
 
 # %% ../../nbs/deploy/graph_parts.ipynb #36eba05b
-def add_pool(plan: object, op, source, target, kernel, largest, divisor):
+def add_pool(plan: object, op: Op, source: Place, target: Place, kernel: tuple, largest: int, divisor: float):
     "A step for a pool. `divisor`: what sums are divided by; 0 for as many as there are pixels in the window"
     whole = tuple(op.kernel) == (0, 0)
     stride, padding, dilation = ((1, 1), (0, 0), (1, 1)) if whole else (op.stride, op.padding, op.dilation)
@@ -103,18 +107,18 @@ def add_pool(plan: object, op, source, target, kernel, largest, divisor):
         add_rows(plan, op, target, target)
 
 
-def add_maxpool(plan: object, op, source, target):
+def add_maxpool(plan: object, op: Op, source: Place, target: Place):
     "The largest number of each window"
     kernel = (source.height, source.width) if tuple(op.kernel) == (0, 0) else tuple(op.kernel)
     add_pool(plan, op, source, target, kernel, 1, 1)
 
 
-def add_mean(plan: object, op, source, target):
+def add_mean(plan: object, op: Op, source: Place, target: Place):
     "The mean of all pixels"
     add_pool(plan, op, source, target, (source.height, source.width), 0, 0)
 
 
-def add_avgpool(plan: object, op, source, target):
+def add_avgpool(plan: object, op: Op, source: Place, target: Place):
     "The mean of each window"
     if op.ceil:
         raise ValueError("avgpool: windows beyond the image have no kernel")

@@ -10,6 +10,7 @@ import ctypes
 import threading
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from .graph_code import LANES
@@ -72,74 +73,84 @@ class Segment(nn.Module):
         self.plans.clear()
         super()._load_from_state_dict(*args, **kwargs)
 
-    def plan(self, shapes: list, images: int) -> GraphPlan | None:
-        "The plan for a size of images, None if there is none; those of the last four sizes are kept"
-        key = (*shapes, images)
-        if key not in self.plans:
-            while len(self.plans) >= 4:
-                self.plans.pop(next(iter(self.plans)))
-            try:
-                with torch.inference_mode(False):  # the memory is written outside of this mode, too
-                    given = dict(zip(self.inputs, shapes, strict=True))
-                    plan = GraphPlan(self.ops, given, self.outputs, images, self.dtype)
-            except ValueError:
-                plan = None
-            self.plans[key] = plan
-        return self.plans[key]
+# %% ../../nbs/deploy/graph_run.ipynb #a33bd688
+@patch
+def plan(self: Segment, shapes: list, images: int) -> GraphPlan | None:
+    "The plan for a size of images, None if there is none; those of the last four sizes are kept"
+    key = (*shapes, images)
+    if key not in self.plans:
+        while len(self.plans) >= 4:
+            self.plans.pop(next(iter(self.plans)))
+        try:
+            with torch.inference_mode(False):  # the memory is written outside of this mode, too
+                given = dict(zip(self.inputs, shapes, strict=True))
+                plan = GraphPlan(self.ops, given, self.outputs, images, self.dtype)
+        except ValueError:
+            plan = None
+        self.plans[key] = plan
+    return self.plans[key]
 
-    def check(self, tensors: tuple) -> None:
-        "Make sure that machine code can take the inputs; raises `ValueError`"
-        weights = [('works in', op.sparse.value) for _, op in self._weighted()[:1]]
-        for what, t in [*(('takes', x) for x in tensors), *weights]:
-            if t.dtype != torch.float32 or not t.is_cpu:
-                raise ValueError(f"a sparse graph {what} float32 on a CPU, got {str(t.dtype)[6:]} on {t.device}")
-        if len({len(x) for x in tensors}) > 1:
-            sizes = ', '.join(str(list(x.shape)) for x in tensors)
-            raise ValueError(f"a sparse graph takes tensors with as many images each, got {sizes}")
-        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-            raise ValueError("a sparse graph has no gradients: use torch.no_grad()")
-        ranks = [x.ndim for x in tensors]
-        if not set(ranks) <= {2, 4} or ranks != (self.given_ranks or ranks):
-            shapes, made = (
-                ' and '.join(map(str, s)) for s in ([tuple(x.shape) for x in tensors], self.given_ranks or [2, 4])
-            )
-            raise ValueError(f"a sparse graph made for inputs of {made} dimensions got shape {shapes}: make one for it")
-        self.given_ranks = ranks
 
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor | tuple:
-        check_not_traced()
-        self.check(tensors)
-        plain = [x.as_subclass(torch.Tensor).resolve_neg() for x in tensors]
-        given = [(x if x.ndim == 4 else x[:, :, None, None]).contiguous() for x in plain]
-        count = len(given[0])
-        shapes = [tuple(x.shape[1:]) for x in given]
-        single = count == 1 or count < 8 and any(s[1] * s[2] > 1 for s in shapes)
-        with self.lock:
-            plan = self.plan(shapes, 1 if single else LANES)
-            if plan is None:
-                made = run_ops(self.ops, self.inputs, self.outputs, self.ranks, plain)
-            else:
-                made = self._all(plan, given, count)
-        if type(tensors[0]) not in (torch.Tensor, nn.Parameter):  # such as fastai's TensorImage
-            made = [m.as_subclass(type(tensors[0])) for m in made]
-        return made[0] if len(made) == 1 else tuple(made)
+@patch
+def check(self: Segment, tensors: tuple) -> None:
+    "Make sure that machine code can take the inputs; raises `ValueError`"
+    weights = [('works in', op.sparse.value) for _, op in self._weighted()[:1]]
+    for what, t in [*(('takes', x) for x in tensors), *weights]:
+        if t.dtype != torch.float32 or not t.is_cpu:
+            raise ValueError(f"a sparse graph {what} float32 on a CPU, got {str(t.dtype)[6:]} on {t.device}")
+    if len({len(x) for x in tensors}) > 1:
+        sizes = ', '.join(str(list(x.shape)) for x in tensors)
+        raise ValueError(f"a sparse graph takes tensors with as many images each, got {sizes}")
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        raise ValueError("a sparse graph has no gradients: use torch.no_grad()")
+    ranks = [x.ndim for x in tensors]
+    if not set(ranks) <= {2, 4} or ranks != (self.given_ranks or ranks):
+        shapes, made = (
+            ' and '.join(map(str, s)) for s in ([tuple(x.shape) for x in tensors], self.given_ranks or [2, 4])
+        )
+        raise ValueError(f"a sparse graph made for inputs of {made} dimensions got shape {shapes}: make one for it")
+    self.given_ranks = ranks
 
-    def _all(self, plan, given, count):
-        "Outputs for all images"
-        outputs = [plan.places[v] for v in self.outputs]
-        made = [given[0].new_empty(count, p.channels, p.height, p.width) for p in outputs]
-        for first in range(0, count, plan.images):
-            now = slice(first, first + plan.images)
-            self._run(plan, [x[now] for x in given], outputs, [m[now] for m in made])
-        return [m if rank == 4 else m[:, :, 0, 0] for m, rank in zip(made, self.ranks, strict=True)]
+# %% ../../nbs/deploy/graph_run.ipynb #bf8ea984
+@patch
+def forward(self: Segment, *tensors: torch.Tensor) -> torch.Tensor | tuple:
+    check_not_traced()
+    self.check(tensors)
+    plain = [x.as_subclass(torch.Tensor).resolve_neg() for x in tensors]
+    given = [(x if x.ndim == 4 else x[:, :, None, None]).contiguous() for x in plain]
+    count = len(given[0])
+    shapes = [tuple(x.shape[1:]) for x in given]
+    single = count == 1 or count < 8 and any(s[1] * s[2] > 1 for s in shapes)
+    with self.lock:
+        plan = self.plan(shapes, 1 if single else LANES)
+        if plan is None:
+            made = run_ops(self.ops, self.inputs, self.outputs, self.ranks, plain)
+        else:
+            made = self._all(plan, given, count)
+    if type(tensors[0]) not in (torch.Tensor, nn.Parameter):  # such as fastai's TensorImage
+        made = [m.as_subclass(type(tensors[0])) for m in made]
+    return made[0] if len(made) == 1 else tuple(made)
 
-    def _run(self, plan, given, outputs, made):
-        for i, (v, x) in enumerate(zip(self.inputs, given, strict=True)):
-            if plan.images == 1:
-                plan.places[v].view().copy_(x)
-            else:
-                plan.table[i, INPUT], plan.table[i, IMAGES] = x.data_ptr(), len(x) - 1
-        plan.table[:, [NEXT, DONE]] = 0
-        run_function(program(str(self.dtype)[6:]), _Job(plan.table.data_ptr(), len(plan.table)))
-        for p, m in zip(outputs, made, strict=True):
-            m.copy_(p.view()[: len(m)])
+
+@patch
+def _all(self: Segment, plan, given, count):
+    "Outputs for all images"
+    outputs = [plan.places[v] for v in self.outputs]
+    made = [given[0].new_empty(count, p.channels, p.height, p.width) for p in outputs]
+    for first in range(0, count, plan.images):
+        now = slice(first, first + plan.images)
+        self._run(plan, [x[now] for x in given], outputs, [m[now] for m in made])
+    return [m if rank == 4 else m[:, :, 0, 0] for m, rank in zip(made, self.ranks, strict=True)]
+
+
+@patch
+def _run(self: Segment, plan, given, outputs, made):
+    for i, (v, x) in enumerate(zip(self.inputs, given, strict=True)):
+        if plan.images == 1:
+            plan.places[v].view().copy_(x)
+        else:
+            plan.table[i, INPUT], plan.table[i, IMAGES] = x.data_ptr(), len(x) - 1
+    plan.table[:, [NEXT, DONE]] = 0
+    run_function(program(str(self.dtype)[6:]), _Job(plan.table.data_ptr(), len(plan.table)))
+    for p, m in zip(outputs, made, strict=True):
+        m.copy_(p.view()[: len(m)])

@@ -131,7 +131,7 @@ GRAPHS = 'graph', 'bfloat16'  # forms of a model: graphs of values in float32, a
 
 
 def _choose(times, layers, wrong, rtol, inside):
-    """Which of the models is the fastest: 'bfloat16' or 'graph', 'sparse', 'folded', 'channels_last' or 'as it was'. Layers
+    """The fastest of the models: 'bfloat16' or 'graph', 'sparse', 'folded', 'channels_last' or 'as it was'. Layers
     are `inside` of graphs if those win; sparse layers go back to dense if they lose"""
     if (best := times.idxmin()) in GRAPHS:
         into_graph(layers, inside, times['as it was'] / times[best])

@@ -490,7 +490,7 @@ def test_strips(monkeypatch):
         ],
     ):
         outputs = [op.out for op in ops][-2:]
-        plan = graph_plan.Plan([op.compressed() for op in ops], {0: (4, 20, 9)}, outputs, 16)
+        plan = graph_plan.GraphPlan([op.compressed() for op in ops], {0: (4, 20, 9)}, outputs, 16)
         assert len(plan.table) > 2 * len(ops)
         for number in (1, 3):
             torch.set_num_threads(number)
