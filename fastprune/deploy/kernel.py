@@ -18,7 +18,7 @@ from .tiles import LANES, TILE, WIDTHS, PackJob, ProductJob, cover, row_blocks
 
 # %% ../../nbs/deploy/kernel.ipynb #8ac6578c
 ATTRIBUTES = (
-    *('in_features', 'out_features'),
+    *('in_features', 'out_features', 'nx', 'nf'),
     *('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode'),
 )
 

@@ -116,7 +116,7 @@ class SparseTransposed(nn.Module):
         images = self._images(input)
         size = self._size(images)
         height, width = (n + e for n, e in zip(size, _extra(self, size, output_size), strict=True))
-        if height < 1 or width < 1:
+        if height < 1 or width < 1 or 0 in images.shape[1:]:
             raise ValueError(f"an input of shape {tuple(input.shape)} is too small for the layer: {self.extra_repr()}")
         out = self._pixels(images, height, width)
         if self.dims == 1:
