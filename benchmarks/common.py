@@ -91,6 +91,7 @@ KEYS = {
     'mask_update': ('network', 'scores', 'scope', 'side'),
     'mask_update_growth': ('weights', 'scores', 'scope'),
     'inference': ('network', 'sparsity', 'batch', 'side'),
+    'inference_peers': ('network', 'sparsity', 'batch', 'side'),
     'connectivity': ('what', 'side'),
     'tuning': ('network', 'variant'),
     'checks': ('stage', 'case'),

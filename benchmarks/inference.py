@@ -33,8 +33,11 @@ def mlp():
     return nn.Sequential(nn.Linear(1024, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 1000))
 
 
-def encoder():
-    return nn.TransformerEncoder(nn.TransformerEncoderLayer(768, 12, 3072, batch_first=True), 4)
+def encoder(blocks=4):
+    block = lambda: nn.TransformerEncoderLayer(768, 12, 3072, batch_first=True)
+    res = nn.TransformerEncoder(block(), blocks)  # of copies; an exporter stores equal weights once
+    res.layers = nn.ModuleList(block() for _ in range(blocks))
+    return res
 
 
 def wide(width=4096):

@@ -42,10 +42,12 @@ def fill(model, kind):
 
 def ours(model, scope, state):
     weights = {n: p.detach() for n, p in prunable_weights(model).items()}
-    compute_masks(weights, 0.9, scope, absolute=True)
 
     def update():
-        compute_masks(weights, 0.9, scope, absolute=True).apply_(weights)
+        compute_masks(weights, 0.9, scope, absolute=True, zeros=weights)
+
+    for _ in range(15):  # until it is worth compiling
+        update()
 
     return restored(update, model, state)
 

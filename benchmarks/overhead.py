@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from fastprune.all import SparsifyCallback
 from fastprune.zoo.data import TensorData
 
-GPU_FASTERAI = find_spec('fasterai') is not None
+HAS_FASTERAI = find_spec('fasterai') is not None
 
 
 class Setup(NamedTuple):
@@ -162,7 +162,7 @@ def measure(device, setups, rounds, out=here, left=lambda: math.inf):
     "Overheads of trainings that are on `device` with all that they need. They share the seconds that are `left()`"
     rows = Rows('overhead', device, out)
     for i, (network, setup) in enumerate(setups.items()):
-        sides = {n: side(learner_on(device, setup), cb, 1e-4) for n, cb in every_side(GPU_FASTERAI).items()}
+        sides = {n: side(learner_on(device, setup), cb, 1e-4) for n, cb in every_side(HAS_FASTERAI).items()}
         masked = learner_on(device, setup)
         masked.prune(0.9)
         sides['masks alone'] = side(masked, lambda: None, 1e-4, masks=True)
@@ -184,6 +184,11 @@ def main(
     "Write overhead.csv"
     if device != 'cpu':
         return measure(device, GPU_SETUPS, rounds)
-    sides = default_sides() if defaults else every_side()
-    times = interleaved({n: side(learner(batches, bs), cb) for n, cb in sides.items()}, rounds)
+    sides = default_sides() if defaults else every_side(HAS_FASTERAI)
+    runs = {n: side(learner(batches, bs), cb) for n, cb in sides.items()}
+    if not defaults:
+        masked = learner(batches, bs)
+        masked.prune(0.9)
+        runs['masks alone'] = side(masked, lambda: None, masks=True)
+    times = interleaved(runs, rounds)
     add_rows(Rows('overhead'), f'ResNet-18, 32 px, batch {bs}', times, batches, bs)

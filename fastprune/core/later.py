@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from functools import total_ordering
 from itertools import islice
 
+import numpy as np
 import torch
 
 from .devices import is_host, runs_cuda
@@ -37,6 +38,8 @@ def count(
     "How many elements of a tensor are not 0, without reading the number"
     if is_dtensor(t):
         return (t != 0).sum().full_tensor()
+    if t.dtype == torch.bool and type(t) is torch.Tensor and is_host(t):
+        return torch.tensor(np.count_nonzero(t.numpy()), device='cpu')  # four times as fast as PyTorch
     return (t.float() if t.is_floating_point() and t.dtype.itemsize < 2 else t).count_nonzero()  # float8 has none
 
 

@@ -167,7 +167,7 @@ def from_zeros(
     weights: dict,  # Name -> tensor
 ) -> Masks:
     "Masks that prune what is exactly 0 in `weights`"
-    return cls({n: p.detach() != 0 for n, p in weights.items()})
+    return cls({n: p.detach().bool() for n, p in weights.items()})
 
 
 @patch

@@ -9,11 +9,10 @@ __all__ = ['kernel_missing']
 import ctypes
 import functools
 import importlib
-import os
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from ..core.machine_code import in_threads
 from .form_jobs import PhasesJob, StepsJob
 from .tiles import PackJob, ProductJob
 
@@ -40,17 +39,6 @@ def _compiled(job):
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function.address)
 
 
-@functools.cache
-def _openmp():
-    "`GOMP_parallel` of PyTorch's OpenMP, which calls a function in several threads; None if there is none"
-    try:
-        parallel = ctypes.CDLL(os.path.join(os.path.dirname(torch.__file__), 'lib', 'libtorch_cpu.so')).GOMP_parallel
-    except (OSError, AttributeError):
-        return None
-    parallel.argtypes, parallel.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
-    return parallel
-
-
 def kernel_missing() -> str | None:  # The reason; None if there is one
     "Why there is no sparse kernel on this machine"
     try:
@@ -73,11 +61,4 @@ def run(
     "Do all tasks of a job"
     check_not_traced()
     function, address = _compiled(type(job)), ctypes.addressof(job)
-    threads = min(torch.get_num_threads(), job.tasks)
-    if threads < 2:
-        function(address)
-    elif parallel := _openmp():
-        parallel(ctypes.cast(function, ctypes.c_void_p), address, threads, 0)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(function, [address] * threads))
+    in_threads(function, address, min(torch.get_num_threads(), job.tasks))

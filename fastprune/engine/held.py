@@ -9,7 +9,6 @@ __all__ = []
 import contextlib
 from collections.abc import Iterator
 
-from ..core.devices import is_host
 from ..core.mask_counts import kept_of_each, know
 from ..core.masks import Masks
 from ..core.shards import is_dtensor
@@ -49,11 +48,9 @@ class Held:
         weights: dict,  # Name -> parameter
         takes_zeroed: bool,  # Are the masks held as they are made?
     ) -> Iterator[None]:
-        "In this context, the pass that makes masks writes zeros, too, where that saves a pass over all weights"
-        plain = not any(map(is_host, {p.device for p in weights.values()})) and not any(
-            map(is_dtensor, weights.values())
-        )
-        self.zeroed = frozenset(weights if plain and takes_zeroed else ())
+        "In this context, the pass that makes masks writes zeros, too, which saves a pass over all weights"
+        plain = takes_zeroed and not any(map(is_dtensor, weights.values()))
+        self.zeroed = frozenset(weights if plain else ())
         try:
             yield
         finally:

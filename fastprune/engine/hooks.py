@@ -9,6 +9,7 @@ __all__ = ['Hooks']
 import contextlib
 
 from ..core.compute import compute_masks
+from ..core.devices import is_host
 from ..core.masks import Masks
 from ..criteria.gradients import has_gradients
 from ..criteria.ranking import hold_rows, ranked
@@ -21,16 +22,28 @@ class Scores(dict):
     absolute = False
 
 # %% ../../nbs/engine/hooks.ipynb #b7d2c402
+def _written(weight, mask):
+    "The mask of a weight that may have the zeros of a newer mask, or none since the optimizer's step"
+    nonzero = weight.detach() != 0
+    return nonzero if nonzero.sum() <= mask.sum() else nonzero & mask
+
+
 @contextlib.contextmanager
-def _zeros_with_masks(run, are_held):
-    "A context that makes new masks, which `are_held` as they are made. Ctrl-C leaves masks of the zeros"
+def _zeros_with_masks(run, present, are_held):
+    """A context that makes new masks, which `are_held` as they are made. Ctrl-C leaves those that are `present`, or
+    those of the zeros that have been written"""
     are_held = are_held and not run.granularity.tied and getattr(run.keeper, 'takes_zeroed', False)
     with run.held.zero_with_masks(run.weights, are_held):
+        before = {n: w._version for n, w in run.weights.items() if is_host(w)} if run.held.zeroed else {}
         try:
             yield
         except KeyboardInterrupt:
-            if run.held.zeroed:
-                run.hold(Masks.from_zeros(run.weights), origin=run.origin)
+            # an accelerator may not have begun what it was told to do
+            changed = {n: run.weights[n] for n in run.held.zeroed if run.weights[n]._version != before.get(n)}
+            run.held.zeroed = frozenset()
+            if changed:
+                masks = {n: _written(changed[n], m) if n in changed else m for n, m in present.items()}
+                run.hold(Masks(masks), origin=run.origin)
             raise
 
 # %% ../../nbs/engine/hooks.ipynb #4d66d4fd
@@ -92,7 +105,7 @@ class MaskHooks:
         if run.is_due():
             run.fill()
             scores, present = self.scores(weights), run.present()
-            with _zeros_with_masks(run, getattr(self.new_masks, '__func__', None) is MaskHooks.new_masks):
+            with _zeros_with_masks(run, present, getattr(self.new_masks, '__func__', None) is MaskHooks.new_masks):
                 run.hold(self.new_masks(scores, run.asked, present), run.asked, run.origin)
 
 # %% ../../nbs/engine/hooks.ipynb #c998fe83

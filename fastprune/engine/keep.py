@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..core.devices import is_host
+from ..core.later import count
 from ..core.masks import Masks
 from ..core.names import parameters_at
 from .cut_channels import channels_of, joined
@@ -84,6 +85,7 @@ def present_masks(
             return masks[n]
         if not is_host(p):  # without a read: True everywhere if there are only zeros
             return (nonzero := p.detach() != 0).logical_or(~nonzero.any())
-        return p.detach() != 0 if p.detach().any() else torch.ones_like(p, dtype=torch.bool)
+        nonzero = p.detach().bool()
+        return nonzero if count(nonzero) else torch.ones_like(nonzero)
 
     return Masks({n: mask_of(n, p) for n, p in weights.items()})

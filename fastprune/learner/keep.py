@@ -16,7 +16,7 @@ from fastai.basics import Callback, Learner, patch
 from ..core.channel_granularity import Channels
 from ..core.channel_norms import release_norms
 from ..core.computed import check_preserves_zeros
-from ..core.later import read
+from ..core.later import counts
 from ..core.masks import Masks, check_bool
 from ..engine.cut_channels import CutChannels, channels_of, joined
 from ..engine.targets import listed
@@ -28,8 +28,8 @@ from .fit import keeper_of, parameters_of
 # %% ../../nbs/learner/keep.ipynb #d7d1e0f6
 def _alive(weights, masks):
     "Name -> number of weights that are not zero although they are pruned"
-    alive = [(weights[n] != 0).logical_and_(~m).count_nonzero() for n, m in masks.items()]
-    return dict(zip(masks, read(alive), strict=True))
+    alive = [weights[n].detach().bool().gt(m) for n, m in masks.items()]
+    return dict(zip(masks, counts(alive), strict=True))
 
 # %% ../../nbs/learner/keep.ipynb #bf2ab868
 class KeepMasks(Callback):

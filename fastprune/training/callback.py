@@ -142,7 +142,7 @@ def total_sparsity(learn: Learner) -> float:
     masks, keeper = learn.masks or {}, keeper_of(learn)
     if keeper and keeper.channels:
         return float(counted(keeper.channels).sparsity_later(masks))
-    rest = {n: p.detach() != 0 for n, p in prunable_weights(learn.model).items() if n not in masks and not p.is_meta}
+    rest = {n: p.detach().bool() for n, p in prunable_weights(learn.model).items() if n not in masks and not p.is_meta}
     return Masks({**masks, **rest}).sparsity
 
 # %% ../../nbs/training/callback.ipynb #ae48bee2

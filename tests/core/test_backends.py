@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from modes import forbid_reads
 from processes import python
+from scores import kinds, laid_out, layouts, numbers, same_bits, weights_to_zero, zeroed
 from torch.utils._pytree import tree_map
 
 from fastprune.core import backends, selection_triton, triton_programs, triton_search
-from fastprune.core.backends import Fallback, HostSelection, TorchSelection, select
+from fastprune.core.backends import Fallback, TorchSelection, select
 from fastprune.core.compute import compute_masks
 from fastprune.core.devices import pretend
 from fastprune.core.granularity import GRANULARITIES, check_granularity
@@ -23,8 +24,9 @@ from fastprune.core.later import Checks, delayed_checks
 from fastprune.core.mask_counts import kept_later, know, known
 from fastprune.core.masks import Masks
 from fastprune.core.scopes import SCOPES
+from fastprune.core.selection_host import HostSelection
 from fastprune.core.selection_triton import TritonSelection
-from fastprune.core.triton_programs import WORDS, interpreted
+from fastprune.core.triton_programs import interpreted
 from fastprune.core.triton_search import Search
 
 pytestmark = pytest.mark.cpu_only  # kernels run on the GPU, if there is one, and are compared with the CPU
@@ -52,39 +54,6 @@ def triton():
         yield
 
 
-def bits(x):
-    return x.cpu().contiguous().view(WORDS[x.element_size()])
-
-
-def same_bits(xs, ys):
-    return all(torch.equal(bits(x), bits(y)) for x, y in zip(xs, ys, strict=True))
-
-
-def numbers(kind, shape, seed):
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape, generator=g)
-    if kind == 'equal':
-        x = torch.full(shape, -0.25)
-    if kind == 'zeros':
-        x = torch.where(x > 0.5, x, torch.zeros(shape) * x.sign())  # both signs of zero, and a few others
-    if kind == 'few levels':
-        x = (2 * x).round()
-    if kind == 'infinite':
-        x = torch.where(x > 0.7, torch.inf, torch.where(x < -0.7, -torch.inf, x))
-    return x * 1e-41 if kind == 'tiny' else x
-
-
-def laid_out(x, layout):
-    "A tensor in another place or order in memory"
-    if layout == 'channels last' and x.ndim == 4:
-        return x.to(memory_format=torch.channels_last)
-    if layout == 'transposed' and x.ndim == 2:
-        return x.t().contiguous().t()
-    if layout == 'odd address':
-        return torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)[1:].view(x.shape).copy_(x)
-    return x
-
-
 @contextmanager
 def no_warnings():
     with warnings.catch_warnings():
@@ -106,9 +75,7 @@ def there(xs):
     return [laid_out(c, 'odd address') if x.storage_offset() else c for x, c in zip(xs, copies, strict=True)]
 
 
-kinds = st.sampled_from(['normal', 'equal', 'zeros', 'few levels', 'infinite', 'tiny'])
 shapes = st.sampled_from([(), (0,), (3,), (0, 4), (64,), (7, 9), (3, 4, 2, 2), (150,)])
-layouts = st.sampled_from(['plain', 'channels last', 'transposed', 'odd address'])
 floats = [torch.float32, torch.float16, torch.bfloat16]
 specs = st.lists(st.tuples(kinds, shapes, layouts, st.integers(0, 99)), min_size=1, max_size=3)
 parts = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))
@@ -169,22 +136,6 @@ def test_float8_and_float64(triton, selection):
         for scores in (x, wide):
             got, _ = selection().lowest(there([scores]), [5])
             assert same_bits(got, HostSelection().lowest([scores], [5])[0])
-
-
-def weights_to_zero(dtype, layout):
-    "Weights with all that is awkward, in a layout"
-    shapes = [(3, 4, 2, 2), (7, 9), (), (0, 5), (70,)]
-    res = []
-    for i, s in enumerate(shapes):
-        x = numbers('normal', s, i)
-        x = torch.where(x > 1, torch.inf, torch.where(x < -1, torch.nan, torch.where(x.abs() < 0.2, -0.0, x)))
-        res.append(laid_out(x.to(dtype), layout))
-    return res
-
-
-def zeroed(weights, masks):
-    "What weights have to be: +0.0 where they are pruned"
-    return [torch.where(m.cpu(), w.cpu(), torch.zeros((), dtype=w.dtype)) for w, m in zip(weights, masks, strict=True)]
 
 
 mixed = [torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.float32]
