@@ -80,7 +80,7 @@ def input_products(
     )
     return out, row_step
 
-# %% ../../nbs/deploy/recurrent_form.ipynb #53d9d78b
+# %% ../../nbs/deploy/recurrent_form.ipynb #1ec2a69c
 STEPS = 64  # time steps of a job
 
 
@@ -115,7 +115,7 @@ def _state(t, columns):
     res[:, : len(t)] = t.t()
     return res
 
-
+# %% ../../nbs/deploy/recurrent_form.ipynb #c2a5599e
 class Direction(nn.Module):
     "A layer in one direction: the products, and all steps"
 
@@ -166,7 +166,7 @@ class Direction(nn.Module):
             states[0] = states[n]
         return states[0, :, :batch].t(), tensors['cell'][:, :batch].t()
 
-# %% ../../nbs/deploy/recurrent_form.ipynb #f5476756
+# %% ../../nbs/deploy/recurrent_form.ipynb #bb48f2dc
 _ATTRIBUTES = (
     *('mode', 'input_size', 'hidden_size', 'num_layers', 'bias'),
     *('batch_first', 'dropout', 'bidirectional', 'proj_size'),
@@ -187,7 +187,44 @@ def _dense(direction, kind, which):
     t = product.weight if kind == 'weight' else product.bias
     return t if which == 'hr' else by_gate(t, GATES[direction.mode])
 
+# %% ../../nbs/deploy/recurrent_form.ipynb #4a0a3b68
+def _sequence(layer, x):
+    "The input as [steps, batch, features]"
+    if isinstance(x, PackedSequence):
+        raise ValueError("input: a sparse recurrent layer takes a padded tensor, got a PackedSequence")
+    layer.directions[0].input.check(x)
+    if x.ndim not in (2, 3) or x.shape[-1] != layer.input_size:
+        raise ValueError(f"the layer takes {layer.input_size} features, got an input of shape {tuple(x.shape)}")
+    res = x.resolve_neg()
+    if x.ndim == 2:
+        res = res[:, None]
+    elif layer.batch_first:
+        res = res.transpose(0, 1)
+    if not len(res):
+        raise ValueError(f"the layer takes one step or more, got an input of shape {tuple(x.shape)}")
+    return res
 
+
+def _first(layer, x, hx, batched):
+    "The states and cells [directions, batch, units] at the beginning"
+    n, batch = len(layer.directions), x.shape[1]
+    shapes = (n, batch, layer.proj_size or layer.hidden_size), (n, batch, layer.hidden_size)
+    zeros = [x.new_zeros(s) for s in shapes]
+    if hx is None:
+        return zeros
+    pair = layer.mode == 'LSTM'
+    if pair != isinstance(hx, (tuple, list)) or pair and len(hx) != 2:
+        raise ValueError(f"hx={type(hx).__name__}: needs {'a tuple of state and cell' if pair else 'a tensor'}")
+    given = list(hx) if pair else [hx]
+    for t, shape in zip(given, shapes, strict=False):
+        layer.directions[0].state.check(t)
+        if tuple(t.shape) != (shape if batched else (n, shape[2])):
+            needs = shape if batched else (n, shape[2])
+            raise ValueError(f"hx: needs a state of shape {needs}, got one of shape {tuple(t.shape)}")
+    given = [t if batched else t[:, None] for t in given]
+    return given + zeros[len(given) :]
+
+# %% ../../nbs/deploy/recurrent_form.ipynb #4d03822c
 class SparseRecurrent(nn.Module):
     "An LSTM, GRU or RNN that skips zeros. Raises `ValueError` where there is no kernel for it"
 
@@ -218,45 +255,10 @@ class SparseRecurrent(nn.Module):
     def flatten_parameters(self) -> None:
         "Nothing: the weights are as they have to be. Some models call it"
 
-    def _sequence(self, x):
-        "The input as [steps, batch, features]"
-        if isinstance(x, PackedSequence):
-            raise ValueError("input: a sparse recurrent layer takes a padded tensor, got a PackedSequence")
-        self.directions[0].input.check(x)
-        if x.ndim not in (2, 3) or x.shape[-1] != self.input_size:
-            raise ValueError(f"the layer takes {self.input_size} features, got an input of shape {tuple(x.shape)}")
-        res = x.resolve_neg()
-        if x.ndim == 2:
-            res = res[:, None]
-        elif self.batch_first:
-            res = res.transpose(0, 1)
-        if not len(res):
-            raise ValueError(f"the layer takes one step or more, got an input of shape {tuple(x.shape)}")
-        return res
-
-    def _first(self, x, hx, batched):
-        "The states and cells [directions, batch, units] at the beginning"
-        n, batch = len(self.directions), x.shape[1]
-        shapes = (n, batch, self.proj_size or self.hidden_size), (n, batch, self.hidden_size)
-        zeros = [x.new_zeros(s) for s in shapes]
-        if hx is None:
-            return zeros
-        pair = self.mode == 'LSTM'
-        if pair != isinstance(hx, (tuple, list)) or pair and len(hx) != 2:
-            raise ValueError(f"hx={type(hx).__name__}: needs {'a tuple of state and cell' if pair else 'a tensor'}")
-        given = list(hx) if pair else [hx]
-        for t, shape in zip(given, shapes, strict=False):
-            self.directions[0].state.check(t)
-            if tuple(t.shape) != (shape if batched else (n, shape[2])):
-                needs = shape if batched else (n, shape[2])
-                raise ValueError(f"hx: needs a state of shape {needs}, got one of shape {tuple(t.shape)}")
-        given = [t if batched else t[:, None] for t in given]
-        return given + zeros[len(given) :]
-
     def forward(self, input: torch.Tensor, hx: torch.Tensor | tuple | None = None) -> tuple:
-        x = self._sequence(input)
+        x = _sequence(self, input)
         batched = input.ndim == 3
-        h, c = self._first(x, hx, batched)
+        h, c = _first(self, x, hx, batched)
         units, ends = h.shape[2], []
         for _ in range(self.num_layers):
             out = x.new_empty(*x.shape[:2], units * (1 + self.bidirectional))

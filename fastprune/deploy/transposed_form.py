@@ -52,7 +52,7 @@ def as_one_convolution(
     conv.bias = nn.Parameter(bias.repeat_interleave(down * across), requires_grad=False)
     return conv.eval()
 
-# %% ../../nbs/deploy/transposed_form.ipynb #ae1d0551
+# %% ../../nbs/deploy/transposed_form.ipynb #4e83bb0b
 def _extra(layer, size, output_size):
     "Rows and columns of output padding for an image; raises `ValueError` for an `output_size` that there is not"
     if output_size is None:
@@ -68,6 +68,31 @@ def _extra(layer, size, output_size):
     return extra
 
 
+def _size(layer, images):
+    "Height and width of the output without output padding"
+    sizes = (as_pair(o) for o in (layer.kernel_size, layer.stride, layer.dilation))
+    padding = (0, *layer.padding) if layer.dims == 1 else layer.padding
+    return tuple(
+        (n - 1) * s - 2 * p + d * (k - 1) + 1 for n, p, k, s, d in zip(images.shape[2:], padding, *sizes, strict=True)
+    )
+
+# %% ../../nbs/deploy/transposed_form.ipynb #601bc80e
+def _pixels(layer, images, height, width):
+    top, left = (0, *layer.padding) if layer.dims == 1 else layer.padding
+    (down, across), (high, wide) = _sizes(layer)
+    # rows and columns that the phases lack: zeros behind the input give some more
+    below = max(0, -(-(top + height) // down) - (images.shape[2] + high - 1))
+    right = max(0, -(-(left + width) // across) - (images.shape[3] + wide - 1))
+    phases = layer.conv.pixels(F.pad(images, (0, right, 0, below)) if below or right else images)
+    channels = layer.shape[1] * layer.groups
+    out = phases.new_empty(len(images), channels, height, width)
+    image_step, phase_step, row_step, _ = phases.stride()
+    steps = dict(image_step=image_step, phase_step=phase_step, row_step=row_step, top=top, left=left)
+    sizes = dict(channels=channels, height=height, width=width, down=down, across=across)
+    run(PhasesJob(tasks=len(images) * channels, input=phases.data_ptr(), output=out.data_ptr(), **steps, **sizes))
+    return out
+
+# %% ../../nbs/deploy/transposed_form.ipynb #db0d9da6
 class SparseTransposed(nn.Module):
     "A transposed convolution that skips zeros. Raises `ValueError` where there is no kernel for it"
 
@@ -103,22 +128,13 @@ class SparseTransposed(nn.Module):
         "The bias; zeros for a layer without one"
         return self.conv.bias.view(self.shape[1] * self.groups, -1)[:, 0]
 
-    def _size(self, images):
-        "Height and width of the output without output padding"
-        sizes = (as_pair(o) for o in (self.kernel_size, self.stride, self.dilation))
-        padding = (0, *self.padding) if self.dims == 1 else self.padding
-        return tuple(
-            (n - 1) * s - 2 * p + d * (k - 1) + 1
-            for n, p, k, s, d in zip(images.shape[2:], padding, *sizes, strict=True)
-        )
-
     def forward(self, input: torch.Tensor, output_size: list | tuple | None = None) -> torch.Tensor:
         images = self._images(input)
-        size = self._size(images)
+        size = _size(self, images)
         height, width = (n + e for n, e in zip(size, _extra(self, size, output_size), strict=True))
         if height < 1 or width < 1 or 0 in images.shape[1:]:
             raise ValueError(f"an input of shape {tuple(input.shape)} is too small for the layer: {self.extra_repr()}")
-        out = self._pixels(images, height, width)
+        out = _pixels(self, images, height, width)
         if self.dims == 1:
             out = out[:, :, 0]
         return out if input.ndim > self.dims + 1 else out[0]
@@ -131,18 +147,3 @@ class SparseTransposed(nn.Module):
             raise ValueError(f"{takes}, got an input of shape {tuple(x.shape)}")
         images = x if x.ndim > self.dims + 1 else x[None]
         return self.conv.images(images[:, :, None] if self.dims == 1 else images)
-
-    def _pixels(self, images, height, width):
-        top, left = (0, *self.padding) if self.dims == 1 else self.padding
-        (down, across), (high, wide) = _sizes(self)
-        # rows and columns that the phases lack: zeros behind the input give some more
-        below = max(0, -(-(top + height) // down) - (images.shape[2] + high - 1))
-        right = max(0, -(-(left + width) // across) - (images.shape[3] + wide - 1))
-        phases = self.conv.pixels(F.pad(images, (0, right, 0, below)) if below or right else images)
-        channels = self.shape[1] * self.groups
-        out = phases.new_empty(len(images), channels, height, width)
-        image_step, phase_step, row_step, _ = phases.stride()
-        steps = dict(image_step=image_step, phase_step=phase_step, row_step=row_step, top=top, left=left)
-        sizes = dict(channels=channels, height=height, width=width, down=down, across=across)
-        run(PhasesJob(tasks=len(images) * channels, input=phases.data_ptr(), output=out.data_ptr(), **steps, **sizes))
-        return out
