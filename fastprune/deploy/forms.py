@@ -15,8 +15,11 @@ from torch import nn
 
 from ..core.checks import check_whole
 from .kernel import SparseConv, SparseLinear, looks_like
+from .modules import layer_kind
+from .recurrent_form import SparseRecurrent
 from .semi_structured_layer import semi_structured_linear
 from .skinny import MOST_ROWS, SkinnyLinear
+from .transposed_form import SparseTransposed
 from ..learner.inputs import error_line
 
 # %% ../../nbs/deploy/forms.ipynb #2285e41f
@@ -103,7 +106,13 @@ class CSRLayer(nn.Module):
         return y if batched else y[0]
 
 # %% ../../nbs/deploy/forms.ipynb #27a6cbb9
+# kinds of layers that have no form but 'sparse' -> that form
+_SPARSE_ALONE = {'recurrent': SparseRecurrent, 'transposed': SparseTransposed}
+
+
 def _sparse_layer(layer):
+    if (make := _SPARSE_ALONE.get(layer_kind(layer))) is not None:
+        return make(layer)
     return SparseLinear(layer) if isinstance(layer, nn.Linear) else SparseConv(layer)
 
 
@@ -116,15 +125,15 @@ FORM_ERRORS = (ValueError, RuntimeError, NotImplementedError, AssertionError)  #
 
 
 def layer_forms(
-    layer: nn.Module,  # Linear layer or convolution
+    layer: nn.Module,  # Linear or recurrent layer, convolution or transposed convolution
     rows: int | None = None,  # Rows of its inputs, for forms that are for a few alone; None if unknown
 ) -> tuple:  # Form -> module with 'dense' first, and form -> why there is none
     "All forms that a layer has"
     if rows is not None:
         check_whole('rows of inputs', 0, rows=rows)
-    forms, why = {'dense': layer}, {}
+    forms, why, device = {'dense': layer}, {}, next(layer.parameters()).device.type
     for form, make in FORMS.items():
-        if FORM_DEVICES.get(form, layer.weight.device.type) != layer.weight.device.type:
+        if FORM_DEVICES.get(form, device) != device or form != 'sparse' and layer_kind(layer) in _SPARSE_ALONE:
             continue
         if form == 'skinny' and rows is not None and rows > MOST_ROWS:
             why[form] = f'for at most {MOST_ROWS} rows of inputs, the example has {rows}'

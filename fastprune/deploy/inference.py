@@ -25,6 +25,7 @@ from .fold import fold_batchnorm
 from .graph_choice import check_type, graph_candidate, in_bfloat16, into_graph, set_report, take_forms
 from .layers import LayerResult, fastest_layers
 from .modules import has_hooks, layer_kind, linear_layer, replace_module
+from .stand_ins import without_weight_dropout
 from .timing import latency
 from ..learner.batches import undisturbed
 from fastprune.learner.inputs import (
@@ -50,13 +51,29 @@ def _without_parametrizations(model):
             m.register_parameter(n, nn.Parameter(v, requires_grad=False))
 
 
+def _drops_weights(m):
+    "Is it fastai's layer that drops weights of a recurrent layer?"
+    fastais = type(m).__module__.startswith('fastai') and type(m).__name__ == 'WeightDropout'
+    return fastais and layer_kind(m.module) == 'recurrent'
+
+
 def _plain_copy(model):
-    "A copy with plain weights, in which layers such as GPT-2's `Conv1D`, whose weight is [in, out], are linear ones"
+    """A copy with plain weights, in which layers such as GPT-2's `Conv1D`, whose weight is [in, out], are linear ones,
+    and fastai's LSTMs have no dropout of weights"""
     res = copy_model(model)
     _without_parametrizations(res)
     for name, m in list(res.named_modules()):
-        if name and not has_hooks(m) and is_turned_linear(m):
-            replace_module(res, name, linear_layer(m.weight.t().contiguous(), m._parameters.get('bias')))
+        if not name or has_hooks(m):
+            continue
+        if _drops_weights(m):
+            layer = without_weight_dropout(m)
+            layer.__dict__.pop('flatten_parameters', None)  # it is a method of `m`, which would stay alive
+            replace_module(res, name, layer)
+        elif is_turned_linear(m):
+            linear = linear_layer(m.weight.t().contiguous(), m._parameters.get('bias'))
+            for attribute in {'nx', 'nf'} & set(vars(m)):  # sizes of a `Conv1D`, for models that look at them
+                setattr(linear, attribute, getattr(m, attribute))
+            replace_module(res, name, linear)
     return res
 
 
@@ -194,9 +211,9 @@ def sparse_inference(
     # are float32
     dtype: str = 'float32',
 ) -> nn.Module:  # A new model, in evaluation mode; its `inference_report` is a DataFrame: a row a layer, and 'total'
-    """The model with each pruned linear layer and convolution in its fastest form, or as graphs in machine code, and
-    BatchNorm folded. It is never slower than `model`. Raises `ValueError` for arguments that don't fit, and where
-    outputs would differ"""
+    """The model with each pruned linear, convolutional and recurrent layer in its fastest form, or as graphs in machine
+    code, and BatchNorm folded. It is never slower than `model`. Raises `ValueError` for arguments that don't fit, and
+    where outputs would differ"""
     check_sparsity(min_sparsity, 'min_sparsity')
     check_number('a number above 0', '(0,inf)', seconds=seconds)
     if rtol is not None:

@@ -18,7 +18,7 @@ from .tiles import LANES, TILE, WIDTHS, PackJob, ProductJob, cover, row_blocks
 
 # %% ../../nbs/deploy/kernel.ipynb #8ac6578c
 ATTRIBUTES = (
-    *('in_features', 'out_features'),
+    *('in_features', 'out_features', 'nx', 'nf'),
     *('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode'),
 )
 
@@ -276,7 +276,7 @@ class SparseConv(_Sparse):
         sizes = f'stride={self.stride}, padding={self.padding}, groups={self.groups}'
         return f'{shape}, {sizes}, values={len(self.val)}'
 
-    def _images(self, x):
+    def images(self, x: torch.Tensor) -> torch.Tensor:
         "The input as [images, channels, height, width]"
         channels = self.shape[1] * self.groups
         if x.ndim not in (self.dims + 1, self.dims + 2) or x.shape[-self.dims - 1] != channels:
@@ -285,9 +285,8 @@ class SparseConv(_Sparse):
         images = x.resolve_neg() if x.ndim > self.dims + 1 else x.resolve_neg()[None]
         return images[:, :, None] if self.dims == 1 else images
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.check(x)
-        images = self._images(x)
+    def pixels(self, images: torch.Tensor) -> torch.Tensor:
+        "The output [images, channels, height, width] as it lies in memory, with gaps between rows and channels"
         plain = self._kernel == (1, 1) and self._padding == (0, 0)
         if plain:
             images = images[:, :, :: self._stride[0], :: self._stride[1]]  # other pixels are not looked at
@@ -307,8 +306,11 @@ class SparseConv(_Sparse):
         if b:
             steps = dict(input_step=c * phases * plan.size, output_step=self.shape[0] * row, row_step=row)
             self.product(source, out, b, plan.offset, plan.tiles, **steps)
-        pixels = (b, self.shape[0], plan.height, plan.width), (self.shape[0] * row, row, plan.row_step, 1)
-        out = out.as_strided(*pixels).contiguous()
+        return out.as_strided((b, self.shape[0], plan.height, plan.width), (self.shape[0] * row, row, plan.row_step, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.check(x)
+        out = self.pixels(self.images(x)).contiguous()
         if self.dims == 1:
             out = out[:, :, 0]
         return out if x.ndim > self.dims + 1 else out[0]

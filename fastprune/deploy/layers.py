@@ -55,8 +55,11 @@ def _why_untried(m, w, calls, min_sparsity):
     "Why there is no use in trying other forms of a layer; None if there is"
     if zero_fraction(w) < min_sparsity:
         return f'fewer zeros than min_sparsity={min_sparsity:g}'
-    if layer_kind(m) not in ('conv', 'linear'):
+    kind = layer_kind(m)
+    if kind not in ('conv', 'linear', 'recurrent', 'transposed'):
         return f'{type(m).__name__} has no sparse form'
+    if kind in ('recurrent', 'transposed') and not w.is_cpu:
+        return f'{type(m).__name__} has no sparse form on a GPU'
     if not calls.counts[m]:
         return 'the example does not reach it'
     return 'it has hooks' if has_hooks(m) else None

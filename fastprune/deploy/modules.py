@@ -18,12 +18,16 @@ from ..learner.inputs import tensors_in
 # %% ../../nbs/deploy/modules.ipynb #37c7fc56
 def layer_kind(
     m: nn.Module,  # Any module
-) -> str | None:  # 'norm', 'conv' or 'linear'; None for all others and for subclasses
+) -> str | None:  # 'norm', 'conv', 'linear', 'recurrent', 'transposed'; None for all others and for subclasses
     "The kind of a layer, by its exact type. timm's BatchNormAct2d counts as a norm"
     if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) or type(m).__name__ == 'BatchNormAct2d':
         return 'norm'
     if type(m) in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
         return 'conv'
+    if type(m) in (nn.LSTM, nn.GRU, nn.RNN):
+        return 'recurrent'
+    if type(m) in (nn.ConvTranspose1d, nn.ConvTranspose2d):
+        return 'transposed'
     return 'linear' if type(m) is nn.Linear else None
 
 

@@ -8,31 +8,42 @@ __all__ = ['kernel_missing']
 # %% ../../nbs/deploy/threads.ipynb #69766333
 import ctypes
 import functools
+import importlib
 from collections.abc import Callable
 
 import torch
 
 from ..core.machine_code import in_threads
+from .form_jobs import PhasesJob, StepsJob
 from .tiles import PackJob, ProductJob
 
 # %% ../../nbs/deploy/threads.ipynb #807fe48b
+# kind of job -> module and name of its function
+_FUNCTIONS = {
+    ProductJob: ('numba_kernel', 'product'),
+    PackJob: ('numba_kernel', 'pack'),
+    StepsJob: ('numba_recurrent', 'steps'),
+    PhasesJob: ('numba_transposed', 'interleave'),
+}
+
+
 @functools.cache
-def _compiled():
-    "The function for each kind of job; the import compiles them"
+def _compiled(job):
+    "The function for a kind of job; the import of its module compiles it"
     from numba.core.errors import NumbaError
 
+    module, name = _FUNCTIONS[job]
     try:
-        from fastprune.deploy import numba_kernel
+        function = getattr(importlib.import_module(f'fastprune.deploy.{module}'), name)
     except NumbaError as e:
         raise RuntimeError(str(e).partition('\n')[0]) from e
-    by_address = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-    return {ProductJob: by_address(numba_kernel.product.address), PackJob: by_address(numba_kernel.pack.address)}
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function.address)
 
 
 def kernel_missing() -> str | None:  # The reason; None if there is one
     "Why there is no sparse kernel on this machine"
     try:
-        _compiled()
+        _compiled(ProductJob)
     except ImportError as e:
         return f"numba can't be imported ({e})"
     except (RuntimeError, OSError) as e:
@@ -56,8 +67,8 @@ def run_function(
 
 
 def run(
-    job: ctypes.Structure,  # `ProductJob` or `PackJob`, with all but `task`
+    job: ctypes.Structure,  # Such as `ProductJob`, with all but its counters
 ) -> None:
     "Do all tasks of a job"
     check_not_traced()
-    run_function(_compiled()[type(job)], job, job.tasks)
+    run_function(_compiled(type(job)), job, job.tasks)

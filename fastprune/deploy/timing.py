@@ -62,15 +62,15 @@ class LayerTrial(nn.Module):
                 raise
             return getattr(self.forms['dense'], name)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, *args: object, **kwargs: object) -> object:
         start = _mark(self.device)
         try:
-            res = self.forms[self.form](x)
+            res = self.forms[self.form](*args, **kwargs)
         except FORM_ERRORS as e:
             if self.form == 'dense':
                 raise
             self.errors[self.form], self.form = error_line(e), 'dense'
-            return self.forms['dense'](x)
+            return self.forms['dense'](*args, **kwargs)
         self.marks.append((self.form, start, _mark(self.device)))
         return res
 
