@@ -8,9 +8,10 @@ __all__ = []
 # %% ../../nbs/deploy/graph_program.ipynb #e24b45b6
 import ctypes
 import functools
+import sys
 
 from fastprune.core.machine_code import machine_code
-from fastprune.deploy.graph_code import Code, loop
+from fastprune.deploy.graph_code import Code, loop, variable
 from fastprune.deploy.graph_pools import pool_code, pool_single_code
 from fastprune.deploy.graph_product import TILE, curved_code, dot_code, product_code, tile_code
 from fastprune.deploy.graph_rows import images_code, phase_code, rows_code
@@ -34,11 +35,15 @@ def program_code(module: object) -> None:
     b.ret_void()
 
 
+PATIENCE = 1024  # how often a thread looks before it lets other threads run; a power of two
+
+
 def _wait(c, step):
     "Wait until all tasks of a step are done"
     b = c.b
     tasks = c.field(step, TASKS)
     look, wait, done = (b.append_basic_block(n) for n in ('look', 'wait', 'done'))
+    looks = variable(c, c.whole(0))
     b.branch(look)
     b.position_at_end(look)
     ready = b.load_atomic(c.at(step, 8 * DONE), 'acquire', 8, typ=c.whole)
@@ -46,6 +51,11 @@ def _wait(c, step):
     b.position_at_end(wait)
     if 'x86' in c.module.triple:
         c.called('llvm.x86.sse2.pause', c.ir.VoidType())
+    if sys.platform != 'win32':  # other programs may need the core on which the thread that is waited for has to run
+        count = c.add(b.load(looks, typ=c.whole), 1)
+        b.store(count, looks)
+        with b.if_then(b.icmp_signed('==', b.and_(count, c.whole(PATIENCE - 1)), c.whole(0))):
+            c.called('sched_yield', c.half)
     b.branch(look)
     b.position_at_end(done)
 
