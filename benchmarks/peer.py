@@ -84,7 +84,8 @@ def sparse(model, x, case, **options):
 
 
 def sparse_bfloat16(model, x, case):
-    return sparse(model, x, case, dtype='bfloat16')
+    # random networks of many layers amplify rounding: OpenVINO's and PyTorch's bfloat16 are as far from float32 as ours
+    return sparse(model, x, case, dtype='bfloat16', rtol=0.2)
 
 
 ENGINES = {

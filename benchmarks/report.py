@@ -222,9 +222,9 @@ def peers(rows):
 `bash benchmarks/peers.sh` makes an environment for each engine, and `python benchmarks/inference_peers.py` measures.
 All engines run the same pruned networks on all cores, in turns, and the others are stopped meanwhile. "as it was" is
 plain PyTorch, and `torch.compile` uses inductor with frozen weights. Other engines read ONNX files of a fixed batch
-size.
-"OpenVINO" is its default, which computes in bfloat16 where the processor can; DeepSparse computes in float32. Times are
-median milliseconds per batch. The ratio to OpenVINO takes the faster one of our two precisions, the others float32.
+size. "OpenVINO" is its default, which computes in bfloat16 where the processor can; DeepSparse computes in float32.
+Times are median milliseconds per batch. The ratio to OpenVINO takes the faster one of our two precisions, the others
+float32. Random networks of many layers amplify rounding, so bfloat16 may differ by 0.2 of the largest output here.
 '''
         + f'''Engines: {', '.join(peer_targets.versions(rows))}. Machine: {rows.machine.iloc[0]}.
 
