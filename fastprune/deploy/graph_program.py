@@ -34,7 +34,7 @@ def program_code(module: object) -> None:
             _tasks(c, step, tasks)
     b.ret_void()
 
-
+# %% ../../nbs/deploy/graph_program.ipynb #41f3e0de
 PATIENCE = 1024  # how often a thread looks before it lets other threads run; a power of two
 
 
