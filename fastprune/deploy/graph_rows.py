@@ -27,6 +27,7 @@ from fastprune.deploy.graph_steps import (
     ROWS,
     SKIP,
 )
+from fastprune.deploy.tiles import swapped
 
 # %% ../../nbs/deploy/graph_rows.ipynb #b926b9df
 def rows_code(module: object) -> None:
@@ -83,12 +84,10 @@ def transposed(
     "Columns as rows"
     rows, kind = list(rows), c.ir.VectorType(c.half, LANES)
     for size in (8, 4, 2, 1):
-        upper = [j if not j & size else LANES + j - size for j in range(LANES)]
-        lower = [j + size if not j & size else LANES + j for j in range(LANES)]
         for i in range(LANES):
             if not i & size:
                 pair = rows[i], rows[i + size]
-                rows[i], rows[i + size] = (c.b.shuffle_vector(*pair, c.ir.Constant(kind, o)) for o in (upper, lower))
+                rows[i], rows[i + size] = (c.b.shuffle_vector(*pair, c.ir.Constant(kind, o)) for o in swapped(size))
     return rows
 
 

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/deploy/graph_steps.ipynb #6e25bf84
+import functools
 import math
 import struct
 
@@ -32,6 +33,7 @@ IN_H, IN_W, OUT_H, OUT_W, LARGEST, DIVISOR = range(8, 14)
 KINDS = ('product', 'dot', 'rows', 'phase', 'pool1', 'pool4', 'pool_single', 'images')
 
 
+@functools.cache
 def field_names() -> dict:
     "Name -> place of the fields of a step"
     return {n: v for n, v in globals().items() if n.isupper() and isinstance(v, int)}

@@ -15,7 +15,7 @@ from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
-from .tiles import LANES, TILE, PackJob, ProductJob
+from .tiles import LANES, TILE, PackJob, ProductJob, swapped
 
 # %% ../../nbs/deploy/numba_kernel.ipynb #0225a262
 whole = types.int64
@@ -97,13 +97,6 @@ def store(typing: object, vector: types.Type, pointer: types.Type) -> tuple:
     return types.void(vector, floats), build
 
 # %% ../../nbs/deploy/numba_kernel.ipynb #20038696
-def swapped(size: int) -> tuple:
-    "Which numbers of two rows, one after the other, the two rows have after a step for blocks of `size`"
-    upper = [j if not j & size else LANES + j - size for j in range(LANES)]
-    lower = [j + size if not j & size else LANES + j for j in range(LANES)]
-    return upper, lower
-
-
 @intrinsic
 def transpose_square(
     typing: object, source: types.Type, source_step: types.Type, target: types.Type, target_step: types.Type

@@ -31,6 +31,13 @@ def cover(
         column = starts[-1] + width
     return torch.tensor(starts, device='cpu'), torch.tensor(widths, device='cpu')
 
+
+def swapped(size: int) -> tuple:
+    "Which numbers of two rows, one after the other, the two rows have after a step for blocks of `size`"
+    upper = [j if not j & size else LANES + j - size for j in range(LANES)]
+    lower = [j + size if not j & size else LANES + j for j in range(LANES)]
+    return upper, lower
+
 # %% ../../nbs/deploy/tiles.ipynb #e82b4e95
 def row_blocks(
     start: torch.Tensor,  # Where the values of each row start, and where those of the last one end
