@@ -3,7 +3,8 @@
 #   bash benchmarks/gpu.sh [--cpu] WHEELS OUT
 # WHEELS is the folder that wheels.sh has filled; of it, only packages are installed that Python does not have. OUT gets
 # CSV files, written row by row, and log.txt. --cpu tries everything with small sizes on a CPU.
-# PYTHON names the interpreter (python3), DEADLINE the seconds of the whole (460), STAGES those to run.
+# PYTHON names the interpreter (python3), DEADLINE the seconds of the whole (460), STAGES those to run, TESTS files of
+# tests.
 set -uo pipefail
 start=$SECONDS
 device=(--device cuda)
@@ -12,7 +13,7 @@ if [ "${1:-}" = --cpu ]; then
     shift
 fi
 if [ $# -ne 2 ]; then
-    sed -n 2,6p "$0"
+    sed -n 2,7p "$0"
     exit 2
 fi
 root=$(cd "$(dirname "$0")/.." && pwd)

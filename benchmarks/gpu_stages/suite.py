@@ -1,5 +1,6 @@
 "The tests, with data and models on the device"
 
+import os
 import time
 from collections import Counter
 from importlib.util import find_spec
@@ -10,7 +11,13 @@ import pytest
 from .run import verdict
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = ('core', 'engine', 'methods', 'criteria', 'training/test_callback.py', 'training/test_kinds.py')
+TRAINING = ('callback', 'kinds', 'distill', 'reconstruct', 'trackers', 'resume')
+LEARNER = ('recalibrate', 'averages', 'passes')
+TESTS = (
+    *('core', 'engine', 'methods', 'criteria'),
+    *(f'training/test_{n}.py' for n in TRAINING),
+    *(f'learner/test_{n}.py' for n in LEARNER),
+)
 FEW = ('core/test_layouts.py',)
 SLOWEST = 15  # tests that are named
 
@@ -44,7 +51,8 @@ def suite(run):
     has_option = "'--device'" in (ROOT / 'tests' / 'conftest.py').read_text()
     if not has_option and run.device != 'cpu':
         check('pytest --device', 'FAILED', 'tests/conftest.py has no option --device: the tests run on the CPU')
-    chosen = [str(ROOT / 'tests' / t) for t in (FEW if run.small else TESTS) if (ROOT / 'tests' / t).exists()]
+    tests = os.environ.get('TESTS', '').split() or (FEW if run.small else TESTS)
+    chosen = [str(ROOT / 'tests' / t) for t in tests if (ROOT / 'tests' / t).exists()]
     many = ['-n', '2' if run.small else '12', '--dist', 'worksteal'] if find_spec('xdist') and not run.small else []
     args = [*chosen, '-q', '-o', 'addopts=', '-m', 'not slow', '-p', 'no:cacheprovider', '--rootdir', str(ROOT), *many]
     results = Results(run, check)

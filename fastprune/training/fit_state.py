@@ -200,10 +200,8 @@ def restore_fit(
             setattr(
                 learn.recorder, k, L([L(v) for v in state['recorder'][k]]) if k == 'values' else state['recorder'][k]
             )
-        learn.recorder.smooth_loss.count, learn.recorder.smooth_loss.val = (
-            state['recorder']['smooth'][0],
-            to_device(state['recorder']['smooth'][1], dev),
-        )
+        smooth, (count, val) = learn.recorder.smooth_loss, state['recorder']['smooth']
+        smooth.count, smooth.val = count, to_device(val, smooth.val.device)  # fastai averages losses on the CPU
     if learn.__dict__.get('scaler') and state['scaler']:
         learn.scaler.load_state_dict(state['scaler'])
     set_rng_state(learn, state_of_process(learn, state['rng']))

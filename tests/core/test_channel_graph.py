@@ -20,6 +20,7 @@ from fastprune.core.channel_zeros import check_zeros
 from fastprune.core.channels import channel_masks, positions_kept
 
 vision = torchvision.models
+pytestmark = pytest.mark.cpu_only  # models of other libraries are made there
 
 
 def image(side=32, channels=3):
