@@ -100,5 +100,19 @@ def test_every_stage_runs_on_a_cpu(tmp_path):
     ended = {r['case']: r['result'] for r in rows_of(out / 'checks.csv') if r['stage'] == 'stages'}
     import gpu_stages
 
-    assert ended == dict.fromkeys(gpu_stages.STAGES, 'ended'), said
+    asked_for = {'semi', 'rounds', 'paper'}  # by STAGES alone
+    assert ended == dict.fromkeys(set(gpu_stages.STAGES) - asked_for, 'ended'), said
     assert len(list(out.iterdir())) <= 8  # as many files as the machine gives back
+
+
+@pytest.mark.slow
+def test_a_papers_table_is_filled_side_by_side(tmp_path):
+    said, out = run(tmp_path, {'STAGES': 'rounds:60 paper:120'})
+    ended = {r['case']: r['result'] for r in rows_of(out / 'checks.csv') if r['stage'] == 'stages'}
+    assert ended == {'rounds': 'ended', 'paper': 'ended'}, said
+    rows = rows_of(out / 'results.csv')
+    found = {r['method'] for r in rows if r['what'] == 'accuracy'}
+    assert found == {'dense', 'one-shot', 'gradual', 'cyclical'}
+    zeros = {float(r['value']) for r in rows if r['what'] == 'sparsity' and r['method'] != 'dense'}
+    assert len(zeros) == 1 and abs(zeros.pop() - 0.99) < 0.001
+    assert {r['step'] for r in rows if r['what'] == 'mask distance'} == set('12345')

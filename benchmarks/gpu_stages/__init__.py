@@ -71,4 +71,6 @@ STAGES = {
     'recipes': _of('recipes', 'recipes'),
     'precision': _of('precision', 'precision'),
     'tuning': _of('tuning', 'tuning'),
+    'rounds': _of('paper', 'rounds'),
+    'paper': _of('paper', 'paper'),
 }
