@@ -23,10 +23,11 @@ def check_values(
     **named,  # Name -> anything
 ) -> list:  # The distinct values of the list; of the last one of several
     "Make sure that all are lists with at least one value; raises `ValueError`"
+    plain = lambda o: o.item() if getattr(o, 'ndim', None) == 0 else o
     values = None
     for name, v in named.items():
         listed = not isinstance(v, (str, dict)) and isinstance(v, Iterable)
-        values = list(dict.fromkeys(v)) if listed else []
+        values = list(dict.fromkeys(map(plain, v))) if listed else []
         if not values:
             raise ValueError(f"{name}={v!r}: needs {needs}")
     return values

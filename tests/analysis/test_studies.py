@@ -61,6 +61,12 @@ def test_search_start_trains_each_start_with_each_seed():
     plt.close('all')
 
 
+def test_starts_and_seeds_may_be_arrays():
+    runs = search_start('AGP', np.linspace(0, 0.4, 3), lambda m, start, seed: start, np.arange(2), bar=False).runs
+    assert runs.start.tolist() == [0, 0, 0.2, 0.2, 0.4, 0.4] and runs.seed.tolist() == [0, 1] * 3
+    assert len(search_start('AGP', torch.tensor([0.5, 0.5]), lambda m, start, seed: start, 0, bar=False).runs) == 1
+
+
 def test_of_equal_starts_the_earliest_is_best():
     value = {0.0: 1.0, 0.2: 2.0, 0.4: 2.0}
     assert search_start(None, (0.4, 0.2, 0.0), lambda m, start, seed: value[start], bar=False).best == 0.2
