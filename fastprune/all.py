@@ -77,15 +77,20 @@ from .recipes import oracle as _
 from .recipes import retrain as _
 
 # analysis
+from .analysis.envelope import Envelope, envelope
 from .analysis.instability import Stability
 from .analysis.overlap import mask_overlap
 from .analysis.paper_methods import paper_methods
 from .analysis.paths import LinearPath
+from .analysis.search_start import search_start
+from .analysis.sparse_regression import fit_sparse_regression, sparse_regression
+from .analysis.swap import SwapTable, swap_table
 from .analysis.sweep import Sweep, sweep
 from .analysis.weights import SignFlips
 # its modules that add methods to Learner
 from .analysis import hessian as _
 from .analysis import plane as _
+from .analysis import retrain_envelope as _
 from .analysis import sensitivity as _
 
 # deploy
@@ -134,6 +139,7 @@ __all__ = [
     'Ticket', 'Tickets', 'Rounds',
     # analysis
     'LinearPath', 'Stability', 'SignFlips', 'mask_overlap', 'Sweep', 'sweep', 'paper_methods',
+    'search_start', 'sparse_regression', 'fit_sparse_regression', 'SwapTable', 'swap_table', 'Envelope', 'envelope',
     # deploy
     'sparse_inference', 'latency', 'shrink', 'to_onnx', 'to_semi_structured', 'to_torch_prune', 'from_torch_prune',
     'report_file', 'ShrinkCallback', 'save_shrunk', 'load_shrunk',

@@ -9,7 +9,7 @@ __all__ = ['Overlap', 'masks_by_name', 'mask_overlap']
 import pandas as pd
 
 from ..core.masks import Masks, check_bool
-from ..core.plotting import axes_or_new
+from ..core.plotting import axes_or_new, draw_matrix
 
 # %% ../../nbs/analysis/overlap.ipynb #aa47becd
 class Overlap(pd.DataFrame):
@@ -25,14 +25,7 @@ class Overlap(pd.DataFrame):
     ) -> object:  # Matplotlib axes
         "Draw the matrix as colours and numbers"
         ax = axes_or_new(ax, figsize=(1.5 + 0.7 * len(self), 1 + 0.6 * len(self)))
-        drawn = ax.imshow(self.to_numpy(), vmin=0, vmax=1, cmap='Blues')
-        for i, row in enumerate(self.to_numpy()):
-            for j, v in enumerate(row):
-                color = 'white' if v > 0.6 else 'black'
-                ax.text(j, i, f'{v:.2f}', ha='center', va='center', fontsize='small', color=color)
-        ax.set(xticks=range(len(self)), yticks=range(len(self)), xticklabels=self.columns, yticklabels=self.index)
-        ax.tick_params(axis='x', rotation=45)
-        ax.figure.colorbar(drawn, ax=ax, label='Jaccard similarity')
+        draw_matrix(ax, self, self.map('{:.2f}'.format), 'Jaccard similarity', vmin=0, vmax=1, cmap='Blues')
         return ax
 
 # %% ../../nbs/analysis/overlap.ipynb #57e906df

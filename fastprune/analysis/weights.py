@@ -15,7 +15,7 @@ from torch import nn
 
 from .overlap import Overlap, masks_by_name
 from .overlap import mask_overlap as overlap_of
-from .paths import check_path
+from .paths import LinearPath, check_path
 from .states import check_states, state_from
 from ..core.checks import check_whole
 from ..core.later import counts, later, settle
@@ -177,6 +177,12 @@ def _numbers(path):
 class CyclePaths(list):
     "Linear paths between the ends of consecutive cycles"
 
+    def __repr__(self):
+        return repr(self.df)
+
+    def _repr_html_(self):
+        return self.df._repr_html_()
+
     @property
     def df(self) -> pd.DataFrame:  # A row for each pair of cycles: barriers, error half-way; 'train_': on training data
         "The barriers as a table"
@@ -184,13 +190,28 @@ class CyclePaths(list):
         rows = [dict(cycles=f'{i + 1} to {i + 2}', **_numbers(p), **trained(p)) for i, p in enumerate(self)]
         return pd.DataFrame(rows).set_index('cycles')
 
-    def plot(self, axs: object = None) -> np.ndarray:
-        "Draw losses and errors of all paths"
+    def plot(
+        self,
+        axs: object = None,  # Two matplotlib axes; new ones if None
+    ) -> np.ndarray:  # The axes
+        """Draw all paths: losses and errors. Paths with training losses are drawn as in the paper: losses on validation
+        data, and losses on training data"""
+        trained = all(p.train is not None for p in self)
+        axs = axes_or_new(axs, 1, 2, figsize=(7, 2.6)) if trained else axs
         for i, p in enumerate(self):
-            axs = p.plot(axs, label=f'{i + 1} to {i + 2}')
+            label = f'{i + 1} to {i + 2}'
+            axs = _draw_losses(axs, p, label) if trained else p.plot(axs, label=label)
         return axs
 
 
+def _draw_losses(axs, path, label):
+    "Losses of a path on validation and on training data, on two axes"
+    for ax, of, data in zip(axs, (path, path.train), ('validation', 'training'), strict=False):
+        LinearPath(of.alphas, of.losses, {}).plot(ax, label)
+        ax.set_ylabel(f'{data} loss')
+    return axs
+
+# %% ../../nbs/analysis/weights.ipynb #5db878ea
 @patch
 def cycle_paths(
     self: Learner,
@@ -198,7 +219,8 @@ def cycle_paths(
     n: int = 11,  # Number of points on each path
     **kwargs,  # As for `linear_path`: dl, metrics, bn, train, ...
 ) -> CyclePaths:  # List of LinearPaths, with `.df` and `.plot()`
-    "The linear paths between the ends of consecutive cycles (Gadhikar et al. 2024, figure 3b, c)"
+    """The linear paths between the ends of consecutive cycles (Gadhikar et al. 2024, figure 3b, c). `train=True` adds
+    training losses, as in the paper"""
     if not isinstance(ends, (list, tuple)):
         raise ValueError(
             f"ends={type(ends).__name__}: needs a list of states, as `learn.fit_cycles(..., ends=True)` returns"
