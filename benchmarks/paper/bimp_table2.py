@@ -161,7 +161,7 @@ def show(df):
             *(
                 o
                 for accuracy, s in zip(accuracies, sparsities, strict=True)
-                for o in (accuracy, ours(found_at(df, n, s)))
+                for o in (f'{accuracy:.2f}', ours(found_at(df, n, s)))
             ),
             ' / '.join(map(str, speedups)),
             at(n, 'speedup', 1),

@@ -15,7 +15,7 @@ PARTS = [
     ('S-Cyc', '2a and 9: ResNet-20; 7: its tuned rates', 'scyc_table2', 'tuned rates when pruned by magnitude'),
     ('S-Cyc', '2b and 10: VGG-19; 3: its tuned rates', '', 'VGG-19'),
     ('S-Cyc', '2c and 11: ResNet-50; 8: its tuned rates', '', 'ImageNet-200'),
-    ('S-Cyc', '5 and 6: ResNet-20 with Adam and RMSProp', '', 'CIFAR-10, for time'),
+    ('S-Cyc', '5 and 6: ResNet-20 with Adam and RMSProp', '', 'all of it, for time'),
     ('Cyclic Sparse Training', 'figure 4: cycles of any mask', 'cst_cycles', 'CIFAR-100, ImageNet'),
     ('Cyclic Sparse Training', '1 to 3', '', 'our copy of the paper lacks them'),
     ('Budgeted IMP', '1: retraining schedules', 'bimp_table1', 'ResNet-50 on ImageNet'),

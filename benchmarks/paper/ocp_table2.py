@@ -19,6 +19,7 @@ STARTS = {
 SCHEDULES = {n: window(*how) for n, how in STARTS.items()}
 CHOICES = (0.0, 0.1, 0.2, 0.4)  # Starts to choose from, for all but OCP, which has none by its definition
 others = list(STARTS)[:3]
+PAPERS_START = ", the paper's start"
 
 
 fused = partial(
@@ -247,10 +248,11 @@ def claims(df):
 
 def figure(df, ax):
     for i, (n, m) in enumerate(methods.items()):
-        line_over(ax, df, sparsities, m, f"{n}, the paper's start", color=f'C{i}')
+        line_over(ax, df, sparsities, m, n + PAPERS_START * (n in others), color=f'C{i}')
         found = [best(df, n, s)[1] for s in sparsities]
         if n in others and any(found):
             line(ax, [f'{100 * s:g}' for s in sparsities], found, f'{n}, searched', color=f'C{i}', ls='--', mfc='white')
-    for n, m in {'OCP, every 10th batch': usual, 'OCP, nested': nested, 'OCP, fasterai': peer}.items():
-        line_over(ax, df, sparsities, m, n, ls=':')
+    more = {'OCP, every 10th batch': usual, 'OCP, nested': nested, 'OCP, fasterai': peer}
+    for i, (n, m) in enumerate(more.items(), len(methods)):
+        line_over(ax, df, sparsities, m, n, color=f'C{i}', ls=':')
     ax.set(xlabel='sparsity (%)', ylabel='test accuracy (%)')
