@@ -95,14 +95,16 @@ def mine(df):
 def show(df):
     cols = grid(df)
     head = lambda s, e: f'{100 * s:g}%, {e} epoch{"s" * (e > 1)}'
+    thirds = lambda vs, i: ' / '.join(vs[3 * i : 3 * i + 3])
     return [
-        f"Dense: ours {ours(values(df, 'dense, stepped'))}. The paper's, on ImageNet:",
+        f"Dense: ours {ours(values(df, 'dense, stepped'))}. The paper's: ImageNet, after 2, 5 and 10 of 90 epochs.",
         markdown(
-            ['', *(f'{100 * s:g}%, {90 * b:.0f} of 90 epochs' for s in sparsities for b in budgets)],
-            [[n, *vs] for n, vs in paper.items()],
+            ['schedule', *(f'{100 * s:g}%: paper' for s in sparsities), *(f'ours, {head(*c)}' for c in cols)],
+            [
+                [n, *(thirds(vs, i) for i in range(len(sparsities))), *(ours(at(df, n, *c)) for c in cols)]
+                for n, vs in paper.items()
+            ],
         ),
-        'Ours, on CIFAR-10:',
-        markdown(['', *(head(*c) for c in cols)], [[n, *(ours(at(df, n, *c)) for c in cols)] for n in paper]),
     ]
 
 

@@ -48,6 +48,7 @@ def show(df):
     rows = [
         (f'{labels[m]}, {what}', [(p, ours(at(df, m, c + 1, w), 2)) for c, p in enumerate(paper[m][i])])
         for m in methods
+        if at(df, m, 5)
         for i, (what, w) in enumerate((('accuracy', 'cycle accuracy'), ('mask distance', 'mask distance')))
     ]
     return [side_by_side('schedule', [f'cycle {c}' for c in range(1, 6)], rows)]

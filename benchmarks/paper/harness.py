@@ -53,13 +53,14 @@ class Scale:
     times: float  # Epochs, times the papers'
     dense: int  # Epochs of the trained ResNet-20 that methods start from
     pixels: int  # A side, where a paper scales images up to 224
-    rounds: int  # Rounds of pruning at most; of 18 (S-Cyc, as in the paper) and 10 (tickets, which it doesn't say)
-    seeds: int
+    rounds: int  # Rounds of pruning of tickets at most; of 10, which the paper doesn't say
+    seeds: int  # Five where a training takes less than five minutes
 
     @classmethod
     def of(cls, df):
         "What rows of one scale were run with, also if `SCALES` has changed since"
-        return cls(**{f: df[f].iloc[0] for f in about if f != 'files'}, seeds=df.seed.nunique())
+        seeds = df.seed[~df.method.str.startswith(SEARCHES)].nunique()
+        return cls(**{f: df[f].iloc[0] for f in about if f != 'files'}, seeds=seeds)
 
     def epochs_of(self, paper, least=1):
         return max(least, round(paper * self.times))
@@ -72,8 +73,8 @@ SCALES = {
     s.scale: s
     for s in (
         Scale('tiny', 300, 300, 1 / 4, 0.02, 10, 32, 2, 2),
-        Scale('small', 5_000, 2_000, 1 / 4, 0.05, 20, 32, 3, 3),
-        Scale('eighth', 6_250, 2_000, 1 / 8, 0.2, 40, 32, 3, 3),  # an epoch has as many iterations as the papers'
+        Scale('small', 5_000, 2_000, 1 / 4, 0.05, 20, 32, 3, 5),
+        Scale('eighth', 6_250, 2_000, 1 / 8, 0.2, 40, 32, 3, 5),  # an epoch has as many iterations as the papers'
         Scale('eighth-long', 6_250, 2_000, 1 / 8, 1.0, 40, 32, 3, 3),  # and their epochs too
         Scale('medium', 50_000, 10_000, 1.0, 0.05, 30, 32, 5, 3),
         Scale('large', 50_000, 10_000, 1.0, 0.2, 40, 64, 10, 3),
@@ -94,6 +95,13 @@ class Cell:
     seed: int = 0
 
 
+def of_scale(df, scale):
+    "Rows of a scale, whatever files they are of"
+    for f in about[:-1]:
+        df = df[df[f] == getattr(scale, f)]
+    return df
+
+
 about = [
     'scale',
     'images',
@@ -108,9 +116,26 @@ about = [
 key = [*about, 'model', 'method', 'sparsity', 'epochs', 'seed']
 columns = [*key, 'step', 'what', 'value', 'seconds', 'commit', 'machine']
 
-# ---- methods: name -> function (run) that returns rows (step, what, value); each table's script adds its own
+# ---- methods: name -> function (run) that returns rows (step, what, value); each table's script adds its own. One
+# with a number, such as a start, takes it as its second argument: the cell's method is 'NAME at NUMBER'
 
 METHODS = {}
+SEARCH_SEEDS = (10, 11)  # Of searches; the trainings that are told have smaller ones
+SEARCHES = 'search '  # Starts the names of methods that are trained to choose a number, and not told
+
+
+def at_number(name, number):
+    return f'{name} at {number:g}'
+
+
+def number_of(method):
+    return float(method.partition(' at ')[2])
+
+
+def method_of(cell):
+    "The function (run) of a cell"
+    name, _, number = cell.method.partition(' at ')
+    return partial(METHODS[name], number=float(number)) if number else METHODS[name]
 
 
 def method(name):
@@ -286,6 +311,27 @@ def dense(run):
     return [*keep_baseline(run, learn), *result(learn)]
 
 
+def search_cells(name, numbers, model, sparsity, epochs):
+    "Trainings with each number, without the test images and with seeds of their own"
+    return [
+        Cell(model, at_number(SEARCHES + name, x), sparsity, epochs, seed) for x in numbers for seed in SEARCH_SEEDS
+    ]
+
+
+def searched(df, name, sparsity, epochs, numbers, within=1.0):
+    """The number that is best on the validation split; None if some is not tried yet. With `within`, only numbers with
+    a sparsity of at most so much above `sparsity` count, if there are any"""
+    names = {x: at_number(SEARCHES + name, x) for x in numbers}
+    df = df[df.method.isin(names.values()) & (df.epochs == epochs) & df.seed.isin(SEARCH_SEEDS)]
+    df = df[(df.sparsity - sparsity).abs() < 1e-9]
+    accuracies, sparsities = (df[df.what == w].groupby('method').value for w in ('accuracy', 'sparsity'))
+    tried, accuracy, reached = accuracies.size(), accuracies.mean(), sparsities.mean()
+    if any(tried.get(m, 0) < len(SEARCH_SEEDS) for m in names.values()):
+        return None
+    fit = [x for x, m in names.items() if reached[m] <= sparsity + within]
+    return max(fit or names, key=lambda x: accuracy[names[x]])
+
+
 def dense_cells(model, scale, seeds=range(1)):
     return [Cell(model, 'dense', 0.0, scale.dense, seed) for seed in seeds]
 
@@ -333,7 +379,7 @@ def run_cell(cell, scale, data, cache, threads):
     run.dls(256)  # reads the images, if this process has not
     start = time.perf_counter()
     with quiet():
-        rows = METHODS[cell.method](run)
+        rows = method_of(cell)(run)
     return rows, time.perf_counter() - start
 
 

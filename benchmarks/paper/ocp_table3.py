@@ -1,11 +1,10 @@
 "One-Cycle Pruning, table 3: epochs that each schedule needs at 95% to be as accurate as OCP, relative to OCP's"
 
-import statistics
 from functools import partial
 
-from harness import METHODS, Cell, Scale, about
-from ocp_table2 import STARTS, fused, train
-from tell import FLOOR, Claim, line, markdown, ours, rows_of, side_by_side, values
+from harness import METHODS, Cell, Scale, at_number, of_scale
+from ocp_table2 import STARTS, fused, others, search_of, start_of, train
+from tell import FLOOR, Claim, line, markdown, mean, ours, rows_of, side_by_side, values
 
 from fastprune.all import SparsifyCallback, window
 
@@ -21,9 +20,9 @@ def rungs(scale):
     return list(dict.fromkeys(max(1, round(base(scale) * r)) for r in LADDER))
 
 
-def within(schedule, start, run):
+def within(schedule, start, run, number=None):
     "The epochs before pruning stay those of the base budget: what is after them grows or shrinks"
-    when = min(0.9, start * base(run.scale) / run.epochs)
+    when = min(0.9, (start if number is None else number) * base(run.scale) / run.epochs)
     return train(run, SparsifyCallback(run.sparsity, schedule=window(schedule, when)), fused)
 
 
@@ -31,10 +30,19 @@ for name, how in STARTS.items():
     METHODS[f'budget {name}'] = partial(within, *how)
 
 
+def names(df, scale):
+    "Schedule -> its method from the start that was searched; from the paper's, while some search is not finished"
+    found = {n: start_of(df, n, 0.95, base(scale)) for n in STARTS}
+    if None in found.values():
+        return {n: f'budget {n}' for n in STARTS}, False
+    own = lambda n: f'budget {n}' if found[n] == STARTS[n][1] else at_number(f'budget {n}', found[n])
+    return {n: own(n) for n in STARTS}, True
+
+
 def accuracy_of(df, name, epochs, seeds):
     "Mean over seeds, if all of them are there"
     got = values(df, name, 0.95, epochs=epochs)
-    return statistics.mean(got) if len(got) >= seeds else None
+    return mean(got) if len(got) >= seeds else None
 
 
 def target(df, scale):
@@ -59,12 +67,14 @@ def needs(scale):
 
 
 def cells(scale, df):
-    for f in about[:-1]:
-        df = df[df[f] == getattr(scale, f)]  # all but `files`, which all rows here share
+    df = of_scale(df, scale)
     todo = lambda name, e: [Cell('resnet18', name, 0.95, e, seed) for seed in range(scale.seeds)]
-    if any(accuracy_of(df, name, base(scale), scale.seeds) is None for name in methods):
-        return [c for name in methods for c in todo(name, base(scale))]
-    return [c for name in methods for e in [needed(df, scale, name)[1]] if e for c in todo(name, e)]
+    found, is_searched = names(df, scale)
+    if not is_searched:
+        return [c for n in others for c in search_of(n, 0.95, base(scale))]
+    if any(accuracy_of(df, name, base(scale), scale.seeds) is None for name in found.values()):
+        return [c for name in found.values() for c in todo(name, base(scale))]
+    return [c for name in found.values() for e in [needed(df, scale, name)[1]] if e for c in todo(name, e)]
 
 
 # ---- what came out
@@ -76,8 +86,8 @@ source = (
         'before pruning stay those of the base budget, here for AGP too; the steps of iterative '
         'pruning take all that comes after them, and the cycle of the learning rate takes the whole '
         'budget. The optimizer is PyTorch\'s fused AdamW, which does the same in a third of the time '
-        'on a CPU. The target is 90%, or what OCP reaches with the base budget if that is less. '
-        'Budgets tried are '
+        'on a CPU. Starts are those that are searched for table 2, at the base budget. The target is 90%, or what OCP '
+        'reaches with the base budget if that is less. Budgets tried are '
     )
     + ', '.join(f'{r:g}' for r in LADDER)
     + ' times the base'
@@ -89,7 +99,7 @@ def outcome(df, scale, name):
     "What is known of the epochs that it needs, and relative to OCP's"
     if (goal := target(df, scale)) is None or goal <= FLOOR:
         return '–', '–'
-    (got, untried), ocp_needs = needed(df, scale, f'budget {name}'), needed(df, scale, 'budget OCP')[0]
+    (got, untried), ocp_needs = needed(df, scale, names(df, scale)[0][name]), needed(df, scale, 'budget OCP')[0]
     if got is None:
         return (
             (f'more than {rungs(scale)[-1]}', f'more than {rungs(scale)[-1] / ocp_needs:.3g}×')
@@ -100,42 +110,54 @@ def outcome(df, scale, name):
 
 
 def mine(df):
-    return rows_of(df, 'resnet18', methods)
+    searches = [c.method for n in others for c in search_of(n, 0.95, 1)]
+    budgets = rows_of(df, 'resnet18', methods)
+    return df[df.index.isin(budgets.index) | df.method.isin(searches) & df.scale.isin(budgets.scale.unique())]
 
 
 def show(df):
     scale = Scale.of(df)
     out = {n: outcome(df, scale, n) for n in STARTS}
     goal = target(df, scale)
+    found, is_searched = names(df, scale)
 
     def tried(n, e):
-        return ours(values(df, f'budget {n}', 0.95, epochs=e)).replace('–', '–' if out[n][0] == '–' else 'not needed')
+        return ours(values(df, found[n], 0.95, epochs=e)).replace('–', '–' if out[n][0] == '–' else 'not needed')
 
     low = ', which is too near to chance to tell anything' if goal is not None and goal <= FLOOR else ''
     return [
-        f'Target: {"–" if goal is None else f"{goal:.2f}"}{low}. Base budget: {base(scale)} epochs.',
-        side_by_side(
-            '',
-            list(STARTS),
-            [('budget', [(paper[n], out[n][1]) for n in STARTS]), ('epochs', [('', out[n][0]) for n in STARTS])],
-        ),
+        f'Target: {"–" if goal is None else f"{goal:.2f}"}{low}. Base budget: {base(scale)} epochs. '
+        + ('Starts were searched.' if is_searched else "Starts are the paper's, and were not searched."),
+        side_by_side('', list(STARTS), [('budget', [(paper[n], out[n][1]) for n in STARTS])]),
         'Accuracy by epochs tried:',
         markdown(['schedule', *map(str, rungs(scale))], [[n, *(tried(n, e) for e in rungs(scale))] for n in STARTS]),
     ]
 
 
 def claims(df):
-    at = lambda n: values(df, f'budget {n}', 0.95, epochs=base(Scale.of(df)))
+    if df.empty:
+        found, is_searched, at = dict.fromkeys(STARTS, ''), False, None
+    else:
+        (found, is_searched), at = names(df, Scale.of(df)), base(Scale.of(df))
+    vals = {n: values(df, m, 0.95, epochs=at) for n, m in found.items()}
     return [
-        Claim(f'{n} needs more than OCP: it is less accurate with the base budget', [('base', at('OCP'), at(n))])
+        Claim(
+            f'{n} needs more than OCP: it is less accurate with the base budget',
+            [('base', vals['OCP'], vals[n])],
+            lacks='' if is_searched else 'starts not searched',
+        )
         for n in ('one-shot', 'iterative')
     ]
 
 
 def figure(df, ax):
     scale = Scale.of(df)
-    for n in STARTS:
-        line(ax, rungs(scale), [values(df, f'budget {n}', 0.95, epochs=e) for e in rungs(scale)], n)
+    for n, m in names(df, scale)[0].items():
+        line(ax, rungs(scale), [values(df, m, 0.95, epochs=e) for e in rungs(scale)], n)
     if target(df, scale) is not None:
         ax.axhline(target(df, scale), color='grey', lw=1, ls=':', label='target')
-    ax.set(xlabel='epochs', ylabel='test accuracy (%)', xticks=sorted({int(e) for e in df.epochs}))
+    ax.set(
+        xlabel='epochs',
+        ylabel='test accuracy (%)',
+        xticks=sorted({int(e) for e in rows_of(df, 'resnet18', methods).epochs}),
+    )

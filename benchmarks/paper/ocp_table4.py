@@ -1,26 +1,29 @@
 """One-Cycle Pruning, table 4 and figure 3: lottery tickets found with four schedules inside of rounds, and how stable
 they are by round"""
 
-import statistics
 from functools import partial
 
-from harness import METHODS, Cell
-from ocp_table2 import fused, learner
-from tell import Claim, line, markdown, ours, rows_of, side_by_side, steps, values
+from harness import METHODS, Cell, Scale, at_number, of_scale
+from ocp_table2 import STARTS, fused, learner, search_of, start_of
+from tell import Claim, by_step, each, line, markdown, mean, ours, rows_of, side_by_side
 
 from fastprune.all import agp, iterative, ocp, one_shot, window
 
 SCHEDULES = {
     'one-shot': one_shot,
-    'iterative': window(iterative, 0.2),
-    'AGP': window(agp, 0.2),
+    'iterative': iterative,
+    'AGP': agp,
     'OCP': ocp,
 }  # one-shot at a round's end is the usual IMP
+with_start = ('iterative', 'AGP')
 
 
-def tickets(schedule, run):
+def tickets(schedule, start, run, number=None):
     "By round: accuracy of the ticket, the mean of two trainings, and the error half-way between the two"
     learn, rounds = learner(run, fused), run.scale.rounds_of(10)
+    number = start if number is None else number
+    if number is not None:
+        schedule = window(schedule, number)
 
     def fit(learn, cbs):
         learn.fit_one_cycle(run.epochs, 1e-3, cbs=cbs)
@@ -51,8 +54,17 @@ def tickets(schedule, run):
 
 
 for name, schedule in SCHEDULES.items():
-    METHODS[f'tickets {name}'] = partial(tickets, schedule)
+    METHODS[f'tickets {name}'] = partial(tickets, schedule, STARTS[name][1] if name in with_start else None)
 methods = [f'tickets {n}' for n in SCHEDULES]
+
+
+def names(df, epochs):
+    "Schedule -> its method from the start that was searched; from the paper's, while some search is not finished"
+    found = {n: start_of(df, n, 0.95, epochs) for n in with_start}
+    if None in found.values():
+        return {n: f'tickets {n}' for n in SCHEDULES}, False
+    changed = {n: at_number(f'tickets {n}', x) for n, x in found.items() if x != STARTS[n][1]}
+    return {n: changed.get(n, f'tickets {n}') for n in SCHEDULES}, True
 
 
 def needs(scale):
@@ -60,7 +72,12 @@ def needs(scale):
 
 
 def cells(scale, df):
-    return [Cell('resnet18', m, 0.95, scale.epochs_of(50), seed) for seed in range(scale.seeds) for m in methods]
+    epochs = scale.epochs_of(50)
+    found, is_searched = names(of_scale(df, scale), epochs)
+    if not is_searched:
+        return [c for n in with_start for c in search_of(n, 0.95, epochs)]
+    seeds = range(min(scale.seeds, 3))  # a chain takes more than five minutes
+    return [Cell('resnet18', m, 0.95, epochs, seed) for seed in seeds for m in found.values()]
 
 
 # ---- what came out
@@ -68,63 +85,72 @@ def cells(scale, df):
 title = 'One-Cycle Pruning, table 4 and figure 3: tickets of a ResNet-18'
 source = (
     'Hubens et al. 2021, section 5: rounds of training from the first weights, each layer to the '
-    'same sparsity, 95% after the last round; masks change every 10 iterations; the optimizer is '
+    'same sparsity, 95% after the last round; masks change every 10 iterations; starts within a round are those '
+    'that are searched for table 2 at 95% and a round\'s epochs; the optimizer is '
     'PyTorch\'s fused AdamW; two trainings of each ticket, and the error of the weights half-way '
     'between them'
 )
 paper = {'one-shot': '72.213 ± 0.009', 'iterative': '85.778 ± 0.003', 'AGP': '86.114 ± 0.001', 'OCP': '89.239 ± 0.004'}
 
 
+def mine(df):
+    searches = [c.method for n in with_start for c in search_of(n, 0.95, 1)]
+    tickets = rows_of(df, 'resnet18', methods)
+    return df[df.index.isin(tickets.index) | df.method.isin(searches) & df.scale.isin(tickets.scale.unique())]
+
+
+def found(df):
+    return names(df, Scale.of(df).epochs_of(50) if len(df) else None)
+
+
 def by_round(df, n, what):
-    return [(m, values(df, f'tickets {n}', 0.95, what, m)) for m in steps(df, f'tickets {n}', what)]
+    return by_step(df, found(df)[0][n], 0.95, what)
 
 
 def above_ends(df, n):
     "By round: the error half-way less the mean error of the two trainings"
-    return [
-        (m, [half + a - 100 for half, a in zip(v, accuracy, strict=True)])
-        for (m, v), (_, accuracy) in zip(
-            by_round(df, n, 'instability'), by_round(df, n, 'ticket accuracy'), strict=True
-        )
-    ]
-
-
-def mine(df):
-    return rows_of(df, 'resnet18', methods)
+    both = zip(by_round(df, n, 'instability'), by_round(df, n, 'ticket accuracy'), strict=True)
+    return [each(lambda half, accuracy: half + accuracy - 100, *pair) for pair in both]
 
 
 def show(df):
-    last = {n: by_round(df, n, 'ticket accuracy') or [(0, [])] for n in SCHEDULES}
+    last = {n: by_round(df, n, 'ticket accuracy') or [{}] for n in SCHEDULES}
     rounds = max(len(v) for v in last.values())
-    left = by_round(df, next((n for n in SCHEDULES if steps(df, f'tickets {n}', 'left')), 'OCP'), 'left')
+    left = next((v for n in SCHEDULES if (v := by_round(df, n, 'left'))), [])
     table = lambda by: markdown(
-        ['weights left', *(f'{statistics.mean(v):.1f}%' for _, v in left)],
-        [[n, *(ours(v) for _, v in by(n))] for n in SCHEDULES if by(n)],
+        ['weights left', *(f'{mean(v):.1f}%' for v in left)], [[n, *map(ours, by(n))] for n in SCHEDULES if by(n)]
     )
+    starts = 'Starts were searched.' if found(df)[1] else "Starts are the paper's, and were not searched."
     return [
-        f"The last round's ticket, trained; {rounds - 1} rounds.",
-        side_by_side('', list(SCHEDULES), [('accuracy (%)', [(paper[n], ours(last[n][-1][1])) for n in SCHEDULES])]),
-        'Accuracy of tickets (%), by round:',
-        table(lambda n: by_round(df, n, 'ticket accuracy')),
-        'Instability, the error half-way between two trainings (%), by round:',
-        table(lambda n: by_round(df, n, 'instability')),
+        f"The last round's ticket, trained; {rounds - 1} rounds. {starts}",
+        side_by_side('', list(SCHEDULES), [('accuracy (%)', [(paper[n], ours(last[n][-1])) for n in SCHEDULES])]),
         (
-            "What of it is above the mean error of the two trainings (points). Where that is about 0 the "
-            "two are linearly connected, and instability repeats the tickets' accuracy:"
+            'Instability, the error half-way between two trainings, less the mean error of the two (points), by round. '
+            'About 0: the two are linearly connected.'
         ),
         table(lambda n: above_ends(df, n)),
     ]
 
 
 def claims(df):
-    last = lambda n: (by_round(df, n, 'ticket accuracy') or [(0, [])])[-1][1]
-    ends = lambda n: [100 - v for v in (by_round(df, n, 'instability') or [(0, [])])[-1][1]]
+    last = lambda n: (by_round(df, n, 'ticket accuracy') or [{}])[-1]
+    halfway = lambda n: each(lambda v: 100 - v, (by_round(df, n, 'instability') or [{}])[-1])
+    lacks = '' if found(df)[1] else 'starts not searched'
     return [
-        Claim("OCP's last ticket is better than the others'", [(n, last('OCP'), last(n)) for n in list(SCHEDULES)[:3]]),
-        Claim("One-shot's last ticket is the worst", [(n, last(n), last('one-shot')) for n in list(SCHEDULES)[1:]]),
+        Claim(
+            "OCP's last ticket is better than the others'",
+            [(n, last('OCP'), last(n)) for n in list(SCHEDULES)[:3]],
+            lacks=lacks,
+        ),
+        Claim(
+            "One-shot's last ticket is the worst",
+            [(n, last(n), last('one-shot')) for n in list(SCHEDULES)[1:]],
+            lacks=lacks,
+        ),
         Claim(
             "OCP's last ticket is more stable than one-shot's and iterative's: the accuracy half-way is higher",
-            [(n, ends('OCP'), ends(n)) for n in ('one-shot', 'iterative')],
+            [(n, halfway('OCP'), halfway(n)) for n in ('one-shot', 'iterative')],
+            lacks=lacks,
         ),
     ]
 
@@ -132,5 +158,7 @@ def claims(df):
 def figure(df, ax):
     for n in SCHEDULES:
         groups = by_round(df, n, 'instability')
-        line(ax, [m for m, _ in groups], [v for _, v in groups], n)
-    ax.set(xlabel='round of pruning', ylabel='error half-way (%)', xticks=steps(df, 'tickets OCP', 'instability'))
+        line(ax, list(range(len(groups))), groups, n)
+    ax.set(
+        xlabel='round of pruning', ylabel='error half-way (%)', xticks=range(len(by_round(df, 'OCP', 'instability')))
+    )

@@ -1,28 +1,79 @@
 "RESULTS.md and its figures, from the CSV alone: `python benchmarks/paper/report.py`"
 
 import argparse
+import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
-from harness import SCALES, about, here, read
+import not_run
+import numpy as np
+import pandas as pd
+from harness import SCALES, SEARCHES, about, columns, here, read
 from tables import TABLES
-from tell import RULE, markdown
+from tell import KINDS, RULE, Claim, markdown, sampling_error
+
+QUICK, ENOUGH = 300, 5  # Trainings of fewer seconds need as many seeds
+OURS = 'our own claims'
+COLOURS = {'holds': 'tab:green', "doesn't": 'tab:red', "can't tell": 'grey', 'no verdict': 'grey'}
 
 
-def sections(df):
-    "(table's name, table, scale, its rows) for each table and scale; the tiny scale where there is no other"
-    order = list(reversed(SCALES))
+def at_scales(df, table):
+    "(scale, its rows of a table), the largest first; the tiny scale where there is no other"
+    order, mine = list(reversed(SCALES)), table.mine(df)
+    scales = sorted(
+        dict.fromkeys(mine[about].itertuples(index=False, name=None)),
+        key=lambda s: order.index(s[0]) if s[0] in order else -1,
+    )
+    for s in [s for s in scales if s[0] != 'tiny'] or scales:
+        yield s[0], mine[(mine[about] == list(s)).all(axis=1)]
+
+
+@dataclass
+class Judged:
+    "A claim, and where its verdict comes from"
+
+    table: object
+    claim: Claim
+    scale: str = ''
+    section: str = ''  # The scale and the files, as `called`; '' where nothing was run
+
+    @property
+    def paper(self):
+        return self.table.title.split(':')[0].split(',')[0]
+
+    @property
+    def kind(self):
+        return self.claim.kind(self.scale)
+
+    @property
+    def verdict(self):
+        return self.claim.verdict(self.scale)
+
+
+def judged(df):
+    "Each claim of each table, at the largest scale where something was compared"
+    for table in TABLES.values():
+        found = {c.text: Judged(table, c) for c in table.claims(pd.DataFrame(columns=columns))}
+        for scale, rows in at_scales(df, table):
+            for c in table.claims(rows):
+                if c.compared and not (c.text in found and found[c.text].section):
+                    found[c.text] = Judged(table, c, scale, called(scale, rows))
+        yield from found.values()
+
+
+def sections(df, claims):
+    """(table's name, table, scale, its rows, its claims): the scales that verdicts come from, the largest first; where
+    there are none, the largest that was run. Only the first has all of its tables, and a picture"""
     for name, table in TABLES.items():
-        mine = table.mine(df)
-        scales = sorted(
-            dict.fromkeys(mine[about].itertuples(index=False, name=None)),
-            key=lambda s: order.index(s[0]) if s[0] in order else -1,
-        )
-        for s in [s for s in scales if s[0] != 'tiny'] or scales:
-            yield name, table, s[0], mine[(mine[about] == list(s)).all(axis=1)]
+        at = list(at_scales(df, table))
+        mine = [j for j in claims if j.table is table]
+        useful = [(s, rows) for s, rows in at if any(j.section == called(s, rows) for j in mine)]
+        for s, rows in useful or at[:1]:
+            yield name, table, s, rows, [j for j in mine if j.section == called(s, rows)]
 
 
 def called(scale, rows):
@@ -33,27 +84,44 @@ def picture(short, scale, rows):
     return f'{short}_{scale}_{rows.files.iloc[0]}.png'
 
 
+def count(n, what):
+    return f"{n} {what}{'s' if n > 1 else ''}"
+
+
 def told(df):
-    "One line on how it was run"
-    first = df[df.what == 'accuracy']
-    hours = first.seconds.sum() / 3600
-    count = lambda n, what: f"{n} {what}{'s' if n > 1 else ''}"
-    pruned = first[~first.method.str.match('dense(,|$)')]
-    epochs = ', '.join(map(str, sorted({int(e) for e in pruned.epochs})))
-    seeds = (first if pruned.empty else pruned).groupby(['method', 'sparsity', 'epochs']).seed.nunique()
-    each = f'epochs of one (or of a round): {epochs}; ' if epochs else ''
+    "How it was run"
+    first = df[(df.what == 'accuracy') & (df.step == '')]
+    shown = first[~first.method.str.startswith(SEARCHES)]
+    pruned = shown[~shown.method.str.match('dense(,|$)')]
+    pruned = shown if pruned.empty else pruned
+    seeds = pruned.groupby(['method', 'sparsity', 'epochs']).seed.nunique()
     least = f'{seeds.min()} to ' if seeds.min() < seeds.max() else ''
-    return (
-        f"{count(len(first), 'training')} (or chains of rounds); "
-        f"{each}{least}{count(seeds.max(), 'seed')}; "
-        f"{hours:.2g} hours in all. "
-        f"Machine: {'. And: '.join(sorted(set(df.machine)))}. Commits (+: with changes): "
-        f"{', '.join(dict.fromkeys(df.commit))}"
-    )
+    epochs = ', '.join(map(str, sorted({int(e) for e in pruned.epochs})))
+    seconds, middle, images = pruned.seconds.median(), pruned.value.median(), int(df.test.iloc[0])
+    parts = [
+        f'{count(len(first), "training")} (or chains of rounds), {first.seconds.sum() / 3600:.2g} hours in all; '
+        f'epochs of one (or of a round): {epochs}; {least}{count(seeds.max(), "seed")}',
+        f'The test set, {images:,} images, alone leaves a standard error of '
+        f'{sampling_error(middle, images):.1f} points at {middle:.0f}%',
+        f'Machine: {". And: ".join(sorted(set(df.machine)))}',
+    ]
+    if seconds < QUICK and seeds.min() < ENOUGH:
+        parts.insert(1, f'A training takes {seconds:.0f} seconds: {ENOUGH} seeds are needed')
+    return '. '.join(parts) + '.'
+
+
+def has_pruned(df):
+    return bool((df.sparsity > 0).any())
+
+
+def ran(scale, df):
+    "A scale and its seeds"
+    seeds = df[(df.sparsity > 0) & ~df.method.str.startswith(SEARCHES)].groupby(['method', 'sparsity']).seed.nunique()
+    return f'{scale} ({count(int(seeds.median()), "seed")})' if len(seeds) else f'{scale} (searches)'
 
 
 def settings(df):
-    "The scales that there are rows of, from the rows"
+    "The scales that rows are of, from the rows"
     return [
         [
             f'{v:,}' if k in ('images', 'test') else f'{v:g}' if k in ('batch', 'times') else v
@@ -63,77 +131,133 @@ def settings(df):
     ]
 
 
-def comparable(table, rows):
-    "Claims that something was compared for"
-    return [c for c in table.claims(rows) if any(d is not None for _, d, *_ in c.each())]
+def counts(claims):
+    "Markdown: verdicts by paper"
+    groups = {j.paper: [] for j in claims} | {OURS: []}
+    for j in claims:
+        groups[j.paper if j.claim.of_paper else OURS].append(j.kind)
+    ours = groups.pop(OURS)
+    groups |= {'**all**': [k for kinds in groups.values() for k in kinds], OURS: ours}
+    return markdown(
+        ['paper', 'claims', *KINDS], [[p, len(kinds), *map(kinds.count, KINDS)] for p, kinds in groups.items()]
+    )
 
 
-def verdict(claim, scale):
-    """With what was compared, if that is less than all of the claim, and how many comparisons hold, if some do and
-    others don't"""
-    told = [(where, v) for where, d, _, v in claim.each() if d is not None]
-    held = sum(v == 'holds' for _, v in told)
-    some = f', {held} of {len(told)} hold{"s" * (held == 1)}' if 0 < held < len(told) else ''
-    of = f' ({", ".join(where for where, _ in told)})' if len(told) < len(claim.pairs) else ''
-    return ("can't tell at this scale" if scale == 'tiny' else claim.verdict + some) + of
+def claims_table(claims):
+    return markdown(
+        ['claim', 'verdict', 'difference ± standard error (90% interval)'],
+        [
+            ["Not the paper's: " * (not j.claim.of_paper) + j.claim.text, f'**{j.verdict}**', j.claim.evidence]
+            for j in claims
+        ],
+    )
 
 
 def text_of(df, name, folder):
     "The page; `folder` is where its pictures are"
-    parts, summary, before = [], [], None
-    for short, table, scale, rows in sections(df):
-        claims = [(c, verdict(c, scale)) for c in comparable(table, rows)]
-        for c, v in claims:
-            summary.append([table.title.split(':')[0], c.text, called(scale, rows), v])
-        if table is not before:
+    every, parts, before = list(judged(df)), [], None
+    shown_at = list(sections(df, every))
+    for short, table, scale, rows, claims in shown_at:
+        first = table is not before
+        if first:
             parts += [f'## {table.title}', f'{table.source}.', *getattr(table, 'notes', ())]
-        parts += [f'### Scale {called(scale, rows)}', f'{told(rows)}.', *table.show(rows)]
-        if claims:
-            parts += [
-                markdown(
-                    ['claim', 'verdict', 'difference (spread s)'], [[c.text, f'**{v}**', c.evidence] for c, v in claims]
-                ),
-                f'![{table.title}, scale {called(scale, rows)}]({folder}/{picture(short, scale, rows)})',
-            ]
-        else:
-            parts.append('Too little was run to compare.')
+            if missing := [j.claim.text for j in every if j.table is table and not j.section and j.claim.of_paper]:
+                parts.append(f'Claims that were not run: {"; ".join(missing)}.')
+        shown = table.show(rows)
+        parts += [f'**Scale {called(scale, rows)}.** {told(rows)}', *(shown if first else shown[:2])]
+        parts.append(claims_table(claims) if claims else 'Too little was run to compare.')
+        if first and claims:
+            parts.append(f'![{table.title}, scale {called(scale, rows)}]({folder}/{picture(short, scale, rows)})')
         before = table
+    scales = {n: [ran(s, rows) for s, rows in at_scales(df, t) if has_pruned(rows)] for n, t in TABLES.items()}
     head = f"""# The papers' tables
 
-Made by `python benchmarks/paper/report.py` from `{name}`, which `python benchmarks/paper/run.py --scale NAME` \
-adds to. Values are test accuracies in percent, mean ± standard deviation over seeds (how many, if fewer than \
-three). Layers are in bfloat16, with
-weights, masks and losses in float32; all in float32 where the machine has no fast bfloat16, and a ResNet-18 on \
-a CPU, which is faster so; the machine says it. Long trainings on a CPU are compiled, which the machine says \
-too: the same network, rounded in other places. Where `files` are png, they are CIFAR-10 as it is; jpg, after \
+![Each claim's differences with their 90% intervals]({folder}/claims.png)
+
+{counts(every)}
+
+One verdict a claim, from the largest scale where it was compared. Green: holds; red: doesn't; grey: can't tell; \
+hollow: no verdict, since a control failed or a method was not given its chance.
+
+## What was not run
+
+{not_run.table(scales)}
+
+## How to read this page
+
+`python benchmarks/paper/report.py` makes it from `{name}`, which `python benchmarks/paper/run.py --scale NAME` adds \
+to. Values are test accuracies in percent, mean ± standard deviation over seeds (how many, if fewer than three). \
+Layers are in bfloat16, with weights, masks and losses in float32; all in float32 where the machine has no fast \
+bfloat16, and a ResNet-18 on a CPU, which is faster so. Where `files` are png, they are CIFAR-10 as it is; jpg, after \
 JPEG at quality 75, which costs accuracy: compare methods with each other, not values with the papers'.
-
-**Scales** shrink the papers' setting for every method alike. `images`, `test`: how many to train and to test \
-on. `batch`: images in a batch, times the papers'. `times`: epochs, times the papers'. `dense`: epochs of the \
-trained ResNet-20 that
-methods start from. `pixels`: a side, where a paper scales images up to 224. `rounds` of pruning: at most so \
-many. `files`: what images are kept as; in brackets behind a scale's name below. Learning rates of the pruned \
-trainings are the papers' at every scale, where they give them (ours in BIMP, CST and for the trained network).
-
-{markdown(about, settings(df))}
 
 {RULE}
 
-Shown are all scales that were run, the largest first; *tiny*, which is there to try that everything runs, only \
-where there is no other: most of its networks have learned next to nothing.
+**Scales** shrink the papers' setting for every method alike. `images`, `test`: how many to train and to test on. \
+`batch`: images in a batch, times the papers'. `times`: epochs, times the papers'. `dense`: epochs of the trained \
+ResNet-20 that methods start from. `pixels`: a side, where a paper scales images up to 224. `rounds` of tickets: at \
+most so many. `files`: what images are kept as. Learning rates of the pruned trainings are the papers' at every scale, \
+where they give them (ours in BIMP, CST and for the trained network). Shown are the scales that verdicts come from; \
+the CSV has all.
 
-## Claims
-
-{markdown(['paper', 'claim', 'scale', 'verdict'], summary)}
+{markdown(about, settings(pd.concat([rows for _, _, _, rows, _ in shown_at])))}
 """
     return '\n\n'.join([head.strip(), *parts]) + '\n'
 
 
+def draw_claims(claims, path):
+    "Each comparison of the papers' claims, with its interval; a line of its own for each paper's name"
+    shown = [j for j in claims if j.claim.of_paper and j.claim.floor >= 0 and j.claim.compared]
+    lines = [
+        o for paper in dict.fromkeys(j.paper for j in shown) for o in (paper, *(j for j in shown if j.paper == paper))
+    ]
+    fig, ax = plt.subplots(figsize=(8.5, 1.2 + 0.21 * max(1, len(lines))), layout='constrained')
+    for y, j in enumerate(lines):
+        if isinstance(j, Judged):
+            draw_comparisons(ax, y, j)
+    ax.set_xscale('function', functions=(lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda x: np.sign(x) * x**2))
+    ax.axvline(0, color='k', lw=0.8)
+    ax.axvline(-1, color='k', lw=0.5, ls=':')
+    ticks = [-20, -10, -5, -1, 0, 1, 5, 10, 20]
+    ax.set_xticks(ticks, map(str, ticks), fontsize=7)
+    ax.set_xlim(-30, 30)
+    labels = [o if isinstance(o, str) else textwrap.shorten(o.claim.text, 72, placeholder=' …') for o in lines]
+    for label, o in zip(ax.set_yticks(range(len(lines)), labels, fontsize=7), lines, strict=True):
+        label.label1.set_fontweight('bold' if isinstance(o, str) else 'normal')
+    ax.tick_params(axis='y', length=0)
+    ax.set_ylim(len(lines) - 0.4, -0.6)
+    ax.set_xlabel(
+        'points, in the direction that the paper claims; 90% intervals; dotted: -1 point, the bar for no worse',
+        fontsize=7,
+    )
+    marks = [
+        ax.plot([], [], 'o', ms=4, color=colour, mfc='white' if kind == 'no verdict' else colour, label=kind)[0]
+        for kind, colour in COLOURS.items()
+    ]
+    fig.legend(handles=marks, loc='outside upper right', ncols=len(marks), fontsize=7, frameon=False)
+    ax.grid(axis='x', alpha=0.3)
+    fig.savefig(path, dpi=100)
+    plt.close(fig)
+
+
+def draw_comparisons(ax, y, judged):
+    "All of a claim, around the same height"
+    cs, colour = judged.claim.compared, COLOURS[judged.kind]
+    size = 3.5 if len(cs) < 7 else 2
+    for i, c in enumerate(cs):
+        at = y + 0.7 * ((i + 0.5) / len(cs) - 0.5)
+        ax.plot([c.low, c.high], [at, at], color=colour, lw=size / 4)
+        ax.plot(c.difference, at, 'o', ms=size, color=colour, mfc='white' if judged.kind == 'no verdict' else colour)
+
+
 def draw(df, folder):
     folder.mkdir(exist_ok=True, parents=True)
-    drawn = set()
-    for short, table, scale, rows in sections(df):
-        if not comparable(table, rows):
+    drawn = {'claims.png'}
+    every, before = list(judged(df)), None
+    draw_claims(every, folder / 'claims.png')
+    for short, table, scale, rows, claims in sections(df, every):
+        is_first, before = table is not before, table
+        if not claims or not is_first:
             continue
         fig, ax = plt.subplots(figsize=(5.2, 3), layout='constrained')
         table.figure(rows, ax)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from fastai.basics import URLs, untar_data
-from harness import METHODS, SCALES, Results, Runner, here, read
+from harness import METHODS, SCALES, SEARCHES, Results, Runner, here, read
 from joblib import cpu_count
 from report import report_on
 from tables import TABLES
@@ -57,14 +57,19 @@ def arguments():
         most = max(
             [
                 SCALES[o.scale].seeds - 1,
-                *(c.seed for t in o.tables or TABLES for c in TABLES[t].cells(SCALES[o.scale], df)),
+                *(
+                    c.seed
+                    for t in o.tables or TABLES
+                    for c in TABLES[t].cells(SCALES[o.scale], df)
+                    if not c.method.startswith(SEARCHES)
+                ),
             ]
         )
         for s in o.seeds:
             if not 0 <= s <= most:
                 parser.error(f'--seeds {s}: {o.scale} has 0 to {most}')
     for m in o.methods or ():
-        if m not in METHODS:
+        if m.partition(' at ')[0] not in METHODS:
             parser.error(f"--methods {m!r}: there is no such method; use any of {', '.join(METHODS)}")
     o.data = untar_data(URLs.CIFAR) if o.data == 'download' else Path(o.data).expanduser()
     if not o.data.is_dir():
@@ -78,14 +83,15 @@ def arguments():
 
 
 def asked(cell, o):
-    "Is it one of the cells that the options leave?"
+    "Is it one of the cells that the options leave? Searches have seeds of their own"
     return not (
         o.sparsity
         and cell.sparsity not in (0.0, *o.sparsity)
         or o.seeds
         and cell.seed not in o.seeds
+        and not cell.method.startswith(SEARCHES)
         or o.methods
-        and cell.method not in o.methods
+        and not {cell.method, cell.method.partition(' at ')[0]} & set(o.methods)
     )
 
 
@@ -106,7 +112,7 @@ def main():
                     cells, needs = [c for c in table.cells(scale, results.df) if asked(c, o)], table.needs(scale)
                     runner.fill(needs if runner.todo(cells) else [c for c in needs if asked(c, o)], cells)
     finally:  # also of what was stopped, or lost a process
-        print(f'{len(results.finished())} cells in {o.out}, told in {report_on(o.out)}')
+        print(f'{len(results.finished())} cells in {o.out}, shown in {report_on(o.out)}')
     if runner.failed:
         raise SystemExit(f'{len(runner.failed)} cells failed')
 

@@ -1,41 +1,34 @@
 """S-Cyc, table 2a: six learning-rate schedules while a ResNet-20 is pruned iteratively by the global gradient, with
-early stopping on a validation set"""
+early stopping on a validation set; and an oracle that searches the rate of each round"""
 
-import math
-import statistics
 from functools import partial
 
 from harness import METHODS, Cell
-from tell import Claim, line, markdown, ours, rows_of, side_by_side, steps, values
+from tell import Claim, by_step, line, markdown, mean, ours, rows_of
 
 from fastprune.all import lr_constant, lr_cyclical, lr_decay, lr_warmup, s_cyc_max_lr, taylor
 
 warm = partial(lr_warmup, warmup=20 / 63, drops=(20 / 63, 25 / 63))
+RATE, ROUNDS = 0.2, 18
+s_cyc = partial(s_cyc_max_lr, eps=3e-2, delta=4e-2, beta=5.0, q=1, p=RATE)
 SCHEDULES = {
     'constant': dict(shape=lr_constant, lr=1e-2),
     'decay': dict(shape=lr_decay, lr=2e-2),
     'cyclical': dict(shape=partial(lr_cyclical, half=8 / 63), lr=2.5e-2),
     'warmup-1': dict(shape=warm, lr=3e-2),
     'warmup-2': dict(shape=warm, lr=7e-2),
-    'S-Cyc': dict(shape=warm, lr=3e-2, max_lr='s-cyc'),
+    'S-Cyc': dict(shape=warm, lr=3e-2, max_lr=s_cyc),
+    'oracle': dict(shape=warm, lrs=[1e-2, 3e-2, 5e-2, 7e-2]),
 }
 
 
-def s_cyc(rate):
-    "The paper's rates at the sparsities that they have there: q counts rounds of 20%"
-    return partial(s_cyc_max_lr, eps=3e-2, delta=4e-2, beta=5.0, q=math.log(0.8) / math.log(1 - rate), p=rate)
-
-
 def rounds(kind, run):
-    n, kind = run.scale.rounds_of(18), dict(kind)
-    rate = 1 - (1 - run.sparsity) ** (1 / n)
-    if 'max_lr' in kind:
-        kind['max_lr'] = s_cyc(rate)
     learn = run.learner(bs=128, valid_pct=0.2)
-    df = learn.iterative_prune(
-        n,
+    search = learn.s_cyc_oracle if 'lrs' in kind else learn.iterative_prune
+    df = search(
+        ROUNDS,
         run.epochs,
-        rate,
+        prune_rate=RATE,
         criterion=taylor,
         scope='global',
         early_stop=True,
@@ -57,30 +50,42 @@ def rounds(kind, run):
 
 
 for name, kind in SCHEDULES.items():
-    METHODS[f'rounds {name}'] = partial(rounds, kind)
-methods = [f'rounds {n}' for n in SCHEDULES]
+    METHODS[f'{ROUNDS} rounds, {name}'] = partial(rounds, kind)
+names = {n: f'{ROUNDS} rounds, {n}' for n in SCHEDULES}
+methods = list(names.values())
+sparsity = round(1 - (1 - RATE) ** ROUNDS, 4)
 
 
 def needs(scale):
     return []
 
 
+def epochs(scale):
+    "Of a round: the paper's where the scale has its epochs, else a fifth of what the scale gives, to pay for rounds"
+    return scale.epochs_of(202 if scale.times >= 1 else 40)
+
+
 def cells(scale, df):
-    return [Cell('resnet20', m, 0.9797, scale.epochs_of(202, 4), seed) for seed in range(scale.seeds) for m in methods]
+    return [Cell('resnet20', m, sparsity, epochs(scale), seed) for seed in range(scale.seeds) for m in methods]
 
 
 # ---- what came out
 
 title = 'S-Cyc, table 2a: ResNet-20, global gradient'
 source = (
-    'Liu et al. 2021, table 2a: 63K iterations a round with batches of 128, 18 rounds of 20%, '
-    'which leave 1.80% by themselves, where its table says 2.03%. Here all end with 2.03% of the '
-    'weights, at smaller scales in fewer rounds with a larger rate. Early stopping on the error '
-    'of 20% of the training images; all others are trained on. In the last three schedules the '
-    'rate is a hundredth of its largest from 25/63 of a round on: after 25,000 iterations in the '
-    'paper; where a round has a thousand, they are behind before anything is pruned. S-Cyc has '
-    'the shape of both warmups, and warmup-1\'s rate in its first round'
+    'Liu et al. 2021, table 2a: 63K iterations a round with batches of 128 (202 epochs), 18 rounds of 20%, which leave '
+    '1.80%, where its table says 2.03%. Here there are as many rounds at every scale, and a round has a fifth of the '
+    'epochs that the scale would give it. Early stopping on the error of 20% of the training images; all others are '
+    'trained on. In the last four schedules the rate is a hundredth of its largest from 25/63 of a round on: after '
+    '25,000 iterations in the paper; where a round has a few hundred, they are behind before anything is pruned. The '
+    'oracle trains each round with four largest rates, 1e-2 to 7e-2, and goes on from the best on the validation set'
 )
+notes = [
+    (
+        'Rows of another protocol in the CSV ("rounds NAME": three rounds of 72.7%) are not told: with them the rates '
+        'of S-Cyc are .03, .069, .07 and .07, which is no S.'
+    )
+]
 paper = {
     'constant': (89.4, 66.2),
     'decay': (90.0, 66.9),
@@ -91,19 +96,12 @@ paper = {
 }
 
 
-def by_round(df, n):
-    return [values(df, f'rounds {n}', 0.9797, 'round accuracy', m) for m in steps(df, f'rounds {n}', 'round accuracy')]
+def by_round(df, n, what='round accuracy'):
+    return by_step(df, names[n], sparsity, what)
 
 
 def left(df):
-    return next(
-        (
-            [statistics.mean(values(df, f'rounds {n}', 0.9797, 'left', m)) for m in steps(df, f'rounds {n}', 'left')]
-            for n in SCHEDULES
-            if steps(df, f'rounds {n}', 'left')
-        ),
-        [],
-    )
+    return next(([mean(v) for v in by_round(df, n, 'left')] for n in SCHEDULES if by_round(df, n, 'left')), [])
 
 
 def mine(df):
@@ -111,33 +109,51 @@ def mine(df):
 
 
 def show(df):
-    ends = {n: by_round(df, n) or [[]] for n in SCHEDULES}
-    rows = [(n, [(paper[n][0], ours(ends[n][0])), (paper[n][1], ours(ends[n][-1]))]) for n in SCHEDULES]
+    ends = {n: by_round(df, n) or [{}] for n in SCHEDULES}
+    some = range(0, ROUNDS + 1, 3)
+    at = lambda vals, f: [f(vals[i]) for i in some if i < len(vals)]
+    rates = {n: by_round(df, n, 'max_lr') for n in ('S-Cyc', 'oracle')}
     return [
-        side_by_side('schedule', ['dense', '2.03% left'], rows),
-        f'By weights left, {len(left(df)) - 1} rounds:',
-        markdown(['schedule', *(f'{x:.3g}%' for x in left(df))], [[n, *map(ours, ends[n])] for n in SCHEDULES]),
+        'By weights left, at every third round; the paper has 2.03% left after the last.',
+        markdown(
+            ['schedule', 'paper: 100%', '2.03%', *at(left(df), lambda x: f'ours: {x:.3g}%')],
+            [
+                *([n, *paper.get(n, ('', '')), *at(ends[n], ours)] for n in SCHEDULES),
+                *([f'largest rate, {n}', '', '', *at(v, lambda x: ours(x, 3))] for n, v in rates.items()),
+            ],
+        ),
     ]
 
 
 def claims(df):
-    end = lambda n, i: (by_round(df, n) or [[]])[i]
+    end = lambda n, what='round accuracy': (by_round(df, n, what) or [{}])[-1]
+    first = by_round(df, 'oracle', 'max_lr') or [{}]
     return [
         Claim(
-            'S-Cyc is better than all others at 2.03% left',
-            [(n, end('S-Cyc', -1), end(n, -1)) for n in list(SCHEDULES)[:5]],
+            f'S-Cyc is better than all others after {ROUNDS} rounds',
+            [(n, end('S-Cyc'), end(n)) for n in paper if n != 'S-Cyc'],
         ),
         Claim(
-            'S-Cyc is better than warmup-1 and warmup-2, which have its shape, at 2.03% left',
-            [(n, end('S-Cyc', -1), end(n, -1)) for n in ('warmup-1', 'warmup-2')],
+            f'S-Cyc is better than warmup-1 and warmup-2, which have its shape, after {ROUNDS} rounds',
+            [(n, end('S-Cyc'), end(n)) for n in ('warmup-1', 'warmup-2')],
         ),
         Claim(
-            'The larger rate of warmup-2 is better than warmup-1 at 2.03% left',
-            [('2.03%', end('warmup-2', -1), end('warmup-1', -1))],
+            f'The larger rate of warmup-2 is better than warmup-1 after {ROUNDS} rounds',
+            [('last round', end('warmup-2'), end('warmup-1'))],
         ),
         Claim(
-            'warmup-1 and warmup-2 are better than constant at 2.03% left',
-            [(n, end(n, -1), end('constant', -1)) for n in ('warmup-1', 'warmup-2')],
+            f'warmup-1 and warmup-2 are better than constant after {ROUNDS} rounds',
+            [(n, end(n), end('constant')) for n in ('warmup-1', 'warmup-2')],
+        ),
+        Claim(
+            f'S-Cyc is no worse than the oracle after {ROUNDS} rounds',
+            [('last round', end('S-Cyc'), end('oracle'))],
+            no_worse=True,
+        ),
+        Claim(
+            "The oracle's best rate is larger in the last round than in the first",
+            [('rate', first[-1], first[0])],
+            floor=-1,
         ),
     ]
 
@@ -147,5 +163,6 @@ def figure(df, ax):
         line(ax, left(df)[: len(by_round(df, n))], by_round(df, n), n)
     ax.set(xlabel='weights left (%)', ylabel='test accuracy (%)', xscale='log')
     ax.invert_xaxis()
-    ax.set_xticks(left(df), [f'{x:.3g}' for x in left(df)])
+    shown = left(df)[::3]
+    ax.set_xticks(shown, [f'{x:.3g}' for x in shown])
     ax.minorticks_off()

@@ -1,6 +1,7 @@
 "The tables, in the order in which they are filled"
 
 import bimp_table1
+import bimp_table2
 import cst_cycles
 import cyc_table2
 import cyc_table5
@@ -11,5 +12,15 @@ import scyc_table2
 
 TABLES = {
     t.__name__: t
-    for t in (cyc_table2, cyc_table5, ocp_table2, ocp_table4, scyc_table2, bimp_table1, cst_cycles, ocp_table3)
+    for t in (
+        cyc_table2,
+        cyc_table5,
+        ocp_table2,
+        ocp_table4,
+        scyc_table2,
+        bimp_table1,
+        bimp_table2,
+        cst_cycles,
+        ocp_table3,
+    )
 }

@@ -3,35 +3,78 @@
 import math
 import statistics
 from dataclasses import dataclass
+from functools import lru_cache
+
+from scipy.stats import t as student
+
+FLOOR = 20.0  # Percent: twice chance on ten classes
+MARGIN = 1.0  # Points that something may lose and be no worse
+LEVEL = 0.9  # Of the intervals
+KINDS = ('holds', "doesn't", "can't tell", 'no verdict', 'not run')
+
+RULE = f"""**The rule.** A claim is one or more comparisons of two methods, over the seeds that both have at one \
+scale. Of each comparison we take the differences by seed, in the direction that is claimed: their mean, the \
+standard error of the mean, and the {100 * LEVEL:.0f}% interval of Student's t.
+
+- *holds*: the interval is above 0 in every comparison. *doesn't*: it is below 0 in some comparison. *can't tell*: \
+anything else; also with fewer than two common seeds, where neither mean is above {FLOOR:.0f}% (twice chance), and at \
+the scale *tiny*, which is there to try that everything runs.
+- *No worse* claims are that a method loses less than {MARGIN:.0f} point: the same rule, with -{MARGIN:.0f} in place \
+of 0. One holds where the whole interval is above -{MARGIN:.0f}, and doesn't where it is below.
+- *no verdict*: a control failed or was not run, or a method was not given its chance; the reason stands beside it, \
+and the differences too.
+- *not run*: no two methods of the claim were trained. In brackets: what was compared, where that is less than the \
+claim.
+
+With three seeds the interval is 2.9 standard errors to each side, with five 2.1. So tables whose trainings take less \
+than five minutes need five seeds; the page says where there are fewer."""
 
 
 def values(df, method, sparsity=None, what='accuracy', step='', epochs=None):
-    "A number for each seed, by seed"
+    "Seed -> number, by seed; `df` has the rows of one scale"
     at = (df.method == method) & (df.what == what) & (df.step == str(step))
     if sparsity is not None:
         at &= (df.sparsity - sparsity).abs() < 1e-9
     if epochs is not None:
         at &= df.epochs == epochs
-    return df[at].sort_values('seed').value.tolist()
+    rows = df[at].sort_values('seed')
+    if rows.seed.duplicated().any():
+        raise ValueError(f'{method!r}: seed {rows.seed[rows.seed.duplicated()].iloc[0]} occurs at two scales or epochs')
+    return dict(zip(rows.seed.tolist(), rows.value.tolist(), strict=True))
 
 
 def rows_of(df, model, methods):
-    return df[(df.model == model) & df.method.isin(methods)]
+    "Rows of these methods, and of those with a number: 'NAME at NUMBER'"
+    return df[(df.model == model) & df.method.map(lambda m: m.partition(' at ')[0]).isin(methods)]
 
 
-def steps(df, method, what):
-    return sorted({int(s) for s in df[(df.method == method) & (df.what == what)].step})
+def by_step(df, method, sparsity, what):
+    "For each step, such as a round: seed -> number"
+    df = df[(df.method == method) & (df.what == what) & ((df.sparsity - sparsity).abs() < 1e-9)]
+    groups = sorted(df.sort_values('seed').groupby('step'), key=lambda o: int(o[0]))
+    return [dict(zip(rows.seed.tolist(), rows.value.tolist(), strict=True)) for _, rows in groups]
+
+
+def mean(vals):
+    return statistics.mean(vals.values())
+
+
+def each(f, *vals):
+    "A function of numbers, seed by seed"
+    return {s: f(*(v[s] for v in vals)) for s in sorted(set.intersection(*map(set, vals)))}
 
 
 def ours(vals, digits=2):
     "Mean and standard deviation, with the number of seeds where there are fewer than three"
     if not vals:
         return '–'
-    return (
-        f'{statistics.mean(vals):.{digits}f}'
-        + (f' ± {statistics.stdev(vals):.{digits}f}' if len(vals) > 1 else '')
-        + (f' ({len(vals)})' if len(vals) < 3 else '')
-    )
+    spread = f' ± {statistics.stdev(vals.values()):.{digits}f}' if len(vals) > 1 else ''
+    return f'{mean(vals):.{digits}f}{spread}' + (f' ({len(vals)})' if len(vals) < 3 else '')
+
+
+def sampling_error(percent, images):
+    "Standard error of an accuracy from the choice of test images alone (binomial), in points"
+    return math.sqrt(percent * (100 - percent) / images)
 
 
 def markdown(header, rows):
@@ -50,68 +93,120 @@ def side_by_side(first, names, rows):
     return markdown(header, [[label, *(o for pair in pairs for o in pair)] for label, pairs in rows])
 
 
-RULE = """**The rule.** A claim is one or more comparisons of two means over seeds. Let d be their difference, \
-in the direction that the paper claims, and s the spread of it, the root of the sum of
-the two variances over seeds. *holds*: d > s in every comparison. *doesn't*: d < -s in some comparison. *can't \
-tell at this scale*: anything else; also where nothing has two seeds, where neither accuracy is
-above 20%, twice chance, and all of the scale *tiny*, with its 300 images to test on. Where some comparisons \
-hold and others don't, it says how many do. In brackets: what was compared, where that is less than the claim; \
-the verdict is on that. A claim that one is *no worse* than another holds if d > s, or d ≥ -s and s is below 2 \
-points, and doesn't if d < -s. Claims of which nothing was compared are not listed."""
+@dataclass
+class Comparison:
+    "Two methods, seed by seed"
 
-FLOOR = 20.0
+    where: str
+    seeds: int  # That both have; what follows is None for fewer than two
+    difference: float | None = None  # Mean over seeds
+    error: float | None = None  # Standard error of the mean
+    low: float | None = None  # Ends of the interval
+    high: float | None = None
+    verdict: str = "can't tell"
+
+    def __str__(self):
+        if self.difference is None:
+            return f'{self.where}: too few seeds'
+        return f'{self.where}: {self.difference:+.2f} ± {self.error:.2f} ({self.low:.1f} to {self.high:.1f})'
+
+
+@lru_cache
+def width(n):
+    "Of half an interval over so many differences, in standard errors"
+    return float(student.ppf((1 + LEVEL) / 2, n - 1))
+
+
+def compare(where, a, b, bar=0.0, floor=FLOOR):
+    "Is `a` above `b` by more than `bar`? Both are seed -> number"
+    gaps = list(each(lambda x, y: x - y, a, b).values())
+    n = len(gaps)
+    if n < 2:
+        return Comparison(where, n)
+    difference, error = statistics.mean(gaps), statistics.stdev(gaps) / math.sqrt(n)
+    low, high = difference - width(n) * error, difference + width(n) * error
+    common = [mean({s: v[s] for s in v if s in a and s in b}) for v in (a, b)]
+    verdict = "can't tell"
+    if max(common) > floor and low > bar:
+        verdict = 'holds'
+    if max(common) > floor and high < bar:
+        verdict = "doesn't"
+    return Comparison(where, n, difference, error, low, high, verdict)
 
 
 @dataclass
 class Claim:
     text: str
-    pairs: list  # (where, values of what is claimed to be better, values of what it is better than)
+    pairs: list  # (where, seed -> value of what is claimed to be better, seed -> value of what it is better than)
     no_worse: bool = False
-    # Neither mean is above it: they have learned next to nothing, and nothing can be told; twice chance for accuracy
-    # on ten classes
-    floor: float = FLOOR
-
-    def each(self):
-        "(where, difference, spread, verdict) of each comparison"
-        for where, a, b in self.pairs:
-            if min(len(a), len(b)) < 2:
-                yield where, None, None, "can't tell"
-            else:
-                d, s = (
-                    statistics.mean(a) - statistics.mean(b),
-                    math.sqrt(statistics.variance(a) + statistics.variance(b)),
-                )
-                low = max(statistics.mean(a), statistics.mean(b)) <= self.floor
-                yield (
-                    where,
-                    d,
-                    s,
-                    "can't tell"
-                    if low
-                    else "doesn't"
-                    if d < -s
-                    else 'holds'
-                    if d > s or self.no_worse and s < 2
-                    else "can't tell",
-                )
+    floor: float = FLOOR  # Where neither mean is above it, both have learned next to nothing
+    control: 'Control | None' = None  # What must hold before there is a verdict
+    lacks: str = ''  # What the trainings lack for a verdict, such as 'starts not searched'
+    of_paper: bool = True  # Or a claim of ours
 
     @property
-    def verdict(self):
-        "Of what was compared"
-        each = [v for _, d, _, v in self.each() if d is not None]
-        return (
-            "doesn't"
-            if "doesn't" in each
-            else 'holds'
-            if each and all(v == 'holds' for v in each)
-            else "can't tell at this scale"
-        )
+    def comparisons(self):
+        return [compare(w, a, b, -MARGIN if self.no_worse else 0.0, self.floor) for w, a, b in self.pairs]
+
+    @property
+    def compared(self):
+        "Those that have enough seeds"
+        return [c for c in self.comparisons if c.difference is not None]
+
+    @property
+    def found(self):
+        "What the comparisons say, whatever the control says"
+        verdicts = [c.verdict for c in self.compared]
+        if not verdicts:
+            return 'not run'
+        if "doesn't" in verdicts:
+            return "doesn't"
+        return 'holds' if all(v == 'holds' for v in verdicts) else "can't tell"
+
+    @property
+    def problem(self):
+        "Why there is no verdict, or ''"
+        return self.lacks or (self.control.problem if self.control else '')
+
+    def kind(self, scale=''):
+        "One of `KINDS`"
+        if self.found == 'not run':
+            return 'not run'
+        if self.problem:
+            return 'no verdict'
+        return "can't tell" if scale == 'tiny' else self.found
+
+    def verdict(self, scale=''):
+        """With the reason where there is none, how many comparisons hold if some do and others don't, and what was
+        compared if that is less than all of the claim"""
+        kind, compared = self.kind(scale), self.compared
+        holds = sum(c.verdict == 'holds' for c in compared)
+        text = kind
+        if kind == 'no verdict':
+            text = f'no verdict: {self.problem}'
+        elif scale != 'tiny' and 0 < holds < len(compared):
+            text = f'{kind}, {holds} of {len(compared)} hold{"s" * (holds == 1)}'
+        return text + (f' ({", ".join(c.where for c in compared)})' if 0 < len(compared) < len(self.pairs) else '')
 
     @property
     def evidence(self):
-        return '; '.join(
-            f'{w}: too few seeds' if d is None else f'{w}: {d:+.2f} (s {s:.2f})' for w, d, s, _ in self.each()
-        )
+        return '; '.join(map(str, self.comparisons))
+
+
+@dataclass
+class Control:
+    "A claim, usually that something is no worse, without which another claim gets no verdict"
+
+    claim: Claim
+    fails: str  # What is so where it doesn't hold
+
+    @property
+    def problem(self):
+        found = self.claim.found
+        if found == 'holds':
+            return ''
+        reasons = {'not run': 'control not run', "doesn't": self.fails}
+        return reasons.get(found, f"can't tell whether {self.fails}")
 
 
 def line(ax, xs, groups, label, **kwargs):
@@ -125,8 +220,8 @@ def line(ax, xs, groups, label, **kwargs):
     if at:
         ax.errorbar(
             [places[i] for i in at],
-            [statistics.mean(groups[i]) for i in at],
-            [statistics.stdev(groups[i]) if len(groups[i]) > 1 else 0 for i in at],
+            [mean(groups[i]) for i in at],
+            [statistics.stdev(groups[i].values()) if len(groups[i]) > 1 else 0 for i in at],
             marker='o',
             ms=3,
             capsize=2,
