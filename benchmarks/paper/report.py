@@ -115,9 +115,11 @@ def has_pruned(df):
 
 
 def ran(scale, df):
-    "A scale and its seeds"
+    "A scale and its seeds, and the method if there is but one"
     seeds = df[(df.sparsity > 0) & ~df.method.str.startswith(SEARCHES)].groupby(['method', 'sparsity']).seed.nunique()
-    return f'{scale} ({count(int(seeds.median()), "seed")})' if len(seeds) else f'{scale} (searches)'
+    methods = {m for m, _ in seeds.index}
+    alone = f'{methods.pop()} alone, ' if len(methods) == 1 else ''
+    return f'{scale} ({alone}{count(int(seeds.median()), "seed")})' if len(seeds) else f'{scale} (searches)'
 
 
 def settings(df):
