@@ -127,7 +127,8 @@ title = 'Cyclical Pruning, table 2: ResNet-20'
 source = (
     'Srinivas et al. 2022, table 2: 100 epochs after training, cyclical 5 of 20; SGD with '
     'momentum, batches of 256, 1e-2 and 1e-3 from 75% on; local. Here all start from the same '
-    'trained network, of seed 0 (at scale gpu, from that of their own seed); in gradual pruning sparsity rises over the first 80% of the '
+    'trained network, of seed 0 (at scale gpu, from that of their own seed); in gradual pruning '
+    'sparsity rises over the first 80% of the '
     'training, as it does in a cycle; and masks change every 100 iterations ("about 100" in the '
     'paper) where there are 100 epochs, every 10 in shorter trainings'
 )
