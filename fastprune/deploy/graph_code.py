@@ -126,6 +126,12 @@ def store(self: Code, value: object, address: object, distance: object = 0, mask
     "Write a value or a vector, rounded; of a vector only what has a bit in the mask"
     if self.is_half:
         value = rounded(self, value)
+    self.store_bits(value, address, distance, mask)
+
+
+@patch
+def store_bits(self: Code, value: object, address: object, distance: object = 0, mask: object = None) -> None:
+    "Write a value or a vector that has the type of values in memory"
     if mask is None:
         self.b.store(value, self.at(address, distance), align=self.size)
     else:
@@ -154,6 +160,15 @@ def repeated(self: Code, number: object, lanes: int = LANES) -> object:
     empty = self.ir.Constant(self.vector, self.ir.Undefined)
     first = self.b.insert_element(empty, number, self.half(0))
     return self.b.shuffle_vector(first, empty, self.ir.Constant(self.ir.VectorType(self.half, LANES), None))
+
+
+@patch
+def first_lanes(self: Code, n: object) -> object:
+    "The mask of the first n lanes, all of them if n is larger"
+    halves = self.ir.VectorType(self.half, LANES)
+    n = self.b.insert_element(self.ir.Constant(halves, self.ir.Undefined), self.b.trunc(n, self.half), self.half(0))
+    n = self.b.shuffle_vector(n, n, self.ir.Constant(halves, None))
+    return self.b.icmp_signed('<', self.ir.Constant(halves, list(range(LANES))), n)
 
 
 @patch

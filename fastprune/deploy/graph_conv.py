@@ -9,7 +9,16 @@ __all__ = []
 import torch
 
 from fastprune.deploy.graph_code import LANES
-from fastprune.deploy.graph_layout import WIDTH, Place, is_direct, planar, reserve, tiles_interleaved, tiles_planar
+from fastprune.deploy.graph_layout import (
+    WIDTH,
+    Place,
+    is_direct,
+    planar,
+    reserve,
+    shares,
+    tiles_interleaved,
+    tiles_planar,
+)
 from fastprune.deploy.graph_ops import Op
 from fastprune.deploy.graph_steps import ALL, acts_of, limits_of
 
@@ -89,48 +98,50 @@ def add_dot(plan: object, op: Op, source: Place, target: Place):
     plan.steps.add('dot', len(blocks) - 1, [source.memory], target.memory, **fields)
 
 
+BANDS, GROUPS = 4, 4  # parts of an image and groups of channels that are sorted by phase as tasks of their own
+
+
 def sort_phases(plan: object, op: Op, source: Place, target: Place):
     "A copy of one image, sorted by phase; returns it, the address of the first pixel, and where weights read"
-    (sh, sw), (ph, pw), (dh, dw), (_, _, kh, kw) = op.stride, op.padding, op.dilation, op.weight_shape
-    reach_y = dh * (kh - 1) // sh
-    row, rows, b = target.row, target.height + reach_y, source.point
-
+    (sh, sw), (ph, _), (dh, dw), kh = op.stride, op.padding, op.dilation, op.weight_shape[2]
+    row, rows, b = target.row, target.height + dh * (kh - 1) // sh, source.point
     plane = -(-(rows * row) // 64) * 64
     room = reserve(planar(1, 1, source.channels * sh * sw * plane // b + 64, 0, plan.dtype)).memory
-    for i in sorted({k * dh % sh for k in range(kh)}):
-        for j in sorted({k * dw % sw for k in range(kw)}):
-            top, left = -((i - ph) // sh), -((j - pw) // sw)  # the first row and column that lie in the image
-            y, x = top * sh + i - ph, left * sw + j - pw
-            height = min(len(range(y, source.height, sh)), rows - top)
-            width = min(len(range(x, source.width, sw)), row // b - left)
-            if height > 0 and width > 0:
-                copy_phase(
-                    plan,
-                    source,
-                    room,
-                    (i * sw + j) * plane,
-                    (sh * sw * plane, row),
-                    (y, x, top, left),
-                    op.stride,
-                    (height, width),
-                )
+    columns, parts = phase_columns(op, source.width, row // b), []
+    for first, n in shares(rows, n=BANDS):
+        for i in sorted({k * dh % sh for k in range(kh)}):
+            top = max(first, -((i - ph) // sh))  # the first row that lies in the image
+            y = top * sh + i - ph
+            height = min(len(range(y, source.height, sh)), first + n - top)
+            for x, phases in columns if height > 0 else ():
+                places = [(room.data_ptr() + (i * sw + j) * plane + top * row + a * b, w) for j, a, w in phases]
+                parts.append([source.address + y * source.row + x * b, height, *sum(places, ())])
+    groups = min(GROUPS, source.channels)
+    fields = dict(
+        phases=plan.steps.hold(torch.tensor(parts, dtype=torch.int64, device='cpu')),
+        groups=groups,
+        channels=source.channels,
+    )
+    fields |= dict(input_outer=source.plane, input_inner=sh * source.row, skip=sw)
+    fields |= dict(output_outer=sh * sw * plane, output_inner=row)
+    plan.steps.add('phase', len(parts) * groups, [source.memory], room, **fields)
     y, x = op.sparse.y * dh, op.sparse.x * dw
     distance = (op.sparse.channel * sh * sw + y % sh * sw + x % sw) * plane + y // sh * row + x // sw * b
     return room, plan.steps.hold(room), distance
 
 
-def copy_phase(
-    plan: object, source: Place, room: torch.Tensor, phase: int, steps: tuple, corner: tuple, stride: tuple, size: tuple
-):
-    "A step that copies one phase"
-    (channel, row), (y, x, top, left), (height, width) = steps, corner, size
-    b = source.point
-    target = room.data_ptr() + phase + top * row + left * b
-    fields = dict(
-        input=source.address + y * source.row + x * b, input_outer=source.plane, input_inner=stride[0] * source.row
-    )
-    fields |= dict(output=target, output_outer=channel, output_inner=row, rows=height, length=width, skip=b * stride[1])
-    plan.steps.add('phase', source.channels, [source.memory], room, **fields)
+def phase_columns(op: Op, width: int, most: int) -> list:
+    """Which pixels of a row go where: (first pixel, two phases). A phase is (number, first column, how many pixels). With
+    a stride of 2, the second phase starts one pixel further; else it is empty"""
+    found, stride = {}, op.stride[1]
+    for j in sorted({k * op.dilation[1] % stride for k in range(op.weight_shape[3])}):
+        left = -((j - op.padding[1]) // stride)
+        x = left * stride + j - op.padding[1]
+        found[x] = (j, left, max(min(len(range(x, width, stride)), most - left), 0))
+    none = (0, 0, 0)
+    if stride == 2:
+        return [(0, [found.get(x, none) for x in (0, 1)])]
+    return [(x, [phase, none]) for x, phase in found.items() if phase[2]]
 
 # %% ../../nbs/deploy/graph_conv.ipynb #ae68655a
 def add_conv(plan: object, op: Op, source: Place, *others: Place):
@@ -162,12 +173,15 @@ def add_conv(plan: object, op: Op, source: Place, *others: Place):
     fields |= dict(input=first, output=target.address, other=residual.address if residual else 0)
     fields |= dict(row_step=target.plane, input_step=step_in, output_step=step_out)
     fields |= weight_fields(plan, op, distance) | limits_of(op)
-    tiles, start = tiles.contiguous(), plan.steps.hold(tiles)
+    tiles, start, blocks = tiles.contiguous(), plan.steps.hold(tiles), {}
     for y, n in plan.parts if plan.images > 1 else [(0, target.height)]:
         share = len(tiles) // target.height
         count = n * share if plan.images > 1 else len(tiles)
-        blocks = row_blocks(sparse.start, count)
-        fields |= dict(tiles=start + 32 * y * share, tile_count=count, blocks=plan.steps.hold(blocks))
+        if count not in blocks:
+            edges = row_blocks(sparse.start, count)
+            blocks[count] = dict(blocks=plan.steps.hold(edges), tile_count=count), count * (len(edges) - 1)
+        shared, tasks = blocks[count]
+        fields |= dict(tiles=start + 32 * y * share) | shared
         rows = rows_read(plan, op, source, y, n)
         reads = [(memory, *rows), *([(residual.memory, y, y + n)] if residual else [])]
-        plan.steps.add('product', count * (len(blocks) - 1), reads, (target.memory, y, y + n), **fields)
+        plan.steps.add('product', tasks, reads, (target.memory, y, y + n), **fields)

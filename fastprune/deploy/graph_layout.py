@@ -84,7 +84,9 @@ class Place:
         "The value as [images, channels, height, width]"
         sizes, b = (self.images, self.channels, self.height, self.width), self.dtype.itemsize
         return self.memory.as_strided(
-            sizes, (1, *(s // b for s in (self.plane, self.row, self.point))), self.origin // b
+            sizes,
+            (1, *(s // b for s in (self.plane, self.row, self.point))),
+            self.origin // b + self.memory.storage_offset(),
         )
 
 # %% ../../nbs/deploy/graph_layout.ipynb #96b1ac4c

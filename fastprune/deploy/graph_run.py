@@ -17,12 +17,12 @@ from .graph_code import LANES
 from .graph_ops import Op, run_ops
 from .graph_plan import GraphPlan
 from .graph_program import program
-from .graph_steps import DONE, IMAGES, INPUT, NEXT
+from .graph_steps import DONE, IMAGES, INPUT
 from .threads import check_not_traced, run_function
 
 # %% ../../nbs/deploy/graph_run.ipynb #8b9783fa
 class _Job(ctypes.Structure):
-    _fields_ = [('table', ctypes.c_int64), ('steps', ctypes.c_int64)]
+    _fields_ = [(name, ctypes.c_int64) for name in ('table', 'steps', 'threads')]
 
 
 _TENSORS = 'start', 'row', 'column', 'value', 'bias'  # of a `SparseWeight`
@@ -150,7 +150,7 @@ def _run(self: Segment, plan, given, outputs, made):
             plan.places[v].view().copy_(x)
         else:
             plan.table[i, INPUT], plan.table[i, IMAGES] = x.data_ptr(), len(x) - 1
-    plan.table[:, [NEXT, DONE]] = 0
+    plan.table[:, : DONE + 1] = 0
     run_function(program(str(self.dtype)[6:]), _Job(plan.table.data_ptr(), len(plan.table)))
     for p, m in zip(outputs, made, strict=True):
         m.copy_(p.view()[: len(m)])
