@@ -6,6 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/deploy/graph_conv.ipynb #383d508f
+from dataclasses import dataclass
+
 import torch
 
 from fastprune.deploy.graph_code import LANES
@@ -97,42 +99,36 @@ def add_dot(plan: object, op: Op, source: Place, target: Place):
     fields |= dict(blocks=plan.steps.hold(blocks), input=source.address, output=target.address)
     plan.steps.add('dot', len(blocks) - 1, [source.memory], target.memory, **fields)
 
+# %% ../../nbs/deploy/graph_conv.ipynb #5f0a31c2
+@dataclass
+class Phases:
+    "One image sorted by phase: what one weight of a convolution with a stride reads lies side by side"
 
-BANDS, GROUPS = 4, 4  # parts of an image and groups of channels that are sorted by phase as tasks of their own
+    op: Op  # The convolution
+    row: int  # Bytes from a row of a phase to the next one
+    rows: int  # Rows of a phase
+    plane: int  # Bytes of a phase; those of a channel lie one behind the other
+    columns: list  # As `phase_columns` returns them
+    room: torch.Tensor
 
+    def distance(self, b: int) -> torch.Tensor:
+        "Where the weights' first pixels lie, bytes. `b`: bytes of a number"
+        (sh, sw), (dh, dw), sparse = self.op.stride, self.op.dilation, self.op.sparse
+        y, x = sparse.y * dh, sparse.x * dw
+        phase = sparse.channel * sh * sw + y % sh * sw + x % sw
+        return phase * self.plane + y // sh * self.row + x // sw * b
 
-def sort_phases(plan: object, op: Op, source: Place, target: Place):
-    "A copy of one image, sorted by phase; returns it, the address of the first pixel, and where weights read"
-    (sh, sw), (ph, _), (dh, dw), kh = op.stride, op.padding, op.dilation, op.weight_shape[2]
-    row, rows, b = target.row, target.height + dh * (kh - 1) // sh, source.point
-    plane = -(-(rows * row) // 64) * 64
-    room = reserve(planar(1, 1, source.channels * sh * sw * plane // b + 64, 0, plan.dtype)).memory
-    columns, parts = phase_columns(op, source.width, row // b), []
-    for first, n in shares(rows, n=BANDS):
-        for i in sorted({k * dh % sh for k in range(kh)}):
-            top = max(first, -((i - ph) // sh))  # the first row that lies in the image
-            y = top * sh + i - ph
-            height = min(len(range(y, source.height, sh)), first + n - top)
-            for x, phases in columns if height > 0 else ():
-                places = [(room.data_ptr() + (i * sw + j) * plane + top * row + a * b, w) for j, a, w in phases]
-                parts.append([source.address + y * source.row + x * b, height, *sum(places, ())])
-    groups = min(GROUPS, source.channels)
-    fields = dict(
-        phases=plan.steps.hold(torch.tensor(parts, dtype=torch.int64, device='cpu')),
-        groups=groups,
-        channels=source.channels,
-    )
-    fields |= dict(input_outer=source.plane, input_inner=sh * source.row, skip=sw)
-    fields |= dict(output_outer=sh * sw * plane, output_inner=row)
-    plan.steps.add('phase', len(parts) * groups, [source.memory], room, **fields)
-    y, x = op.sparse.y * dh, op.sparse.x * dw
-    distance = (op.sparse.channel * sh * sw + y % sh * sw + x % sw) * plane + y // sh * row + x // sw * b
-    return room, plan.steps.hold(room), distance
+    def row_of(self, y: int) -> int | None:
+        "Where a row of the image lies, bytes behind the first phase; None if no weight reads it"
+        sh, k = self.op.stride[0], self.op.dilation[0]
+        row, i = divmod(y + self.op.padding[0], sh)
+        read = any(n * k % sh == i for n in range(self.op.weight_shape[2])) and row < self.rows
+        return i * self.op.stride[1] * self.plane + row * self.row if read else None
 
 
 def phase_columns(op: Op, width: int, most: int) -> list:
-    """Which pixels of a row go where: (first pixel, two phases). A phase is (number, first column, how many pixels). With
-    a stride of 2, the second phase starts one pixel further; else it is empty"""
+    """Which pixels of a row go where: (first pixel, two phases). A phase is (number, first column, pixels). With a stride
+    of 2, the second phase starts one pixel further; else it is empty"""
     found, stride = {}, op.stride[1]
     for j in sorted({k * op.dilation[1] % stride for k in range(op.weight_shape[3])}):
         left = -((j - op.padding[1]) // stride)
@@ -142,6 +138,58 @@ def phase_columns(op: Op, width: int, most: int) -> list:
     if stride == 2:
         return [(0, [found.get(x, none) for x in (0, 1)])]
     return [(x, [phase, none]) for x, phase in found.items() if phase[2]]
+
+
+def make_phases(op: Op, source: Place, target: Place) -> Phases:
+    "Memory, with zeros, for what a convolution reads"
+    (sh, sw), row, b = op.stride, target.row, source.point
+    rows = target.height + op.dilation[0] * (op.weight_shape[2] - 1) // sh
+    plane = -(-(rows * row) // 64) * 64
+    room = reserve(planar(1, 1, source.channels * sh * sw * plane // b + 64, 0, source.dtype)).memory
+    return Phases(op, row, rows, plane, phase_columns(op, source.width, row // b), room)
+
+# %% ../../nbs/deploy/graph_conv.ipynb #6b1c42d3
+BANDS, GROUPS = 4, 4  # parts of an image and groups of channels that are sorted by phase as tasks of their own
+
+
+def sort_phases(plan: object, source: Place, phases: Phases):
+    "A step that copies one image, sorted by phase"
+    (sh, sw), b, parts = phases.op.stride, source.point, []
+    for first, n in shares(source.height, n=BANDS):
+        for i in range(sh):
+            rows = [(y, at) for y in range(first + i, first + n, sh) if (at := phases.row_of(y)) is not None]
+            for x, both in phases.columns if rows else ():
+                y, at = rows[0]
+                places = [(phases.room.data_ptr() + j * phases.plane + at + a * b, w) for j, a, w in both]
+                parts.append([source.address + y * source.row + x * b, len(rows), *sum(places, ())])
+    groups = min(GROUPS, source.channels)
+    table = plan.steps.hold(torch.tensor(parts, dtype=torch.int64, device='cpu'))
+    fields = dict(phases=table, groups=groups, channels=source.channels, skip=sw)
+    fields |= dict(input_outer=source.plane, input_inner=sh * source.row)
+    fields |= dict(output_outer=sh * sw * phases.plane, output_inner=phases.row)
+    plan.steps.add('phase', len(parts) * groups, [source.memory], phases.room, **fields)
+
+
+def is_sortable(op: Op, after: Op, shapes: dict) -> bool:
+    "Can a convolution of one image write what the next one reads, sorted by phase?"
+    if (op.kind, after.kind, tuple(after.stride)) != ('conv', 'conv', (2, 2)) or op.act not in ('none', 'clamp'):
+        return False
+    before, shape = shapes[op.inputs[0]], shapes[op.out]
+    return len(op.inputs) == 1 and is_direct(op, before, shape) and shape[2] > (WIDTH - 1) * LANES
+
+
+def tiles_sorted(source: Place, target: Place, most: int) -> tuple[torch.Tensor, dict]:
+    "Tiles [tiles, 4] of rows whose pixels are sorted by phase, with the first one's column instead of masks; and fields"
+    phases, b, tiles = target.phases, target.point, []
+    first, second = phases.columns[0][1]
+    start, other = (j * phases.plane + a * b for j, a, _ in (first, second))
+    for y in range(target.height):
+        if (at := phases.row_of(y)) is not None:
+            for v, n in shares(-(-target.width // LANES), most):
+                x = v * LANES
+                tiles.append((y * source.row + x * b, at + start + x // 2 * b, n, x // 2))
+    fields = dict(sorted=1, first_length=first[2], second=other - start, second_length=second[2])
+    return torch.tensor(tiles, dtype=torch.int64, device='cpu'), fields
 
 # %% ../../nbs/deploy/graph_conv.ipynb #ae68655a
 def add_conv(plan: object, op: Op, source: Place, *others: Place):
@@ -157,7 +205,9 @@ def add_conv(plan: object, op: Op, source: Place, *others: Place):
         distance = sparse.channel * source.plane + y * source.row + x * source.point
         first = source.address - ph * source.row - pw * source.point
     else:
-        memory, first, distance = sort_phases(plan, op, source, target)
+        if (phases := source.phases) is None:
+            sort_phases(plan, source, phases := make_phases(op, source, target))
+        memory, first, distance = phases.room, plan.steps.hold(phases.room), phases.distance(source.point)
     most = WIDTH if len(sparse.value) > 8 * len(sparse.bias) else 2 * WIDTH
     fields, step = {}, source.point * LANES
     if plan.images > 1:
@@ -166,9 +216,11 @@ def add_conv(plan: object, op: Op, source: Place, *others: Place):
         there = (op.weight_shape[2] - 1) * op.dilation[0] * source.row
         there += ((op.weight_shape[3] - 1) * op.dilation[1]) * source.point + 2 * int(tiles[0, 2]) * step
         fields = dict(ahead=there, ahead_count=min(16, -(-new // len(sparse.bias))))
-    else:
+    elif target.phases is None:
         tiles, masks = tiles_planar(target, most)
         plan.steps.hold(masks)
+    else:
+        tiles, fields = tiles_sorted(source, target, 2 * WIDTH)
     step_in, step_out = step, target.point if plan.images > 1 else step
     fields |= dict(input=first, output=target.address, other=residual.address if residual else 0)
     fields |= dict(row_step=target.plane, input_step=step_in, output_step=step_out)

@@ -69,6 +69,7 @@ class Place:
     size: int  # Bytes of the memory
     dtype: torch.dtype = torch.float32
     memory: torch.Tensor | None = None  # None until there is one
+    phases: object = None  # `Phases` of a value that lies sorted by phase
 
     @property
     def key(self) -> tuple:

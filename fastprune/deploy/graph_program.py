@@ -13,7 +13,7 @@ import sys
 from fastprune.core.machine_code import machine_code
 from fastprune.deploy.graph_code import Code, loop, variable
 from fastprune.deploy.graph_pools import pool_code, pool_single_code
-from fastprune.deploy.graph_product import TILE, curved_code, dot_code, product_code, tile_code
+from fastprune.deploy.graph_product import TILE, TILE_KINDS, curved_code, dot_code, product_code, tile_code
 from fastprune.deploy.graph_rows import images_code, phase_code, rows_code
 from fastprune.deploy.graph_steps import BACK, DEPENDENCIES, DEPENDS, DONE, FIELDS, FRONT, KIND, KINDS, NEXT, TASKS
 
@@ -96,8 +96,8 @@ def _engine(dtype):
     module = ir.Module(dtype)
     module.triple = llvm.get_process_triple()
     for width in range(1, TILE + 1):
-        for masked in (False, True):
-            tile_code(module, width, masked)
+        for kind in TILE_KINDS:
+            tile_code(module, width, kind)
     for write in (curved_code, product_code, dot_code, rows_code, phase_code, pool_single_code, images_code):
         write(module)
     for together in (1, 4):
