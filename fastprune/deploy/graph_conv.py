@@ -127,8 +127,8 @@ class Phases:
 
 
 def phase_columns(op: Op, width: int, most: int) -> list:
-    """Which pixels of a row go where: (first pixel, two phases). A phase is (number, first column, pixels). With a stride
-    of 2, the second phase starts one pixel further; else it is empty"""
+    """Which pixels of a row go where: (first pixel, two phases). A phase is (number, first column, pixels). With a
+    stride of 2, the second phase starts one pixel further; else it is empty"""
     found, stride = {}, op.stride[1]
     for j in sorted({k * op.dilation[1] % stride for k in range(op.weight_shape[3])}):
         left = -((j - op.padding[1]) // stride)
@@ -179,7 +179,7 @@ def is_sortable(op: Op, after: Op, shapes: dict) -> bool:
 
 
 def tiles_sorted(source: Place, target: Place, most: int) -> tuple[torch.Tensor, dict]:
-    "Tiles [tiles, 4] of rows whose pixels are sorted by phase, with the first one's column instead of masks; and fields"
+    "Tiles [tiles, 4] of rows that are written sorted, with the first column instead of masks; and the step's fields"
     phases, b, tiles = target.phases, target.point, []
     first, second = phases.columns[0][1]
     start, other = (j * phases.plane + a * b for j, a, _ in (first, second))

@@ -134,6 +134,15 @@ def _output(self: GraphPlan, op, i):
 
 
 @patch
+def _give_back(self: GraphPlan, op, i):
+    "Memory that is free from now on"
+    for v in set(op.inputs):
+        place = self.places[v]
+        if self.last[v] == i and place.phases is None and place.memory is not self.places[op.out].memory:
+            self.free.setdefault(place.key, []).append(place.memory)
+
+# %% ../../nbs/deploy/graph_plan.ipynb #1dd4e6b0
+@patch
 def _sorted(self: GraphPlan, outputs):
     "Values of one image that lie sorted by phase -> the only operation that reads them"
     readers = {}
@@ -143,12 +152,3 @@ def _sorted(self: GraphPlan, outputs):
     single = {v: ops[0] for v, ops in readers.items() if len(ops) == 1 and v not in outputs}
     made = [op for op in self.ops if self.images == 1 and op.out in single]
     return {op.out: single[op.out] for op in made if is_sortable(op, single[op.out], self.shapes)}
-
-
-@patch
-def _give_back(self: GraphPlan, op, i):
-    "Memory that is free from now on"
-    for v in set(op.inputs):
-        place = self.places[v]
-        if self.last[v] == i and place.phases is None and place.memory is not self.places[op.out].memory:
-            self.free.setdefault(place.key, []).append(place.memory)

@@ -9,7 +9,7 @@ __all__ = []
 import numpy as np
 
 from fastprune.deploy.graph_acts import activated, limited
-from fastprune.deploy.graph_code import LANES, Code, bfloat, loop, variable
+from fastprune.deploy.graph_code import LANES, Code, bfloat, first_lanes, loop, variable
 from fastprune.deploy.graph_steps import (
     ACT,
     AHEAD,
@@ -90,7 +90,7 @@ def _halves(c, step, column, width):
     "Masks of even and odd lanes, two vectors at a time; of a last one by itself, eight of each"
     b, eight = c.b, c.ir.Constant(c.ir.VectorType(c.ir.IntType(1), LANES), [1] * 8 + [0] * 8)
     left = [b.sub(c.field(step, i), column) for i in (FIRST_LENGTH, SECOND_LENGTH)]
-    masks = [[c.first_lanes(b.sub(n, c.whole(LANES * t))) for n in left] for t in range((width + 1) // 2)]
+    masks = [[first_lanes(c, b.sub(n, c.whole(LANES * t))) for n in left] for t in range((width + 1) // 2)]
     if width % 2:
         masks[-1] = [b.and_(m, eight) for m in masks[-1]]
     return c.field(step, SECOND), masks

@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../nbs/deploy/graph_rows.ipynb #70573033
 from fastprune.deploy.graph_acts import activated
-from fastprune.deploy.graph_code import LANES, Code, in_lanes, loop, variable
+from fastprune.deploy.graph_code import LANES, Code, first_lanes, in_lanes, loop, store_bits, variable
 from fastprune.deploy.graph_steps import (
     ACT,
     CHANNELS,
@@ -63,7 +63,7 @@ def rows_code(module: object) -> None:
         in_lanes(c, length, body)
     b.ret_void()
 
-
+# %% ../../nbs/deploy/graph_rows.ipynb #4be2c905
 def phase_code(module: object) -> None:
     "Write a task of sorting pixels by phase: rows of a part of the image, of a group of channels"
     c = Code(module, 'phase', 2)
@@ -95,7 +95,7 @@ def _sort_pairs(c, source, x, targets):
     ]
     for odd, (target, length) in enumerate(targets):
         order = c.ir.Constant(c.ir.VectorType(c.half, LANES), list(range(odd, 2 * LANES, 2)))
-        c.store_bits(b.shuffle_vector(*pixels, order), target, distance, c.first_lanes(b.sub(length, x)))
+        store_bits(c, b.shuffle_vector(*pixels, order), target, distance, first_lanes(c, b.sub(length, x)))
 
 # %% ../../nbs/deploy/graph_rows.ipynb #49b68d83
 def transposed(
