@@ -2406,6 +2406,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'fastprune/deploy/graph_pools.py'),
                                               'fastprune.deploy.graph_pools._larger': ( 'deploy/graph_pools.html#_larger',
                                                                                         'fastprune/deploy/graph_pools.py'),
+                                              'fastprune.deploy.graph_pools._pool_row_code': ( 'deploy/graph_pools.html#_pool_row_code',
+                                                                                               'fastprune/deploy/graph_pools.py'),
                                               'fastprune.deploy.graph_pools._pool_start': ( 'deploy/graph_pools.html#_pool_start',
                                                                                             'fastprune/deploy/graph_pools.py'),
                                               'fastprune.deploy.graph_pools._window': ( 'deploy/graph_pools.html#_window',

@@ -63,7 +63,7 @@ def _wait(c, step):
 
 
 def _tasks(c, step, tasks, from_back):
-    "Take tasks of a step until there are none"
+    "Take tasks of a step until none is left. Every second thread starts at the end: it often reads what it wrote"
     b = c.b
     kind = c.field(step, KIND)
     take, work, did, after = (b.append_basic_block(n) for n in ('take', 'work', 'did', 'none'))
