@@ -120,17 +120,30 @@ def rounded(c: Code, value: object) -> object:
         kind, bits = c.ir.VectorType(kind, LANES), c.ir.VectorType(bits, LANES)
     return c.b.bitcast(c.b.fptrunc(value, kind), bits)
 
+# %% ../../nbs/deploy/graph_code.ipynb #c25a90de
+def first_lanes(c: Code, n: object) -> object:
+    "The mask of the first n lanes, all of them if n is larger"
+    halves = c.ir.VectorType(c.half, LANES)
+    n = c.b.insert_element(c.ir.Constant(halves, c.ir.Undefined), c.b.trunc(n, c.half), c.half(0))
+    n = c.b.shuffle_vector(n, n, c.ir.Constant(halves, None))
+    return c.b.icmp_signed('<', c.ir.Constant(halves, list(range(LANES))), n)
+
+
+def store_bits(c: Code, value: object, address: object, distance: object = 0, mask: object = None) -> None:
+    "Write a value or a vector that has the type of values in memory"
+    if mask is None:
+        c.b.store(value, c.at(address, distance), align=c.size)
+    else:
+        name = f'llvm.masked.store.v{LANES}{"i16" if c.is_half else "f32"}.p0'
+        c.called(name, c.ir.VoidType(), value, c.at(address, distance), c.half(c.size), mask)
+
 # %% ../../nbs/deploy/graph_code.ipynb #5a253808
 @patch
 def store(self: Code, value: object, address: object, distance: object = 0, mask: object = None) -> None:
     "Write a value or a vector, rounded; of a vector only what has a bit in the mask"
     if self.is_half:
         value = rounded(self, value)
-    if mask is None:
-        self.b.store(value, self.at(address, distance), align=self.size)
-    else:
-        name = f'llvm.masked.store.v{LANES}{"i16" if self.is_half else "f32"}.p0'
-        self.called(name, self.ir.VoidType(), value, self.at(address, distance), self.half(self.size), mask)
+    store_bits(self, value, address, distance, mask)
 
 
 @patch

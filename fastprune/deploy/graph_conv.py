@@ -6,10 +6,21 @@
 __all__ = []
 
 # %% ../../nbs/deploy/graph_conv.ipynb #383d508f
+from dataclasses import dataclass
+
 import torch
 
 from fastprune.deploy.graph_code import LANES
-from fastprune.deploy.graph_layout import WIDTH, Place, is_direct, planar, reserve, tiles_interleaved, tiles_planar
+from fastprune.deploy.graph_layout import (
+    WIDTH,
+    Place,
+    is_direct,
+    planar,
+    reserve,
+    shares,
+    tiles_interleaved,
+    tiles_planar,
+)
 from fastprune.deploy.graph_ops import Op
 from fastprune.deploy.graph_steps import ALL, acts_of, limits_of
 
@@ -88,49 +99,97 @@ def add_dot(plan: object, op: Op, source: Place, target: Place):
     fields |= dict(blocks=plan.steps.hold(blocks), input=source.address, output=target.address)
     plan.steps.add('dot', len(blocks) - 1, [source.memory], target.memory, **fields)
 
+# %% ../../nbs/deploy/graph_conv.ipynb #5f0a31c2
+@dataclass
+class Phases:
+    "One image sorted by phase: what one weight of a convolution with a stride reads lies side by side"
 
-def sort_phases(plan: object, op: Op, source: Place, target: Place):
-    "A copy of one image, sorted by phase; returns it, the address of the first pixel, and where weights read"
-    (sh, sw), (ph, pw), (dh, dw), (_, _, kh, kw) = op.stride, op.padding, op.dilation, op.weight_shape
-    reach_y = dh * (kh - 1) // sh
-    row, rows, b = target.row, target.height + reach_y, source.point
+    op: Op  # The convolution
+    row: int  # Bytes from a row of a phase to the next one
+    rows: int  # Rows of a phase
+    plane: int  # Bytes of a phase; those of a channel lie one behind the other
+    columns: list  # As `phase_columns` returns them
+    room: torch.Tensor
 
+    def distance(self, b: int) -> torch.Tensor:
+        "Where the weights' first pixels lie, bytes. `b`: bytes of a number"
+        (sh, sw), (dh, dw), sparse = self.op.stride, self.op.dilation, self.op.sparse
+        y, x = sparse.y * dh, sparse.x * dw
+        phase = sparse.channel * sh * sw + y % sh * sw + x % sw
+        return phase * self.plane + y // sh * self.row + x // sw * b
+
+    def row_of(self, y: int) -> int | None:
+        "Where a row of the image lies, bytes behind the first phase; None if no weight reads it"
+        sh, k = self.op.stride[0], self.op.dilation[0]
+        row, i = divmod(y + self.op.padding[0], sh)
+        read = any(n * k % sh == i for n in range(self.op.weight_shape[2])) and row < self.rows
+        return i * self.op.stride[1] * self.plane + row * self.row if read else None
+
+
+def phase_columns(op: Op, width: int, most: int) -> list:
+    """Which pixels of a row go where: (first pixel, two phases). A phase is (number, first column, pixels). With a
+    stride of 2, the second phase starts one pixel further; else it is empty"""
+    found, stride = {}, op.stride[1]
+    for j in sorted({k * op.dilation[1] % stride for k in range(op.weight_shape[3])}):
+        left = -((j - op.padding[1]) // stride)
+        x = left * stride + j - op.padding[1]
+        found[x] = (j, left, max(min(len(range(x, width, stride)), most - left), 0))
+    none = (0, 0, 0)
+    if stride == 2:
+        return [(0, [found.get(x, none) for x in (0, 1)])]
+    return [(x, [phase, none]) for x, phase in found.items() if phase[2]]
+
+
+def make_phases(op: Op, source: Place, target: Place) -> Phases:
+    "Memory, with zeros, for what a convolution reads"
+    (sh, sw), row, b = op.stride, target.row, source.point
+    rows = target.height + op.dilation[0] * (op.weight_shape[2] - 1) // sh
     plane = -(-(rows * row) // 64) * 64
-    room = reserve(planar(1, 1, source.channels * sh * sw * plane // b + 64, 0, plan.dtype)).memory
-    for i in sorted({k * dh % sh for k in range(kh)}):
-        for j in sorted({k * dw % sw for k in range(kw)}):
-            top, left = -((i - ph) // sh), -((j - pw) // sw)  # the first row and column that lie in the image
-            y, x = top * sh + i - ph, left * sw + j - pw
-            height = min(len(range(y, source.height, sh)), rows - top)
-            width = min(len(range(x, source.width, sw)), row // b - left)
-            if height > 0 and width > 0:
-                copy_phase(
-                    plan,
-                    source,
-                    room,
-                    (i * sw + j) * plane,
-                    (sh * sw * plane, row),
-                    (y, x, top, left),
-                    op.stride,
-                    (height, width),
-                )
-    y, x = op.sparse.y * dh, op.sparse.x * dw
-    distance = (op.sparse.channel * sh * sw + y % sh * sw + x % sw) * plane + y // sh * row + x // sw * b
-    return room, plan.steps.hold(room), distance
+    room = reserve(planar(1, 1, source.channels * sh * sw * plane // b + 64, 0, source.dtype)).memory
+    return Phases(op, row, rows, plane, phase_columns(op, source.width, row // b), room)
+
+# %% ../../nbs/deploy/graph_conv.ipynb #6b1c42d3
+BANDS, GROUPS = 4, 4  # parts of an image and groups of channels that are sorted by phase as tasks of their own
 
 
-def copy_phase(
-    plan: object, source: Place, room: torch.Tensor, phase: int, steps: tuple, corner: tuple, stride: tuple, size: tuple
-):
-    "A step that copies one phase"
-    (channel, row), (y, x, top, left), (height, width) = steps, corner, size
-    b = source.point
-    target = room.data_ptr() + phase + top * row + left * b
-    fields = dict(
-        input=source.address + y * source.row + x * b, input_outer=source.plane, input_inner=stride[0] * source.row
-    )
-    fields |= dict(output=target, output_outer=channel, output_inner=row, rows=height, length=width, skip=b * stride[1])
-    plan.steps.add('phase', source.channels, [source.memory], room, **fields)
+def sort_phases(plan: object, source: Place, phases: Phases):
+    "A step that copies one image, sorted by phase"
+    (sh, sw), b, parts = phases.op.stride, source.point, []
+    for first, n in shares(source.height, n=BANDS):
+        for i in range(sh):
+            rows = [(y, at) for y in range(first + i, first + n, sh) if (at := phases.row_of(y)) is not None]
+            for x, both in phases.columns if rows else ():
+                y, at = rows[0]
+                places = [(phases.room.data_ptr() + j * phases.plane + at + a * b, w) for j, a, w in both]
+                parts.append([source.address + y * source.row + x * b, len(rows), *sum(places, ())])
+    groups = min(GROUPS, source.channels)
+    table = plan.steps.hold(torch.tensor(parts, dtype=torch.int64, device='cpu'))
+    fields = dict(phases=table, groups=groups, channels=source.channels, skip=sw)
+    fields |= dict(input_outer=source.plane, input_inner=sh * source.row)
+    fields |= dict(output_outer=sh * sw * phases.plane, output_inner=phases.row)
+    plan.steps.add('phase', len(parts) * groups, [source.memory], phases.room, **fields)
+
+
+def is_sortable(op: Op, after: Op, shapes: dict) -> bool:
+    "Can a convolution of one image write what the next one reads, sorted by phase?"
+    if (op.kind, after.kind, tuple(after.stride)) != ('conv', 'conv', (2, 2)) or op.act not in ('none', 'clamp'):
+        return False
+    before, shape = shapes[op.inputs[0]], shapes[op.out]
+    return len(op.inputs) == 1 and is_direct(op, before, shape) and shape[2] > (WIDTH - 1) * LANES
+
+
+def tiles_sorted(source: Place, target: Place, most: int) -> tuple[torch.Tensor, dict]:
+    "Tiles [tiles, 4] of rows that are written sorted, with the first column instead of masks; and the step's fields"
+    phases, b, tiles = target.phases, target.point, []
+    first, second = phases.columns[0][1]
+    start, other = (j * phases.plane + a * b for j, a, _ in (first, second))
+    for y in range(target.height):
+        if (at := phases.row_of(y)) is not None:
+            for v, n in shares(-(-target.width // LANES), most):
+                x = v * LANES
+                tiles.append((y * source.row + x * b, at + start + x // 2 * b, n, x // 2))
+    fields = dict(sorted=1, first_length=first[2], second=other - start, second_length=second[2])
+    return torch.tensor(tiles, dtype=torch.int64, device='cpu'), fields
 
 # %% ../../nbs/deploy/graph_conv.ipynb #ae68655a
 def add_conv(plan: object, op: Op, source: Place, *others: Place):
@@ -146,7 +205,9 @@ def add_conv(plan: object, op: Op, source: Place, *others: Place):
         distance = sparse.channel * source.plane + y * source.row + x * source.point
         first = source.address - ph * source.row - pw * source.point
     else:
-        memory, first, distance = sort_phases(plan, op, source, target)
+        if (phases := source.phases) is None:
+            sort_phases(plan, source, phases := make_phases(op, source, target))
+        memory, first, distance = phases.room, plan.steps.hold(phases.room), phases.distance(source.point)
     most = WIDTH if len(sparse.value) > 8 * len(sparse.bias) else 2 * WIDTH
     fields, step = {}, source.point * LANES
     if plan.images > 1:
@@ -155,19 +216,24 @@ def add_conv(plan: object, op: Op, source: Place, *others: Place):
         there = (op.weight_shape[2] - 1) * op.dilation[0] * source.row
         there += ((op.weight_shape[3] - 1) * op.dilation[1]) * source.point + 2 * int(tiles[0, 2]) * step
         fields = dict(ahead=there, ahead_count=min(16, -(-new // len(sparse.bias))))
-    else:
+    elif target.phases is None:
         tiles, masks = tiles_planar(target, most)
         plan.steps.hold(masks)
+    else:
+        tiles, fields = tiles_sorted(source, target, 2 * WIDTH)
     step_in, step_out = step, target.point if plan.images > 1 else step
     fields |= dict(input=first, output=target.address, other=residual.address if residual else 0)
     fields |= dict(row_step=target.plane, input_step=step_in, output_step=step_out)
     fields |= weight_fields(plan, op, distance) | limits_of(op)
-    tiles, start = tiles.contiguous(), plan.steps.hold(tiles)
+    tiles, start, blocks = tiles.contiguous(), plan.steps.hold(tiles), {}
     for y, n in plan.parts if plan.images > 1 else [(0, target.height)]:
         share = len(tiles) // target.height
         count = n * share if plan.images > 1 else len(tiles)
-        blocks = row_blocks(sparse.start, count)
-        fields |= dict(tiles=start + 32 * y * share, tile_count=count, blocks=plan.steps.hold(blocks))
+        if count not in blocks:
+            edges = row_blocks(sparse.start, count)
+            blocks[count] = dict(blocks=plan.steps.hold(edges), tile_count=count), count * (len(edges) - 1)
+        shared, tasks = blocks[count]
+        fields |= dict(tiles=start + 32 * y * share) | shared
         rows = rows_read(plan, op, source, y, n)
         reads = [(memory, *rows), *([(residual.memory, y, y + n)] if residual else [])]
-        plan.steps.add('product', count * (len(blocks) - 1), reads, (target.memory, y, y + n), **fields)
+        plan.steps.add('product', tasks, reads, (target.memory, y, y + n), **fields)

@@ -69,6 +69,7 @@ class Place:
     size: int  # Bytes of the memory
     dtype: torch.dtype = torch.float32
     memory: torch.Tensor | None = None  # None until there is one
+    phases: object = None  # `Phases` of a value that lies sorted by phase
 
     @property
     def key(self) -> tuple:
@@ -84,7 +85,9 @@ class Place:
         "The value as [images, channels, height, width]"
         sizes, b = (self.images, self.channels, self.height, self.width), self.dtype.itemsize
         return self.memory.as_strided(
-            sizes, (1, *(s // b for s in (self.plane, self.row, self.point))), self.origin // b
+            sizes,
+            (1, *(s // b for s in (self.plane, self.row, self.point))),
+            self.origin // b + self.memory.storage_offset(),
         )
 
 # %% ../../nbs/deploy/graph_layout.ipynb #96b1ac4c

@@ -78,6 +78,9 @@ def add_concat(plan: object, op: Op, *places: Place):
         first += s.channels * target.plane
 
 # %% ../../nbs/deploy/graph_parts.ipynb #36eba05b
+ROW_TASKS = 64  # tasks of a pool of one image, at most
+
+
 def add_pool(plan: object, op: Op, source: Place, target: Place, kernel: tuple, largest: int, divisor: float):
     "A step for a pool. `divisor`: what sums are divided by; 0 for as many as there are pixels in the window"
     whole = tuple(op.kernel) == (0, 0)
@@ -88,7 +91,9 @@ def add_pool(plan: object, op: Op, source: Place, target: Place, kernel: tuple, 
     fields |= dict(plane_in=source.plane, row_in=source.row, point_in=source.point)
     fields |= dict(plane_out=target.plane, row_out=target.row, point_out=target.point)
     if plan.images == 1:
-        tasks, parts = source.channels * target.height, dict(parts=1, count=1)
+        total = source.channels * target.height
+        count = -(-total // ROW_TASKS)
+        tasks, parts = -(-total // count), dict(parts=1, count=count, total=total)
         kind = 'pool_single'
         if source.width > WIDEST:
             raise ValueError(f"a pool takes rows of at most {WIDEST} pixels, got {source.width}")

@@ -9,7 +9,7 @@ __all__ = []
 import torch
 from fastcore.basics import patch
 
-from fastprune.deploy.graph_conv import add_conv
+from fastprune.deploy.graph_conv import add_conv, is_sortable, make_phases
 from fastprune.deploy.graph_layout import interleaved, output_shape, pads, planar, reserve, shares
 from fastprune.deploy.graph_parts import add_act, add_avgpool, add_concat, add_maxpool, add_mean, add_product, add_sum
 from fastprune.deploy.graph_steps import Steps
@@ -50,6 +50,7 @@ class GraphPlan:
         for i, op in enumerate(ops):
             self.last.update(dict.fromkeys(op.inputs, i))
         self.last.update(dict.fromkeys(outputs, len(ops)))
+        self.sorted = self._sorted(outputs)
         for v in inputs:
             self.places[v] = self._take(v)
             if images > 1:
@@ -62,6 +63,8 @@ class GraphPlan:
             WRITERS[op.kind](self, op, *(self.places[v] for v in op.inputs), self.places[op.out])
             self._give_back(op, i)
         self.table = self.steps.table()
+        self.fields = self.table.numpy()  # the same memory, which NumPy writes in less time
+        self.views = {v: self.places[v].view() for v in (*inputs, *outputs)}
 
     def _bytes(self, value):
         c, h, w = self.shapes[value]
@@ -123,6 +126,12 @@ def _output(self: GraphPlan, op, i):
         place = self._place(op.out)
         place.memory = self.places[ends[0]].memory
         return place
+    if op.out in self.sorted:
+        after, place = self.sorted[op.out], self._place(op.out)
+        place.phases = make_phases(after, place, self._place(after.out))
+        place.memory, place.origin = place.phases.room, 0
+        place.plane = 4 * place.phases.plane
+        return place
     return self._take(op.out)
 
 
@@ -131,5 +140,17 @@ def _give_back(self: GraphPlan, op, i):
     "Memory that is free from now on"
     for v in set(op.inputs):
         place = self.places[v]
-        if self.last[v] == i and place.memory is not self.places[op.out].memory:
+        if self.last[v] == i and place.phases is None and place.memory is not self.places[op.out].memory:
             self.free.setdefault(place.key, []).append(place.memory)
+
+# %% ../../nbs/deploy/graph_plan.ipynb #1dd4e6b0
+@patch
+def _sorted(self: GraphPlan, outputs):
+    "Values of one image that lie sorted by phase -> the only operation that reads them"
+    readers = {}
+    for op in self.ops:
+        for v in op.inputs:
+            readers.setdefault(v, []).append(op)
+    single = {v: ops[0] for v, ops in readers.items() if len(ops) == 1 and v not in outputs}
+    made = [op for op in self.ops if self.images == 1 and op.out in single]
+    return {op.out: single[op.out] for op in made if is_sortable(op, single[op.out], self.shapes)}

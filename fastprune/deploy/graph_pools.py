@@ -36,6 +36,7 @@ from fastprune.deploy.graph_steps import (
     SIZES,
     STRIDE_H,
     STRIDE_W,
+    TOTAL,
 )
 
 # %% ../../nbs/deploy/graph_pools.ipynb #c70379ef
@@ -113,8 +114,21 @@ WIDEST = 4096  # pixels of a row that a pool of one image takes
 
 
 def pool_single_code(module: object) -> None:
-    "Write a task of a pool of one image: a row of the output of a channel"
+    "Write a task of a pool of one image: some rows of the output, those of all channels one after the other"
+    _pool_row_code(module)
     c = Code(module, 'pool_single', 2)
+    step, task = c.args
+    b, count, total = c.b, c.field(step, COUNT), c.field(step, TOTAL)
+    first = c.mul(task, count)
+    end = c.add(first, count)
+    with loop(c, first, b.select(b.icmp_signed('<', end, total), end, total)) as row:
+        b.call(module.globals['pool_row'], [step, row])
+    b.ret_void()
+
+
+def _pool_row_code(module):
+    "Write a row of the output of a channel"
+    c = Code(module, 'pool_row', 2)
     step, b = c.args[0], c.b
     size, y, source, target, largest, divisor = _pool_start(c)
     row_in = c.field(step, ROW_IN)

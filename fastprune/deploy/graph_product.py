@@ -9,13 +9,14 @@ __all__ = []
 import numpy as np
 
 from fastprune.deploy.graph_acts import activated, limited
-from fastprune.deploy.graph_code import LANES, Code, bfloat, loop, variable
+from fastprune.deploy.graph_code import LANES, Code, bfloat, first_lanes, loop, variable
 from fastprune.deploy.graph_steps import (
     ACT,
     AHEAD,
     AHEAD_COUNT,
     BIAS,
     BLOCKS,
+    FIRST_LENGTH,
     HIGH,
     INPUT,
     INPUT_STEP,
@@ -25,6 +26,9 @@ from fastprune.deploy.graph_steps import (
     OUTPUT,
     OUTPUT_STEP,
     ROW_STEP,
+    SECOND,
+    SECOND_LENGTH,
+    SORTED,
     START,
     TILE_COUNT,
     TILES,
@@ -33,15 +37,16 @@ from fastprune.deploy.graph_steps import (
 
 # %% ../../nbs/deploy/graph_product.ipynb #3604589f
 TILE = 8  # vectors of the widest tile
+TILE_KINDS = '', '_masked', '_sorted'
 
 
 def tile_code(
     module: object,
     width: int,  # Vectors of a tile
-    masked: bool,  # Are only some lanes of the vectors written?
+    kind: str,  # '', '_masked' if only some lanes are written, '_sorted' if even and odd lanes go to two places
 ) -> None:
     "Write the product of some rows and a tile"
-    c = Code(module, f'tile{width}{"_masked" if masked else ""}', 6)
+    c = Code(module, f'tile{width}{kind}', 6)
     step, first, end, source, target, masks = c.args
     b, offset, value, bias, start = c.b, *(c.field(step, i) for i in (OFFSET, VALUE, BIAS, START))
     input_step, output_step, row_step, residual = (c.field(step, i) for i in (INPUT_STEP, OUTPUT_STEP, ROW_STEP, OTHER))
@@ -55,27 +60,51 @@ def tile_code(
     residual = b.sub(residual, c.field(step, OUTPUT))  # how far it is behind the output
     has_residual = b.icmp_signed('!=', c.field(step, OTHER), c.whole(0))
     sources = [c.add(source, c.mul(input_step, t)) for t in range(width)]
-    lanes = [c.whole(0)] * width
-    if masked:
-        kind = c.ir.IntType(LANES)
-        lanes = [b.trunc(c.field(masks, t), kind) for t in range(width)]
+    lanes = [None] * width
+    if kind == '_masked':
+        lanes = [b.trunc(c.field(masks, t), c.ir.IntType(LANES)) for t in range(width)]
         lanes = [b.bitcast(m, c.ir.VectorType(c.ir.IntType(1), LANES)) for m in lanes]
+    halves = _halves(c, step, masks, width) if kind == '_sorted' else ()
     place = variable(c, c.index(start, first))
     with loop(c, first, end) as row:
         last = c.index(start, c.add(row, 1))
         same = c.repeated(b.load(c.at(bias, c.mul(row, 4)), typ=c.float))
         totals = (_pairs if c.is_half else _row)(c, place, last, offset, value, sources, same)
         target_row = c.add(target, c.mul(row, row_step))
-        targets = [c.add(target_row, c.mul(output_step, t)) for t in range(width)]
-        with loop(c, 0, ahead_count) as i:
-            line = c.at(ahead, c.mul(c.add(c.mul(row, ahead_count), i), 64))
-            c.called('llvm.prefetch.p0', c.ir.VoidType(), line, c.half(0), c.half(2), c.half(1))
-        with b.if_then(has_residual):
-            for total, t in zip(totals, targets, strict=True):
-                b.store(b.fadd(b.load(total, typ=c.vector), c.load(c.add(t, residual))), total)
-        for total, t, m in zip(totals, targets, lanes, strict=True):
-            c.store(limited(c, b.load(total, typ=c.vector), low, high), t, mask=m if masked else None)
+        if kind == '_sorted':
+            _store_sorted(c, [limited(c, b.load(t, typ=c.vector), low, high) for t in totals], target_row, halves)
+        else:
+            targets = [c.add(target_row, c.mul(output_step, t)) for t in range(width)]
+            with loop(c, 0, ahead_count) as i:
+                line = c.at(ahead, c.mul(c.add(c.mul(row, ahead_count), i), 64))
+                c.called('llvm.prefetch.p0', c.ir.VoidType(), line, c.half(0), c.half(2), c.half(1))
+            with b.if_then(has_residual):
+                for total, t in zip(totals, targets, strict=True):
+                    b.store(b.fadd(b.load(total, typ=c.vector), c.load(c.add(t, residual))), total)
+            for total, t, m in zip(totals, targets, lanes, strict=True):
+                c.store(limited(c, b.load(total, typ=c.vector), low, high), t, mask=m)
     b.ret_void()
+
+# %% ../../nbs/deploy/graph_product.ipynb #e80b7f2a
+def _halves(c, step, column, width):
+    "Masks of even and odd lanes, two vectors at a time; of a last one by itself, eight of each"
+    b, eight = c.b, c.ir.Constant(c.ir.VectorType(c.ir.IntType(1), LANES), [1] * 8 + [0] * 8)
+    left = [b.sub(c.field(step, i), column) for i in (FIRST_LENGTH, SECOND_LENGTH)]
+    masks = [[first_lanes(c, b.sub(n, c.whole(LANES * t))) for n in left] for t in range((width + 1) // 2)]
+    if width % 2:
+        masks[-1] = [b.and_(m, eight) for m in masks[-1]]
+    return c.field(step, SECOND), masks
+
+
+def _store_sorted(c, vectors, target, halves):
+    "Write pixels at even places to one phase, and those at odd places to another one"
+    second, masks = halves
+    for t, pair in enumerate(masks):
+        two = (vectors[2 * t : 2 * t + 2] * 2)[:2]
+        for odd, mask in enumerate(pair):
+            order = c.ir.Constant(c.ir.VectorType(c.half, LANES), list(range(odd, 2 * LANES, 2)))
+            place = c.add(target, second) if odd else target
+            c.store(c.b.shuffle_vector(*two, order), place, c.size * LANES * t, mask)
 
 # %% ../../nbs/deploy/graph_product.ipynb #f084f813
 def _row(c, place, last, offset, value, sources, same):
@@ -143,14 +172,15 @@ def product_code(module: object) -> None:
     source, target = c.add(c.field(step, INPUT), c.field(tile, 0)), c.add(c.field(step, OUTPUT), c.field(tile, 1))
     width, masks = c.field(tile, 2), c.field(tile, 3)
     after = b.append_basic_block('after')
-    choice = b.switch(b.add(width, b.select(b.icmp_signed('==', masks, c.whole(0)), c.whole(0), c.whole(100))), after)
-    for masked in (False, True):
+    kind = b.select(b.icmp_signed('==', masks, c.whole(0)), c.whole(0), c.whole(100))
+    kind = b.select(b.icmp_signed('==', c.field(step, SORTED), c.whole(0)), kind, c.whole(200))
+    choice = b.switch(b.add(width, kind), after)
+    for i, name in enumerate(TILE_KINDS):
         for w in range(1, TILE + 1):
             block = b.append_basic_block('tile')
-            choice.add_case(c.whole(w + 100 * masked), block)
+            choice.add_case(c.whole(w + 100 * i), block)
             b.position_at_end(block)
-            name = f'tile{w}{"_masked" if masked else ""}'
-            b.call(module.globals[name], [step, first, end, source, target, masks])
+            b.call(module.globals[f'tile{w}{name}'], [step, first, end, source, target, masks])
             b.branch(after)
     b.position_at_end(after)
     with b.if_then(b.icmp_signed('>', c.field(step, ACT), c.whole(1))):

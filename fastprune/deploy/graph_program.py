@@ -13,9 +13,9 @@ import sys
 from fastprune.core.machine_code import machine_code
 from fastprune.deploy.graph_code import Code, loop, variable
 from fastprune.deploy.graph_pools import pool_code, pool_single_code
-from fastprune.deploy.graph_product import TILE, curved_code, dot_code, product_code, tile_code
+from fastprune.deploy.graph_product import TILE, TILE_KINDS, curved_code, dot_code, product_code, tile_code
 from fastprune.deploy.graph_rows import images_code, phase_code, rows_code
-from fastprune.deploy.graph_steps import DEPENDENCIES, DEPENDS, DONE, FIELDS, KIND, KINDS, NEXT, TASKS
+from fastprune.deploy.graph_steps import BACK, DEPENDENCIES, DEPENDS, DONE, FIELDS, FRONT, KIND, KINDS, NEXT, TASKS
 
 # %% ../../nbs/deploy/graph_program.ipynb #f352530a
 def program_code(module: object) -> None:
@@ -23,6 +23,8 @@ def program_code(module: object) -> None:
     c = Code(module, 'program')
     b, (job,) = c.b, c.args
     table, count, width = c.field(job, 0), c.field(job, 1), 8 * FIELDS
+    thread = b.atomic_rmw('add', c.at(job, 16), c.whole(1), 'monotonic')
+    from_back = b.trunc(thread, c.ir.IntType(1))
     with loop(c, 0, count) as i:
         step = c.add(table, c.mul(i, width))
         tasks = c.field(step, TASKS)
@@ -31,7 +33,7 @@ def program_code(module: object) -> None:
             with loop(c, 0, c.field(step, DEPENDENCIES)) as d:
                 other = c.add(table, c.mul(c.field(c.add(c.field(step, DEPENDS), c.mul(d, 8)), 0), width))
                 _wait(c, other)
-            _tasks(c, step, tasks)
+            _tasks(c, step, tasks, from_back)
     b.ret_void()
 
 # %% ../../nbs/deploy/graph_program.ipynb #41f3e0de
@@ -60,16 +62,19 @@ def _wait(c, step):
     b.position_at_end(done)
 
 
-def _tasks(c, step, tasks):
-    "Take tasks of a step until there are none"
+def _tasks(c, step, tasks, from_back):
+    "Take tasks of a step until none is left. Every second thread starts at the end: it often reads what it wrote"
     b = c.b
     kind = c.field(step, KIND)
     take, work, did, after = (b.append_basic_block(n) for n in ('take', 'work', 'did', 'none'))
     b.branch(take)
     b.position_at_end(take)
-    task = b.atomic_rmw('add', c.at(step, 8 * NEXT), c.whole(1), 'monotonic')
-    b.cbranch(b.icmp_signed('<', task, tasks), work, after)
+    taken = b.atomic_rmw('add', c.at(step, 8 * NEXT), c.whole(1), 'monotonic')
+    b.cbranch(b.icmp_signed('<', taken, tasks), work, after)
     b.position_at_end(work)
+    counter = b.select(from_back, c.whole(8 * BACK), c.whole(8 * FRONT))
+    place = b.atomic_rmw('add', c.at(step, counter), c.whole(1), 'monotonic')
+    task = b.select(from_back, b.sub(b.sub(tasks, c.whole(1)), place), place)
     choice = b.switch(kind, did)
     for i, name in enumerate(KINDS):
         block = b.append_basic_block(name)
@@ -91,8 +96,8 @@ def _engine(dtype):
     module = ir.Module(dtype)
     module.triple = llvm.get_process_triple()
     for width in range(1, TILE + 1):
-        for masked in (False, True):
-            tile_code(module, width, masked)
+        for kind in TILE_KINDS:
+            tile_code(module, width, kind)
     for write in (curved_code, product_code, dot_code, rows_code, phase_code, pool_single_code, images_code):
         write(module)
     for together in (1, 4):

@@ -7,10 +7,12 @@ __all__ = []
 
 # %% ../../nbs/deploy/graph_rows.ipynb #70573033
 from fastprune.deploy.graph_acts import activated
-from fastprune.deploy.graph_code import LANES, Code, in_lanes, loop, variable
+from fastprune.deploy.graph_code import LANES, Code, first_lanes, in_lanes, loop, store_bits, variable
 from fastprune.deploy.graph_steps import (
     ACT,
+    CHANNELS,
     FACTOR,
+    GROUPS,
     HIGH,
     IMAGES,
     INPUT,
@@ -24,6 +26,7 @@ from fastprune.deploy.graph_steps import (
     OUTPUT,
     OUTPUT_INNER,
     OUTPUT_OUTER,
+    PHASES,
     ROWS,
     SKIP,
 )
@@ -60,21 +63,39 @@ def rows_code(module: object) -> None:
         in_lanes(c, length, body)
     b.ret_void()
 
-
+# %% ../../nbs/deploy/graph_rows.ipynb #4be2c905
 def phase_code(module: object) -> None:
-    "Write a task of copying every SKIP-th number of rows"
+    "Write a task of sorting pixels by phase: rows of a part of the image, of a group of channels"
     c = Code(module, 'phase', 2)
     step, task = c.args
-    source = c.add(c.field(step, INPUT), c.mul(task, c.field(step, INPUT_OUTER)))
-    target = c.add(c.field(step, OUTPUT), c.mul(task, c.field(step, OUTPUT_OUTER)))
-    b, skip, kind = c.b, c.field(step, SKIP), c.short if c.is_half else c.half
-    with loop(c, 0, c.field(step, ROWS)) as row:
-        here = c.add(source, c.mul(row, c.field(step, INPUT_INNER)))
-        there = c.add(target, c.mul(row, c.field(step, OUTPUT_INNER)))
-        with loop(c, 0, c.field(step, LENGTH)) as i:
-            bits = b.load(c.at(here, c.mul(i, skip)), typ=kind)
-            b.store(bits, c.at(there, c.mul(i, c.size)))
-    c.b.ret_void()
+    b, skip, groups, channels = c.b, *(c.field(step, i) for i in (SKIP, GROUPS, CHANNELS))
+    part, group = c.add(c.field(step, PHASES), c.mul(b.sdiv(task, groups), 48)), b.srem(task, groups)
+    source, rows, first, first_length, second, second_length = (c.field(part, i) for i in range(6))
+    longest = b.select(b.icmp_signed('<', first_length, second_length), second_length, first_length)
+    edges = [b.sdiv(c.mul(channels, c.add(group, i)), groups) for i in (0, 1)]
+    with loop(c, *edges) as channel, loop(c, 0, rows) as row:
+        here = c.add(source, c.mul(channel, c.field(step, INPUT_OUTER)), c.mul(row, c.field(step, INPUT_INNER)))
+        there = c.add(c.mul(channel, c.field(step, OUTPUT_OUTER)), c.mul(row, c.field(step, OUTPUT_INNER)))
+        with b.if_else(b.icmp_signed('==', skip, c.whole(2))) as (pairs, others):
+            with pairs, loop(c, 0, longest, LANES) as x:
+                _sort_pairs(c, here, x, ((c.add(first, there), first_length), (c.add(second, there), second_length)))
+            with others, loop(c, 0, first_length) as x:
+                kind = c.short if c.is_half else c.half
+                bits = b.load(c.at(here, c.mul(c.mul(x, skip), c.size)), typ=kind)
+                b.store(bits, c.at(c.add(first, there), c.mul(x, c.size)))
+    b.ret_void()
+
+
+def _sort_pairs(c, source, x, targets):
+    "16 pixels at even places, and 16 at odd ones"
+    b, kind = c.b, c.ir.VectorType(c.short if c.is_half else c.float, LANES)
+    distance = c.mul(x, c.size)
+    pixels = [
+        b.load(c.at(source, c.add(c.mul(distance, 2), c.size * LANES * i)), typ=kind, align=c.size) for i in (0, 1)
+    ]
+    for odd, (target, length) in enumerate(targets):
+        order = c.ir.Constant(c.ir.VectorType(c.half, LANES), list(range(odd, 2 * LANES, 2)))
+        store_bits(c, b.shuffle_vector(*pixels, order), target, distance, first_lanes(c, b.sub(length, x)))
 
 # %% ../../nbs/deploy/graph_rows.ipynb #49b68d83
 def transposed(

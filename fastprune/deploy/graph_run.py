@@ -17,12 +17,12 @@ from .graph_code import LANES
 from .graph_ops import Op, run_ops
 from .graph_plan import GraphPlan
 from .graph_program import program
-from .graph_steps import DONE, IMAGES, INPUT, NEXT
+from .graph_steps import DONE, IMAGES, INPUT
 from .threads import check_not_traced, run_function
 
 # %% ../../nbs/deploy/graph_run.ipynb #8b9783fa
 class _Job(ctypes.Structure):
-    _fields_ = [('table', ctypes.c_int64), ('steps', ctypes.c_int64)]
+    _fields_ = [(name, ctypes.c_int64) for name in ('table', 'steps', 'threads')]
 
 
 _TENSORS = 'start', 'row', 'column', 'value', 'bias'  # of a `SparseWeight`
@@ -139,18 +139,18 @@ def _all(self: Segment, plan, given, count):
     made = [given[0].new_empty(count, p.channels, p.height, p.width) for p in outputs]
     for first in range(0, count, plan.images):
         now = slice(first, first + plan.images)
-        self._run(plan, [x[now] for x in given], outputs, [m[now] for m in made])
+        self._run(plan, [x[now] for x in given], [m[now] for m in made])
     return [m if rank == 4 else m[:, :, 0, 0] for m, rank in zip(made, self.ranks, strict=True)]
 
 
 @patch
-def _run(self: Segment, plan, given, outputs, made):
+def _run(self: Segment, plan, given, made):
     for i, (v, x) in enumerate(zip(self.inputs, given, strict=True)):
         if plan.images == 1:
-            plan.places[v].view().copy_(x)
+            plan.views[v].copy_(x)
         else:
-            plan.table[i, INPUT], plan.table[i, IMAGES] = x.data_ptr(), len(x) - 1
-    plan.table[:, [NEXT, DONE]] = 0
+            plan.fields[i, INPUT], plan.fields[i, IMAGES] = x.data_ptr(), len(x) - 1
+    plan.fields[:, : DONE + 1] = 0
     run_function(program(str(self.dtype)[6:]), _Job(plan.table.data_ptr(), len(plan.table)))
-    for p, m in zip(outputs, made, strict=True):
-        m.copy_(p.view()[: len(m)])
+    for v, m in zip(self.outputs, made, strict=True):
+        m.copy_(plan.views[v][: len(m)])

@@ -57,6 +57,19 @@ def test_operations(count, size):
 
 
 @needs_bfloat16
+@pytest.mark.parametrize('width', (65, 112))
+def test_a_convolution_writes_what_a_stride_of_two_reads(width):
+    torch.manual_seed(0)
+    ops = [Op('conv', 1, (0,), weight(12, 12, 1, 1), torch.randn(12), **RELU)]
+    ops += [Op('conv', 2, (1,), weight(12, 1, 3, 3), torch.randn(12), stride=(2, 2), padding=(1, 1), groups=12)]
+    x = torch.randn(1, 12, 9, width)
+    segment = Segment(ops, [0], [2], [4], torch.bfloat16)
+    got, (want,) = segment(x), run_ops(ops, [0], [2], [4], (x,))
+    assert list(segment.plan([(12, 9, width)], 1).sorted) == [1]
+    assert (got - want).abs().max() < 0.02 * want.abs().max()
+
+
+@needs_bfloat16
 @pytest.mark.parametrize('count', (1, 7, 8, 33))
 def test_linear_layers(count):
     torch.manual_seed(0)

@@ -121,6 +121,41 @@ def test_windows_of_convolutions(window):
     assert taken
 
 
+PAIRS = [w for w in WINDOWS if w[1] == (2, 2)] + [
+    ((3, 3), (2, 2), (0, 0), (1, 1)),
+    ((3, 3), (2, 2), (1, 1), (3, 2)),
+    ((5, 3), (2, 2), (2, 1), (1, 2)),
+    ((1, 3), (2, 2), (1, 2), (1, 1)),
+    ((2, 4), (2, 2), (3, 0), (2, 1)),
+]
+
+
+@pytest.mark.parametrize('width', [49, 63, 64, 112, 257])
+@pytest.mark.parametrize('window', PAIRS, ids=str)
+def test_a_convolution_writes_what_a_stride_of_two_reads(window, width):
+    kernel, stride, padding, dilation = window
+    kwargs = dict(stride=stride, padding=padding, dilation=dilation)
+    ops = [conv(1, (0,), 5, 3, 3, 3, padding=(1, 1), **RELU), conv(2, (1,), 6, 5, *kernel, **kwargs)]
+    for height in (11, 14):
+        segment = Segment(ops, [0], [2], [4])
+        for n in (1, 2, 1):
+            agrees(segment, ops, [0], [2], [4], [torch.randn(n, 3, height, width)])
+        assert list(segment.plan([(3, height, width)], 1).sorted) == [1]
+
+
+def test_values_that_others_read_are_not_written_sorted():
+    first = conv(1, (0,), 4, 4, 1, 1, **RELU)
+    after = conv(2, (1,), 4, 4, 3, 3, stride=(2, 2), padding=(1, 1))
+    curved, residual = (conv(1, (0,), 4, 4, 1, 1, act='silu'), conv(1, (0, 0), 4, 4, 1, 1))
+    uneven = conv(2, (1,), 4, 4, 3, 3, stride=(2, 1), padding=(1, 1))
+    cases = [([first, after], [1, 2]), ([first, after, Op('act', 3, (1,), act='tanh')], [2, 3])]
+    cases += [([curved, after], [2]), ([residual, after], [2]), ([first, uneven], [2])]
+    for ops, outputs in cases:
+        segment, ranks = Segment(ops, [0], outputs, [4] * len(outputs)), [4] * len(outputs)
+        agrees(segment, ops, [0], outputs, ranks, [torch.randn(1, 4, 9, 70)])
+        assert not segment.plan([(4, 9, 70)], 1).sorted
+
+
 @pytest.mark.parametrize('groups, shape', [(2, (6, 4)), (4, (8, 2)), (8, (8, 1)), (8, (16, 1))])
 def test_groups(groups, shape):
     for kernel, stride, padding in [(1, 1, 0), (3, 1, 1), (3, 2, 1), (5, 2, 2), (3, 1, 0)]:
