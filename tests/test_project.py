@@ -96,6 +96,7 @@ def test_notebook_is_committed_clean(nb):
 
 
 slow = {
+    '01_one_cycle_pruning',
     '04_cyclical_pruning',
     '05_s_cyc',
     '07_lottery_tickets',
@@ -105,7 +106,8 @@ slow = {
     '11_why_cycles',
     '12_baselines',
     '14_small_and_fast',
-}  # a minute or two each: by hand, with `pytest -m slow`
+    '18_ocp_ramp',
+}  # one to six minutes each: by hand, with `pytest -m slow`
 
 
 less = {

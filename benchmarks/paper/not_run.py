@@ -8,7 +8,7 @@ PARTS = [
     ('Cyclical Pruning', '2: CIFAR-10', 'cyc_table2', 'ResNet-56, VGG-14, MobileNet'),
     ('Cyclical Pruning', '3: four networks; 4: published results', '', 'ImageNet'),
     ('Cyclical Pruning', '5: by cycle', 'cyc_table5', ''),
-    ('One-Cycle Pruning', '1: α and β', 'tutorial 01, on digits', 'ResNet-18 on CIFAR-10'),
+    ('One-Cycle Pruning', '1: α and β', 'tutorial 18, on digits', 'ResNet-18 on CIFAR-10'),
     ('One-Cycle Pruning', '2: four schedules', 'ocp_table2', 'VGG-16; CIFAR-100, Caltech-101'),
     ('One-Cycle Pruning', '3: budgets', 'ocp_table3', 'CIFAR-100, Caltech-101'),
     ('One-Cycle Pruning', '4 and figure 3: tickets', 'ocp_table4', ''),
