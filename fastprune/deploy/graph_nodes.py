@@ -46,8 +46,8 @@ class Reader:
         self.root, self.runs, self.prefix = root, runs, prefix
         self.pixels = set()  # nodes whose values are of one pixel, whatever the image's size is
 
-    def is_image(self, node: object, dims: tuple = (2, 4)) -> bool:
-        "Is it a float32 tensor on the CPU with that many dimensions?"
+    def is_image(self, node: object, dims: tuple = (2, 3, 4)) -> bool:
+        "Is it a float32 tensor on the CPU with that many dimensions? Those with three are tokens [N,T,C]"
         if not isinstance(node, fx.Node):
             return False
         values = [r.get(node) for r in self.runs]
@@ -56,7 +56,7 @@ class Reader:
         )
 
     def shapes(self, node: fx.Node) -> list:
-        "The shape of its value, [N,C,H,W], in each run"
+        "The shape of its value, [N,C,H,W] or [N,T,C,1], in each run"
         return [(*r[node].shape, 1, 1)[:4] for r in self.runs]
 
     def is_pixel(self, node: fx.Node) -> bool:
@@ -79,6 +79,9 @@ class Reader:
         read = READERS.get(call_name(node, self.root))
         res = None if read is None or not self.is_image(node) else read(self, node)
         if res is None or not all(map(self.is_image, res.inputs)):
+            return None
+        ranks = {len(self.runs[0][n].shape) for n in (node, *res.inputs)}
+        if 3 in ranks and len(ranks) > 1:
             return None
         if _is_global(res) or (_keeps_pixels(res) and all(map(self.is_pixel, res.inputs))):
             self.pixels.add(node)
