@@ -200,14 +200,14 @@ def _of_tokens(self: Segment, tensors):
     count, tokens = (math.prod(before), 1) if self.pointwise else before
     given = [x.reshape(count, tokens, x.shape[-1]).contiguous() for x in tensors]
     together = max(1, min(TOGETHER // max(1, tokens), count))
-    sizes = {n: [(x.shape[-1], 1, n * tokens) for x in given] for n in (together, count % together) if n}
-    plans = {n: self.plan(shapes, 1, tokens) for n, shapes in sizes.items()} if count * tokens else {}
-    if not plans or None in plans.values():
+    sizes = {n: [(x.shape[-1], 1, n * max(1, tokens)) for x in given] for n in (together, count % together) if n}
+    plans = {n: self.plan(shapes, 1, max(1, tokens)) for n, shapes in sizes.items()}
+    if None in plans.values():
         made = run_ops(self.ops, self.inputs, self.outputs, [3] * len(self.ranks), given)
     else:
         places = plans[together].places
         made = [given[0].new_empty(count, tokens, places[v].channels) for v in self.outputs]
-        for first in range(0, count, together):
+        for first in range(0, count if tokens else 0, together):
             now = slice(first, first + together)
             self._run_tokens(plans[min(together, count - first)], [x[now] for x in given], [m[now] for m in made])
     return [m.reshape(*before, m.shape[-1]) for m in made]
