@@ -38,9 +38,9 @@ class Segment(nn.Module):
         inputs: list[int],  # Numbers of the values that are given
         outputs: list[int],  # Numbers of the values to return
         ranks: list[int],  # Dimensions of each output, 2, 3 or 4
+        dtype: torch.dtype = torch.float32,  # Of values in between, or torch.bfloat16; sums and outputs are float32
         # Do all operations handle numbers along the last dimension, whatever comes before it?
         pointwise: bool = False,
-        dtype: torch.dtype = torch.float32,  # Of values in between, or torch.bfloat16; sums and outputs are float32
     ):
         super().__init__()
         self.pointwise = pointwise

@@ -248,6 +248,6 @@ def trace_graph(
         if not all(_gives_the_same(res, model, i) for i in variants):
             return None, "the traced model would give something else"
         for name, m in found.items():
-            replace_module(res, name, Segment(m.ops, m.inputs, m.outputs, m.ranks, m.pointwise))
+            replace_module(res, name, Segment(m.ops, m.inputs, m.outputs, m.ranks, pointwise=m.pointwise))
         close_encoders(res, Segment)
     return res, None
