@@ -33,6 +33,12 @@ def _keeps_pixels(op):
         return tuple(op.weight.shape[2:]) == (1, 1) and op.padding == (0, 0)
     return op.kind in ('add', 'mul', 'act', 'concat')
 
+
+def _mixes_tokens(reader, node, op):
+    "Has it tokens and something else?"
+    ranks = {len(reader.runs[0][n].shape) for n in (node, *op.inputs)}
+    return 3 in ranks and len(ranks) > 1
+
 # %% ../../nbs/deploy/graph_nodes.ipynb #c3e75c6a
 class Reader:
     "Reads nodes as operations"
@@ -78,10 +84,7 @@ class Reader:
         "The operation, with nodes as its inputs and no number; None if it isn't one"
         read = READERS.get(call_name(node, self.root))
         res = None if read is None or not self.is_image(node) else read(self, node)
-        if res is None or not all(map(self.is_image, res.inputs)):
-            return None
-        ranks = {len(self.runs[0][n].shape) for n in (node, *res.inputs)}
-        if 3 in ranks and len(ranks) > 1:
+        if res is None or not all(map(self.is_image, res.inputs)) or _mixes_tokens(self, node, res):
             return None
         if _is_global(res) or (_keeps_pixels(res) and all(map(self.is_pixel, res.inputs))):
             self.pixels.add(node)

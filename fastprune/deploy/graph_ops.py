@@ -161,7 +161,7 @@ KINDS = {
     'attention': _attention,
 }
 
-
+# %% ../../nbs/deploy/graph_ops.ipynb #41d3dc7c
 def _as_image(t):
     if t.ndim == 3:  # tokens are the pixels of a row
         return t.transpose(1, 2)[:, :, None]

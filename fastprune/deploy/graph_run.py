@@ -94,6 +94,29 @@ def plan(self: Segment, shapes: list, images: int, tokens: int = 0) -> GraphPlan
         self.plans[key] = plan
     return self.plans[key]
 
+# %% ../../nbs/deploy/graph_run.ipynb #a33bd689
+def _check_images(segment, tensors):
+    if len({len(x) for x in tensors}) > 1:
+        sizes = ', '.join(str(list(x.shape)) for x in tensors)
+        raise ValueError(f"a sparse graph takes tensors with as many images each, got {sizes}")
+    ranks = [x.ndim for x in tensors]
+    if not set(ranks) <= {2, 4} or ranks != (segment.given_ranks or ranks):
+        shapes, made = (
+            ' and '.join(map(str, s)) for s in ([tuple(x.shape) for x in tensors], segment.given_ranks or [2, 4])
+        )
+        raise ValueError(f"a sparse graph made for inputs of {made} dimensions got shape {shapes}: make one for it")
+    segment.given_ranks = ranks
+
+
+def _check_tokens(segment, tensors):
+    shapes = [tuple(x.shape) for x in tensors]
+    if len({s[:-1] for s in shapes}) > 1 or not all(shapes):
+        raise ValueError(f"a sparse graph takes tensors with as many tokens each, got {' and '.join(map(str, shapes))}")
+    if not segment.pointwise and len(shapes[0]) != 3:
+        raise ValueError(
+            f"a sparse graph made for [sequences, tokens, features] got shape {shapes[0]}: make one for it"
+        )
+
 
 @patch
 def check(self: Segment, tensors: tuple) -> None:
@@ -105,34 +128,9 @@ def check(self: Segment, tensors: tuple) -> None:
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         raise ValueError("a sparse graph has no gradients: use torch.no_grad()")
     if self.pointwise or 3 in self.ranks:
-        self._check_tokens(tensors)
+        _check_tokens(self, tensors)
     else:
-        self._check_images(tensors)
-
-
-@patch
-def _check_images(self: Segment, tensors):
-    if len({len(x) for x in tensors}) > 1:
-        sizes = ', '.join(str(list(x.shape)) for x in tensors)
-        raise ValueError(f"a sparse graph takes tensors with as many images each, got {sizes}")
-    ranks = [x.ndim for x in tensors]
-    if not set(ranks) <= {2, 4} or ranks != (self.given_ranks or ranks):
-        shapes, made = (
-            ' and '.join(map(str, s)) for s in ([tuple(x.shape) for x in tensors], self.given_ranks or [2, 4])
-        )
-        raise ValueError(f"a sparse graph made for inputs of {made} dimensions got shape {shapes}: make one for it")
-    self.given_ranks = ranks
-
-
-@patch
-def _check_tokens(self: Segment, tensors):
-    shapes = [tuple(x.shape) for x in tensors]
-    if len({s[:-1] for s in shapes}) > 1 or not all(shapes):
-        raise ValueError(f"a sparse graph takes tensors with as many tokens each, got {' and '.join(map(str, shapes))}")
-    if not self.pointwise and len(shapes[0]) != 3:
-        raise ValueError(
-            f"a sparse graph made for [sequences, tokens, features] got shape {shapes[0]}: make one for it"
-        )
+        _check_images(self, tensors)
 
 # %% ../../nbs/deploy/graph_run.ipynb #bf8ea984
 @patch
@@ -142,7 +140,7 @@ def forward(self: Segment, *tensors: torch.Tensor) -> torch.Tensor | tuple:
     plain = [x.as_subclass(torch.Tensor).resolve_neg() for x in tensors]
     has_tokens = plain[0].ndim != 2 if self.pointwise else 3 in self.ranks
     with self.lock:
-        made = self._of_tokens(plain) if has_tokens else self._of_images(plain)
+        made = _of_tokens(self, plain) if has_tokens else self._of_images(plain)
     if type(tensors[0]) not in (torch.Tensor, nn.Parameter):  # such as fastai's TensorImage
         made = [m.as_subclass(type(tensors[0])) for m in made]
     return made[0] if len(made) == 1 else tuple(made)
@@ -193,31 +191,29 @@ def _call(self: Segment, plan):
 TOGETHER = 64  # tokens that are handled at once, those of several sequences if they are short
 
 
-@patch
-def _of_tokens(self: Segment, tensors):
+def _of_tokens(segment, tensors):
     "Outputs for tensors [..., features]. Where tokens have nothing to do with each other, each one is a sequence"
     before = tensors[0].shape[:-1]
-    count, tokens = (math.prod(before), 1) if self.pointwise else before
+    count, tokens = (math.prod(before), 1) if segment.pointwise else before
     given = [x.reshape(count, tokens, x.shape[-1]).contiguous() for x in tensors]
     together = max(1, min(TOGETHER // max(1, tokens), count))
     sizes = {n: [(x.shape[-1], 1, n * max(1, tokens)) for x in given] for n in (together, count % together) if n}
-    plans = {n: self.plan(shapes, 1, max(1, tokens)) for n, shapes in sizes.items()}
+    plans = {n: segment.plan(shapes, 1, max(1, tokens)) for n, shapes in sizes.items()}
     if None in plans.values():
-        made = run_ops(self.ops, self.inputs, self.outputs, [3] * len(self.ranks), given)
+        made = run_ops(segment.ops, segment.inputs, segment.outputs, [3] * len(segment.ranks), given)
     else:
         places = plans[together].places
-        made = [given[0].new_empty(count, tokens, places[v].channels) for v in self.outputs]
+        made = [given[0].new_empty(count, tokens, places[v].channels) for v in segment.outputs]
         for first in range(0, count if tokens else 0, together):
             now = slice(first, first + together)
-            self._run_tokens(plans[min(together, count - first)], [x[now] for x in given], [m[now] for m in made])
+            _run_tokens(segment, plans[min(together, count - first)], [x[now] for x in given], [m[now] for m in made])
     return [m.reshape(*before, m.shape[-1]) for m in made]
 
 
-@patch
-def _run_tokens(self: Segment, plan, given, made):
+def _run_tokens(segment, plan, given, made):
     "Inputs are taken by the first steps, and outputs made by the last ones"
     for i, x in enumerate(given):
         plan.table[i, INPUT] = x.data_ptr()
     for i, m in enumerate(made, len(plan.table) - len(made)):
         plan.table[i, OUTPUT] = m.data_ptr()
-    self._call(plan)
+    segment._call(plan)

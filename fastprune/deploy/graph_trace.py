@@ -92,6 +92,13 @@ class _Calls:
             h.remove()
 
 
+def _calls(model, inputs):
+    "Module -> the arguments of its last call"
+    with _Calls(model) as calls:
+        call_model(model, _fresh(inputs))
+    return calls.inputs
+
+
 class _Values(fx.Interpreter):
     "Runs a graph and keeps shape and type of each value"
 
@@ -117,6 +124,11 @@ def _values(module, graph, inputs):
         runner.run(*(given.get(n, defaults.get(n)) for n in names))
         res.append(runner.values)
     return res
+
+
+def _shared_copy(model):
+    "A copy with the same parameters and buffers"
+    return copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
 
 # %% ../../nbs/deploy/graph_trace.ipynb #eba03a4c
 def _without_inplace(m):
@@ -216,18 +228,6 @@ class _Improver:
             return (res, graph) if all(_gives_the_same(res, m, i) for i in variants) else (None, None)
         except Exception:  # what was traced can't be run for another size
             return None, None
-
-
-def _calls(model, inputs):
-    "Module -> the arguments of its last call"
-    with _Calls(model) as calls:
-        call_model(model, _fresh(inputs))
-    return calls.inputs
-
-
-def _shared_copy(model):
-    "A copy with the same parameters and buffers"
-    return copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
 
 # %% ../../nbs/deploy/graph_trace.ipynb #51c3811f
 def trace_graph(
