@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/deploy/graph_attention.ipynb #e8fd54b6
 from fastprune.deploy.graph_acts import exponential
 from fastprune.deploy.graph_code import LANES, Code, loop, variable
-from fastprune.deploy.graph_steps import CHANNEL_IN, CHANNEL_OUT, CHANNELS, HEADS, INPUT, LOW, OUTPUT, TOKENS
+from fastprune.deploy.graph_steps import CHANNEL_IN, CHANNEL_OUT, FEATURES, HEADS, INPUT, LOW, OUTPUT, TOKENS
 from fastprune.deploy.graph_tokens import lanes_below
 
 # %% ../../nbs/deploy/graph_attention.ipynb #4ae450b4
@@ -26,7 +26,7 @@ class _Head:
 
     def __init__(self, c, step, task):
         b, self.c = c.b, c
-        self.channels, self.tokens, heads = (c.field(step, i) for i in (CHANNELS, TOKENS, HEADS))
+        self.channels, self.tokens, heads = (c.field(step, i) for i in (FEATURES, TOKENS, HEADS))
         self.plane = c.field(step, CHANNEL_IN)
         blocks = b.sdiv(c.add(self.tokens, VECTORS * LANES - 1), c.whole(VECTORS * LANES))
         self.first = c.mul(b.srem(task, blocks), VECTORS * LANES)

@@ -75,28 +75,32 @@ class GraphPlan:
         self.fields = self.table.numpy()  # the same memory, which NumPy writes in less time
         self.views = {v: self.places[v].view() for v in (*inputs, *outputs)}
 
-    def _bytes(self, value):
-        c, h, w = self.shapes[value]
-        return self.dtype.itemsize * c * h * w * self.images
+# %% ../../nbs/deploy/graph_plan.ipynb #5c81e0aa
+@patch
+def _bytes(self: GraphPlan, value):
+    c, h, w = self.shapes[value]
+    return self.dtype.itemsize * c * h * w * self.images
 
-    def _groups(self):
-        """(group, parts) of each operation. Operations whose images don't fit into a cache run over strips of them, one
-        after the other, if their weights are few: what one writes is still in the cache when the next one reads it"""
-        res, weights = [], 0
-        for op in self.ops:
-            own = 8 * len(op.sparse.value) if op.kind == 'conv' else 0
-            size = max(map(self._bytes, (*op.inputs, op.out)))
-            alone = self.images == 1 or size < LARGE or op.kind == 'mean'
-            if alone or not res or res[-1][1] == 1 or weights + own > WEIGHTS:
-                res.append([res[-1][0] + 1 if res else 0, 1 if alone else -(-size // STRIP)])
-                weights = own
-            else:
-                res.append([res[-1][0], -(-size // STRIP)])
-                weights += own
-        most = {}
-        for g, n in res:
-            most[g] = max(most.get(g, 1), n)
-        return [(g, most[g]) for g, _ in res]
+
+@patch
+def _groups(self: GraphPlan):
+    """(group, parts) of each operation. Operations whose images don't fit into a cache run over strips of them, one
+    after the other, if their weights are few: what one writes is still in the cache when the next one reads it"""
+    res, weights = [], 0
+    for op in self.ops:
+        own = 8 * len(op.sparse.value) if op.kind == 'conv' else 0
+        size = max(map(self._bytes, (*op.inputs, op.out)))
+        alone = self.images == 1 or size < LARGE or op.kind == 'mean'
+        if alone or not res or res[-1][1] == 1 or weights + own > WEIGHTS:
+            res.append([res[-1][0] + 1 if res else 0, 1 if alone else -(-size // STRIP)])
+            weights = own
+        else:
+            res.append([res[-1][0], -(-size // STRIP)])
+            weights += own
+    most = {}
+    for g, n in res:
+        most[g] = max(most.get(g, 1), n)
+    return [(g, most[g]) for g, _ in res]
 
 # %% ../../nbs/deploy/graph_plan.ipynb #051aef90
 @patch

@@ -23,7 +23,7 @@ def add_norm(plan: object, op: Op, source: Place, target: Place):
         raise ValueError(f"LayerNorm takes one row of tokens, got an image of {source.height}x{source.width}")
     tokens = plan.images * source.width
     hold, weight = plan.steps.hold, op.sparse
-    fields = dict(input=source.address, output=target.address, channels=source.channels, tokens=tokens)
+    fields = dict(input=source.address, output=target.address, features=source.channels, tokens=tokens)
     fields |= dict(channel_in=source.plane, channel_out=target.plane, low=bits_of(op.eps))
     fields |= dict(scale=hold(weight.dense().flatten()), shift=hold(weight.bias))
     plan.steps.add('norm', -(-tokens // LANES), [source.memory], target.memory, **fields)
@@ -34,7 +34,7 @@ def add_attention(plan: object, op: Op, source: Place, target: Place):
     channels = target.channels // op.heads
     if channels > 256:
         raise ValueError(f"attention takes heads of at most 256 channels, got {channels}")
-    fields = dict(input=source.address, output=target.address, channels=channels, heads=op.heads)
+    fields = dict(input=source.address, output=target.address, features=channels, heads=op.heads)
     fields |= dict(tokens=plan.tokens, channel_in=source.plane, channel_out=target.plane)
     tasks = source.width // plan.tokens * op.heads * -(-plan.tokens // (VECTORS * LANES))
     plan.steps.add('attention', tasks, [source.memory], target.memory, low=bits_of(1 / math.sqrt(channels)), **fields)
@@ -42,7 +42,7 @@ def add_attention(plan: object, op: Op, source: Place, target: Place):
 
 def add_turn(plan: object, place: Place, back: bool):
     "A step that takes the tokens of an input, or gives those of an output (`back`). Their address comes with each call"
-    fields = dict(channels=place.channels, tokens=place.width, channel_out=place.plane)
+    fields = dict(features=place.channels, tokens=place.width, channel_out=place.plane)
     tasks = -(-place.channels // LANES)
     if back:
         outside = torch.empty(0, device='cpu')  # stands for memory of the caller

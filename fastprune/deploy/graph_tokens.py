@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/deploy/graph_tokens.ipynb #596336dc
 from fastprune.deploy.graph_code import LANES, Code, loop, variable
 from fastprune.deploy.graph_rows import transposed
-from fastprune.deploy.graph_steps import CHANNEL_IN, CHANNEL_OUT, CHANNELS, INPUT, LOW, OUTPUT, SCALE, SHIFT, TOKENS
+from fastprune.deploy.graph_steps import CHANNEL_IN, CHANNEL_OUT, FEATURES, INPUT, LOW, OUTPUT, SCALE, SHIFT, TOKENS
 
 # %% ../../nbs/deploy/graph_tokens.ipynb #63d3611e
 def lanes_below(
@@ -42,7 +42,7 @@ def norm_code(module: object) -> None:
     step, task = c.args
     b, first = c.b, c.mul(task, c.size * LANES)
     channels, before, after, scale, shift = (
-        c.field(step, i) for i in (CHANNELS, CHANNEL_IN, CHANNEL_OUT, SCALE, SHIFT)
+        c.field(step, i) for i in (FEATURES, CHANNEL_IN, CHANNEL_OUT, SCALE, SHIFT)
     )
     source, target = (c.add(c.field(step, i), first) for i in (INPUT, OUTPUT))
     mask = lanes_below(c, b.sub(c.field(step, TOKENS), c.mul(task, LANES)))
@@ -71,7 +71,7 @@ def turn_code(
     c = Code(module, 'tokens_out' if back else 'tokens_in', 2)
     step, task = c.args
     b, first = c.b, c.mul(task, LANES)
-    channels, tokens, plane = (c.field(step, i) for i in (CHANNELS, TOKENS, CHANNEL_OUT))
+    channels, tokens, plane = (c.field(step, i) for i in (FEATURES, TOKENS, CHANNEL_OUT))
     token = c.mul(channels, 4)
     outside, inside = (c.field(step, i) for i in ((OUTPUT, INPUT) if back else (INPUT, OUTPUT)))
     outside, inside = c.add(outside, c.mul(first, 4)), c.add(inside, c.mul(first, plane))
