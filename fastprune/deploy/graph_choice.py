@@ -17,6 +17,7 @@ from ..core.copies import copy_model
 from ..core.weights import prunable_weights
 from .attention import without_fused_path
 from .graph_code import has_bfloat16
+from .graph_encoder import TokenEncoder
 from .graph_run import Segment
 from .graph_trace import trace_graph
 from .modules import layer_kind, replace_module, zero_fraction
@@ -81,6 +82,9 @@ def take_forms(
     "Give layers outside of segments the forms that they have in another model"
     others, changed = dict(layers.named_modules(remove_duplicate=False)), False
     for name, m in list(graph.named_modules()):
+        if isinstance(m, TokenEncoder) and name in others:
+            m.whole = others[name]
+    for name, m in list(graph.named_modules()):
         new = others.get(name)
         if name and _has_forms(m) and new is not None and type(new) is not type(m):
             replace_module(graph, name, new)
@@ -128,7 +132,7 @@ def into_graph(
     speedup: float,  # How many times as fast the whole model is
 ) -> None:
     "Give layers inside of segments the form 'graph'"
-    inside = [r for r in results if r.name in layers]
+    inside = [r for r in results if {r.name, f'{r.name}.in_proj_weight'} & layers]
     many = 'the only layer' if len(inside) == 1 else f'one of {len(inside)} layers'
     for r in inside:
         r.form, r.ms = 'graph', math.nan

@@ -48,6 +48,12 @@ def output_shape(
         if any(s[1:] != (h, w) for s in inputs):
             raise ValueError(f"concat: images differ in size: {inputs}")
         return sum(s[0] for s in inputs), h, w
+    if op.kind == 'norm' and c != op.weight_shape[0]:
+        raise ValueError(f"{op.name} takes {op.weight_shape[0]} channels, got {c}")
+    if op.kind == 'attention':
+        if c % (3 * op.heads):
+            raise ValueError(f"attention: {c} channels are no queries, keys and values of {op.heads} heads")
+        return c // 3, h, w
     if op.kind in ('add', 'mul') and inputs[1] not in ((c, h, w), (c, 1, 1) if op.kind == 'mul' else None):
         raise ValueError(f"{op.kind}: shapes {inputs[0]} and {inputs[1]} differ")
     return c, h, w
@@ -104,7 +110,14 @@ def interleaved(channels: int, height: int, width: int, pad: int, dtype: torch.d
     return Place(channels, height, width, pad, LANES, vector, row, point, origin, size, dtype)
 
 
-def planar(channels: int, height: int, width: int, pad: int, dtype: torch.dtype = torch.float32) -> Place:
+def planar(
+    channels: int,
+    height: int,
+    width: int,
+    pad: int,
+    dtype: torch.dtype = torch.float32,
+    odd: bool = False,  # Let channels of many pixels be an odd number of cache lines apart?
+) -> Place:
     "The layout of one image"
     b = dtype.itemsize
     if (height, width, pad) == (1, 1, 0):
@@ -113,6 +126,8 @@ def planar(channels: int, height: int, width: int, pad: int, dtype: torch.dtype 
     origin = pad * row + b * pad
     shift = -origin % line  # the first pixel starts a cache line
     plane = -(-((height + 2 * pad) * row + b * pad) // line) * line
+    if odd and plane > 4 * line:  # else the same pixels of many channels may have the same few places in a cache
+        plane |= line
     return Place(
         channels, height, width, pad, 1, plane, row, b, origin + shift, channels * plane + shift + SPARE, dtype
     )

@@ -33,6 +33,12 @@ def _keeps_pixels(op):
         return tuple(op.weight.shape[2:]) == (1, 1) and op.padding == (0, 0)
     return op.kind in ('add', 'mul', 'act', 'concat')
 
+
+def _mixes_tokens(reader, node, op):
+    "Has it tokens and something else?"
+    ranks = {len(reader.runs[0][n].shape) for n in (node, *op.inputs)}
+    return 3 in ranks and len(ranks) > 1
+
 # %% ../../nbs/deploy/graph_nodes.ipynb #c3e75c6a
 class Reader:
     "Reads nodes as operations"
@@ -46,8 +52,8 @@ class Reader:
         self.root, self.runs, self.prefix = root, runs, prefix
         self.pixels = set()  # nodes whose values are of one pixel, whatever the image's size is
 
-    def is_image(self, node: object, dims: tuple = (2, 4)) -> bool:
-        "Is it a float32 tensor on the CPU with that many dimensions?"
+    def is_image(self, node: object, dims: tuple = (2, 3, 4)) -> bool:
+        "Is it a float32 tensor on the CPU with that many dimensions? Those with three are tokens [N,T,C]"
         if not isinstance(node, fx.Node):
             return False
         values = [r.get(node) for r in self.runs]
@@ -56,7 +62,7 @@ class Reader:
         )
 
     def shapes(self, node: fx.Node) -> list:
-        "The shape of its value, [N,C,H,W], in each run"
+        "The shape of its value, [N,C,H,W] or [N,T,C,1], in each run"
         return [(*r[node].shape, 1, 1)[:4] for r in self.runs]
 
     def is_pixel(self, node: fx.Node) -> bool:
@@ -78,7 +84,7 @@ class Reader:
         "The operation, with nodes as its inputs and no number; None if it isn't one"
         read = READERS.get(call_name(node, self.root))
         res = None if read is None or not self.is_image(node) else read(self, node)
-        if res is None or not all(map(self.is_image, res.inputs)):
+        if res is None or not all(map(self.is_image, res.inputs)) or _mixes_tokens(self, node, res):
             return None
         if _is_global(res) or (_keeps_pixels(res) and all(map(self.is_pixel, res.inputs))):
             self.pixels.add(node)

@@ -63,12 +63,14 @@ class SparseWeight:
 class Op:
     "An operation on values that have numbers"
 
-    kind: str  # 'conv', 'maxpool', 'avgpool', 'mean', 'add', 'mul', 'act' or 'concat'
+    kind: str  # 'conv', 'maxpool', 'avgpool', 'mean', 'add', 'mul', 'act', 'concat', 'norm' or 'attention'
     out: int  # Number of the value that it makes
     # Numbers of values. Of a convolution (x,), or (x, residual): act(conv(x) + bias + residual). Of 'mul' (x, scale),
-    # where scale is [N,C,1,1] or has the shape of x
+    # where scale is [N,C,1,1] or has the shape of x. Of 'attention' (x,): queries, keys and values
     inputs: tuple
-    weight: torch.Tensor | None = None  # Of a convolution, [out, in/groups, height, width], float32
+    weight: torch.Tensor | None = (
+        None  # Of a convolution, [out, in/groups, height, width], float32; of 'norm' [C,1,1,1]
+    )
     bias: torch.Tensor | None = None  # [out]
     stride: tuple = (1, 1)  # Of convolutions and pools, pixels
     padding: tuple = (0, 0)  # Rows and columns on both sides
@@ -80,6 +82,8 @@ class Op:
     act: str = 'none'  # A name of `ACTIVATIONS`; of 'conv', 'add' and 'act'
     low: float = -math.inf  # The smallest number that 'clamp' gives; the slope of 'leaky' below 0
     high: float = math.inf  # The largest number that 'clamp' gives
+    heads: int = 1  # 'attention'
+    eps: float = 0.0  # 'norm': what is added to the variance
     name: str = ''  # The layer's name in the user's model
     sparse: SparseWeight | None = None  # The weight and bias without zeros; then `weight` and `bias` are None
 
@@ -132,6 +136,17 @@ def _avgpool(op, x):
     return F.avg_pool2d(x, op.kernel, op.stride, op.padding, op.ceil, op.count_pad)
 
 
+def _norm(op, x):
+    y = F.layer_norm(x.movedim(1, -1), x.shape[1:2], op.weight.flatten(), op.bias, op.eps)
+    return y.movedim(-1, 1)
+
+
+def _attention(op, x):
+    "Each row of pixels is a sequence"
+    qkv = x.unflatten(1, (3, op.heads, -1)).permute(1, 0, 4, 2, 5, 3)  # [3, images, rows, heads, pixels, channels]
+    return F.scaled_dot_product_attention(*qkv).permute(0, 2, 4, 1, 3).flatten(1, 2)
+
+
 # kind -> function of the operation and its inputs
 KINDS = {
     'conv': _conv,
@@ -142,22 +157,36 @@ KINDS = {
     'mul': lambda op, x, y: x * y,
     'act': lambda op, x: x,
     'concat': lambda op, *xs: torch.cat(xs, 1),
+    'norm': _norm,
+    'attention': _attention,
 }
+
+# %% ../../nbs/deploy/graph_ops.ipynb #41d3dc7c
+def _as_image(t):
+    if t.ndim == 3:  # tokens are the pixels of a row
+        return t.transpose(1, 2)[:, :, None]
+    return t if t.ndim == 4 else t[:, :, None, None]
+
+
+def _of_rank(image, rank):
+    if rank == 3:
+        return image[:, :, 0].transpose(1, 2)
+    return image if rank == 4 else image[:, :, 0, 0]
 
 
 def run_ops(
     ops: list,  # `Op`s, in an order in which they can run
     inputs: list,  # Numbers of the values that are given
     outputs: list,  # Numbers of the values to return
-    ranks: list,  # Dimensions of each output, 2 or 4
-    tensors: tuple,  # The given values, [N,C,H,W] or [N,C]
+    ranks: list,  # Dimensions of each output, 2, 3 or 4
+    tensors: tuple,  # The given values, [N,C,H,W], [N,C], or tokens [N,T,C]
 ) -> list:  # A tensor for each number of `outputs`
     "Run operations with torch"
-    values = {n: t if t.ndim == 4 else t[:, :, None, None] for n, t in zip(inputs, tensors, strict=True)}
+    values = {n: _as_image(t) for n, t in zip(inputs, tensors, strict=True)}
     for op in (o.expanded() for o in ops):
         made = KINDS[op.kind](op, *(values[i] for i in op.inputs))
         values[op.out] = ACTIVATIONS[op.act](made, op)
-    return [values[n] if rank == 4 else values[n][:, :, 0, 0] for n, rank in zip(outputs, ranks, strict=True)]
+    return [_of_rank(values[n], rank) for n, rank in zip(outputs, ranks, strict=True)]
 
 # %% ../../nbs/deploy/graph_ops.ipynb #fcdc1cf7
 class OpsModule(nn.Module):
@@ -169,9 +198,10 @@ class OpsModule(nn.Module):
         inputs: list,
         outputs: list,
         ranks: list,
+        pointwise: bool = False,  # As for `Segment`
     ):
         super().__init__()
-        self.ops, self.inputs, self.outputs, self.ranks = ops, inputs, outputs, ranks
+        self.ops, self.inputs, self.outputs, self.ranks, self.pointwise = ops, inputs, outputs, ranks, pointwise
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor | tuple:
         res = run_ops(self.ops, self.inputs, self.outputs, self.ranks, tensors)

@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from fastprune.deploy.graph_conv import add_conv, is_sortable, make_phases
 from fastprune.deploy.graph_layout import interleaved, output_shape, pads, planar, reserve, shares
 from fastprune.deploy.graph_parts import add_act, add_avgpool, add_concat, add_maxpool, add_mean, add_product, add_sum
+from fastprune.deploy.graph_sequences import add_attention, add_norm, add_turn
 from fastprune.deploy.graph_steps import Steps
 
 # %% ../../nbs/deploy/graph_plan.ipynb #dfe3dbf5
@@ -28,6 +29,8 @@ WRITERS = {
     'mul': add_product,
     'act': add_act,
     'concat': add_concat,
+    'norm': add_norm,
+    'attention': add_attention,
 }
 
 # %% ../../nbs/deploy/graph_plan.ipynb #618e4227
@@ -41,8 +44,9 @@ class GraphPlan:
         outputs: list,  # Values that are returned
         images: int,  # 1, or 16 images side by side
         dtype: torch.dtype = torch.float32,  # Of values in memory, or torch.bfloat16
+        tokens: int = 0,  # Of a sequence, if values are rows of sequences (of one image); 0 for images
     ):
-        self.images, self.steps, self.places, self.free = images, Steps(), {}, {}
+        self.images, self.steps, self.places, self.free, self.tokens = images, Steps(), {}, {}, tokens
         self.shapes, self.ops, self.dtype = dict(inputs), ops, dtype
         for op in ops:
             self.shapes[op.out] = output_shape(op, [self.shapes[i] for i in op.inputs])
@@ -53,7 +57,9 @@ class GraphPlan:
         self.sorted = self._sorted(outputs)
         for v in inputs:
             self.places[v] = self._take(v)
-            if images > 1:
+            if tokens:
+                add_turn(self, self.places[v], False)
+            elif images > 1:
                 self._images(self.places[v])
         groups = self._groups()
         for i, op in enumerate(ops):
@@ -62,32 +68,39 @@ class GraphPlan:
             self.parts = shares(self.shapes[op.out][1], n=groups[i][1])
             WRITERS[op.kind](self, op, *(self.places[v] for v in op.inputs), self.places[op.out])
             self._give_back(op, i)
+        self.steps.group += 1
+        for v in outputs if tokens else ():
+            add_turn(self, self.places[v], True)
         self.table = self.steps.table()
         self.fields = self.table.numpy()  # the same memory, which NumPy writes in less time
         self.views = {v: self.places[v].view() for v in (*inputs, *outputs)}
 
-    def _bytes(self, value):
-        c, h, w = self.shapes[value]
-        return self.dtype.itemsize * c * h * w * self.images
+# %% ../../nbs/deploy/graph_plan.ipynb #5c81e0aa
+@patch
+def _bytes(self: GraphPlan, value):
+    c, h, w = self.shapes[value]
+    return self.dtype.itemsize * c * h * w * self.images
 
-    def _groups(self):
-        """(group, parts) of each operation. Operations whose images don't fit into a cache run over strips of them, one
-        after the other, if their weights are few: what one writes is still in the cache when the next one reads it"""
-        res, weights = [], 0
-        for op in self.ops:
-            own = 8 * len(op.sparse.value) if op.kind == 'conv' else 0
-            size = max(map(self._bytes, (*op.inputs, op.out)))
-            alone = self.images == 1 or size < LARGE or op.kind == 'mean'
-            if alone or not res or res[-1][1] == 1 or weights + own > WEIGHTS:
-                res.append([res[-1][0] + 1 if res else 0, 1 if alone else -(-size // STRIP)])
-                weights = own
-            else:
-                res.append([res[-1][0], -(-size // STRIP)])
-                weights += own
-        most = {}
-        for g, n in res:
-            most[g] = max(most.get(g, 1), n)
-        return [(g, most[g]) for g, _ in res]
+
+@patch
+def _groups(self: GraphPlan):
+    """(group, parts) of each operation. Operations whose images don't fit into a cache run over strips of them, one
+    after the other, if their weights are few: what one writes is still in the cache when the next one reads it"""
+    res, weights = [], 0
+    for op in self.ops:
+        own = 8 * len(op.sparse.value) if op.kind == 'conv' else 0
+        size = max(map(self._bytes, (*op.inputs, op.out)))
+        alone = self.images == 1 or size < LARGE or op.kind == 'mean'
+        if alone or not res or res[-1][1] == 1 or weights + own > WEIGHTS:
+            res.append([res[-1][0] + 1 if res else 0, 1 if alone else -(-size // STRIP)])
+            weights = own
+        else:
+            res.append([res[-1][0], -(-size // STRIP)])
+            weights += own
+    most = {}
+    for g, n in res:
+        most[g] = max(most.get(g, 1), n)
+    return [(g, most[g]) for g, _ in res]
 
 # %% ../../nbs/deploy/graph_plan.ipynb #051aef90
 @patch
@@ -101,7 +114,9 @@ def _images(self: GraphPlan, target):
 @patch
 def _place(self: GraphPlan, value):
     shape = self.shapes[value]
-    return (interleaved if self.images > 1 else planar)(*shape, self.pads[shape[1:]], self.dtype)
+    if self.images > 1:
+        return interleaved(*shape, self.pads[shape[1:]], self.dtype)
+    return planar(*shape, self.pads[shape[1:]], self.dtype, self.tokens > 0)
 
 
 @patch
@@ -120,7 +135,7 @@ def _output(self: GraphPlan, op, i):
     ends = [v for v in op.inputs if self.last[v] == i and self.shapes[v] == self.shapes[op.out]]
     if op.kind == 'conv':
         ends = [v for v in ends if v in op.inputs[1:] and v != op.inputs[0]]
-    elif op.kind not in ('add', 'mul', 'act'):
+    elif op.kind not in ('add', 'mul', 'act', 'norm'):
         ends = []
     if ends:
         place = self._place(op.out)

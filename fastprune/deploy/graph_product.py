@@ -38,6 +38,7 @@ from fastprune.deploy.graph_steps import (
 # %% ../../nbs/deploy/graph_product.ipynb #3604589f
 TILE = 8  # vectors of the widest tile
 TILE_KINDS = '', '_masked', '_sorted'
+NEXT_WEIGHTS = 128  # how many weights ahead the cache is told of; of one image each is read once or twice
 
 
 def tile_code(
@@ -69,7 +70,10 @@ def tile_code(
     with loop(c, first, end) as row:
         last = c.index(start, c.add(row, 1))
         same = c.repeated(b.load(c.at(bias, c.mul(row, 4)), typ=c.float))
-        totals = (_pairs if c.is_half else _row)(c, place, last, offset, value, sources, same)
+        if c.is_half:
+            totals = _pairs(c, place, last, offset, value, sources, same)
+        else:
+            totals = _row(c, place, last, offset, value, sources, same, kind != '')
         target_row = c.add(target, c.mul(row, row_step))
         if kind == '_sorted':
             _store_sorted(c, [limited(c, b.load(t, typ=c.vector), low, high) for t in totals], target_row, halves)
@@ -107,8 +111,8 @@ def _store_sorted(c, vectors, target, halves):
             c.store(c.b.shuffle_vector(*two, order), place, c.size * LANES * t, mask)
 
 # %% ../../nbs/deploy/graph_product.ipynb #f084f813
-def _row(c, place, last, offset, value, sources, same):
-    "The loop over a row's weights; returns variables of the sums"
+def _row(c, place, last, offset, value, sources, same, fetch):
+    "The loop over a row's weights; returns variables of the sums. `fetch`: are later weights fetched into the cache?"
     b = c.b
     totals = [variable(c, same) for _ in sources]
     head, body, after = (b.append_basic_block(n) for n in ('weights', 'weight', 'summed'))
@@ -118,6 +122,9 @@ def _row(c, place, last, offset, value, sources, same):
     p = b.load(place, typ=c.whole)
     distance = c.mul(c.index(offset, p), 4)
     factor = c.repeated(b.load(c.at(value, c.mul(p, 4)), typ=c.float))
+    for table in (value, offset) if fetch else ():
+        later = c.at(table, c.mul(c.add(p, NEXT_WEIGHTS), 4))
+        c.called('llvm.prefetch.p0', c.ir.VoidType(), later, c.half(0), c.half(3), c.half(1))
     for s, total in zip(sources, totals, strict=True):
         b.store(c.fma(factor, c.load(s, distance=distance), b.load(total, typ=c.vector)), total)
     b.store(c.add(p, 1), place)

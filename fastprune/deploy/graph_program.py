@@ -11,11 +11,13 @@ import functools
 import sys
 
 from fastprune.core.machine_code import machine_code
+from fastprune.deploy.graph_attention import attention_code
 from fastprune.deploy.graph_code import Code, loop, variable
 from fastprune.deploy.graph_pools import pool_code, pool_single_code
 from fastprune.deploy.graph_product import TILE, TILE_KINDS, curved_code, dot_code, product_code, tile_code
 from fastprune.deploy.graph_rows import images_code, phase_code, rows_code
 from fastprune.deploy.graph_steps import BACK, DEPENDENCIES, DEPENDS, DONE, FIELDS, FRONT, KIND, KINDS, NEXT, TASKS
+from fastprune.deploy.graph_tokens import norm_code, turn_code
 
 # %% ../../nbs/deploy/graph_program.ipynb #f352530a
 def program_code(module: object) -> None:
@@ -100,6 +102,10 @@ def _engine(dtype):
             tile_code(module, width, kind)
     for write in (curved_code, product_code, dot_code, rows_code, phase_code, pool_single_code, images_code):
         write(module)
+    for write in (norm_code, attention_code):
+        write(module)
+    for back in (False, True):
+        turn_code(module, back)
     for together in (1, 4):
         pool_code(module, together)
     program_code(module)

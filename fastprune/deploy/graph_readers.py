@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .graph_calls import argument
+from .graph_encoder import SelfAttend
 from .graph_ops import Op
 from .kernel import padding_of
 
@@ -35,7 +36,7 @@ def _detached(t):
 
 def _linear(reader, node):
     m = reader.root.get_submodule(node.target)
-    if m.weight.dtype != torch.float32 or not reader.is_image(node.args[0], (2,)):
+    if m.weight.dtype != torch.float32 or not reader.is_image(node.args[0], (2, 3)):
         return None
     weight = m.weight.detach()[:, :, None, None]
     return Op('conv', -1, (node.args[0],), weight, _detached(m.bias), name=reader.layer(node))
@@ -54,6 +55,8 @@ def _batchnorm(reader, node):
     m = reader.root.get_submodule(node.target)
     if m.training or m.running_mean is None or m.running_mean.dtype != torch.float32:
         return None
+    if not reader.is_image(node.args[0], (2, 4)):
+        return None
     return _scaled(node.args[0], m.running_mean, m.running_var, m.weight, m.bias, m.eps, reader.layer(node))
 
 
@@ -62,6 +65,8 @@ def _batch_norm(reader, node):
     found = [None if a is None else reader.attribute(a) for a in (mean, var, weight, bias)]
     known = all(a is None or isinstance(t, torch.Tensor) for a, t in zip((mean, var, weight, bias), found, strict=True))
     if not known or found[0] is None or found[0].dtype != torch.float32 or argument(node, 5, 'training', False):
+        return None
+    if not reader.is_image(node.args[0], (2, 4)):
         return None
     return _scaled(node.args[0], *found, argument(node, 7, 'eps', 1e-5), mean.target.rpartition('.')[0])
 
@@ -221,7 +226,36 @@ def _concat(reader, node):
     if not isinstance(xs, (tuple, list)) or not all(map(reader.is_image, xs)) or not isinstance(dim, int):
         return None
     ndim = len(reader.runs[0][node].shape)
-    return Op('concat', -1, tuple(xs)) if dim % ndim == 1 else None
+    return Op('concat', -1, tuple(xs)) if dim % ndim == (2 if ndim == 3 else 1) else None
+
+# %% ../../nbs/deploy/graph_readers.ipynb #7ec02a7d
+def _norm(reader, x, sizes, weight, bias, eps, name=''):
+    "LayerNorm over the last dimension"
+    size = reader.runs[0][x].shape[-1] if reader.is_image(x, (2, 3)) else None
+    if tuple(sizes) != (size,) or any(t is not None and t.dtype != torch.float32 for t in (weight, bias)):
+        return None
+    weight = torch.ones(size) if weight is None else weight.detach()
+    return Op('norm', -1, (x,), weight[:, None, None, None], _detached(bias), groups=size, eps=eps, name=name)
+
+
+def _layernorm(reader, node):
+    m = reader.root.get_submodule(node.target)
+    return _norm(reader, node.args[0], m.normalized_shape, m.weight, m.bias, m.eps, reader.layer(node))
+
+
+def _layer_norm(reader, node):
+    sizes, weight, bias = (argument(node, i, n) for i, n in enumerate(('normalized_shape', 'weight', 'bias'), 1))
+    found = [None if a is None else reader.attribute(a) for a in (weight, bias)]
+    known = all(a is None or isinstance(t, torch.Tensor) for a, t in zip((weight, bias), found, strict=True))
+    if not known or not isinstance(sizes, (tuple, list)):
+        return None
+    return _norm(reader, node.args[0], sizes, *found, argument(node, 4, 'eps', 1e-5))
+
+
+def _attend(reader, node):
+    if not reader.is_image(node.args[0], (3,)):
+        return None
+    return Op('attention', -1, (node.args[0],), heads=reader.root.get_submodule(node.target).heads)
 
 # %% ../../nbs/deploy/graph_readers.ipynb #7ec02a7e
 _RELU, _RELU6 = _act('clamp', 0, None), _act('clamp', 0, 6)
@@ -229,6 +263,7 @@ _MEAN, _MAX = _over_pixels('mean'), _over_pixels('maxpool')
 # name of a function or method, or class of a module -> its reader
 READERS = {
     **{nn.Conv2d: _conv, nn.Linear: _linear, nn.BatchNorm1d: _batchnorm, nn.BatchNorm2d: _batchnorm},
+    **{nn.LayerNorm: _layernorm, 'layer_norm': _layer_norm, SelfAttend: _attend},
     **{'batch_norm': _batch_norm, nn.MaxPool2d: _maxpool, nn.AvgPool2d: _avgpool},
     **{'max_pool2d': _max_pool2d, 'avg_pool2d': _avg_pool2d},
     **{nn.AdaptiveAvgPool2d: _global('mean', _size_of_module), 'adaptive_avg_pool2d': _global('mean', _size_of_call)},

@@ -7,6 +7,7 @@ __all__ = ['Segment']
 
 # %% ../../nbs/deploy/graph_run.ipynb #745a9c1e
 import ctypes
+import math
 import threading
 
 import torch
@@ -17,7 +18,7 @@ from .graph_code import LANES
 from .graph_ops import Op, run_ops
 from .graph_plan import GraphPlan
 from .graph_program import program
-from .graph_steps import DONE, IMAGES, INPUT
+from .graph_steps import DONE, IMAGES, INPUT, OUTPUT
 from .threads import check_not_traced, run_function
 
 # %% ../../nbs/deploy/graph_run.ipynb #8b9783fa
@@ -36,10 +37,13 @@ class Segment(nn.Module):
         ops: list[Op],  # In an order in which they can run
         inputs: list[int],  # Numbers of the values that are given
         outputs: list[int],  # Numbers of the values to return
-        ranks: list[int],  # Dimensions of each output, 2 or 4
+        ranks: list[int],  # Dimensions of each output, 2, 3 or 4
         dtype: torch.dtype = torch.float32,  # Of values in between, or torch.bfloat16; sums and outputs are float32
+        # Do all operations handle numbers along the last dimension, whatever comes before it?
+        pointwise: bool = False,
     ):
         super().__init__()
+        self.pointwise = pointwise
         self.ops, self.inputs, self.outputs, self.ranks = [o.compressed() for o in ops], inputs, outputs, ranks
         self.given_ranks = None  # dimensions of each input, those of the first call
         self.dtype = dtype
@@ -75,20 +79,43 @@ class Segment(nn.Module):
 
 # %% ../../nbs/deploy/graph_run.ipynb #a33bd688
 @patch
-def plan(self: Segment, shapes: list, images: int) -> GraphPlan | None:
+def plan(self: Segment, shapes: list, images: int, tokens: int = 0) -> GraphPlan | None:
     "The plan for a size of images, None if there is none; those of the last four sizes are kept"
-    key = (*shapes, images)
+    key = (*shapes, images, tokens)
     if key not in self.plans:
         while len(self.plans) >= 4:
             self.plans.pop(next(iter(self.plans)))
         try:
             with torch.inference_mode(False):  # the memory is written outside of this mode, too
                 given = dict(zip(self.inputs, shapes, strict=True))
-                plan = GraphPlan(self.ops, given, self.outputs, images, self.dtype)
+                plan = GraphPlan(self.ops, given, self.outputs, images, self.dtype, tokens)
         except ValueError:
             plan = None
         self.plans[key] = plan
     return self.plans[key]
+
+# %% ../../nbs/deploy/graph_run.ipynb #a33bd689
+def _check_images(segment, tensors):
+    if len({len(x) for x in tensors}) > 1:
+        sizes = ', '.join(str(list(x.shape)) for x in tensors)
+        raise ValueError(f"a sparse graph takes tensors with as many images each, got {sizes}")
+    ranks = [x.ndim for x in tensors]
+    if not set(ranks) <= {2, 4} or ranks != (segment.given_ranks or ranks):
+        shapes, made = (
+            ' and '.join(map(str, s)) for s in ([tuple(x.shape) for x in tensors], segment.given_ranks or [2, 4])
+        )
+        raise ValueError(f"a sparse graph made for inputs of {made} dimensions got shape {shapes}: make one for it")
+    segment.given_ranks = ranks
+
+
+def _check_tokens(segment, tensors):
+    shapes = [tuple(x.shape) for x in tensors]
+    if len({s[:-1] for s in shapes}) > 1 or not all(shapes):
+        raise ValueError(f"a sparse graph takes tensors with as many tokens each, got {' and '.join(map(str, shapes))}")
+    if not segment.pointwise and len(shapes[0]) != 3:
+        raise ValueError(
+            f"a sparse graph made for [sequences, tokens, features] got shape {shapes[0]}: make one for it"
+        )
 
 
 @patch
@@ -98,18 +125,12 @@ def check(self: Segment, tensors: tuple) -> None:
     for what, t in [*(('takes', x) for x in tensors), *weights]:
         if t.dtype != torch.float32 or not t.is_cpu:
             raise ValueError(f"a sparse graph {what} float32 on a CPU, got {str(t.dtype)[6:]} on {t.device}")
-    if len({len(x) for x in tensors}) > 1:
-        sizes = ', '.join(str(list(x.shape)) for x in tensors)
-        raise ValueError(f"a sparse graph takes tensors with as many images each, got {sizes}")
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         raise ValueError("a sparse graph has no gradients: use torch.no_grad()")
-    ranks = [x.ndim for x in tensors]
-    if not set(ranks) <= {2, 4} or ranks != (self.given_ranks or ranks):
-        shapes, made = (
-            ' and '.join(map(str, s)) for s in ([tuple(x.shape) for x in tensors], self.given_ranks or [2, 4])
-        )
-        raise ValueError(f"a sparse graph made for inputs of {made} dimensions got shape {shapes}: make one for it")
-    self.given_ranks = ranks
+    if self.pointwise or 3 in self.ranks:
+        _check_tokens(self, tensors)
+    else:
+        _check_images(self, tensors)
 
 # %% ../../nbs/deploy/graph_run.ipynb #bf8ea984
 @patch
@@ -117,19 +138,25 @@ def forward(self: Segment, *tensors: torch.Tensor) -> torch.Tensor | tuple:
     check_not_traced()
     self.check(tensors)
     plain = [x.as_subclass(torch.Tensor).resolve_neg() for x in tensors]
-    given = [(x if x.ndim == 4 else x[:, :, None, None]).contiguous() for x in plain]
-    count = len(given[0])
-    shapes = [tuple(x.shape[1:]) for x in given]
-    single = count == 1 or count < 8 and any(s[1] * s[2] > 1 for s in shapes)
+    has_tokens = plain[0].ndim != 2 if self.pointwise else 3 in self.ranks
     with self.lock:
-        plan = self.plan(shapes, 1 if single else LANES)
-        if plan is None:
-            made = run_ops(self.ops, self.inputs, self.outputs, self.ranks, plain)
-        else:
-            made = self._all(plan, given, count)
+        made = _of_tokens(self, plain) if has_tokens else self._of_images(plain)
     if type(tensors[0]) not in (torch.Tensor, nn.Parameter):  # such as fastai's TensorImage
         made = [m.as_subclass(type(tensors[0])) for m in made]
     return made[0] if len(made) == 1 else tuple(made)
+
+
+@patch
+def _of_images(self: Segment, tensors):
+    given = [(x if x.ndim == 4 else x[:, :, None, None]).contiguous() for x in tensors]
+    count = len(given[0])
+    shapes = [tuple(x.shape[1:]) for x in given]
+    single = count == 1 or count < 8 and any(s[1] * s[2] > 1 for s in shapes)
+    plan = self.plan(shapes, 1 if single else LANES)
+    if plan is None:
+        ranks = [2] * len(self.ranks) if self.pointwise else self.ranks
+        return run_ops(self.ops, self.inputs, self.outputs, ranks, tensors)
+    return self._all(plan, given, count)
 
 
 @patch
@@ -150,7 +177,43 @@ def _run(self: Segment, plan, given, made):
             plan.views[v].copy_(x)
         else:
             plan.fields[i, INPUT], plan.fields[i, IMAGES] = x.data_ptr(), len(x) - 1
-    plan.fields[:, : DONE + 1] = 0
-    run_function(program(str(self.dtype)[6:]), _Job(plan.table.data_ptr(), len(plan.table)))
+    self._call(plan)
     for v, m in zip(self.outputs, made, strict=True):
         m.copy_(plan.views[v][: len(m)])
+
+
+@patch
+def _call(self: Segment, plan):
+    plan.fields[:, : DONE + 1] = 0
+    run_function(program(str(self.dtype)[6:]), _Job(plan.table.data_ptr(), len(plan.table)))
+
+# %% ../../nbs/deploy/graph_run.ipynb #bf8ea985
+TOGETHER = 64  # tokens that are handled at once, those of several sequences if they are short
+
+
+def _of_tokens(segment, tensors):
+    "Outputs for tensors [..., features]. Where tokens have nothing to do with each other, each one is a sequence"
+    before = tensors[0].shape[:-1]
+    count, tokens = (math.prod(before), 1) if segment.pointwise else before
+    given = [x.reshape(count, tokens, x.shape[-1]).contiguous() for x in tensors]
+    together = max(1, min(TOGETHER // max(1, tokens), count))
+    sizes = {n: [(x.shape[-1], 1, n * max(1, tokens)) for x in given] for n in (together, count % together) if n}
+    plans = {n: segment.plan(shapes, 1, max(1, tokens)) for n, shapes in sizes.items()}
+    if None in plans.values():
+        made = run_ops(segment.ops, segment.inputs, segment.outputs, [3] * len(segment.ranks), given)
+    else:
+        places = plans[together].places
+        made = [given[0].new_empty(count, tokens, places[v].channels) for v in segment.outputs]
+        for first in range(0, count if tokens else 0, together):
+            now = slice(first, first + together)
+            _run_tokens(segment, plans[min(together, count - first)], [x[now] for x in given], [m[now] for m in made])
+    return [m.reshape(*before, m.shape[-1]) for m in made]
+
+
+def _run_tokens(segment, plan, given, made):
+    "Inputs are taken by the first steps, and outputs made by the last ones"
+    for i, x in enumerate(given):
+        plan.fields[i, INPUT] = x.data_ptr()
+    for i, m in enumerate(made, len(plan.table) - len(made)):
+        plan.fields[i, OUTPUT] = m.data_ptr()
+    segment._call(plan)

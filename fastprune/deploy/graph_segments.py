@@ -62,6 +62,13 @@ class Part:
     inputs: list = field(default_factory=list)  # Numbers of `reads`
     outputs: list = field(default_factory=list)  # Numbers of `made`
     ranks: list = field(default_factory=list)  # Dimensions of `made`
+    pointwise: bool = False  # Are all operations along the last dimension, whatever comes before it?
+
+
+def _is_pointwise(op, rank):
+    "Of what a node makes: is it what the operation makes along the last dimension, whatever comes before it?"
+    linear = op is not None and op.kind == 'conv' and op.groups == 1
+    return rank < 4 and (linear or op is not None and op.kind in ('act', 'add', 'mul', 'norm'))
 
 
 def _part(nodes, supported, dims):
@@ -79,6 +86,7 @@ def _part(nodes, supported, dims):
         ops.append(replace(op, out=number[node], inputs=tuple(number[i] for i in op.inputs)))
     res = Part(nodes, reads, made, inputs=list(range(len(reads))), outputs=[number[n] for n in made])
     res.ops, res.ranks = fuse_ops(ops, res.outputs), [dims[n] for n in made]
+    res.pointwise = all(_is_pointwise(supported[n], dims[n]) for n in nodes)
     return res
 
 # %% ../../nbs/deploy/graph_segments.ipynb #89089d71

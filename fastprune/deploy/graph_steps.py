@@ -32,10 +32,15 @@ OUTPUT_OUTER, OUTPUT_INNER, FACTOR, SKIP, IMAGES = range(20, 25)
 PHASES, GROUPS, CHANNELS = range(25, 28)
 # of pools
 PARTS, COUNT, PLANE_IN, ROW_IN, POINT_IN, PLANE_OUT, ROW_OUT, POINT_OUT, SIZES, FIRST, TOTAL = range(14, 25)
+# of tokens
+FEATURES, TOKENS, HEADS, CHANNEL_IN, CHANNEL_OUT, SCALE, SHIFT = range(14, 21)
 # of the table of sizes of a pool
 KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H, DILATION_W = range(8)
 IN_H, IN_W, OUT_H, OUT_W, LARGEST, DIVISOR = range(8, 14)
-KINDS = ('product', 'dot', 'rows', 'phase', 'pool1', 'pool4', 'pool_single', 'images')
+KINDS = (
+    *('product', 'dot', 'rows', 'phase', 'pool1', 'pool4', 'pool_single', 'images'),
+    *('norm', 'attention', 'tokens_in', 'tokens_out'),
+)
 
 
 @functools.cache

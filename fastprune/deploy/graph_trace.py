@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..core.nested import map_tensors, tensors_in
+from .graph_encoder import TokenEncoder, close_encoders, open_encoders
 from .graph_nodes import Reader, Value
 from .graph_ops import OpsModule
 from .graph_run import Segment
@@ -34,6 +35,11 @@ def _larger(inputs):
     return Inputs(*map_tensors(lambda t: F.pad(t, (0, 32, 0, 32)) if t.ndim == 4 else t, tuple(inputs)))
 
 
+def _longer(inputs):
+    "With sequences of five more tokens"
+    return Inputs(*map_tensors(lambda t: F.pad(t, (0, 0, 0, 5)) if t.ndim == 3 else t, tuple(inputs)))
+
+
 def _takes(model, inputs):
     try:
         call_model(model, _fresh(inputs))
@@ -46,6 +52,8 @@ def _variants(model, inputs):
     "Inputs of several sizes, of those that the model takes"
     small = Inputs(*at_most(inputs, 2))
     tried = [small, n_items(inputs, 3), n_items(inputs, 1), _larger(small)]
+    if any(t.ndim == 3 for t in tensors_in(tuple(inputs))):
+        tried.append(_longer(small))
     return [i for i in tried if _takes(model, i)] or [inputs]
 
 
@@ -84,6 +92,13 @@ class _Calls:
             h.remove()
 
 
+def _calls(model, inputs):
+    "Module -> the arguments of its last call"
+    with _Calls(model) as calls:
+        call_model(model, _fresh(inputs))
+    return calls.inputs
+
+
 class _Values(fx.Interpreter):
     "Runs a graph and keeps shape and type of each value"
 
@@ -109,6 +124,11 @@ def _values(module, graph, inputs):
         runner.run(*(given.get(n, defaults.get(n)) for n in names))
         res.append(runner.values)
     return res
+
+
+def _shared_copy(model):
+    "A copy with the same parameters and buffers"
+    return copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
 
 # %% ../../nbs/deploy/graph_trace.ipynb #eba03a4c
 def _without_inplace(m):
@@ -142,7 +162,7 @@ def _build(module, graph, steps):
             made[step] = new.node_copy(step, made.__getitem__)
             continue
         name = next(f'segment_{i}' for i in range(len(parts) + 1) if f'segment_{i}' not in parts)
-        parts[name] = OpsModule(step.ops, step.inputs, step.outputs, step.ranks)
+        parts[name] = OpsModule(step.ops, step.inputs, step.outputs, step.ranks, step.pointwise)
         call = new.call_module(name, tuple(made[n] for n in step.reads))
         made |= dict(zip(step.made, _results(new, call, len(step.made)), strict=True))
     new.lint()
@@ -166,6 +186,9 @@ class _Improver:
     def __init__(self, model, calls):
         self.calls, self.done = calls, {}
         self.names = {m: n for n, m in model.named_modules()}
+        for m, n in list(self.names.items()):
+            if isinstance(m, TokenEncoder):
+                self.names[m.plain] = n
 
     def improve(self, m):
         "The module with segments, or itself if there are none to put into it"
@@ -177,7 +200,7 @@ class _Improver:
 
     def _improve(self, m):
         new, graph = None, None
-        if m in self.calls and not has_hooks(m) and not hasattr(m, 'reset'):
+        if m in self.calls and not has_hooks(m) and not hasattr(m, 'reset') and not isinstance(m, TokenEncoder):
             new, graph = self._traced(m)
         if graph is None:
             children = [c for c in m.children()]
@@ -206,11 +229,6 @@ class _Improver:
         except Exception:  # what was traced can't be run for another size
             return None, None
 
-
-def _shared_copy(model):
-    "A copy with the same parameters and buffers"
-    return copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
-
 # %% ../../nbs/deploy/graph_trace.ipynb #51c3811f
 def trace_graph(
     model: nn.Module,  # A plain model in evaluation mode, with BatchNorm folded; not changed
@@ -220,14 +238,16 @@ def trace_graph(
     inputs, copied = as_inputs(inputs, model), _shared_copy(model)
     with torch.no_grad():
         variants = _variants(model, inputs)
-        with _Calls(copied) as calls:
-            call_model(copied, _fresh(variants[0]))
-        res = _Improver(copied, calls.inputs).improve(copied)
+        calls = _calls(copied, variants[0])
+        copied = open_encoders(copied, calls)
+        calls = _calls(copied, variants[0])
+        res = _Improver(copied, calls).improve(copied)
         found = {n: m for n, m in res.named_modules() if isinstance(m, OpsModule)}
         if not found:
             return None, "no part of the model is made of operations on float32 images, and can be traced"
         if not all(_gives_the_same(res, model, i) for i in variants):
             return None, "the traced model would give something else"
         for name, m in found.items():
-            replace_module(res, name, Segment(m.ops, m.inputs, m.outputs, m.ranks))
+            replace_module(res, name, Segment(m.ops, m.inputs, m.outputs, m.ranks, pointwise=m.pointwise))
+        close_encoders(res, Segment)
     return res, None

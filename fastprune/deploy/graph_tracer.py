@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from .graph_calls import argument, call_name
+from .graph_encoder import SelfAttend, TokenEncoder
 from .modules import has_hooks
 
 # %% ../../nbs/deploy/graph_tracer.ipynb #f496e29c
@@ -45,7 +46,8 @@ class ModuleTracer(fx.Tracer):
         self.given = inputs
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return has_hooks(m) or is_parametrized(m) or super().is_leaf_module(m, module_qualified_name)
+        own = isinstance(m, (SelfAttend, TokenEncoder))
+        return own or has_hooks(m) or is_parametrized(m) or super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(self, root_fn: object, is_module: bool, concrete_args: object = None) -> tuple:
         "The function to trace, and its arguments: a proxy for each tensor"
