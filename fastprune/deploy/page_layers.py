@@ -75,7 +75,7 @@ def layer_chart(
 ) -> FT:  # Element
     "Weights, sparsity and latency of layers, above each other"
     x = [plotly_text(o) for o in _short(layers.index)]
-    timed = 'ms' in layers and layers.ms.notna().any()
+    timed = 'ms' in layers and layers[['dense_ms', 'ms']].notna().any(axis=None)  # layers of graphs have no ms
     ends = [(0.64, 1), (0.36, 0.58), (0, 0.30)] if timed else [(0.42, 1), (0, 0.34)]
     top = math.log10(max(10, layers.weights.max())) + 0.15
     names = dict(type='category', range=[-0.6, len(x) - 0.4], tickfont={'size': 11}, showgrid=False)

@@ -167,7 +167,7 @@ def test_numbers_are_those_of_the_learner(trained, tmp_path):
     assert (
         bars['kept']['y'] == [int(m.count_nonzero()) for m in masks.values()]
         and bars['weights']['y'] == report.weights[:-1].tolist()
-        and ('sparse ms' not in bars or len(bars['sparse ms']['y']) == len(masks))  # none if a whole graph has won
+        and len(bars['sparse ms']['y']) == len(masks)
     )
     charts = {f['layout']['title']['text']: f['data'] for f in page.figures[1:]}
     assert list(charts) == ['loss', 'accuracy', 'sparsity: ocp', 'learning rate']
