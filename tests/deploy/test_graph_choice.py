@@ -4,13 +4,13 @@ import copy
 import io
 import threading
 
-import pandas as pd
 import pytest
 import torch
+from graph_models import chosen
 from torch import nn
 
-from fastprune.all import compute_masks, prunable_weights, sparse_inference
-from fastprune.deploy import graph_choice, inference
+from fastprune.all import compute_masks, prunable_weights
+from fastprune.deploy import graph_choice
 from fastprune.deploy.graph_run import Segment
 
 pytestmark = pytest.mark.cpu_only  # the kernel is for the CPU
@@ -32,14 +32,6 @@ def pruned(model, sparsity=0.9):
     weights = prunable_weights(model)
     compute_masks(weights, sparsity, absolute=True).apply_({n: p.data for n, p in weights.items()})
     return model.eval()
-
-
-def chosen(monkeypatch, model, x, best='graph', **kwargs):
-    "The model as a graph, whatever is faster"
-    with monkeypatch.context() as m:
-        times = lambda models, *_: pd.DataFrame({'ms': {n: 1.0 + (n != best) for n in models}})  # noqa: E731
-        m.setattr(inference, 'latency', times)
-        return sparse_inference(model, x, seconds=0.01, **kwargs)
 
 
 def close(a, b):

@@ -17,20 +17,10 @@ from fastprune.deploy import graph_plan
 from fastprune.deploy.graph_ops import ACTIVATIONS, Op, run_ops
 from fastprune.deploy.graph_run import Segment
 
-pytestmark = pytest.mark.cpu_only  # segments are for the CPU
+pytestmark = [pytest.mark.cpu_only, pytest.mark.usefixtures('seeded_and_without_gradients')]
 
 RELU = dict(act='clamp', low=0.0, high=math.inf)
 COUNTS = (1, 3, 17)  # one image, few images one by one, 16 images at once and the rest
-
-
-@pytest.fixture(autouse=True)
-def seeded_and_without_gradients():
-    number = torch.get_num_threads()
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(number)
 
 
 def weight(*shape, sparsity=0.7):

@@ -3,13 +3,12 @@
 import copy
 import pickle
 
-import pandas as pd
 import pytest
 import torch
+from graph_models import chosen
 from torch import nn
 
-from fastprune.all import compute_masks, prunable_weights, sparse_inference
-from fastprune.deploy import inference
+from fastprune.all import compute_masks, prunable_weights
 from fastprune.deploy.attention import OpenAttention
 from fastprune.deploy.graph_code import has_bfloat16
 from fastprune.deploy.graph_encoder import TokenEncoder
@@ -18,31 +17,13 @@ from fastprune.deploy.graph_run import Segment
 from fastprune.deploy.graph_trace import trace_graph
 from fastprune.learner.inputs import as_inputs
 
-pytestmark = pytest.mark.cpu_only  # segments are for the CPU
-
-
-@pytest.fixture(autouse=True)
-def seeded_and_without_gradients():
-    number = torch.get_num_threads()
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(number)
+pytestmark = [pytest.mark.cpu_only, pytest.mark.usefixtures('seeded_and_without_gradients')]
 
 
 def pruned(model, sparsity=0.8):
     weights = prunable_weights(model)
     compute_masks(weights, sparsity, absolute=True).apply_({n: p.data for n, p in weights.items()})
     return model.eval().requires_grad_(False)
-
-
-def chosen(monkeypatch, model, x, best='graph', **kwargs):
-    "The model as a graph, whatever is faster"
-    with monkeypatch.context() as m:
-        times = lambda models, *_: pd.DataFrame({'ms': {n: 1.0 + (n != best) for n in models}})  # noqa: E731
-        m.setattr(inference, 'latency', times)
-        return sparse_inference(model, x, seconds=0.01, **kwargs)
 
 
 def close(a, b, most=1e-5):
