@@ -248,9 +248,9 @@ def graph_parts():
         rows.append([*case, f'{wholes[case]:.2f}', ', '.join(parts)])
     return f'''### Where the time goes
 
-`python benchmarks/graph_parts.py` times the steps of whole graphs in float32, with the caches as they are at that place.
-Shortest milliseconds; parts below 2% are left out. A convolution's time includes its bias, the residual that is added
-and its activation.
+`python benchmarks/graph_parts.py` times the steps of whole graphs in float32, with the caches as they are at that
+place. Shortest milliseconds; parts below 2% are left out. A convolution's time includes its bias, the residual that is
+added and its activation.
 
 {table(pd.DataFrame(rows, columns=[*of, 'all', 'parts']))}
 
@@ -387,9 +387,9 @@ def main():
 
 The time, memory and disk space that fastprune needs, next to plain training and to other libraries. The scripts
 `mask_update.py`, `overhead.py`, `connectivity.py`, `billion.py`, `soak.py`, `inference.py`, `inference_peers.py`,
-`graph_parts.py`, `channels.py`, `reconstruct.py`, `kernel_numba.py` and `loading.py` write CSV files, and `python benchmarks/report.py`
-makes this page from them. They need `pip install '.[bench]'`. All sides of a comparison take turns in one process, and
-figures are medians.
+`graph_parts.py`, `channels.py`, `reconstruct.py`, `kernel_numba.py` and `loading.py` write CSV files, and
+`python benchmarks/report.py` makes this page from them. They need `pip install '.[bench]'`. All sides of a comparison
+take turns in one process, and figures are medians.
 `mask_update.py`, `overhead.py` and `inference.py` also run on a GPU, by `--device cuda`.
 Machine: {df.machine[0]}.
 '''
