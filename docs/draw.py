@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from fastai.basics import CrossEntropyLossFlat, Learner, accuracy, set_seed
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, PathPatch, Rectangle
 
 from fastprune.all import (
     SparsifyCallback,
@@ -56,6 +56,7 @@ plt.rcParams.update(
         'legend.fontsize': 9,
         'font.size': 10,
         'grid.color': line,
+        'axes.axisbelow': True,
     }
 )
 
@@ -113,7 +114,7 @@ def mask():
     rng = np.random.default_rng(3)
     w = rng.normal(0, 0.5, (4, 5)).round(1)
     kept = compute_masks({'w': torch.tensor(w).abs()}, 0.6)['w'].numpy()
-    fig, axs = panels(1, 3, figsize=(8.5, 2.7))
+    fig, axs = panels(1, 3, figsize=(8.5, 2.4))
     numbers = [[f'{o:.1f}' for o in row] for row in w]
     titles = 'weights', 'mask: 60% sparsity', 'weights in the model'
     for ax, title in zip(axs, titles, strict=True):
@@ -167,13 +168,21 @@ def scope():
     ax.grid(axis='y')
 
 
+def square(x, y, size):
+    return matplotlib.transforms.Affine2D().scale(size).translate(x, y)
+
+
 def kernels(ax, kept, title):
     "A convolution's mask [filters, inputs, 3, 3], a row for each filter"
     bare(ax, title)
     filters, inputs = kept.shape[:2]
-    for i in range(filters):
-        for j in range(inputs):
-            cells(ax, np.where(kept[i, j], blue, '#e4e9ee'), x=j * 1.15, y=-i * 1.15, size=1 / 3)
+    squares = {True: [], False: []}
+    for i, j, y, x in np.ndindex(kept.shape):
+        at = 1.15 * j + x / 3, -1.15 * i - (y + 1) / 3
+        squares[bool(kept[i, j, y, x])].append(matplotlib.path.Path.unit_rectangle().transformed(square(*at, 1 / 3)))
+    for is_kept, color in ((True, blue), (False, '#e0e5ea')):
+        whole = matplotlib.path.Path.make_compound_path(*squares[is_kept])
+        ax.add_patch(PathPatch(whole, facecolor=color, edgecolor=paper, lw=0.8))
     ax.set(xlim=(-0.1, inputs * 1.15), ylim=(-filters * 1.15, 0.1))
 
 
@@ -181,7 +190,7 @@ def granularity():
     "Half of a convolution's weights, in six units"
     torch.manual_seed(1)
     score = torch.rand(4, 4, 3, 3)
-    fig, axs = panels(1, 6, figsize=(10, 2.3))
+    fig, axs = panels(1, 6, figsize=(10, 1.9))
     names = 'weight', '2:4', 'row', 'kernel', 'filter'
     for ax, name in zip(axs, names, strict=False):
         kernels(ax, compute_masks({'w': score}, 0.5, granularity=name)['w'].numpy(), f"'{name}'")
@@ -247,7 +256,8 @@ def hooks():
     for i, (text, color) in enumerate(steps):
         box = FancyBboxPatch((i * 1.5, 0), 1.16, 0.8, boxstyle='round,pad=0.03', facecolor=color, edgecolor='none')
         ax.add_patch(box)
-        ax.text(i * 1.5 + 0.58, 0.4, text, ha='center', va='center', color='white' if color == orange else ink)
+        dark = color == orange
+        ax.text(i * 1.5 + 0.58, 0.4, text, ha='center', va='center', fontsize=9, color='white' if dark else ink)
         if i:
             arrow = FancyArrowPatch((i * 1.5 - 0.3, 0.4), (i * 1.5 - 0.04, 0.4), arrowstyle='->', mutation_scale=12)
             ax.add_patch(arrow)

@@ -1,6 +1,7 @@
 """The pages in docs: their Python runs and prints what they show, figures are those of the tables, links lead somewhere
 
-Python blocks of a page share their names. A `text` block is what the block before it prints. A comment above a block:
+Python blocks of a page share their names. A `text` block is what the block before it prints, without the bars and the
+table of a training. A comment above a block:
 `<!-- not run: why -->`, `<!-- needs NAME: why -->` (runs where that module is), `<!-- roughly: why -->` (numbers of the
 output differ between machines by some percent)."""
 
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+from fastai.basics import noop
 
 root = Path(__file__).parent.parent
 docs = root / 'docs'
@@ -73,6 +75,8 @@ def printed_by(code, names):
 @by_name
 def test_page_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for printing in ('fastprogress.fastprogress.print', 'fastprogress.fastprogress.WRITER_FN', 'fastai.learner.print'):
+        monkeypatch.setattr(printing, noop, raising=False)  # no bars, no table
     names, printed = {'__name__': '__main__'}, None
     for b in blocks(page):
         if b.kind == 'python':
