@@ -102,9 +102,9 @@ def start():
     rate.set_ylabel('learning rate (dotted)')
     values = np.array(learn.recorder.values)
     epochs = np.arange(1, len(values) + 1)
-    right.plot(epochs, 100 * values[:, 2], color=blue, marker='o', ms=4, lw=2, label='accuracy')
-    right.plot(epochs, 100 * values[:, 3], color=orange, marker='o', ms=4, lw=2, label='zeros')
-    right.set(xlabel='epoch', ylabel='%', ylim=(0, 103), xticks=epochs, title='After each epoch, on validation images')
+    right.plot(epochs, 100 * values[:, 2], color=blue, marker='o', ms=4, lw=2, label='accuracy (%)')
+    right.plot(epochs, 100 * values[:, 3], color=orange, marker='o', ms=4, lw=2, label='zeros (%)')
+    right.set(xlabel='epoch', ylim=(0, 103), xticks=epochs, title='After each epoch, on validation images')
     right.legend(loc='lower right')
     right.grid()
 
@@ -190,7 +190,7 @@ def granularity():
     "Half of a convolution's weights, in six units"
     torch.manual_seed(1)
     score = torch.rand(4, 4, 3, 3)
-    fig, axs = panels(1, 6, figsize=(10, 1.9))
+    fig, axs = panels(1, 6, figsize=(10, 2.1))
     names = 'weight', '2:4', 'row', 'kernel', 'filter'
     for ax, name in zip(axs, names, strict=False):
         kernels(ax, compute_masks({'w': score}, 0.5, granularity=name)['w'].numpy(), f"'{name}'")
@@ -227,7 +227,12 @@ def ramp():
     "The ramp of OCP, and one with a start and an end"
     u = np.linspace(0, 1, 400)
     fig, (left, right) = panels(1, 2, figsize=(9, 3.1), sharey=True)
-    for (a, b), c, style in (((14, 5), blue, '-'), ((14, 3), green, '--'), ((14, 7), purple, '--'), ((8, 3), orange, ':')):
+    for (a, b), c, style in (
+        ((14, 5), blue, '-'),
+        ((14, 3), green, '--'),
+        ((14, 7), purple, '--'),
+        ((8, 3), orange, ':'),
+    ):
         left.plot(u, [90 * ocp(o, a, b) for o in u], color=c, ls=style, lw=2, label=f'α={a}, β={b}')
     left.set(xlabel='position in training', ylabel='zeros (%)', title='ocp: α is how steep, β is how late')
     left.legend(loc='lower right')

@@ -39,7 +39,7 @@ def blocks(page):
 
 
 def lines(text):
-    return [line.rstrip() for line in text.strip().splitlines()]
+    return [line.rstrip() for line in text.strip('\n').splitlines()]
 
 
 def assert_printed(shown, printed, roughly=False):
