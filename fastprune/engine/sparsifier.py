@@ -11,6 +11,7 @@ from dataclasses import fields
 
 import torch
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from torch import nn
 
 from ..core.dense import dense_gradients
@@ -31,6 +32,7 @@ class Sparsifier(Run):
     "Trains a sparse network in any loop: `step()` takes the place of `optimizer.step()`"
 
     @torch.no_grad()
+    @delegates(Run)
     def __init__(
         self,
         model: nn.Module,  # The model to prune
@@ -38,7 +40,7 @@ class Sparsifier(Run):
         total_steps: int,  # Steps of the optimizer in the whole training
         # The optimizer; some methods, and `step`, need it
         optimizer: torch.optim.Optimizer | TorchOptimizer | None = None,
-        **kwargs,  # For `Run`: steps_per_epoch, first_step, keeper, given, evaluate, example, groups
+        **kwargs,  # Other arguments of `Run`
     ):
         method = method if isinstance(method, Hooks) else Method(method)
         if optimizer is not None and not hasattr(optimizer, 'couples_decay'):
@@ -52,6 +54,9 @@ class Sparsifier(Run):
         except BaseException:
             method.engine = None
             raise
+
+    def __repr__(self):
+        return f"Sparsifier({self.method!r}, {len(self.method.iters):,} of {self.total_steps:,} steps)"
 
     def begin(self) -> None:
         "Plan the training, and raise all errors that can be found before it"

@@ -13,6 +13,7 @@ from fastai.basics import Callback, CancelEpochException, rank_distrib
 
 from ..core.checks import check_whole
 from ..core.differences import differences
+from ..core.displays import call_text, changed_arguments
 from ..core.files import load_tensors, save_state
 from ..core.masks import Masks
 from ..core.names import unwrap
@@ -61,6 +62,9 @@ class FitFile(Callback):
         self.phase, self.fits, self.left_over = -1, [], set()  # number of the fit, identities of the fits so far
         self.skipped = False  # Has a finished fit been skipped before this one?
         self._at, self._left, self._trained, self._running = 0, None, False, False
+
+    def __repr__(self):
+        return call_text(self, changed_arguments(self))
 
     @property
     def path(self) -> Path:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from fastai.basics import Callback, Learner
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from torch import nn
 
 from ..core.checks import check_choice, check_whole
 from ..core.copies import copy_model
+from ..core.displays import call_text, changed_arguments
 from ..core.names import unwrap
 from ..learner import fit as fit  # the events begin_fit and fit_ended
 from ..learner.batches import in_fit, in_pass
@@ -47,8 +49,8 @@ class Distill(Callback):
         weight: float | Callable | None = None,
         # Name of a layer in both networks, several of them, or {name in the student: name in the teacher}
         layers: str | list | dict | None = None,
-        blend: bool
-        | None = None,  # Total (1 - weight) own + weight loss? If False, own + weight loss; as usual if None
+        # Total (1 - weight) own + weight loss? If False, own + weight loss; as usual if None
+        blend: bool | None = None,
         axis: int | None = None,  # Dimension of the classes; that of the student's own loss if None
         multi_label: bool | None = None,  # May an item have several labels? If None, as the student's own loss says
         **options,  # Arguments of the loss: `temperature`, `alpha` and `beta`, `margin`, `p`
@@ -67,11 +69,15 @@ class Distill(Callback):
         check_weight(self.weight, self.blends)
         self.teacher = read_teacher(teacher)
 
+    def __repr__(self):
+        return call_text(self, changed_arguments(self))
+
     @classmethod
+    @delegates(__init__)
     def from_dense(
         cls,
         learn: Learner,
-        **kwargs,  # Arguments of `Distill` other than the teacher
+        **kwargs,  # Other arguments of `Distill`, those of the loss, too
     ) -> 'Distill':
         "The teacher is a copy of the network as it is now: call it before pruning"
         return cls(copy_model(unwrap(learn.model)).requires_grad_(False), **kwargs)
