@@ -10,24 +10,51 @@ import torch
 from fastai.basics import Learner
 from torch import nn
 
-from fastprune.all import *
+from fastprune.all import (
+    DNW,
+    GMP,
+    LC,
+    STR,
+    Checkpoint,
+    Distill,
+    LinearPath,
+    Masks,
+    RigL,
+    ShrinkCallback,
+    SparseMethod,
+    Sparsifier,
+    SparsifyCallback,
+    Ticket,
+    Tickets,
+    iterative,
+    one_shot,
+    random_score,
+)
 from fastprune.core.displays import changed_arguments, short_text, svg_lines
 from fastprune.zoo.learners import digits_learner, quiet_fit
 
 
-@pytest.mark.parametrize('method, text', [
-    (SparsifyCallback(0.9), 'SparsifyCallback(sparsity=0.9)'),
-    (SparsifyCallback(0.9, one_shot, interval=3), 'SparsifyCallback(sparsity=0.9, schedule=one_shot, interval=3)'),
-    (SparsifyCallback({nn.Linear: 0.5, '*': 0.25}), "SparsifyCallback(sparsity={Linear: 0.5, '*': 0.25})"),
-    (SparsifyCallback(0.9, partial(iterative, n_steps=3)), 'SparsifyCallback(sparsity=0.9, schedule=iterative(n_steps=3))'),
-    (GMP(0.9, scope='local'), "GMP(sparsity=0.9, scope='local')"),
-    (DNW(0.9, track=True), 'DNW(sparsity=0.9, track=True)'),
-    (STR(), 'STR()'),
-    (LC(0.5, growth=1.1, criterion=random_score), 'LC(sparsity=0.5, growth=1.1, criterion=random_score)'),
-    (RigL(0.9, interval=7), 'RigL(sparsity=0.9, interval=7)'),
-    (Checkpoint('run', every=2), "Checkpoint(file='run', every=2)"),
-    (ShrinkCallback(), 'ShrinkCallback()'),
-], ids=lambda o: o if isinstance(o, str) else '')
+@pytest.mark.parametrize(
+    'method, text',
+    [
+        (SparsifyCallback(0.9), 'SparsifyCallback(sparsity=0.9)'),
+        (SparsifyCallback(0.9, one_shot, interval=3), 'SparsifyCallback(sparsity=0.9, schedule=one_shot, interval=3)'),
+        (SparsifyCallback({nn.Linear: 0.5, '*': 0.25}), "SparsifyCallback(sparsity={Linear: 0.5, '*': 0.25})"),
+        (
+            SparsifyCallback(0.9, partial(iterative, n_steps=3)),
+            'SparsifyCallback(sparsity=0.9, schedule=iterative(n_steps=3))',
+        ),
+        (GMP(0.9, scope='local'), "GMP(sparsity=0.9, scope='local')"),
+        (DNW(0.9, track=True), 'DNW(sparsity=0.9, track=True)'),
+        (STR(), 'STR()'),
+        (LC(0.5, growth=1.1, criterion=random_score), 'LC(sparsity=0.5, growth=1.1, criterion=random_score)'),
+        (RigL(0.9, interval=7), 'RigL(sparsity=0.9, interval=7)'),
+        (Checkpoint('run', every=2), "Checkpoint(file='run', every=2)"),
+        (ShrinkCallback(), 'ShrinkCallback()'),
+        (Distill(nn.Linear(2, 2)), 'Distill(teacher=Linear, weight=0.7)'),
+    ],
+    ids=lambda o: o if isinstance(o, str) else '',
+)
 def test_a_callback_is_the_call_that_makes_it(method, text):
     assert repr(method) == text
 

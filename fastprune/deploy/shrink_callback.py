@@ -14,7 +14,7 @@ from fastai.basics import Callback, Learner, patch
 from fastai.callback.tracker import SaveModelCallback
 
 from ..core.checks import check_number, check_whole
-from ..core.displays import call_text, changed_arguments
+from ..core.displays import constructor_call
 from ..core.granularity import check_granularity
 from ..core.names import unwrap
 from .channel_learner import cut_learner, drop_whole_masks
@@ -59,6 +59,7 @@ class ShrinkCallback(Callback):
     the optimizer are cut alike. Raises `ValueError` before a fit in several processes, and for callbacks that load
     weights of earlier epochs or need layers of the same width"""
 
+    __repr__ = constructor_call
     order, run_valid = 58, False  # after SparsifyCallback, before what shows or logs the table
 
     def __init__(
@@ -70,9 +71,6 @@ class ShrinkCallback(Callback):
         check_number('the largest difference of outputs, relative to the largest output, in (0,1)', '(0,1)', tol=tol)
         self.every, self.tol = every, tol
         self.items_per_s, self.weights = [], []  # of each epoch of the last fit: speed, and number of weights
-
-    def __repr__(self):
-        return call_text(self, changed_arguments(self))
 
     def begin_fit(self) -> None:
         "Check what can't be combined"

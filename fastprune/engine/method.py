@@ -18,6 +18,7 @@ from fastprune.core.displays import (
     Html,
     call_text,
     changed_arguments,
+    check_names,
     html_bar,
     html_table,
     short_text,
@@ -76,6 +77,7 @@ class Method(Hooks):
     left_out = None  # frozen weights that a warning has named
 
     def __new__(cls, *args, **kwargs):
+        check_names(cls, kwargs)
         self = super().__new__(cls)
         self.arguments = args, kwargs
         return self

@@ -28,8 +28,14 @@ from .state import State, check_state, is_cut, lasting_types, recorded, restore,
 from .track import end_cycle, read_numbers, start_tracking
 
 # %% ../../nbs/engine/sparsifier.ipynb #94019b7f
+def _as_text(self):
+    return f"{type(self).__name__}({self.method!r}, {len(self.method.iters):,} of {self.total_steps:,} steps)"
+
+
 class Sparsifier(Run):
     "Trains a sparse network in any loop: `step()` takes the place of `optimizer.step()`"
+
+    __repr__ = _as_text
 
     @torch.no_grad()
     @delegates(Run)
@@ -54,9 +60,6 @@ class Sparsifier(Run):
         except BaseException:
             method.engine = None
             raise
-
-    def __repr__(self):
-        return f"Sparsifier({self.method!r}, {len(self.method.iters):,} of {self.total_steps:,} steps)"
 
     def begin(self) -> None:
         "Plan the training, and raise all errors that can be found before it"

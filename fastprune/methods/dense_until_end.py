@@ -53,7 +53,13 @@ class DenseUntilEnd(HardEnd):
     "Trains dense weights, and prunes in one step at the end"
 
     @delegates(SparseMethod, but=['schedule'])
-    def __init__(self, sparsity: float | dict, scope: str, interval: int | None = 1, **kwargs):
+    def __init__(
+        self,
+        sparsity: float | dict,  # Fraction of zeros at the end, in [0,1), as for `SparsifyCallback`
+        scope: str,  # As for `SparsifyCallback`
+        interval: int | None = 1,  # Iterations between mask updates (>= 1); the only update is the last step
+        **kwargs,  # Other arguments of `SparsifyCallback`
+    ):
         super().__init__(sparsity, schedule=at_end, scope=scope, interval=interval, **kwargs)
 
     def update_masks(self, weights: dict) -> None:

@@ -13,7 +13,7 @@ from fastai.basics import Callback, CancelEpochException, rank_distrib
 
 from ..core.checks import check_whole
 from ..core.differences import differences
-from ..core.displays import call_text, changed_arguments
+from ..core.displays import constructor_call
 from ..core.files import load_tensors, save_state
 from ..core.masks import Masks
 from ..core.names import unwrap
@@ -51,6 +51,8 @@ _read_errors = KeyError, ValueError, TypeError, AttributeError, IndexError, Over
 class FitFile(Callback):
     "The file of a fit, and the identity of the fit"
 
+    __repr__ = constructor_call
+
     def __init__(
         self,
         file: str | Path,  # Name of the file, in `learn.path/learn.model_dir`; '.safetensors' is added
@@ -62,9 +64,6 @@ class FitFile(Callback):
         self.phase, self.fits, self.left_over = -1, [], set()  # number of the fit, identities of the fits so far
         self.skipped = False  # Has a finished fit been skipped before this one?
         self._at, self._left, self._trained, self._running = 0, None, False, False
-
-    def __repr__(self):
-        return call_text(self, changed_arguments(self))
 
     @property
     def path(self) -> Path:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..core.checks import check_choice, check_whole
 from ..core.copies import copy_model
-from ..core.displays import call_text, changed_arguments
+from ..core.displays import constructor_call
 from ..core.names import unwrap
 from ..learner import fit as fit  # the events begin_fit and fit_ended
 from ..learner.batches import in_fit, in_pass
@@ -33,6 +33,7 @@ class Distill(Callback):
     """Trains a Learner's model to agree with a teacher, too. The teacher sees the same batches, is not changed, and is
     left out of optimizer, files, exports and copies"""
 
+    __repr__ = constructor_call
     order = 54  # between the Recorder and SparsifyCallback
     in_loss = True  # criteria that need gradients see the total loss
     _stateattrs = ('teacher', '_run')  # left out of pickles and copies
@@ -69,19 +70,6 @@ class Distill(Callback):
         check_weight(self.weight, self.blends)
         self.teacher = read_teacher(teacher)
 
-    def __repr__(self):
-        return call_text(self, changed_arguments(self))
-
-    @classmethod
-    @delegates(__init__)
-    def from_dense(
-        cls,
-        learn: Learner,
-        **kwargs,  # Other arguments of `Distill`, those of the loss, too
-    ) -> 'Distill':
-        "The teacher is a copy of the network as it is now: call it before pruning"
-        return cls(copy_model(unwrap(learn.model)).requires_grad_(False), **kwargs)
-
     def weight_at(
         self,
         position: float,  # In the fit, in [0,1]
@@ -93,6 +81,17 @@ class Distill(Callback):
         "What a checkpoint compares of the teacher"
         teacher = self.teacher if isinstance(self.teacher, dict) else unwrap(self.teacher).state_dict()
         return {'teacher': state_checksum(teacher)}
+
+# %% ../../nbs/training/distill.ipynb #5571cd27
+@patch(cls_method=True)
+@delegates(Distill)
+def from_dense(
+    cls: Distill,
+    learn: Learner,  # Has the network to copy
+    **kwargs,  # Other arguments of `Distill`, those of the loss, too
+) -> Distill:
+    "The teacher is a copy of the network as it is now: call it before pruning"
+    return cls(copy_model(unwrap(learn.model)).requires_grad_(False), **kwargs)
 
 # %% ../../nbs/training/distill.ipynb #8b75a472
 OWN_LOSS = 'own_loss'

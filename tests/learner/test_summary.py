@@ -26,7 +26,6 @@ class Recurrent(nn.Module):
 def learner_of(model, loss, *columns):
     data = list(zip(*columns, strict=True))
     dls = DataLoaders.from_dsets(data, data, bs=4, device='cpu')
-    dls.n_inp = dls.train.n_inp = len(columns) - 1
     return Learner(dls, model, loss_func=loss)
 
 
