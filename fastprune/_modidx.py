@@ -932,7 +932,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'fastprune/core/displays.py'),
                                          'fastprune.core.displays.ConstructorSignature.__get__': ( 'core/displays.html#constructorsignature.__get__',
                                                                                                    'fastprune/core/displays.py'),
-                                         'fastprune.core.displays.Html': ('core/displays.html#html', 'fastprune/core/displays.py'),
+                                         'fastprune.core.displays.HtmlText': ('core/displays.html#htmltext', 'fastprune/core/displays.py'),
                                          'fastprune.core.displays._bound': ('core/displays.html#_bound', 'fastprune/core/displays.py'),
                                          'fastprune.core.displays._is_same': ('core/displays.html#_is_same', 'fastprune/core/displays.py'),
                                          'fastprune.core.displays._row': ('core/displays.html#_row', 'fastprune/core/displays.py'),

@@ -51,7 +51,7 @@ from fastprune.zoo.learners import digits_learner, quiet_fit
         (RigL(0.9, interval=7), 'RigL(sparsity=0.9, interval=7)'),
         (Checkpoint('run', every=2), "Checkpoint(file='run', every=2)"),
         (ShrinkCallback(), 'ShrinkCallback()'),
-        (Distill(nn.Linear(2, 2)), 'Distill(teacher=Linear, weight=0.7)'),
+        (Distill(nn.Linear(2, 2)), 'Distill(teacher=Linear, weight=0.5)'),
     ],
     ids=lambda o: o if isinstance(o, str) else '',
 )
@@ -80,7 +80,9 @@ def test_a_fit_shows_what_it_reached():
     quiet_fit(learn, 1, cbs=cb)
     assert repr(cb) == "SparsifyCallback(sparsity=0.5, scope='global'), 50% reached"
     html = cb._repr_html_()
-    assert '<td style="text-align:left">&#x27;global&#x27;</td>' in html and 'sparsity reached' in html
+    assert (
+        '<td style="text-align:left;padding:0 0.7em 0 0">&#x27;global&#x27;</td>' in html and 'sparsity reached' in html
+    )
     pruner = Sparsifier(nn.Linear(2, 2), RigL(0.5), 10)
     assert repr(pruner) == 'Sparsifier(RigL(sparsity=0.5), 0 of 10 steps)'
 

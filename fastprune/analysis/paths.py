@@ -17,7 +17,7 @@ from torch import nn
 
 from .states import check_bn, check_states, point_setter, state_from
 from ..core.checks import check_n_batches, check_whole
-from ..core.displays import Html, svg_lines
+from ..core.displays import HtmlText, svg_lines
 from ..core.names import unwrap
 from ..core.plotting import add_grid, axes_or_new
 from ..learner.evaluate import as_model_state, evaluate_points, evaluating
@@ -74,7 +74,7 @@ class LinearPath:
         pictures = ''.join(svg_lines(self.alphas, ys, title) for title, ys in curves.items())
         error = f', instability {self.instability:.4g}' if self.metrics else ''
         line = f'<b>LinearPath</b> of {len(self.alphas)} points, {self.barrier!r}{error}'
-        return Html(f'<div>{line}<br>{pictures}</div>')
+        return HtmlText(f'<div>{line}<br>{pictures}</div>')
 
     @property
     def errors(self) -> np.ndarray:  # At each point; in [0,1] for a metric such as accuracy

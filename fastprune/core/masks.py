@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .backends import project
-from .displays import Html, as_html, cut_middle, html_bar, html_table
+from .displays import HtmlText, as_html, cut_middle, html_bar, html_table
 from .files import load_tensors, pack_bits, save_state, unpack_bits
 from .later import counts
 from .names import parameters_at
@@ -92,7 +92,7 @@ def _as_text(self):
 
 def _as_table(self):
     if text := _spread(self):
-        return Html(f'<p>{as_html(text)}</p>')
+        return HtmlText(f'<p>{as_html(text)}</p>')
     rows, total = _counted(self)
     cells = [
         [n, shape, f'{size:,}', f'{kept:,}', f'{100 * _pruned(kept, size):.4g}%', html_bar(_pruned(kept, size))]

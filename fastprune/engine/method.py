@@ -15,7 +15,7 @@ from ..core.checks import check_whole
 from ..core.compute import check_scope
 from fastprune.core.displays import (
     ConstructorSignature,
-    Html,
+    HtmlText,
     call_text,
     changed_arguments,
     check_names,
@@ -151,7 +151,7 @@ def __repr__(self: Method):
 def _repr_html_(self: Method):
     rows = [[k, _text(v), d if d == '-' else _text(d)] for k, (v, d) in _changed(self).items()]
     if reached := _reached(self):
-        bar = Html(f'{reached} {html_bar(float(self.reached[-1]))}')
+        bar = HtmlText(f'{reached} {html_bar(float(self.reached[-1]))}')
         rows.append(['sparsity reached', bar, f'in {len(self.reached):,} iterations'])
     return html_table(type(self).__name__, ['argument', 'value', 'default'], rows)
 

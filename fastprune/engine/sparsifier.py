@@ -31,7 +31,7 @@ from .track import end_cycle, read_numbers, start_tracking
 def _as_text(self):
     return f"{type(self).__name__}({self.method!r}, {len(self.method.iters):,} of {self.total_steps:,} steps)"
 
-
+# %% ../../nbs/engine/sparsifier.ipynb #3a45daa5
 class Sparsifier(Run):
     "Trains a sparse network in any loop: `step()` takes the place of `optimizer.step()`"
 

@@ -17,7 +17,7 @@ from fastai.basics import Learner, patch
 
 from ..core.checks import check_whole
 from ..core.devices import wide
-from ..core.displays import Html, html_bar, html_table, short_text
+from ..core.displays import HtmlText, html_bar, html_table, short_text
 from ..core.files import load_tensors, pack_bits, save_state, unpack_bits
 from ..core.json_files import is_number, parse_json
 from ..core.later import read
@@ -51,7 +51,7 @@ class Ticket:
     def _repr_html_(self):
         sparsity, total = self.sparsity, sum(m.numel() for m in self.masks.values())
         rows = [
-            ['sparsity', Html(f'{100 * sparsity:.4g}% {html_bar(sparsity)}')],
+            ['sparsity', HtmlText(f'{100 * sparsity:.4g}% {html_bar(sparsity)}')],
             ['weights kept', f'{self.masks.n_kept:,} of {total:,}'],
             *([k, short_text(v)] for k, v in {**self.story, **self.metrics}.items()),
         ]
