@@ -46,6 +46,7 @@ from .learner import flops as _
 from .learner import histogram as _
 from .learner import keep as _
 from .learner import owl as _
+from .learner import summary as _
 
 # training
 from .training.callback import SparseMethod, SparsifyCallback

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.basics import Learner, patch
+from fastcore.meta import delegates
 from torch import nn
 
 from ..core.copies import copy_model
@@ -217,6 +218,7 @@ _export = to_onnx  # the method below has the same name
 
 
 @patch
+@delegates(to_onnx)
 def to_onnx(
     self: Learner,
     path: str | Path,  # File to write

@@ -12,6 +12,7 @@ from dataclasses import asdict, fields
 import pandas as pd
 import torch
 from fastai.basics import Learner, patch
+from fastcore.meta import delegates
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -261,6 +262,7 @@ _sparse_model = sparse_inference  # the method below has the same name
 
 
 @patch
+@delegates(sparse_inference)
 def sparse_inference(
     self: Learner,
     bs: int | None = None,  # Batch size to be fast for; if None, that of `example`, or 1 without an example

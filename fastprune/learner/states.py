@@ -74,7 +74,9 @@ def restore_masks(
     learn.keep_masks.change = None
 
 
-def state_of(learn: Learner) -> dict:  # Name -> tensor, or extra state of a module
+def state_of(
+    learn: Learner,  # Its model may be in DistributedDataParallel
+) -> dict:  # Name -> tensor, or extra state of a module
     "A copy of the model's `state_dict`"
     return {
         n: t.detach().clone() if isinstance(t, torch.Tensor) else deepcopy(t)
