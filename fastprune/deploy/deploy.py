@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['deployed_model', 'write_deployed']
 
-# %% ../../nbs/deploy/deploy.ipynb #9929e5b7
+# %% ../../nbs/deploy/deploy.ipynb #4688dd5d
 from pathlib import Path
 
+import cloudpickle
 import torch
-from fastai.basics import Learner, patch
+from fastai.basics import Learner, patch, rank_distrib
 from torch import nn
 
 from ..core.channels import kept_channels
@@ -86,3 +87,22 @@ def deploy(
         raise ValueError("a fit is running: call `learn.deploy` after it")
     write_deployed(self, path, deployed_model(self, shrink, example))
     return path
+
+# %% ../../nbs/deploy/deploy.ipynb #6d9e8a5f
+@patch
+def export(
+    self: Learner,
+    fname: str | Path = 'export.pkl',  # File to write, in `learn.path`
+    pickle_module: object = cloudpickle,  # Writes the pickle
+    pickle_protocol: int = 2,  # Of the pickle
+) -> None:
+    "Export the content of `self` without the items and the optimizer state for inference"
+    if rank_distrib() or next(self.model.parameters(), None) is not None:
+        return self._orig_export(fname, pickle_module, pickle_protocol)
+    self._end_cleanup()
+    dls, opt = self.dls, self.opt
+    try:
+        self.dls, self.opt = dls.new_empty(), None
+        torch.save(self, self.path / fname, pickle_module=pickle_module, pickle_protocol=pickle_protocol)
+    finally:
+        self.dls, self.opt = dls, opt

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['fastprune_names', 'Refusal', 'find_refused']
 
-# %% ../../nbs/deploy/pickle_parts.ipynb #a006d615
+# %% ../../nbs/deploy/pickle_parts.ipynb #9ec7e6e9
+import contextlib
 import io
 import pickletools
 import re
@@ -38,7 +39,7 @@ def fastprune_names(
             res.append(arg.replace(' ', '.'))
     return res
 
-# %% ../../nbs/deploy/pickle_parts.ipynb #4d3c7726
+# %% ../../nbs/deploy/pickle_parts.ipynb #c32ea9f2
 class _Pickler(cloudpickle.Pickler):
     "Leaves out some objects, and what tensors have in memory"
 
@@ -70,6 +71,16 @@ def _refusal(part, o, above):
     return Refusal(part, None, names[0]) if names else None
 
 
+def _state(o):
+    "The attributes of an object that are written"
+    usual = getattr(object, '__getstate__', None)
+    state = None
+    if getattr(type(o), '__getstate__', usual) is not usual:
+        with contextlib.suppress(Exception):  # each class may have its own
+            state = o.__getstate__()
+    return dict(state if isinstance(state, dict) else getattr(o, '__dict__', {}))
+
+
 def _parts(name, o):
     "Name -> object, for what an object has"
     if isinstance(o, dict):
@@ -79,7 +90,7 @@ def _parts(name, o):
     res = {}
     if isinstance(o, (list, tuple, set, L)):
         res = {f'{name}[{i}]': v for i, v in enumerate(o)}
-    own = dict(getattr(o, '__dict__', {}))
+    own = _state(o)
     children = own.pop('_modules', {}) if isinstance(o, nn.Module) else {}
     return {**res, **{f'{name}.{k}': v for k, v in {**children, **own}.items()}}
 

@@ -82,7 +82,7 @@ def _pickle_in(path):
 
 
 def _named_error(learn):
-    "The `ValueError` for a Learner that can't be written, with the name of the part that is in the way; None without one"
+    "The `ValueError` for a Learner that can't be written, with the name of the part in the way; None without one"
     learn.dls, learn.opt = learn.dls.new_empty(), None
     found = find_refused('learn', learn)
     if found is None:

@@ -69,9 +69,7 @@ def _shrink_zeros(learn, model, inputs, tol, repeats):
     return table
 
 # %% ../../nbs/deploy/shrink_learner.ipynb #120731f4
-def masked_groups(
-    learn: Learner,
-) -> list:  # Of `ChannelGroup`
+def masked_groups(learn: Learner) -> list:  # Of `ChannelGroup`
     "The groups of channels that the masks were made for; none if they prune weights of other units"
     keeper = keeper_of(learn)
     return keeper.channels.channels if keeper and keeper.channels else []

@@ -6,6 +6,7 @@ import pickle
 import pickletools
 import subprocess
 import sys
+import threading
 import zipfile
 
 import numpy as np
@@ -69,7 +70,6 @@ def test_only_torch_numpy_fastai_and_python_are_needed(learner, tmp_path):
     roots = {n.split('.')[0] for n in names_in(tmp_path / 'model.pkl')}
     python = {n for n in roots if n in sys.stdlib_module_names or n in ('__builtin__', 'copy_reg')}
     assert roots - python <= {'torch', 'numpy', 'fastai', 'fastcore', 'cloudpickle', 'fastprogress'}
-    assert {'operator.methodcaller', 'zlib.decompress'} <= {n.replace('_operator', 'operator') for n in names_in(tmp_path / 'model.pkl')}
 
 
 def table():
@@ -100,7 +100,8 @@ def text():
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.norm, self.head = *(nn.Linear(64, 64) for _ in range(2)), nn.BatchNorm1d(64), nn.Linear(64, 10)
+        self.a, self.b, self.norm = nn.Linear(64, 64), nn.Linear(64, 64), nn.BatchNorm1d(64)
+        self.head = nn.Linear(64, 10)
         self.b.weight = self.a.weight
 
     def forward(self, x):
@@ -257,11 +258,10 @@ def test_wrong_arguments(learner, tmp_path, monkeypatch, kwargs, match):
 def test_what_is_in_the_way_is_named(learner, tmp_path):
     learn, path = learner(), tmp_path / 'model.pkl'
     path.write_text('the file before')
-    learn.model.log = open(tmp_path / 'log', 'w')
-    with pytest.raises(ValueError, match=r"learn\.model\.log can't be written to a file: .*TextIOWrapper"):
+    learn.model.locks = {'log': threading.Lock()}
+    with pytest.raises(ValueError, match=r"learn\.model\.locks\['log'\] can't be written to a file: .*lock"):
         learn.deploy(path)
-    learn.model.log.close()
-    del learn.model.log
+    del learn.model.locks
     learn.prune(0.5)
     learn.mine = [learn.masks]
     with pytest.raises(ValueError, match=r'fastprune.*is needed to load this Learner, by learn\.mine\[0\]'):
