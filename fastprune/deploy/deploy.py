@@ -97,7 +97,7 @@ def export(
     pickle_protocol: int = 2,  # Of the pickle
 ) -> None:
     "Export the content of `self` without the items and the optimizer state for inference"
-    if rank_distrib() or next(self.model.parameters(), None) is not None:
+    if rank_distrib() or any(p.requires_grad for p in self.model.parameters()):
         return self._orig_export(fname, pickle_module, pickle_protocol)
     self._end_cleanup()
     dls, opt = self.dls, self.opt

@@ -83,7 +83,13 @@ def _pickle_in(path):
 
 def _named_error(learn):
     "The `ValueError` for a Learner that can't be written, with the name of the part in the way; None without one"
-    learn.dls, learn.opt = learn.dls.new_empty(), None
+    try:
+        learn.dls, learn.opt = learn.dls.new_empty(), None
+    except (AttributeError, TypeError):
+        return ValueError(
+            "learn.dls can't be written without its data: its datasets have no `new_empty`, as those of fastai's "
+            'DataBlock, Datasets and TfmdLists have. Put such DataLoaders into the Learner first'
+        )
     found = find_refused('learn', learn)
     if found is None:
         return None
