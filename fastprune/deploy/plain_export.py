@@ -126,7 +126,7 @@ def write_plain(
 
     atomically(write, path)
 
-
+# %% ../../nbs/deploy/plain_export.ipynb #20c58dca
 @patch
 def export_plain(
     self: Learner,
