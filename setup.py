@@ -7,6 +7,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
 config.read(here / 'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
+repository = cfg['repository']
 
 setup(
     name=cfg['lib_name'],
@@ -16,6 +17,14 @@ setup(
     author=cfg['author'],
     license=cfg['license'],
     license_files=['LICENSE'],
+    classifiers=cfg['classifiers'].strip().splitlines(),
+    url=repository,
+    project_urls={
+        'Documentation': cfg['doc_host'] + cfg['doc_baseurl'] + '/',
+        'Source': repository,
+        'Changelog': f'{repository}/blob/main/CHANGELOG.md',
+        'Issues': f'{repository}/issues',
+    },
     long_description=(here / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     packages=find_packages(include=['fastprune', 'fastprune.*']),
