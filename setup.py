@@ -7,7 +7,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
 config.read(here / 'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
-repository = cfg['repository']
+repository = cfg['git_url']
 
 setup(
     name=cfg['lib_name'],
@@ -20,7 +20,7 @@ setup(
     classifiers=cfg['classifiers'].strip().splitlines(),
     url=repository,
     project_urls={
-        'Documentation': cfg['doc_host'] + cfg['doc_baseurl'] + '/',
+        'Documentation': cfg['doc_url'],
         'Source': repository,
         'Changelog': f'{repository}/blob/main/CHANGELOG.md',
         'Issues': f'{repository}/issues',

@@ -15,8 +15,7 @@ root = Path(__file__).resolve().parents[1]
 config = ConfigParser(delimiters=['='])
 config.read(root / 'settings.ini', encoding='utf-8')
 settings = config['DEFAULT']
-repository = settings['repository']
-site = settings['doc_host'] + settings['doc_baseurl']
+repository, site = settings['git_url'], settings['doc_url']
 tutorials = sorted((root / 'nbs' / 'tutorials').glob('*.ipynb'))
 COLAB = 'https://colab.research.google.com'
 LINK = re.compile(r'\]\((?!https?:|#)([^)\s]+)\)')
@@ -30,7 +29,7 @@ def absolute(link):
         raise SystemExit(f'nbs/index.ipynb: the link {link} leads to no file; name one by its path from the root')
     if link.startswith('docs/'):
         page = link[5:].removesuffix('.md')
-        return f'{site}/{page}/' if page else f'{site}/'
+        return f'{site}{page}.html' if page else site
     return f'{repository}/{"raw" if link.endswith(".png") else "blob"}/main/{link}'
 
 

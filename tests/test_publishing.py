@@ -42,7 +42,7 @@ def made(tmp_path_factory):
 def test_metadata_comes_from_the_settings(made):
     metadata, _ = made
     urls = dict(u.split(', ') for u in metadata.get_all('Project-URL'))
-    assert urls['Documentation'] == f'{site}/' and urls['Source'] == repository
+    assert urls['Documentation'] == site and urls['Source'] == repository
     assert urls['Changelog'] == f'{repository}/blob/main/CHANGELOG.md' and urls['Issues'] == f'{repository}/issues'
     assert metadata['Version'] == settings['version'] and len(metadata['Keywords'].split(',')) > 5
     assert 'Typing :: Typed' in metadata.get_all('Classifier')
@@ -51,7 +51,7 @@ def test_metadata_comes_from_the_settings(made):
 def test_sdist_has_what_its_tests_need(made):
     _, files = made
     needed = {'settings.ini', 'pytest.ini', 'README.md', 'LICENSE', 'CHANGELOG.md', 'CONTRIBUTING.md', 'CITATION.cff'}
-    needed |= {'.ci/run', 'benchmarks/paper/RESULTS.md', 'benchmarks/prunable.csv', 'README_files/README_1_0.png'}
+    needed |= {'.ci/run', 'benchmarks/paper/RESULTS.md', 'benchmarks/prunable.csv', 'README_files/README_1_1.png'}
     for folder, ending in (('tests', '*.py'), ('nbs', '*.ipynb'), ('examples', '*.py'), ('docs', '*.md')):
         found = (p.relative_to(root) for p in (root / folder).rglob(ending))
         needed |= {p.as_posix() for p in found if not {'.ipynb_checkpoints', '_build'} & set(p.parts)}
@@ -77,7 +77,7 @@ def test_addresses_are_those_of_the_settings():
     citation = yaml.safe_load(text('CITATION.cff'))
     links = yaml.safe_load(text('.github/ISSUE_TEMPLATE/config.yml'))['contact_links']
     assert citation['repository-code'] == repository
-    assert citation['url'] == f'{site}/' == links[0]['url']
+    assert citation['url'] == site == links[0]['url']
 
 
 def test_citation_has_every_paper():
@@ -118,14 +118,14 @@ def test_readme_fits_on_a_screen():
 
 def test_readme_has_only_whole_addresses():
     links = re.findall(r'\]\(([^)\s]+)\)', text('README.md'))
-    assert f'{repository}/raw/main/README_files/README_1_0.png' in links and f'{site}/promises/' in links
+    assert f'{repository}/raw/main/README_files/README_1_1.png' in links and f'{site}promises.html' in links
     for link in links:
-        known = link.startswith((f'{repository}/', f'{site}/', 'https://img.shields.io/'))
+        known = link.startswith((f'{repository}/', site, 'https://img.shields.io/'))
         assert known, f'{link}: run python scripts/addresses.py'
         if '/main/' in link:
             assert (root / link.split('/main/')[1]).exists()
-        elif link.startswith(f'{site}/') and link != f'{site}/':
-            assert (root / 'docs' / f'{link.removeprefix(site).strip("/")}.md').exists()
+        elif link.startswith(site) and link != site:
+            assert (root / 'docs' / link.removeprefix(site)).with_suffix('.md').exists()
 
 
 def test_a_wrong_link_is_named():
