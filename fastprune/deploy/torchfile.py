@@ -6,6 +6,7 @@
 __all__ = ['load_torch']
 
 # %% ../../nbs/deploy/torchfile.ipynb #204fbf0a
+import contextlib
 import io
 import math
 import zipfile
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 
 from ..core.json_files import size_of
+from .torch_objects import ObjectPickle, learner_model, stored_state
 from .torch_pickle import OtherObject, StoredTensor, TensorPickle
 
 # %% ../../nbs/deploy/torchfile.ipynb #fe877eff
@@ -29,8 +31,8 @@ def _bytes(f, n):
 class _Zip:
     "A program and its storages in a zip file"
 
-    def __init__(self, f, size):
-        self.f, self.size, infos = f, size, zipfile.ZipFile(f).infolist()
+    def __init__(self, f, size, pickle):
+        self.f, self.size, self.pickle, infos = f, size, pickle, zipfile.ZipFile(f).infolist()
         if any(i.compress_type != zipfile.ZIP_STORED for i in infos) or sum(i.file_size for i in infos) > size:
             raise ValueError('it is compressed, or larger inside than outside')
         self.entries = {i.filename.partition('/')[2]: i for i in infos}
@@ -54,7 +56,7 @@ class _Zip:
         return self.entry(name).numpy().tobytes()
 
     def program(self):
-        return TensorPickle(io.BytesIO(self.bytes('data.pkl')), self.size).load()
+        return self.pickle(io.BytesIO(self.bytes('data.pkl')), self.size).load()
 
     def raw(self, key):
         return self.entry(f'data/{key}')
@@ -63,15 +65,15 @@ class _Zip:
 class _Legacy:
     "A program, and its storages behind it"
 
-    def __init__(self, f, size):
-        self.f, self.size = f, size
+    def __init__(self, f, size, pickle):
+        self.f, self.size, self.pickle = f, size, pickle
         head = [TensorPickle(f, size).load() for _ in range(3)]
         sound = head[:2] == [0x1950A86A20F9469CFC6C, 1001] and isinstance(head[2], dict)
         if not sound or head[2].get('little_endian') is not True:
             raise ValueError('it was not written by torch.save')
 
     def program(self):
-        build = TensorPickle(self.f, self.size)
+        build = self.pickle(self.f, self.size)
         self.sizes = {}  # key of a storage -> bytes of one of its numbers
 
         def storage(pid):
@@ -126,15 +128,8 @@ class _Tensors:
         return self.done[t.spot]
 
 
-def _state(file):
-    "The `state_dict` in a file"
-    state = file.program()
-    if not isinstance(state, dict):
-        raise ValueError(
-            f'it has a {type(state).__name__} in it: needs a state_dict, as `learn.save` or '
-            'torch.save(model.state_dict(), ...) writes it'
-        )
-    state = next((state[k] for k in ('model', 'state_dict') if isinstance(state.get(k), dict)), state)
+def _tensors(file, state):
+    "The tensors of a `state_dict` that a file describes"
     make = _Tensors(file)
     for n, t in state.items():
         if isinstance(t, OtherObject):
@@ -145,16 +140,47 @@ def _state(file):
     return {n: make(t) for n, t in state.items()}
 
 
+def _state(file):
+    "The `state_dict` in a file"
+    state = file.program()
+    if not isinstance(state, dict):
+        raise ValueError(
+            f'it has a {type(state).__name__} in it: needs a state_dict, as `learn.save` or '
+            'torch.save(model.state_dict(), ...) writes it'
+        )
+    state = next((state[k] for k in ('model', 'state_dict') if isinstance(state.get(k), dict)), state)
+    return _tensors(file, state)
+
+
+def _read(open_file):
+    "The `state_dict` in a file, or that of the model in a Learner. `open_file`: function of a pickle's class"
+    try:
+        return _state(open_file(TensorPickle))
+    except ValueError as e:
+        error = e
+    file, model = open_file(ObjectPickle), None
+    with contextlib.suppress(Exception):  # damaged files make pickle raise all kinds of errors
+        model = learner_model(file.program())
+    if model is None:
+        raise error
+    return _tensors(file, stored_state(model))
+
+
 def load_torch(
-    path: str | Path,  # File of `torch.save`, or of fastai's `learn.save`
+    path: str | Path,  # File of `torch.save`, or of fastai's `learn.save` or `learn.export`
 ) -> dict:  # Name -> tensor, on the CPU; tensors that share numbers in the file share memory
-    "The `state_dict` in a file, of which nothing is run. Raises `ValueError` if it is damaged, or has something else"
+    """The `state_dict` in a file, or that of the model in a Learner. Nothing in the file is run. Raises `ValueError` if
+    it is damaged, or has something else"""
     size = size_of(path)
     try:
         with open(path, 'rb') as f:
-            zipped = f.read(2) == b'PK'
-            f.seek(0)
-            return _state((_Zip if zipped else _Legacy)(f, size))
+            kind = _Zip if f.read(2) == b'PK' else _Legacy
+
+            def open_file(pickle):
+                f.seek(0)
+                return kind(f, size, pickle)
+
+            return _read(open_file)
     except Exception as e:  # damaged files make zipfile and pickle raise all kinds of errors
         why = str(e).strip().split('\n')[0][:200] if isinstance(e, (ValueError, OSError)) else type(e).__name__
         raise ValueError(f"{path} can't be read, or is damaged: {why}") from e
