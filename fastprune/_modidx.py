@@ -3724,8 +3724,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'fastprune/deploy/weight_file.py'),
                                               'fastprune.deploy.weight_file._is_network': ( 'deploy/weight_file.html#_is_network',
                                                                                             'fastprune/deploy/weight_file.py'),
-                                              'fastprune.deploy.weight_file._last_size': ( 'deploy/weight_file.html#_last_size',
-                                                                                           'fastprune/deploy/weight_file.py'),
                                               'fastprune.deploy.weight_file._learner_on_noise': ( 'deploy/weight_file.html#_learner_on_noise',
                                                                                                   'fastprune/deploy/weight_file.py'),
                                               'fastprune.deploy.weight_file._load': ( 'deploy/weight_file.html#_load',

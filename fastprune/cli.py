@@ -19,8 +19,6 @@ from .cli_flags import flag_parser, parse_flags, stopping
 from .cli_save import check_saves, write_files
 from .cli_train import check_flags, make_callback, make_learner, train
 from .core.granularity import check_granularity
-from .deploy.compare_files import compare_files
-from .deploy.report_file import report_file
 from .learner.report import plot_layers
 from .training.distill import Distill
 
@@ -111,6 +109,8 @@ fastprune compare a.safetensors b.safetensors --arch resnet50 --seconds 0    # F
 # %% ../nbs/cli.ipynb #92cc97de
 def _report(args):
     "`fastprune report`"
+    from fastprune.deploy.report_file import report_file  # only this command needs it
+
     flags = parse_flags(flag_parser(report_file, 'fastprune report', _report_groups, _report_examples), args)
     with stopping(*flags):
         path = report_file(**flags)
@@ -119,6 +119,8 @@ def _report(args):
 
 def _compare(args):
     "`fastprune compare`"
+    from fastprune.deploy.compare_files import compare_files  # only this command needs it
+
     flags = parse_flags(flag_parser(compare_files, 'fastprune compare', _compare_groups, _compare_examples), args)
     with stopping(*flags):
         print(compare_files(**flags))

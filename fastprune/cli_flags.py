@@ -115,7 +115,7 @@ def flag_parser(
     parser = _Parser(
         prog=prog,
         usage=usage,
-        description=textwrap.fill(' '.join(func.__doc__.split()), 100),
+        description=textwrap.fill(' '.join(func.__doc__.split()).partition(' Raises ')[0], 100),
         epilog='examples:\n' + textwrap.indent(textwrap.dedent(examples).strip(), '  '),
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=110),
     )

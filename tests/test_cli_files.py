@@ -85,7 +85,8 @@ def test_devices(monkeypatch, there):
     names = ['cpu', *([kind, *(f'{kind}:{i}' for i in range(n))] if there else [])]
     assert [str(check_device(o)) for o in names] == names and check_device(None) is None
     for wrong in ('gpu', f'cuda:{n}', 'xpu', ''):
-        with pytest.raises(ValueError, match=re.escape(f"device={wrong!r}: needs one of the devices here: {', '.join(names)}")):
+        message = f"device={wrong!r}: needs one of the devices here: {', '.join(names)}"
+        with pytest.raises(ValueError, match=re.escape(message)):
             check_device(wrong)
 
 
@@ -97,7 +98,7 @@ def test_devices(monkeypatch, there):
         (dict(save='sparse,,onnx'), "'' is unknown"),
         (dict(device='gpu'), "--device='gpu': needs one of the devices here: cpu"),
         (dict(valid_pct=0.0), '--valid-pct=0.0: needs'),
-        (dict(granularity='channel', scope='erk'), "--granularity='channel' cuts whole channels"),
+        (dict(granularity='channel', scope='erk'), "--scope='erk' distributes weights over tensors, and granularity='channel' cuts"),
         (dict(pretrained=True, arch='resnet19'), "--arch='resnet19' is unknown"),
         (dict(data='nowhere'), "--data: there is no folder 'nowhere'"),
     ],
@@ -143,7 +144,7 @@ def ends(monkeypatch, capsys):
     'words,message',
     [
         (['--sparsty', '0.9'], 'unrecognized arguments: --sparsty 0.9: did you mean --sparsity?'),
-        (['--bits', '8'], 'unrecognized arguments: --bits 8: fastprune --help lists what there is'),
+        (['--quantize', '8'], 'unrecognized arguments: --quantize 8: fastprune --help lists what there is'),
         (['comparre', 'a', 'b'], 'did you mean compare?'),
         (['--epochs', 'many'], "--epochs: 'many' is not a whole number"),
         (['--epochs', '2.5'], "--epochs: '2.5' is not a whole number"),
@@ -162,7 +163,7 @@ def ends(monkeypatch, capsys):
         (['compare', 'a', 'b', '--arch', ''], "--arch='': needs the name of a network"),
         (['compare', 'a', 'b', 'c'], 'unrecognized arguments: c'),
     ],
-    ids=' '.join,
+    ids=str,
 )
 def test_wrong_words(ends, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
@@ -173,7 +174,7 @@ def test_wrong_words(ends, tmp_path, monkeypatch, words, message):
 
 def test_help_and_version(ends):
     for words, lines in (
-        ((), ('usage: fastprune [flags]', 'fastprune compare A B', 'data:', 'pruning:', 'output:', 'examples:', '--device')),
+        ((), ('usage: fastprune [flags]', 'fastprune compare A B', 'data:', 'pruning:', 'examples:', '--device')),
         (('report',), ('usage: fastprune report', 'FILE', 'network:', 'examples:', 'export.pkl')),
         (('compare',), ('usage: fastprune compare', '  A ', '  B ', 'examples:', '--seconds')),
     ):
@@ -212,4 +213,3 @@ def test_stop_and_lack_of_memory(capsys):
         with pytest.raises(SystemExit) as e, cli_flags.stopping('bs', 'size'):
             raise error
         assert e.value.code == code and message in capsys.readouterr().err
-

@@ -47,14 +47,14 @@ class ObjectPickle(TensorPickle):
         return StoredClass(f'{module}.{name}')
 
     def reduce(self) -> None:
-        if isinstance(self.stack[-2], (StoredClass, StoredObject)):
+        if isinstance(self.stack[-2], OtherObject):
             args, kind = self.stack.pop(), self.stack.pop()
             self.stack.append(StoredObject(kind, args))
         else:
             super().reduce()
 
     def new(self) -> None:
-        if isinstance(self.stack[-2], StoredClass):
+        if isinstance(self.stack[-2], OtherObject):
             self.reduce()
         else:
             super().new()

@@ -94,19 +94,14 @@ def _check_fit(state, mine, path, arch, classes=1):
             raise ValueError(f"{path} is not of arch={arch!r}: {n!r} is {there} in the file, and {here} in the network")
 
 
-def _last_size(file):
-    "The first dimension of the last tensor: classes"
-    last = next((t for t in reversed(file.state.values()) if t.ndim), None)
-    if last is None:
-        raise ValueError(f"{file.path} has no tensors with a dimension")
-    return len(last)
-
-
 def _count_classes(file, make, arch):
-    """The number of classes: the size of the last tensor, if all else is as in a network of one class. So the network
-    that is made is never larger than the file"""
-    n = _last_size(file)
-    _check_fit(file.state, make(1).state_dict(), file.path, arch, n)
+    """The number of classes: the size of the network's last tensor, if all else is as in a network of one class. So the
+    network that is made is never larger than the file. Channels may be missing in a file of `save_shrunk`"""
+    mine = make(1).state_dict()
+    last = next((n for n in reversed(mine) if mine[n].ndim and n in file.state), None)
+    n = len(file.state[last]) if last else 1
+    if not file.shrunk:
+        _check_fit(file.state, mine, file.path, arch, n)
     return n
 
 
@@ -163,10 +158,8 @@ def file_learner(
 ) -> Learner:
     "A Learner with the weights and masks of a file. Raises `ValueError` if they are of another network"
     make = _maker(file, arch, size)
-    if file.shrunk:
-        model = load_shrunk(file.path, lambda: make(classes or _last_size(file)))
-    else:
-        model = _load(make(classes or _count_classes(file, make, arch)), file, arch)
+    classes = classes or _count_classes(file, make, arch)
+    model = load_shrunk(file.path, lambda: make(classes)) if file.shrunk else _load(make(classes), file, arch)
     learn = _learner_on_noise(model, arch, size)
     if file.masks:
         learn.masks = Masks(file.masks)

@@ -4,13 +4,14 @@ import math
 import os
 import re
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
 from fastai.basics import L
 from torch import nn
 
-from fastprune.all import Masks, SparsifyCallback, save_shrunk, save_sparse
+from fastprune.all import Masks, SparsifyCallback, digits_dls, save_shrunk, save_sparse
 from fastprune.deploy.compare_files import compare_files
 from fastprune.deploy.torchfile import load_torch
 from fastprune.deploy.weight_file import file_learner, read_weight_file
@@ -27,7 +28,7 @@ def pruned(tmp_path_factory):
 
 def same(state, learn):
     want = learn.model.state_dict()
-    assert list(state) == list(want) and all(torch.equal(t.cpu(), state[n]) for n, t in want.items())
+    assert state.keys() == want.keys() and all(torch.equal(t.cpu(), state[n]) for n, t in want.items())
 
 
 class Odd(nn.Module):
@@ -43,7 +44,7 @@ class Odd(nn.Module):
         self.register_parameter('nothing', None)
         self.c = nn.Linear(64, 10)
         self.c.extra = {('a', 1): [lambda x: x], Odd: {1, 2}}
-        self.half = nn.Parameter(torch.ones(3, dtype=torch.float16)[1:])
+        self.small = nn.Parameter(torch.ones(3, dtype=torch.float16)[1:])
 
     def forward(self, x):
         return self.c(self.b(self.a(x.flatten(1))))
@@ -61,7 +62,7 @@ def test_exports(pruned, tmp_path):
     odd.add_cb(SparsifyCallback(0.5, schedule=lambda pos: pos))
     odd.export('odd.pkl')
     same(load_torch(tmp_path / 'odd.pkl'), odd)
-    torch.save(odd, tmp_path / 'legacy.pkl', _use_new_zipfile_serialization=False, pickle_module=__import__('cloudpickle'))
+    torch.save(odd, tmp_path / 'legacy.pkl', _use_new_zipfile_serialization=False, pickle_module=cloudpickle)
     same(load_torch(tmp_path / 'legacy.pkl'), odd)
 
 
@@ -74,13 +75,13 @@ def test_nothing_in_an_export_is_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     learn = digits_learner(tmp_path)
     learn.bomb, learn.model.bomb = Bomb(), [Bomb()]
-    torch.save(learn, 'a.pkl', pickle_module=__import__('cloudpickle'), pickle_protocol=2)
+    torch.save(learn, 'a.pkl', pickle_module=cloudpickle, pickle_protocol=2)
     learn.model.bomb = None
     same(load_torch('a.pkl'), learn)
     assert not (tmp_path / 'bombed').exists()
     learn.model[0].weight = None
     learn.model[0]._parameters['weight'] = Bomb()
-    torch.save(learn, 'b.pkl', pickle_module=__import__('cloudpickle'))
+    torch.save(learn, 'b.pkl', pickle_module=cloudpickle)
     with pytest.raises(ValueError, match='is no dense tensor'):
         load_torch('b.pkl')
     assert not (tmp_path / 'bombed').exists()
@@ -103,7 +104,7 @@ def test_modules_without_end(tmp_path):
         many = nn.Sequential(many, many)
     for model in (loop, many):
         learn.__dict__['model'] = model
-        torch.save(learn, tmp_path / 'a.pkl', pickle_module=__import__('cloudpickle'))
+        torch.save(learn, tmp_path / 'a.pkl', pickle_module=cloudpickle)
         with pytest.raises(ValueError, match='more modules in the model'):
             load_torch(tmp_path / 'a.pkl')
 
@@ -135,7 +136,7 @@ def test_networks_of_vision_learner(tmp_path):
         loaded = file_learner(read_weight_file(path), 'squeezenet1_1', size=64)
         same(loaded.model.state_dict(), learn)
         assert loaded.sparsity_report().loc['total'].sparsity == pytest.approx(0.5, abs=1e-4)
-    with pytest.raises(ValueError, match=r"is not of arch='resnet18': '0.0.weight' is of shape \(64, 3, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"is not of arch='resnet18': '0.0.weight' is missing in the file"):
         file_learner(read_weight_file(files[0]), 'resnet18')
 
 
@@ -150,7 +151,7 @@ def test_networks_of_vision_learner_with_timm(tmp_path):
 def test_shrunk_networks(tmp_path):
     pytest.importorskip('torchvision')
     learn = digits_learner(tmp_path, model=make_model('resnet18', 10, 32))
-    learn.dls = type(learn.dls)(*[dl.new(after_batch=lambda b: (b[0].expand(-1, 3, -1, -1), b[1])) for dl in learn.dls])
+    learn.dls = digits_dls(bs=8, size=32, channels=3)
     learn.prune(0.5, granularity='channel')
     dense = learn.save('dense')
     learn.shrink(repeats=0)
@@ -181,7 +182,7 @@ def test_comparison(pruned, tmp_path):
         assert table.loc[n, 'mask distance'] == pytest.approx(distance, nan_ok=True)
     assert table.loc['0.0.weight', 'sparsity b'] == 0 and gone is None or '3.weight' in table.index
     assert found.files.loc['bytes'].tolist() == [(tmp_path / o).stat().st_size for o in ('a', 'b.pth')]
-    assert found.files.loc['bytes without zeros'].tolist()[0] == pytest.approx((tmp_path / 'a').stat().st_size, rel=0.05)
+    assert found.files.loc['bytes without zeros'].iloc[0] == (tmp_path / 'a').stat().st_size
     text = str(found)
     assert 'mask distance' in text and '90.0' in text and 'kB' not in text and 'nan' not in text and 'bytes' in text
 
