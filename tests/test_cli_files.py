@@ -98,7 +98,7 @@ def test_devices(monkeypatch, there):
         (dict(save='sparse,,onnx'), "'' is unknown"),
         (dict(device='gpu'), "--device='gpu': needs one of the devices here: cpu"),
         (dict(valid_pct=0.0), '--valid-pct=0.0: needs'),
-        (dict(granularity='channel', scope='erk'), "--scope='erk' distributes weights over tensors, and granularity='channel' cuts"),
+        (dict(granularity='channel', scope='erk'), "--scope='erk' distributes weights over tensors, and"),
         (dict(pretrained=True, arch='resnet19'), "--arch='resnet19' is unknown"),
         (dict(data='nowhere'), "--data: there is no folder 'nowhere'"),
     ],

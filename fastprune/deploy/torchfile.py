@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
+from ..core.files import unpack_bits
 from ..core.json_files import size_of
-from .torch_objects import ObjectPickle, learner_model, stored_state
+from .torch_objects import CompactTensor, ObjectPickle, compact_tensor, learner_model, stored_state
 from .torch_pickle import OtherObject, StoredTensor, TensorPickle
 
 # %% ../../nbs/deploy/torchfile.ipynb #fe877eff
@@ -108,7 +109,7 @@ class _Tensors:
     "Tensors from their descriptions"
 
     def __init__(self, file):
-        self.file, self.left = file, 4 * file.size
+        self.file, self.left, self.room = file, 4 * file.size, 256 * file.size  # dense, and without zeros
         self.raws, self.done = {}, {}  # storages by their key, and tensors by their `spot`
 
     def __call__(self, t):
@@ -127,17 +128,33 @@ class _Tensors:
         self.done[t.spot] = res.as_strided(t.size, t.stride, t.offset) if numel else res.new_empty(t.size)
         return self.done[t.spot]
 
+    def whole(self, t):
+        "A tensor that was written without its zeros"
+        self.room -= t.numel * t.values.dtype.itemsize
+        if self.room < 0:
+            raise ValueError('a tensor is larger than its numbers in the file')
+        bits = bytearray(zlib.decompressobj().decompress(t.bits, t.numel // 8 + 2))
+        mask = unpack_bits(
+            torch.frombuffer(bits or bytearray(1), dtype=torch.uint8)[: len(bits)], (t.numel,), 'its bits'
+        )
+        values = self(t.values)
+        if int(mask.count_nonzero()) != values.numel():
+            raise ValueError(f'{values.numel()} values for {int(mask.count_nonzero())} places')
+        res = torch.zeros(t.numel, dtype=values.dtype, device='cpu').masked_scatter_(mask, values.flatten())
+        return res.as_strided(t.size, t.stride)
 
+# %% ../../nbs/deploy/torchfile.ipynb #e3859731
 def _tensors(file, state):
     "The tensors of a `state_dict` that a file describes"
     make = _Tensors(file)
+    state = {n: compact_tensor(t) or t for n, t in state.items()}
     for n, t in state.items():
         if isinstance(t, OtherObject):
             raise ValueError(f'{str(n)[:80]!r} is no dense tensor')
-        if not isinstance(n, str) or not isinstance(t, StoredTensor):
+        if not isinstance(n, str) or not isinstance(t, (StoredTensor, CompactTensor)):
             what = f'{str(n)[:80]!r}, a {type(t).__name__}'
             raise ValueError(f'it has {what}: needs a state_dict, which has tensors by name')
-    return {n: make(t) for n, t in state.items()}
+    return {n: make.whole(t) if isinstance(t, CompactTensor) else make(t) for n, t in state.items()}
 
 
 def _state(file):
