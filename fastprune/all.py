@@ -104,6 +104,8 @@ from .deploy.shrunk_file import load_shrunk, save_shrunk
 from .deploy.timing import latency
 from .deploy.torch_prune import from_torch_prune, to_torch_prune
 # its modules that add methods to Learner
+from .deploy import comparison as _
+from .deploy import deploy as _
 from .deploy import latency_target as _
 from .deploy import plain_export as _
 from .deploy import report as _
