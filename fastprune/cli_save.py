@@ -18,6 +18,7 @@ from fastai.basics import Learner
 
 from .core.files import atomically
 from .core.names import unwrap
+from .deploy import deploy as deploy  # adds learn.deploy
 from .deploy import export as export  # adds learn.to_onnx
 from .deploy import report as report  # adds learn.report
 from .deploy import shrink_learner as shrink_learner  # adds learn.shrink

@@ -19,7 +19,7 @@ def test_all_files(tmp_path, monkeypatch, capsys):
     "Each is written, named with its size, and is of the network that was trained"
     pytest.importorskip('onnxscript', reason='it writes ONNX')
     pytest.importorskip('plotly', reason='reports need plotly')
-    monkeypatch.setattr(cli_save, '_seconds', 0.1)
+    monkeypatch.setattr(cli_save, '_seconds', 0.0)
     train(epochs=1, sparsity=0.8, out=str(tmp_path), save='deploy,report, onnx,sparse', device='cpu')
     said = capsys.readouterr().out
     state = torch.load(tmp_path / 'model.pth', weights_only=True)

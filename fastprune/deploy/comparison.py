@@ -30,9 +30,9 @@ from .headline import Attempt, attempt, file_sizes
 from .inference import sparse_inference
 from .page import flops_text, megabytes_text
 from .plain_export import without_ours, write_plain
-from .report_file import read_weights
 from .shrunk_file import is_shrunk
 from .timing import latency
+from .weight_file import read_weights
 from ..learner import flops as flops  # adds learn.flops
 from ..learner.batches import in_fit, undisturbed
 from ..learner.evaluate import evaluate_points, evaluating

@@ -58,10 +58,14 @@ def test_exports(pruned, tmp_path):
     same(load_torch(tmp_path / 'b.pkl'), pruned)
     pruned.export_plain(tmp_path / 'c.pkl')
     same(load_torch(tmp_path / 'c.pkl'), pruned)
+    pruned.deploy(tmp_path / 'd.pkl')
+    same(load_torch(tmp_path / 'd.pkl'), pruned)
     odd = digits_learner(tmp_path, model=Odd())
     odd.add_cb(SparsifyCallback(0.5, schedule=lambda pos: pos))
     odd.export('odd.pkl')
     same(load_torch(tmp_path / 'odd.pkl'), odd)
+    odd.deploy(tmp_path / 'e.pkl')
+    same(load_torch(tmp_path / 'e.pkl'), odd)
     torch.save(odd, tmp_path / 'legacy.pkl', _use_new_zipfile_serialization=False, pickle_module=cloudpickle)
     same(load_torch(tmp_path / 'legacy.pkl'), odd)
 
@@ -111,7 +115,7 @@ def test_modules_without_end(tmp_path):
 
 def test_damaged_exports_are_one_error(pruned, tmp_path):
     rng, path = np.random.default_rng(0), tmp_path / 'a.pkl'
-    pruned.export(path)
+    pruned.deploy(path)
     good = path.read_bytes()
     for _ in range(40):
         bad = bytearray(good[: rng.integers(len(good))] if rng.random() < 0.3 else good)
