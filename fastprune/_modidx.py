@@ -3674,6 +3674,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                             'fastprune/deploy/torch_objects.py'),
                                                 'fastprune.deploy.torch_objects.ObjectPickle.new': ( 'deploy/torch_objects.html#objectpickle.new',
                                                                                                      'fastprune/deploy/torch_objects.py'),
+                                                'fastprune.deploy.torch_objects.ObjectPickle.persistent_load': ( 'deploy/torch_objects.html#objectpickle.persistent_load',
+                                                                                                                 'fastprune/deploy/torch_objects.py'),
                                                 'fastprune.deploy.torch_objects.ObjectPickle.put': ( 'deploy/torch_objects.html#objectpickle.put',
                                                                                                      'fastprune/deploy/torch_objects.py'),
                                                 'fastprune.deploy.torch_objects.ObjectPickle.reduce': ( 'deploy/torch_objects.html#objectpickle.reduce',

@@ -85,7 +85,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         wrong = message.partition('unrecognized arguments: ')[2].split()[:1]
         known = [*self._option_string_actions, *self.words]
-        close = difflib.get_close_matches(wrong[0].partition('=')[0], known, n=1) if wrong else []
+        close = difflib.get_close_matches(wrong[0].partition('=')[0], known, n=1, cutoff=0.75) if wrong else []
         remedy = f'did you mean {close[0]}?' if close else f'{self.prog} --help lists what there is'
         raise Stop(f"{message.removeprefix('argument ')}: {remedy}")
 

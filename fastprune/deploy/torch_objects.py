@@ -48,6 +48,13 @@ class ObjectPickle(TensorPickle):
                 pass
         return StoredClass(f'{module}.{name}')
 
+    def persistent_load(self, pid: object) -> object:
+        if (
+            isinstance(pid, tuple) and len(pid) == 4 and pid[0] == 'module'
+        ):  # a class, in files of old versions of torch
+            return pid[1]
+        return super().persistent_load(pid)
+
     def reduce(self) -> None:
         if isinstance(self.stack[-2], OtherObject):
             args, kind = self.stack.pop(), self.stack.pop()

@@ -18,7 +18,7 @@ import torch
 from ..core.files import unpack_bits
 from ..core.json_files import size_of
 from .torch_objects import CompactTensor, ObjectPickle, compact_tensor, learner_model, stored_state
-from .torch_pickle import OtherObject, StoredTensor, TensorPickle
+from .torch_pickle import OtherObject, StoredNumbers, StoredTensor, TensorPickle
 
 # %% ../../nbs/deploy/torchfile.ipynb #fe877eff
 def _bytes(f, n):
@@ -78,8 +78,11 @@ class _Legacy:
         self.sizes = {}  # key of a storage -> bytes of one of its numbers
 
         def storage(pid):
-            res = TensorPickle.persistent_load(build, pid)
-            if self.sizes.setdefault(res.key, res.dtype.itemsize) != res.dtype.itemsize:
+            res = self.pickle.persistent_load(build, pid)
+            if (
+                isinstance(res, StoredNumbers)
+                and self.sizes.setdefault(res.key, res.dtype.itemsize) != res.dtype.itemsize
+            ):
                 raise ValueError('a storage of two types')
             return res
 
