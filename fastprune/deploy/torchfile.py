@@ -177,12 +177,12 @@ def _read(open_file):
     try:
         return _state(open_file(TensorPickle))
     except ValueError as e:
-        error = e
+        why = str(e)  # and not the error, which holds all that was read
     file, model = open_file(ObjectPickle), None
     with contextlib.suppress(Exception):  # damaged files make pickle raise all kinds of errors
         model = learner_model(file.program())
     if model is None:
-        raise error
+        raise ValueError(why)
     return _tensors(file, stored_state(model))
 
 
