@@ -92,7 +92,7 @@ def test_folders_that_do_not_fit(tmp_path, capsys, spoil, kwargs, msg):
 def test_too_few_images(tmp_path, capsys):
     images(tmp_path / 'd', 1)
     assert (
-        'valid_pct=0.2: leaves none of 2 images to validate on'
+        '--valid-pct=0.2: leaves none of 2 images to validate on'
         in ends(capsys, data=str(tmp_path / 'd'), out=str(tmp_path / 'out'))[1]
     )
     assert (
