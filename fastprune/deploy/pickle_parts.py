@@ -70,7 +70,7 @@ def _refusal(part, o, above):
     names = fastprune_names(buffer.getvalue())
     return Refusal(part, None, names[0]) if names else None
 
-
+# %% ../../nbs/deploy/pickle_parts.ipynb #dfe5cf1f
 def _state(o):
     "The attributes of an object that are written"
     usual = getattr(object, '__getstate__', None)

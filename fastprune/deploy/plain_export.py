@@ -84,7 +84,7 @@ def _pickle_in(path):
 def _named_error(learn):
     "The `ValueError` for a Learner that can't be written, with the name of the part in the way; None without one"
     try:
-        learn.dls, learn.opt = learn.dls.new_empty(), None
+        learn.dls = learn.dls.new_empty()
     except (AttributeError, TypeError):
         return ValueError(
             "learn.dls can't be written without its data: its datasets have no `new_empty`, as those of fastai's "
@@ -114,6 +114,7 @@ def write_plain(
 
     def write(part):
         with without_ours(learn, model), _pickled_by_value():
+            learn.opt = None  # fastai would load its state into an optimizer of `model`
             try:
                 learn.export(part.absolute(), **kwargs)
             except Exception as e:  # each class may have its own
@@ -125,7 +126,7 @@ def write_plain(
 
     atomically(write, path)
 
-
+# %% ../../nbs/deploy/plain_export.ipynb #20c58dca
 @patch
 def export_plain(
     self: Learner,

@@ -9,7 +9,7 @@ import torch
 from fastai.basics import DataLoaders, Learner, nn
 
 from fastprune.all import SparsifyCallback, digits_convnet, digits_dls, save_sparse, state_of
-from fastprune.deploy.comparison import BeforeAfter
+from fastprune.deploy.before_after import BeforeAfter
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -33,6 +33,7 @@ def test_all_rows(pruned):
     before = {k: v.clone() for k, v in learn.model.state_dict().items()}
     keys, cbs = set(learn.__dict__), list(learn.cbs)
     table = learn.compare(dense, seconds=0.2, onnx=False)
+    assert set(learn.__dict__) == keys and list(learn.cbs) == cbs and learn.masks
     assert type(table) is BeforeAfter and table.index.name == 'name'
     assert list(table.index) == [
         *('valid_loss', 'accuracy', 'weights', 'nonzero weights', 'FLOPs'),
@@ -50,7 +51,6 @@ def test_all_rows(pruned):
     assert table.after['file: save_sparse'] < 0.2 * table.before['file: save_sparse']
     assert (table.after.loc['latency: plain':] > 0).all() and table.before['latency: plain'] > 0
     assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
-    assert set(learn.__dict__) == keys and list(learn.cbs) == cbs and learn.masks
 
 
 def test_the_dense_network_in_all_its_forms(pruned, tmp_path):
