@@ -39,6 +39,7 @@ from fastprune.learner.inputs import (
     n_items,
     tensors_in,
 )
+from ..learner.progress import progress
 
 # %% ../../nbs/deploy/inference.ipynb #a9a075ab
 def _without_parametrizations(model):
@@ -198,6 +199,7 @@ def _channels_last(model, inputs, difference, rtol, seconds):
     return res if ms['channels_last'] < ms['as it is'] else None
 
 # %% ../../nbs/deploy/inference.ipynb #f8192507
+@progress()
 def sparse_inference(
     model: nn.Module,  # Pruned model; it is not changed
     # An input as it will come: a tensor, a tuple of inputs, or a dict of them by name; of the batch size to be fast for
@@ -273,7 +275,7 @@ def sparse_inference(
     or of the training set if there is none"""
     if bs is not None:
         check_whole(bs=bs)
-    with undisturbed(self):
+    with progress(self), undisturbed(self):
         inputs = learner_inputs(self, example, valid=True)
         n = bs or (1 if example is None else batch_size(inputs))
         return _sparse_model(self.model, n_items(inputs, n), **kwargs)
