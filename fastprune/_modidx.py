@@ -3650,6 +3650,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'fastprune/deploy/transposed_form.py'),
                                                   'fastprune.deploy.transposed_form.as_one_convolution': ( 'deploy/transposed_form.html#as_one_convolution',
                                                                                                            'fastprune/deploy/transposed_form.py')},
+            'fastprune.doc_index': { 'fastprune.doc_index.doc_index': ('doc_index.html#doc_index', 'fastprune/doc_index.py'),
+                                     'fastprune.doc_index.site_address': ('doc_index.html#site_address', 'fastprune/doc_index.py')},
             'fastprune.engine.begin': { 'fastprune.engine.begin.initial_sparsity': ( 'engine/begin.html#initial_sparsity',
                                                                                      'fastprune/engine/begin.py'),
                                         'fastprune.engine.begin.method_plan': ( 'engine/begin.html#method_plan',
