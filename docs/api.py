@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cache
 from posixpath import dirname, relpath
 
-from examples import cells_of, find_example
 from fastcore.docments import docments
 from notebooks import FENCES, Page, PageError, defined_names, fence, outputs_of, outside_code, prose
+from usages import cells_of, find_example
 
 LAYERS = {
     'core': ('Masks and files', 'Tensors in, masks out: weights, masks, scopes and sparse files.'),
@@ -27,6 +27,10 @@ LAYERS = {
 }
 
 EMPTY = inspect.Parameter.empty
+INTERNAL = (  # what checkpoints and passes ask a callback for
+    *('state_dict', 'load_state_dict', 'check_state_dict', 'training_identity'),
+    *('begin_fit', 'end_fit', 'fit_ended', 'choose', 'weight_at'),
+)
 STARS = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}
 
 
@@ -159,7 +163,8 @@ class Api:
                 meaning = self.linked(_cell(' '.join((d.docment or '').split())), page, name)
                 rows.append(f'| {_argument(arg, d)} | {_code(type_text(d.anno))} | {_given(arg, d)} | {meaning} |')
         head = ['| Argument | Type | Default | Meaning |', '|---|---|---|---|']
-        return '\n'.join([*head, *rows]) if rows else ''
+        table = '\n'.join([*head, *rows])
+        return f'<div class="arguments" markdown>\n\n{table}\n\n</div>' if rows else ''
 
     def dictionary(self, obj, page):
         rows = []
@@ -172,7 +177,7 @@ class Api:
 
     def methods(self, entry):
         "The documented methods of a class, without fastai's events"
-        events = () if entry.layer == 'engine' else _events()
+        events = () if entry.layer == 'engine' else (*_events(), *INTERNAL)
         own = [n for names in self.index.values() for n in names if n.startswith(f'{entry.name}.')]
         named = [n for n in dict.fromkeys(own) if not n.split('.')[1].startswith('_') and n.split('.')[1] not in events]
         return [n for n in named if inspect.getdoc(_function(inspect.getattr_static(entry.obj, n.split('.')[1], None)))]
@@ -234,8 +239,8 @@ from fastai.vision.all import *
 from fastprune.all import *
 ```
 
-Methods of a fastai `Learner` are listed as `learn.name`. In a notebook, `SparsifyCallback?` shows the arguments. With nbdev
-installed, `doc` of `nbdev.showdoc` shows them as a table, with a link to this site."""
+Methods of a fastai `Learner` are listed as `learn.name`. In a notebook, `SparsifyCallback?` shows the arguments. With
+nbdev installed, `doc` of `nbdev.showdoc` shows them as a table, with a link to this site."""
 
 
 def module_index(root):
@@ -309,10 +314,11 @@ def signature_text(name, obj):
         return name
     f = _function(obj)
     try:
-        parameters = list(inspect.signature(f).parameters.values())
+        called = f.__init__ if inspect.isclass(f) else f
+        parameters = list(inspect.signature(called).parameters.values())
     except (ValueError, TypeError):
         return f'{name}(...)'
-    is_bound = not inspect.isclass(f) and parameters and parameters[0].name in ('self', 'cls')
+    is_bound = parameters and parameters[0].name in ('self', 'cls')
     shown = []
     for p in parameters[1:] if is_bound else parameters:
         if p.kind is p.KEYWORD_ONLY and not any(s.startswith('*') for s in shown):

@@ -1,8 +1,8 @@
 """Check the site that was built: `python docs/check.py [FOLDER]`, after `mkdocs build`.
 
-Every link within the site leads to a page, and its anchor to a place there; so do all addresses of nbdev's index. Links to
-other hosts are not followed, nor is the site's own address, which may not be public yet. Each page has one heading of the
-first level, a title of its own, a description, an example, and a text for each picture."""
+Every link within the site leads to a page, and its anchor to a place there; so do all addresses of nbdev's index. Links
+to other hosts are not followed, nor is the site's own address, which may not be public yet. Each page has one heading
+of the first level, a title of its own, a description, an example, and a text for each picture."""
 
 import re
 import sys
@@ -96,7 +96,7 @@ def problems_of_page(name, found):
     "What a page lacks"
     if found.headings.count(1) != 1:
         yield f'{name}: {found.headings.count(1)} headings of the first level'
-    if any(b > a + 1 for a, b in zip(found.headings, found.headings[1:])):
+    if any(b > a + 1 for a, b in zip(found.headings, found.headings[1:], strict=False)):
         yield f'{name}: a level of headings is left out: {found.headings}'
     if not (found.title.strip() and found.description.strip() and found.language):
         yield f'{name}: needs a title, a description and a language'

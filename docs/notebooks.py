@@ -208,6 +208,8 @@ def first_sentences(text, most=160):
 
 def prose(text, link):
     "A text in Markdown as the site shows it"
+    if re.search(r'^(`{3,}|~{3,})', FENCES.sub('', text), re.MULTILINE):
+        raise PageError(f'a block of code has no end, or text behind its end: {text[:200]!r}')
     text = COLAB.sub(r'[Open in Colab](\1){ .md-button }', text)
     return with_math(with_lists(with_links(text, link)))
 
@@ -261,6 +263,12 @@ def defined_names(source):
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             names += [f'{c}.{node.name}' for c in patched_classes(node)] or [node.name]
     return names
+
+
+def assigned_names(source):
+    "Names that a cell gives to what is made elsewhere, such as a dictionary or an alias"
+    targets = [t for n in ast.parse(source).body if isinstance(n, ast.Assign) for t in n.targets]
+    return [t.id for t in targets if isinstance(t, ast.Name)]
 
 
 def patched_classes(node):

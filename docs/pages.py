@@ -1,6 +1,7 @@
 """All pages of the site, from docs/, nbs/, benchmarks/ and the package"""
 
 import configparser
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,16 @@ from types import SimpleNamespace
 
 from api import LAYERS, Api
 from links import Links
-from notebooks import Page, check_directives, defined_names, notebook_page, text_page
+from notebooks import (
+    FENCES,
+    Page,
+    assigned_names,
+    check_directives,
+    defined_names,
+    notebook_page,
+    outside_code,
+    text_page,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ('.svg', '.png', '.gif', '.jpg', '.webp')
@@ -66,6 +76,16 @@ def repository_uris(root=ROOT):
     return uris
 
 
+def renamed_headings(anchors, text):
+    "A text whose headings have other ids than `anchors`"
+
+    def change(m):
+        name = re.sub(r'[^\w.-]+', '-', m[1].strip().lower())
+        return f'{m[0]} {{ #section-{name} }}' if name in anchors else m[0]
+
+    return re.sub(r'^#+ (.+)$', change, text, flags=re.MULTILINE)
+
+
 class Site:
     "Pages and files by their paths on the site, and the navigation"
 
@@ -112,23 +132,26 @@ class Site:
 
     def module_page(self, path, uri, link):
         "The notebook that is the source of a module: where `doc` and the API's links to the source lead"
-        page = notebook_page(self.root / path, link, partial(self.before, uri))
+        anchors = set()
+        page = notebook_page(self.root / path, link, partial(self.before, uri, anchors))
         module = uri.removesuffix('.md').replace('/', '.')
         page.title, page.head = f'fastprune.{module}', {'search': {'exclude': True}}
-        title, rest = page.text.split('\n', 1)
+        rest = outside_code(page.text.split('\n', 1)[1], partial(renamed_headings, anchors), FENCES)
         page.text = f'# fastprune.{module}\n{rest}'
         page.description = page.description or f'Source of the module fastprune.{module}'
         return page
 
-    def before(self, uri, cell):
-        "The anchors of what a cell defines, and links to the pages of the API"
+    def before(self, uri, anchors, cell):
+        "The anchors of what a cell defines, which are added to `anchors`, and links to the pages of the API"
         if not cell.exported:
             return ''
-        names = defined_names(cell.source)
-        anchors = ''.join(f'<a id="{name.lower()}"></a>' for name in dict.fromkeys(names))
+        names = [*defined_names(cell.source), *assigned_names(cell.source)]
+        new = [n for n in dict.fromkeys(name.lower() for name in names) if n not in anchors]
+        anchors.update(new)
+        places = ''.join(f'<a id="{name}"></a>' for name in new)
         here = [e for e in self.api.entries if e.definition in names and e.source.split('#')[0] == uri]
         links = ', '.join(self.api.link_to(e, uri) for e in here)
-        return f'<p class="defined" markdown>{anchors}{"API: " + links if links else ""}</p>' if names else ''
+        return f'<p class="defined" markdown>{places}{"API: " + links if links else ""}</p>' if places or links else ''
 
     def tutorials(self):
         "A page that lists the tutorials"
@@ -137,8 +160,8 @@ class Site:
             page = self.pages[uri]
             rows.append(f'| [{page.title}]({uri.rpartition("/")[2]}) | {page.description.replace("|", "&#124;")} |')
         table = '\n'.join(rows)
-        text = f'# Tutorials\n\nThe methods of six papers, tried on small data, with what came out.\n{{ .lead }}\n\n{table}'
-        return Page('Tutorials', 'The methods of six papers, tried on small data', f'{text}\n\n{TUTORIALS}')
+        what = 'The methods of six papers, tried on small data, with what came out'
+        return Page('Tutorials', what, f'# Tutorials\n\n{what}.\n{{ .lead }}\n\n{table}\n\n{TUTORIALS}')
 
     def of(self, folder):
         "The pages of a folder, in the order of their names"

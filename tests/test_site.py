@@ -11,9 +11,9 @@ root = Path(__file__).parent.parent
 sys.path.insert(0, str(root / 'docs'))
 
 import check
-import examples
 import notebooks
 import pages
+import usages
 from api import Api, module_index, signature_text, type_text
 from links import Links
 
@@ -129,13 +129,13 @@ def test_an_example_comes_with_what_it_needs(tmp_path):
         cell('Of ones:', 'markdown'),
         cell('y = f(w)\ny'),
     )
-    found = examples.find_example('f', 'f', path)
+    found = usages.find_example('f', 'f', path)
     assert (found.index, found.before, found.intro) == (5, 'w = torch.ones(3)', 'Of ones:')
-    assert examples.find_example('g', 'g', path) is None
+    assert usages.find_example('g', 'g', path) is None
 
 
 def test_free_names():
-    assert examples.free_names('y = f(x)\nfor i in range(y): g = lambda a: a + b') == {'f', 'x', 'b'}
+    assert usages.free_names('y = f(x)\nfor i in range(y): g = lambda a: a + b') == {'f', 'x', 'b'}
 
 
 def test_every_public_name_has_its_place_and_its_example():
@@ -144,7 +144,7 @@ def test_every_public_name_has_its_place_and_its_example():
     assert {*every.__all__} <= api.by_name.keys()
     assert {'learn.prune', 'learn.masks', 'learn.sparsity_report'} <= api.by_name.keys()
     own = [api.notebook(e.module) for e in api.entries]
-    find = lambda e, path: examples.find_example(e.name, e.definition, path, api.links.notebooks)
+    find = lambda e, path: usages.find_example(e.name, e.definition, path, api.links.notebooks)
     assert not [e.name for e, path in zip(api.entries, own, strict=True) if not find(e, path)]
     assert all(path.exists() for path in own)
     page = api.described('compute_masks', every.compute_masks, 'api/core.md')

@@ -7,7 +7,7 @@ import symtable
 from dataclasses import dataclass
 from functools import cache
 
-from notebooks import Cell, defined_names, read_cells
+from notebooks import Cell, assigned_names, defined_names, read_cells
 
 MOST = 15  # lines that are put before an example, so that its names are defined
 LONG = 40  # lines of an example, where there is a shorter one
@@ -70,12 +70,16 @@ def find_example(name, definition, path, others=()):
     pattern = pattern_of(name)
     for nb in (path, *others):
         cells = cells_of(nb)
-        places = [i for i, c in enumerate(cells) if c.exported and definition in defined_names(c.source)]
+        places = [
+            i
+            for i, c in enumerate(cells)
+            if c.exported and definition in [*defined_names(c.source), *assigned_names(c.source)]
+        ]
         start = places[0] if places and nb == path else 0
         found = [i for i, c in enumerate(cells) if _uses(c, pattern) and not _only_fails(c, pattern)]
         if found:
-            length = lambda i: len(cells[i].source.splitlines()) > LONG
-            return _example(nb, min(found, key=lambda i: (length(i), i < start, i)))
+            long = {i for i in found if len(cells[i].source.splitlines()) > LONG}
+            return _example(nb, min(found, key=lambda i, start=start, long=long: (i in long, i < start, i)))
         for i, cell in enumerate(cells if nb == path else ()):
             for code in BLOCK.findall(cell.source if cell.kind == 'markdown' else ''):
                 if re.search(pattern, code):  # code that no test can run, as on a GPU
