@@ -8,7 +8,7 @@ from functools import cache
 from posixpath import dirname, relpath
 
 from fastcore.docments import docments
-from notebooks import FENCES, Page, PageError, defined_names, fence, outputs_of, outside_code, prose
+from notebooks import FENCES, Page, PageError, fence, outputs_of, outside_code, prose
 from usages import cells_of, find_example
 
 LAYERS = {
@@ -250,7 +250,7 @@ def module_index(root):
         cells = cells_of(path)
         module = next((c.directives['default_exp'] for c in cells if 'default_exp' in c.directives), None)
         if module:
-            index[module] = [n for c in cells if c.kind == 'code' and c.exported for n in defined_names(c.source)]
+            index[module] = [n for c in cells if c.exported for n in c.names]
     return index
 
 

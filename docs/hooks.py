@@ -6,10 +6,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from markdown.extensions import Extension
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 from notebooks import PageError
 from pages import Site, settings
+
+
+class InlineMath(Extension):
+    "A formula is a part of its paragraph, not a block"
+
+    def extendMarkdown(self, md):
+        md.block_level_elements.remove('math')
 
 
 def on_config(config):
@@ -18,6 +26,7 @@ def on_config(config):
     config.site_url = found.doc_url
     config.site_description = found.description
     config.repo_url, config.repo_name = found.git_url, 'Source'
+    config.markdown_extensions.append(InlineMath())
     return config
 
 

@@ -6,6 +6,7 @@ import html
 import json
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 
 DIRECTIVE = re.compile(r'#\|\s*(\w+)\s*:?\s*(.*)')
 FENCED = r'^(?P<f>`{3,}|~{3,})[^\n]*\n.*?^(?P=f)[ \t]*$'
@@ -31,6 +32,12 @@ class Cell:
     source: str
     directives: dict
     outputs: list
+
+    @cached_property
+    def names(self):
+        "What it defines or assigns"
+        is_code = self.kind == 'code' and self.source
+        return [*defined_names(self.source), *assigned_names(self.source)] if is_code else []
 
     @property
     def exported(self):

@@ -3,22 +3,14 @@
 import configparser
 import re
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 from api import LAYERS, Api
 from links import Links
-from notebooks import (
-    FENCES,
-    Page,
-    assigned_names,
-    check_directives,
-    defined_names,
-    notebook_page,
-    outside_code,
-    text_page,
-)
+from notebooks import FENCES, Page, check_directives, notebook_page, outside_code, text_page
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ('.svg', '.png', '.gif', '.jpg', '.webp')
@@ -26,6 +18,12 @@ SOURCES = {'benchmarks/README.md': 'benchmarks/index.md', 'benchmarks/paper/RESU
 HOME = ('docs/index.md', 'README.md')  # the first that exists
 
 REPEAT = {
+    'docs/cookbook.md': """Each page is a notebook. Run one in a checkout, with your changes:
+
+```sh
+pip install '.[dev]'
+jupyter nbconvert --to notebook --execute --inplace nbs/cookbook/timm.ipynb
+```""",
     'benchmarks/README.md': """Each script measures one thing, and `report.py` makes this page of what they wrote:
 
 ```sh
@@ -105,6 +103,7 @@ class Site:
         self.pages['tutorials/index.md'] = self.tutorials()
         for uri, page in self.api.pages().items():
             self.put(uri, page)
+        self.distinguish()
 
     def add(self, path, uri):
         "A page or picture of the repository"
@@ -115,8 +114,9 @@ class Site:
         elif path.endswith('.md'):
             page = text_page((self.root / path).read_text(encoding='utf-8'), link)
             if path in REPEAT:
-                title, rest = page.text.split('\n', 1)
-                page.text = f'{title}\n\n{REPEAT[path]}\n{rest}'
+                head, lead, rest = page.text.partition('{ .lead }\n')
+                head, rest = (head + lead, rest) if lead else page.text.split('\n', 1)
+                page.text = f'{head}\n\n{REPEAT[path]}\n\n{rest}'
             self.put(uri, page)
         else:
             self.files[uri] = (self.root / path).read_bytes()
@@ -145,13 +145,19 @@ class Site:
         "The anchors of what a cell defines, which are added to `anchors`, and links to the pages of the API"
         if not cell.exported:
             return ''
-        names = [*defined_names(cell.source), *assigned_names(cell.source)]
-        new = [n for n in dict.fromkeys(name.lower() for name in names) if n not in anchors]
+        new = [n for n in dict.fromkeys(name.lower() for name in cell.names) if n not in anchors]
         anchors.update(new)
         places = ''.join(f'<a id="{name}"></a>' for name in new)
-        here = [e for e in self.api.entries if e.definition in names and e.source.split('#')[0] == uri]
+        here = [e for e in self.api.entries if e.definition in cell.names and e.source.split('#')[0] == uri]
         links = ', '.join(self.api.link_to(e, uri) for e in here)
         return f'<p class="defined" markdown>{places}{"API: " + links if links else ""}</p>' if places or links else ''
+
+    def distinguish(self):
+        "Give pages of folders another title where there is one like it: `Write your own method (tutorial)`"
+        titles = Counter(page.title for page in self.pages.values())
+        for uri, page in self.pages.items():
+            if titles[page.title] > 1 and '/' in uri:
+                page.title += f' ({uri.partition("/")[0].removesuffix("s")})'
 
     def tutorials(self):
         "A page that lists the tutorials"

@@ -7,7 +7,7 @@ import symtable
 from dataclasses import dataclass
 from functools import cache
 
-from notebooks import Cell, assigned_names, defined_names, read_cells
+from notebooks import Cell, read_cells
 
 MOST = 15  # lines that are put before an example, so that its names are defined
 LONG = 40  # lines of an example, where there is a shorter one
@@ -70,11 +70,7 @@ def find_example(name, definition, path, others=()):
     pattern = pattern_of(name)
     for nb in (path, *others):
         cells = cells_of(nb)
-        places = [
-            i
-            for i, c in enumerate(cells)
-            if c.exported and definition in [*defined_names(c.source), *assigned_names(c.source)]
-        ]
+        places = [i for i, c in enumerate(cells) if c.exported and definition in c.names]
         start = places[0] if places and nb == path else 0
         found = [i for i, c in enumerate(cells) if _uses(c, pattern) and not _only_fails(c, pattern)]
         if found:
