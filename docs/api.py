@@ -161,7 +161,10 @@ class Api:
             no_result = arg == 'return' and (inspect.isclass(f) or d.anno in (EMPTY, None))
             if arg != 'self' and not no_result:
                 meaning = self.linked(_cell(' '.join((d.docment or '').split())), page, name)
-                rows.append(f'| {_argument(arg, d)} | {_code(type_text(d.anno))} | {_given(arg, d)} | {meaning} |')
+                kind = _code(type_text(d.anno))
+                rows.append(f'| {_argument(arg, d)} | {kind} | {_given(arg, d)} | {meaning} |')
+                if arg == 'return' and len(rows) == 1:
+                    return f'**Returns** {kind}{": " if kind and meaning else ""}{meaning}'
         head = ['| Argument | Type | Default | Meaning |', '|---|---|---|---|']
         table = '\n'.join([*head, *rows])
         return f'<div class="arguments" markdown>\n\n{table}\n\n</div>' if rows else ''
