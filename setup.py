@@ -26,7 +26,10 @@ setup(
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={k.removesuffix('_requirements'): cfg[k].split() for k in cfg if k.endswith('_requirements')},
-    entry_points={'console_scripts': cfg['console_scripts'].split()},
+    entry_points={
+        'console_scripts': cfg['console_scripts'].split(),
+        'nbdev': ['fastprune = fastprune.doc_index:index'],
+    },
     project_urls={
         'Documentation': cfg['doc_url'],
         'Source': repository,

@@ -3893,6 +3893,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'fastprune/deploy/weight_file.py'),
                                               'fastprune.deploy.weight_file.read_weights': ( 'deploy/weight_file.html#read_weights',
                                                                                              'fastprune/deploy/weight_file.py')},
+            'fastprune.doc_index': { 'fastprune.doc_index.doc_index': ('doc_index.html#doc_index', 'fastprune/doc_index.py'),
+                                     'fastprune.doc_index.site_address': ('doc_index.html#site_address', 'fastprune/doc_index.py')},
             'fastprune.engine.begin': { 'fastprune.engine.begin.initial_sparsity': ( 'engine/begin.html#initial_sparsity',
                                                                                      'fastprune/engine/begin.py'),
                                         'fastprune.engine.begin.method_plan': ( 'engine/begin.html#method_plan',
