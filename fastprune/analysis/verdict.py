@@ -80,8 +80,7 @@ def paired_verdict(
     a: list | dict,  # Values of what is claimed to be better: one for each seed, in order, or seed -> value
     b: list | dict,  # Values of what it is compared with, with the same seeds
     bar: float = 0.0,  # Difference that `a` must exceed, in the unit of the values; -1 for 'loses less than a point'
-    floor: float
-    | None = None,  # If neither mean is above it, the verdict is "can't tell"; 20 for ten classes, in percent
+    floor: float | None = None,  # "can't tell" where neither mean is above it; such as twice the accuracy of chance
     level: float = 0.9,  # Level of the interval, in (0,1)
 ) -> PairedVerdict:  # Prints as 'difference (interval): verdict'; with `.row` for tables
     """Is `a` above `b`? A paired t-test over seeds: 'holds' if the interval of the mean difference is above `bar`,
