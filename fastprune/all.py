@@ -87,6 +87,7 @@ from .analysis.search_start import search_start
 from .analysis.sparse_regression import fit_sparse_regression, sparse_regression
 from .analysis.swap import SwapTable, swap_table
 from .analysis.sweep import Sweep, sweep
+from .analysis.verdict import paired_verdict
 from .analysis.weights import SignFlips
 # its modules that add methods to Learner
 from .analysis import hessian as _
@@ -142,7 +143,8 @@ __all__ = [
     'Ticket', 'Tickets', 'Rounds',
     # analysis
     'LinearPath', 'Stability', 'SignFlips', 'mask_overlap', 'Sweep', 'sweep', 'paper_methods',
-    'search_start', 'sparse_regression', 'fit_sparse_regression', 'SwapTable', 'swap_table', 'Envelope', 'envelope',
+    'search_start', 'paired_verdict', 'sparse_regression', 'fit_sparse_regression', 'SwapTable', 'swap_table',
+    'Envelope', 'envelope',
     # deploy
     'sparse_inference', 'latency', 'shrink', 'to_onnx', 'to_semi_structured', 'to_torch_prune', 'from_torch_prune',
     'report_file', 'ShrinkCallback', 'save_shrunk', 'load_shrunk',

@@ -126,7 +126,8 @@ source = (
     "method has five strengths to choose from, tried with two seeds of their own, measured on a fifth of the training "
     "images that is not trained on: the weight decay of BIMP, GMP, DPF, DNW, GSM and LC, at 90%; the decay "
     "of STR's thresholds and DST's regulariser at "
-    "each sparsity. STR and DST are pruned by magnitude at the end to what they are short of. Images a second are of "
+    "each sparsity. The momentum is 0.9, for GSM as well, whose own paper has 0.98. "
+    "STR and DST are pruned by magnitude at the end to what they are short of. Images a second are of "
     "a training on each core of a shared machine, so no verdict is on them"
 )
 paper = {

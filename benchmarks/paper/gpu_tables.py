@@ -16,18 +16,8 @@ from fastai.callback.schedule import combined_cos
 from harness import SCALES, Cell, Results, columns, commit, here, set_seed
 from side_by_side import Images, Training, compiled, run_round, train, wait
 
-from fastprune.all import (
-    Method,
-    cifar10_dls,
-    cifar_resnet,
-    compute_masks,
-    cubic,
-    cyclical,
-    linear,
-    one_shot,
-    prunable_weights,
-    window,
-)
+from fastprune.all import Method, cifar10_dls, cifar_resnet, compute_masks, cubic, linear, one_shot, prunable_weights
+from fastprune.recipes.cyclical import cycle_schedule, repeat_rate
 
 CYCLES, EPOCHS_OF_CYCLE, DENSE_EPOCHS, SEEDS = 5, 20, 40, 3
 
@@ -47,26 +37,14 @@ class Sizes:
 SMALL = Sizes(1, 1, 60, 20, 8, 2)
 
 
-def in_cycles(schedule, n=CYCLES, pruned=None):
-    "As in `fit_cyclical`: a schedule of `n` cycles, of which the first `pruned` prune"
-    pruned = pruned or n
-    one = window(schedule, 0.5) if schedule is one_shot else window(schedule, 0.0, 0.8)
-    return window(cyclical(one, pruned, 0.5), 0.0, pruned / n)
-
-
-def restarted(pos):
-    "The rate of each cycle, repeated"
-    x = round(pos * CYCLES, 9)
-    return rate(x - math.floor(x))
-
-
+restarted = repeat_rate(rate, CYCLES)
 METHODS = {  # name -> schedule, rates; the first three are table 2, all but the first two are table 5
     'one-shot': (one_shot, rate),
-    'gradual': (in_cycles(cubic, 1), rate),
-    'cyclical': (in_cycles(cubic), restarted),
-    'cyclical fine-tune': (in_cycles(cubic, pruned=1), restarted),
-    'cyclical linear': (in_cycles(linear), restarted),
-    'cyclical step': (in_cycles(one_shot), restarted),
+    'gradual': (cycle_schedule(cubic, 1), rate),
+    'cyclical': (cycle_schedule(cubic, CYCLES), restarted),
+    'cyclical fine-tune': (cycle_schedule(cubic, CYCLES, prune_cycles=1), restarted),
+    'cyclical linear': (cycle_schedule(linear, CYCLES), restarted),
+    'cyclical step': (cycle_schedule(one_shot, CYCLES), restarted),
 }
 
 

@@ -2,10 +2,9 @@
 
 import math
 import statistics
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass
 
-from scipy.stats import t as student
+from fastprune.analysis.verdict import paired_verdict
 
 FLOOR = 20.0  # Percent: twice chance on ten classes
 MARGIN = 1.0  # Points that something may lose and be no worse
@@ -111,27 +110,10 @@ class Comparison:
         return f'{self.where}: {self.difference:+.2f} ± {self.error:.2f} ({self.low:.1f} to {self.high:.1f})'
 
 
-@lru_cache
-def width(n):
-    "Of half an interval over so many differences, in standard errors"
-    return float(student.ppf((1 + LEVEL) / 2, n - 1))
-
-
 def compare(where, a, b, bar=0.0, floor=FLOOR):
     "Is `a` above `b` by more than `bar`? Both are seed -> number"
-    gaps = list(each(lambda x, y: x - y, a, b).values())
-    n = len(gaps)
-    if n < 2:
-        return Comparison(where, n)
-    difference, error = statistics.mean(gaps), statistics.stdev(gaps) / math.sqrt(n)
-    low, high = difference - width(n) * error, difference + width(n) * error
-    common = [mean({s: v[s] for s in v if s in a and s in b}) for v in (a, b)]
-    verdict = "can't tell"
-    if max(common) > floor and low > bar:
-        verdict = 'holds'
-    if max(common) > floor and high < bar:
-        verdict = "doesn't"
-    return Comparison(where, n, difference, error, low, high, verdict)
+    n = len(set(a) & set(b))
+    return Comparison(where, n) if n < 2 else Comparison(where, **asdict(paired_verdict(a, b, bar, floor, LEVEL)))
 
 
 @dataclass
