@@ -9,7 +9,7 @@ __all__ = ['Checkpoint']
 import json
 from pathlib import Path
 
-from fastai.basics import Callback, CancelEpochException, rank_distrib
+from fastai.basics import Callback, CancelEpochException, Learner, rank_distrib
 
 from ..core.checks import check_whole
 from ..core.differences import differences
@@ -119,6 +119,13 @@ def run_others(cb: FitFile, run: bool) -> None:
             other.run = run
 
 
+def start_bars(learn: Learner) -> None:
+    "Start the bar over epochs, which divides by the time since its first update"
+    for other in learn.cbs:
+        if bar := vars(other).get('mbar'):
+            bar.update(0)
+
+
 def resume_fit(
     cb: FitFile,
     state: dict,  # From `read_fit`
@@ -193,6 +200,7 @@ class Checkpoint(FitFile):
     def after_epoch(self) -> None:
         if in_fit(self.learn) and self.epoch == self._at - 1:
             run_others(self, True)
+            start_bars(self.learn)
         if not self._trained or not in_fit(self.learn):
             return
         self._trained = False
