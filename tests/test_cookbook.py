@@ -39,7 +39,7 @@ def test_at_most_20_lines_of_code(page):
 
 
 @each_page
-def test_hidden_cells_only_make_data(page):
+def test_one_hidden_cell_without_fastprune(page):
     hidden = [source for kind, source in cells(page) if kind == 'code' and is_hidden(source)]
     assert len(hidden) <= 1
     assert 'fastprune' not in ''.join(hidden)
@@ -63,6 +63,8 @@ def test_links_lead_to_files(page):
 
 def test_the_table_has_every_page():
     "Title, and lines of code"
-    rows = re.findall(r'\| \[(.+)\]\(\.\./nbs/cookbook/(\w+)\.ipynb\) \| (\d+) \|', (root / 'docs' / 'cookbook.md').read_text())
+    rows = re.findall(
+        r'\| \[(.+)\]\(\.\./nbs/cookbook/(\w+)\.ipynb\) \| (\d+) \|', (root / 'docs' / 'cookbook.md').read_text()
+    )
     titles = {p.stem: cells(p)[0][1].splitlines()[0].removeprefix('# ') for p in pages}
     assert sorted(rows, key=lambda row: row[1]) == [(titles[p.stem], p.stem, str(len(lines(p)))) for p in pages]

@@ -89,7 +89,7 @@ def test_notebook_is_committed_clean(nb):
     cells = json.loads(nb.read_text(encoding='utf-8'))['cells']
     assert all(c['metadata'] == {} for c in cells)
     outputs = [o for c in cells if c['cell_type'] == 'code' for o in c['outputs']]
-    if nb.stem == 'index' or nb.parent.name == 'tutorials':
+    if nb.stem == 'index' or nb.parent.name in ('tutorials', 'cookbook'):
         assert outputs, 'committed without outputs'
     assert not [o for o in outputs if o['output_type'] == 'error' or o.get('name') == 'stderr']
     assert nb.stat().st_size < 300_000
