@@ -57,6 +57,8 @@ class FitFile(Callback):
         resume: bool = True,  # Resume from the file, if it exists? If False, overwrite it
     ):
         check_whole('epochs', every=every)
+        if not isinstance(file, (str, Path)) or not Path(file).name:
+            raise ValueError(f"file={file!r}: needs the name of a file, such as 'run'")
         self.file, self.every, self.resume = file, every, resume
         self.phase, self.fits, self.left_over = -1, [], set()  # number of the fit, identities of the fits so far
         self.skipped = False  # Has a finished fit been skipped before this one?
@@ -111,7 +113,7 @@ def read_fit(cb: FitFile) -> dict:
     except _read_errors as e:
         raise cb.damaged(e) from e
 
-
+# %% ../../nbs/training/checkpoint.ipynb #c0ffee04
 def run_others(cb: FitFile, run: bool) -> None:
     "Turn the other callbacks on or off"
     for other in cb.learn.cbs:
