@@ -27,9 +27,9 @@ from .deploy import deployed_model, write_deployed
 from .headline import Attempt, attempt, file_sizes
 from .inference import sparse_inference
 from .plain_export import without_ours, write_plain
-from .report_file import read_weights
 from .shrunk_file import is_shrunk
 from .timing import latency
+from .weight_file import read_weights
 from ..learner import flops as flops  # adds learn.flops
 from ..learner.batches import in_fit, undisturbed
 from ..learner.evaluate import evaluate_points, evaluating

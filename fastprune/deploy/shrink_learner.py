@@ -25,6 +25,7 @@ from ..learner import keep as keep  # adds learn.masks
 from ..learner.batches import in_fit, undisturbed
 from ..learner.fit import keeper_of
 from ..learner.inputs import at_most, learner_inputs
+from ..learner.progress import progress
 
 # %% ../../nbs/deploy/shrink_learner.ipynb #86ebb134
 def _cut_masks(learn, model, kept):
@@ -56,7 +57,8 @@ def _leave_channels(learn):
 def _shrink_zeros(learn, model, inputs, tol, repeats):
     "Cut filters of zeros. Returns the table"
     _leave_channels(learn)
-    sets, _, table = find_cuts(model, inputs, tol, repeats)
+    with progress(learn):
+        sets, _, table = find_cuts(model, inputs, tol, repeats)
     if sets:
         name_remedy(model)
     kept, frozen = cut_channels(model, sets), getattr(learn.opt, 'frozen_idx', 0)
@@ -78,7 +80,8 @@ def masked_groups(learn: Learner) -> list:  # Of `ChannelGroup`
 def _shrink_groups(learn, model, inputs, groups, tol, repeats, round_to):
     "Cut channels that are masked. Returns the table"
     kept = round_widths(groups, kept_channels(groups, learn.masks), round_to)
-    table = shrink_channels(model, inputs, groups, kept, tol, repeats)[-1]
+    with progress(learn):
+        table = shrink_channels(model, inputs, groups, kept, tol, repeats)[-1]
     cut_learner(learn, groups, kept)
     name_remedy(model)
     return table
