@@ -92,6 +92,7 @@ KEYS = {
     'mask_update_growth': ('weights', 'scores', 'scope'),
     'inference': ('network', 'sparsity', 'batch', 'side'),
     'inference_peers': ('network', 'sparsity', 'batch', 'side'),
+    'graph_parts': ('network', 'sparsity', 'batch', 'part'),
     'connectivity': ('what', 'side'),
     'tuning': ('network', 'variant'),
     'checks': ('stage', 'case'),

@@ -46,6 +46,7 @@ from .learner import flops as _
 from .learner import histogram as _
 from .learner import keep as _
 from .learner import owl as _
+from .learner import summary as _
 
 # training
 from .training.callback import SparseMethod, SparsifyCallback
@@ -104,6 +105,8 @@ from .deploy.shrunk_file import load_shrunk, save_shrunk
 from .deploy.timing import latency
 from .deploy.torch_prune import from_torch_prune, to_torch_prune
 # its modules that add methods to Learner
+from .deploy import comparison as _
+from .deploy import deploy as _
 from .deploy import latency_target as _
 from .deploy import plain_export as _
 from .deploy import report as _

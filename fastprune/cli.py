@@ -6,123 +6,23 @@
 __all__ = ['main']
 
 # %% ../nbs/cli.ipynb #ac87d899
-import io
 import os
 import sys
-import time
-from functools import partial, wraps
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
-import torch
-from fastai.basics import CrossEntropyLossFlat, Learner, accuracy, set_seed
-from fastai.callback import schedule as schedule  # adds learn.fit_one_cycle
-from fastcore.script import anno_parser, store_true
 
-from .core.checks import check_choice, check_fraction, check_number
-from .core.files import atomically
-from .core.granularity import check_granularity, unfit_weights
-from .core.layouts import transposed_groups
-from .core.names import unwrap
-from .core.targets import check_sparsity
-from .core.weights import prunable_weights
-from .criteria.registry import CRITERIA
-from .deploy import shrink_learner as shrink_learner  # adds learn.shrink
-from .deploy.shrunk_file import save_shrunk
+from .cli_flags import flag_parser, parse_flags, stopping
+from .cli_save import check_saves, write_files
+from .cli_train import check_flags, make_callback, make_learner, train
+from .core.granularity import check_granularity
 from .learner.report import plot_layers
-from .schedules.sparsity import SCHEDULES, window
-from .training.callback import SparsifyCallback
-from .zoo.data import digits_dls
-from .zoo.folders import folder_dls
-from .zoo.make import make_model
-from .zoo.models import digits_convnet
+from .training.distill import Distill
 
-# %% ../nbs/cli.ipynb #bc196d1c
-def _image_size(flags):
-    "Pixels a side: what the user says, or what suits data and network"
-    if flags.size:
-        return flags.size
-    if flags.data:
-        return 224 if flags.arch else 64
-    return 32 if flags.arch else 8
-
-
-def _data(flags, size, check):
-    "The images of the folder, or the digits"
-    common = dict(bs=flags.bs, size=size, valid_pct=flags.valid_pct, seed=flags.seed)
-    if flags.data:
-        return folder_dls(flags.data, check=check, **common)
-    return digits_dls(channels=3 if flags.arch else 1, **common)
-
-
-def _pretrained_learner(dls, arch, **kwargs):
-    "fastai's Learner on a pretrained network"
-    from fastai.vision.all import vision_learner
-    from torchvision import models
-
-    try:
-        return vision_learner(dls, getattr(models, arch, arch), **kwargs)
-    except OSError as e:
-        raise OSError(f"pretrained: the weights of arch={arch!r} can't be downloaded: {e}") from e
-    except (StopIteration, NotImplementedError, RuntimeError, AttributeError, TypeError, IndexError) as e:
-        raise ValueError(
-            f"pretrained: fastai can't cut arch={arch!r} into body and head: {e or type(e).__name__}. "
-            "Use another network, such as resnet18, or leave the flag out"
-        ) from e
-
-
-def _learner(flags, check=False):
-    "A Learner, the same for the same seed. `check`: open all images first"
-    set_seed(flags.seed, reproducible=True)
-    size, kwargs = _image_size(flags), dict(loss_func=CrossEntropyLossFlat(), metrics=accuracy)
-    dls = _data(flags, size, check)
-    if flags.pretrained:
-        return _pretrained_learner(dls, flags.arch, **kwargs)
-    if flags.arch:
-        model = make_model(flags.arch, dls.c, size)
-    else:
-        model = digits_convnet(c_in=3 if flags.data else 1, n_out=dls.c)
-    try:
-        model.eval()(dls.valid.one_batch()[0].to(next(model.parameters()).device))
-    except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"arch={flags.arch!r} can't take images of size={size}: {e}") from e
-    return Learner(dls, model, **kwargs)
-
-# %% ../nbs/cli.ipynb #addb7528
-_best_start = {'one_shot': 0.4, 'iterative': 0.2, 'cubic': 0.2, 'agp': 0.2}  # Hubens et al. 2021, section 4
-
-
-def _callback(learn, flags):
-    "The SparsifyCallback that the flags ask for, checked, and the names of weights that can't have the granularity"
-    model = learn.model
-    schedule = check_choice(SCHEDULES, schedule=flags.schedule)
-    start = _best_start.get(flags.schedule, 0.0) if flags.start is None else flags.start
-    exclude = [o.strip() for o in (flags.exclude or '').split(',') if o.strip()]
-    tied = check_granularity(flags.granularity, check_sparsity(flags.sparsity)).tied
-    weights = prunable_weights(model, exclude=exclude)
-    unfit = [] if tied else list(unfit_weights(weights, flags.granularity, transposed_groups(model)))
-    cb = SparsifyCallback(
-        flags.sparsity,
-        schedule=window(schedule, start) if start else schedule,
-        criterion=check_choice(CRITERIA, criterion=flags.criterion),
-        scope=flags.scope,
-        granularity=flags.granularity,
-        exclude=exclude + unfit,
-    )
-    cb.targets(model, learn)
-    return cb, unfit
-
-
-def _train(learn, flags, cbs=None):
-    "Train. Returns the accuracy after each epoch, and seconds"
-    start = time.perf_counter()
-    fit = learn.fine_tune if flags.pretrained else learn.fit_one_cycle
-    fit(flags.epochs, flags.lr, cbs=cbs)
-    column = list(learn.recorder.metric_names[1:]).index('accuracy')
-    return [float(o[column]) for o in learn.recorder.values], time.perf_counter() - start
-
-
+# %% ../nbs/cli.ipynb #1135a1f0
 def _plot_training(cb, accuracies):
     "Schedule and accuracy by epoch"
     import matplotlib.pyplot as plt
@@ -136,23 +36,6 @@ def _plot_training(cb, accuracies):
     axs[1].grid(alpha=0.3)
     return fig
 
-# %% ../nbs/cli.ipynb #376f17a7
-def _check_flags(flags):
-    "Make sure that numbers and names are right; raises `ValueError`"
-    size = 1 if flags.size is None else flags.size
-    check_number('a number above 0', '(0,inf)', epochs=flags.epochs, lr=flags.lr, bs=flags.bs, size=size)
-    for name in ('data', 'arch', 'out'):
-        if getattr(flags, name) == '':
-            raise ValueError(f"{name}='': needs a name, or leave the flag out")
-    check_number('a number of at least 0', '[0,inf)', seed=flags.seed)
-    check_fraction(within='(0,1)', valid_pct=flags.valid_pct)
-    if Path(flags.out).exists() and not Path(flags.out).is_dir():
-        raise ValueError(f"out={flags.out!r} is a file: needs a folder")
-    if flags.pretrained:
-        if not flags.arch:
-            raise ValueError("pretrained needs a network: give its name with --arch")
-        make_model(flags.arch, 2, flags.size or 224)
-
 
 def _make_folder(path):
     "A folder that can be written to"
@@ -161,88 +44,101 @@ def _make_folder(path):
         raise PermissionError(f"out={str(path)!r}: this folder can't be written to")
     return path
 
-
-def _write(learn, report, figures, out):
-    "The model, its table and the pictures, each whole or not at all"
-    data = io.BytesIO()
-    torch.save({k: v.cpu() for k, v in unwrap(learn.model).state_dict().items()}, data)
-    atomically(lambda p: p.write_bytes(data.getbuffer()), out / 'model.pth')
-    atomically(report.to_csv, out / 'report.csv')
-    for name, fig in figures.items():
-        atomically(partial(fig.savefig, dpi=110, format='png'), out / f'{name}.png')
-
-
-def _write_smaller(learn, out):
-    "The model without the channels that are pruned, for `load_shrunk`"
-    table = learn.shrink(repeats=0).loc['total']
-    save_shrunk(learn, out / 'shrunk.safetensors')
-    return f'shrunk.safetensors has the smaller network: {table.weights_after:,} of {table.weights:,} weights'
-
-# %% ../nbs/cli.ipynb #1135a1f0
+# %% ../nbs/cli.ipynb #d9333b9e
 def _run(flags):
-    "Train dense and pruned, and write what came out; the table to print"
-    _check_flags(flags)
-    runs, learn = {'dense': _learner(flags, check=True)}, _learner(flags)
-    cb, unfit = _callback(learn, flags)
+    "Train dense and pruned, and write what came out. Returns the table to print, and the files"
+    check_flags(flags)
+    saves = check_saves(flags.save)
+    runs, learn = {'dense': make_learner(flags, check=True)}, make_learner(flags)
+    cb, unfit = make_callback(learn, flags)
     out = _make_folder(Path(flags.out))
     if (n := learn.dls.train.bs) < flags.bs:
         print(f"bs={flags.bs}: there are {n} images to train on, all of them one batch")
     if unfit:
         print(f"left dense, since granularity {flags.granularity!r} does not fit: {', '.join(unfit)}")
-    runs[f'{flags.schedule} {100 * flags.sparsity:g}%'] = learn
+    runs[f"{flags.schedule} {100 * flags.sparsity:g}%{', distilled' * flags.distill}"] = learn
     rows, accuracies, tied = [], {}, check_granularity(flags.granularity).tied
     for name, l in runs.items():
         print(f'\n{name}: {flags.epochs} epochs')
-        accuracies[name], seconds = _train(l, flags, cb if l is learn else None)
+        cbs = cb if l is learn else None
+        if cbs and flags.distill:
+            cbs = [cb, Distill.from_dense(runs['dense'])]
+        accuracies[name], seconds = train(l, flags, cbs)
         total = l.sparsity_report().loc['total']
         left = f'{total.nonzero:,} of {total.weights:,}'
         row = [name, f'{total.sparsity:.4f}', f'{accuracies[name][-1]:.4f}', left, f'{seconds:.1f}']
         rows.append(row + [total.get('channels', '')] * tied)
-    report = learn.sparsity_report()
-    _write(learn, report, dict(training=_plot_training(cb, accuracies), layers=plot_layers(report).figure), out)
-    if tied:
-        print('\n' + _write_smaller(learn, out))
     columns = ['run', 'sparsity', 'accuracy', 'weights left', 'seconds'] + ['channels left'] * tied
-    return pd.DataFrame(rows, columns=columns)
+    figures = dict(training=_plot_training(cb, accuracies), layers=plot_layers(learn.sparsity_report()).figure)
+    return pd.DataFrame(rows, columns=columns), write_files(learn, out, cb, figures, saves, tied)
 
-# %% ../nbs/cli.ipynb #d9333b9e
-class _Stop(SystemExit):
-    "An end with one line on standard error: status 2 where files, network or packages are missing, 1 for a wrong value"
+# %% ../nbs/cli.ipynb #0936d5e6
+_words = 'report', 'compare'
+_usage = '''fastprune [flags]
+       fastprune report FILE [flags]
+       fastprune compare A B [flags]'''
+_groups = {
+    'data': 'data valid_pct size bs',
+    'network': 'arch pretrained',
+    'pruning': 'sparsity schedule start scope granularity criterion exclude',
+    'training': 'epochs lr distill seed device',
+    'output': 'out save',
+}
+_examples = '''
+fastprune                                                  # digits and a small network, 90% zeros
+fastprune --data images --arch resnet18 --pretrained       # images in folders of classes
+fastprune --data images --arch resnet18 --distill --save sparse,onnx,report,deploy
+fastprune --granularity channel --sparsity 0.5             # a smaller network: half of the channels
+fastprune --schedule agp --scope global --criterion taylor --exclude '0.*'
+fastprune report fastprune_out/model.pth
+fastprune compare fastprune_out/model.pth other.pth
+'''
+_report_groups = {'file': 'file', 'network': 'arch classes size', 'page': 'out seconds pictures'}
+_report_examples = '''
+fastprune report model.pth                                 # sparsity and size of each layer
+fastprune report export.pkl --arch resnet18                # FLOPs and latency, too
+fastprune report sparse.safetensors --arch resnet50 --size 160 --out resnet50.html
+'''
+_compare_groups = {'files': 'a b', 'network': 'arch classes size seconds'}
+_compare_examples = '''
+fastprune compare dense.pth pruned.pth
+fastprune compare models/model.pth export.pkl --arch resnet18
+fastprune compare a.safetensors b.safetensors --arch resnet50 --seconds 0    # FLOPs, no latency
+'''
 
-    def __init__(self, e):
-        message = f"fastprune: {' '.join(str(e).split()) or type(e).__name__}"
-        sys.stderr.write(message + '\n')
-        super().__init__(message)
-        self.code = 2 if isinstance(e, (OSError, ImportError)) or isinstance(e.__cause__, (OSError, ImportError)) else 1
-
-
-def _flags(func, *command):
-    "The arguments that the command line gives `func`, after the words of `command`"
-    parser = anno_parser(func, prog=' '.join([Path(sys.argv[0]).name, *command]))
-    args = vars(parser.parse_args(sys.argv[1 + len(command) :]))
-    return {k: v for k, v in args.items() if k not in ('pdb', 'xtra')}
-
-
-def _report_command():
+# %% ../nbs/cli.ipynb #92cc97de
+def _report(args):
     "`fastprune report`"
     from fastprune.deploy.report_file import report_file  # only this command needs it
 
-    flags = _flags(report_file, 'report')
-    try:
+    flags = parse_flags(flag_parser(report_file, 'fastprune report', _report_groups, _report_examples), args)
+    with stopping(*flags):
         path = report_file(**flags)
-    except (ValueError, ImportError, OSError) as e:
-        sys.exit(f"fastprune: {' '.join(str(e).split())}")
     print(f'The report is in {path} ({path.stat().st_size / 1e6:.1f} MB)')
 
 
-def _commands(train):
-    "In a script that gives no arguments: `train` with the flags of the process, or `fastprune report`"
+def _compare(args):
+    "`fastprune compare`"
+    from fastprune.deploy.compare_files import compare_files  # only this command needs it
+
+    flags = parse_flags(flag_parser(compare_files, 'fastprune compare', _compare_groups, _compare_examples), args)
+    with stopping(*flags):
+        print(compare_files(**flags))
+
+
+def _commands(train: Callable) -> Callable:
+    "In a script that gives no arguments: the command of the process, `train` or another one"
 
     @wraps(train)
     def main(*args, **kwargs):
         if args or kwargs or not hasattr(sys.modules['__main__'], '__file__'):
             return train(*args, **kwargs)
-        return _report_command() if sys.argv[1:2] == ['report'] else train(**_flags(train))
+        words = sys.argv[1:]
+        if words[:1] == ['report']:
+            return _report(words[1:])
+        if words[:1] == ['compare']:
+            return _compare(words[1:])
+        return train(**parse_flags(flag_parser(train, 'fastprune', _groups, _examples, _usage, _words), words))
 
     return main
 
@@ -251,7 +147,11 @@ def _commands(train):
 def main(
     # Folder of images: class/image, or train/class/image and valid/class/image; scikit-learn's digits if not given
     data: str = None,
+    valid_pct: float = 0.2,  # Fraction of the images to validate on, where there is no folder of them
+    size: int = None,  # Pixels a side of the images; 8 for digits (32 with --arch), 64 for folders (224 with --arch)
+    bs: int = 64,  # Batch size
     arch: str = None,  # Network, by a name that torchvision or timm knows; a small ConvNet if not given
+    pretrained: bool = False,  # Start from pretrained weights (they are downloaded), and fine-tune
     # Fraction of zeros at the end, in [0,1); of channels with granularity channel, of heads with head
     sparsity: float = 0.9,
     schedule: str = 'ocp',  # one_shot, iterative, linear, cosine, cubic, agp or ocp
@@ -261,32 +161,30 @@ def main(
     # local: each layer reaches the sparsity; global, erk or balanced: all of them together do
     scope: str = 'local',
     # What is pruned together: weight, row, column, kernel, filter, 2:4 and other n:m, blocks as 4x4; or channel or
-    # head, which also write the smaller network to shrunk.safetensors
+    # head: they are cut out, and what is left is an ordinary smaller network, also in shrunk.safetensors
     granularity: str = 'weight',
     # What decides which weights go: magnitude, taylor, snip, random_score, ... as in `CRITERIA`
     criterion: str = 'magnitude',
     exclude: str = None,  # Layers to leave dense: names or glob patterns, separated by commas
     epochs: int = 12,  # Epochs of each of the two runs
     lr: float = 1e-2,  # Largest learning rate of the one-cycle schedule
-    bs: int = 64,  # Batch size
-    size: int = None,  # Pixels a side of the images; 8 for digits (32 with --arch), 64 for folders (224 with --arch)
-    valid_pct: float = 0.2,  # Fraction of the images to validate on, where there is no folder of them
+    distill: bool = False,  # Let the dense network teach the pruned one
     seed: int = 42,  # Seed of split, weights and batches
-    pretrained: store_true = False,  # Start from pretrained weights (they are downloaded), and fine-tune
-    out: str = 'fastprune_out',  # Folder to write model.pth, report.csv, training.png and layers.png to
+    device: str = None,  # cpu, cuda, cuda:1, mps, ...; a GPU if there is one, if not given
+    out: str = 'fastprune_out',  # Folder to write to: model.pth, report.csv, training.png and layers.png
+    # More files to write, separated by commas: sparse (the weights without zeros), onnx (for other programs), report (a
+    # page for a browser), deploy (to load and predict without fastprune)
+    save: str = None,
 ) -> None:
     """Train a network dense and pruned with the same budget, print a table, and write the pruned network, a report
-    and pictures. Or `fastprune report FILE`: write a page about a file of weights; see `fastprune report --help`"""
+    and pictures. Or `fastprune report FILE`: write a page about a file of weights. Or `fastprune compare A B`: compare
+    two of them. These have their own --help"""
     flags = SimpleNamespace(**locals())
     import matplotlib
 
     if matplotlib.get_backend().lower() != 'agg' and not hasattr(sys, 'ps1'):
         matplotlib.use('agg')
-    try:
-        table = _run(flags)
-    except torch.OutOfMemoryError as e:
-        why = f"bs={bs}: does not fit into memory, use a smaller one or a smaller --size: {e}"
-        raise _Stop(ValueError(why)) from None
-    except (ValueError, ImportError, OSError) as e:
-        raise _Stop(e) from None
-    print(f"\n{table.to_string(index=False)}\n\nmodel.pth, report.csv, training.png and layers.png are in {out}")
+    with stopping(*vars(flags)):
+        table, files = _run(flags)
+        print(f'\n{table.to_string(index=False)}\n\n{files.text()}')
+        files.check()

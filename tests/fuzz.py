@@ -43,7 +43,7 @@ from fastprune.all import (
 )
 from fastprune.core.files import state_crc
 from fastprune.core.sparse_files import load_sparse_masks
-from fastprune.deploy.report_file import read_weights
+from fastprune.deploy.weight_file import read_weights
 
 SECONDS, TIMES, MORE = 2.0, 80, 2**20
 

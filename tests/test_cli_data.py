@@ -86,13 +86,13 @@ def test_an_image_that_cannot_be_read(tmp_path, capsys, content):
 def test_folders_that_do_not_fit(tmp_path, capsys, spoil, kwargs, msg):
     spoil(images(tmp_path / 'd', 2, parts=('train', 'valid')))
     code, said = ends(capsys, data=str(tmp_path / 'd'), out=str(tmp_path / 'out'))
-    assert code == 1 and msg in said
+    assert code == 2 and msg in said
 
 
 def test_too_few_images(tmp_path, capsys):
     images(tmp_path / 'd', 1)
     assert (
-        'valid_pct=0.2: leaves none of 2 images to validate on'
+        '--valid-pct=0.2: leaves none of 2 images to validate on'
         in ends(capsys, data=str(tmp_path / 'd'), out=str(tmp_path / 'out'))[1]
     )
     assert (
@@ -118,7 +118,7 @@ def test_no_network(tmp_path, capsys, monkeypatch):
         lambda *a, **k: make_model('mnasnet0_5', 1000, 32).state_dict(),
     )
     code, said = ends(capsys, arch='mnasnet0_5', pretrained=True, out=str(tmp_path / 'out'))
-    assert code == 1 and "arch='mnasnet0_5'" in said
+    assert code == 2 and "arch='mnasnet0_5'" in said
 
 
 @pytest.mark.parametrize('out', ['/proc/nope', __file__ + '/x'])

@@ -16,7 +16,7 @@ root = Path(__file__).resolve().parent.parent
 package = root / 'fastprune'
 LAYERS = (
     *('core', 'schedules', 'criteria', 'engine', 'zoo', 'learner', 'training', 'methods', 'recipes', 'analysis'),
-    *('deploy', 'files', 'testing', 'cli', 'moved', 'all'),
+    *('deploy', 'files', 'testing', 'cli_flags', 'cli_train', 'cli_save', 'cli', 'moved', 'all'),
 )
 WITHOUT_FASTAI = ('core', 'schedules', 'criteria', 'engine')
 GENERATED = {'_modidx.py'}

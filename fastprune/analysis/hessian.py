@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.basics import Learner, find_bs, patch
+from fastcore.meta import delegates
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -139,6 +140,7 @@ class CycleSpectra(pd.DataFrame):
 
 
 @patch
+@delegates(Learner.hessian_spectrum)
 def cycle_spectra(
     self: Learner,
     ends: list | tuple,  # States at the ends of cycles, as `learn.fit_cycles(..., ends=True)` returns them

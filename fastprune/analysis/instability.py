@@ -12,6 +12,7 @@ from numbers import Integral, Number
 
 import pandas as pd
 from fastai.basics import Learner, patch
+from fastcore.meta import delegates
 from torch import nn
 
 from .paths import LinearPath, check_path
@@ -86,6 +87,7 @@ def _pairs(seeds):
 
 # %% ../../nbs/analysis/instability.ipynb #52d03d8e
 @patch
+@delegates(Learner.linear_path)
 def instability(
     self: Learner,
     start: Ticket | dict | nn.Module | None,  # State to start from; the Learner's state and masks if None
@@ -148,6 +150,7 @@ def _row(path):
 
 # %% ../../nbs/analysis/instability.ipynb #1bed17d5
 @patch
+@delegates(Learner.linear_path)
 def instability_by_round(
     self: Learner,
     tickets: Ticket | list | dict,  # `Tickets`, or a dict of them by name, for several searches
@@ -173,6 +176,7 @@ def instability_by_round(
 
 # %% ../../nbs/analysis/instability.ipynb #d0358b1a
 @patch
+@delegates(Learner.linear_path)
 def instability_by_rewind(
     self: Learner,
     steps: Iterable,  # Steps of training to start copies from: whole numbers; 0 is the present state

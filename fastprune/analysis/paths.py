@@ -17,6 +17,7 @@ from torch import nn
 
 from .states import check_bn, check_states, point_setter, state_from
 from ..core.checks import check_n_batches, check_whole
+from ..core.displays import HtmlText, svg_lines
 from ..core.names import unwrap
 from ..core.plotting import add_grid, axes_or_new
 from ..learner.evaluate import as_model_state, evaluate_points, evaluating
@@ -55,16 +56,25 @@ class LinearPath:
 
     def __init__(
         self,
-        alphas: np.ndarray,
-        losses: np.ndarray,
-        metrics: dict,
-        train: 'LinearPath | None' = None,
-        half: dict | None = None,
+        alphas: np.ndarray,  # Positions of the points, from 0 to 1
+        losses: np.ndarray,  # The loss at each point
+        metrics: dict,  # Name -> the metric at each point
+        train: 'LinearPath | None' = None,  # The same path on training data
+        half: dict | None = None,  # Name -> the metric at 0.5, in an array of one
     ):
         store_attr()
 
     def __repr__(self):
         return f"LinearPath({len(self.alphas)} points, barrier={self.barrier!r})"
+
+    def _repr_html_(self):
+        both = {'validation': self} if self.train is None else {'validation': self, 'training': self.train}
+        kinds = {'losses': 'loss', 'errors': 'error'} if self.metrics else {'losses': 'loss'}
+        curves = {title: {n: getattr(p, kind) for n, p in both.items()} for kind, title in kinds.items()}
+        pictures = ''.join(svg_lines(self.alphas, ys, title) for title, ys in curves.items())
+        error = f', instability {self.instability:.4g}' if self.metrics else ''
+        line = f'<b>LinearPath</b> of {len(self.alphas)} points, {self.barrier!r}{error}'
+        return HtmlText(f'<div>{line}<br>{pictures}</div>')
 
     @property
     def errors(self) -> np.ndarray:  # At each point; in [0,1] for a metric such as accuracy

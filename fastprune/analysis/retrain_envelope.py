@@ -6,7 +6,10 @@
 __all__ = []
 
 # %% ../../nbs/analysis/retrain_envelope.ipynb #fc8a186c
+import inspect
+
 from fastai.basics import Learner, patch
+from fastcore.meta import delegates
 
 from .envelope import Envelope, check_cycles
 from .trials import run_trials
@@ -19,6 +22,7 @@ from ..training import prune as prune
 
 # %% ../../nbs/analysis/retrain_envelope.ipynb #1f1af078
 @patch
+@delegates(Learner.retrain)
 def envelope(
     self: Learner,
     cycles: tuple | list,  # Numbers of cycles of pruning and retraining (>= 1)
@@ -33,6 +37,7 @@ def envelope(
     """Iterative pruning of a trained network with every number of cycles and every length of retraining (Zimmer et al.
     2023, figure 1). The Learner's own weights are restored at the end"""
     axes = check_cycles(cycles, lengths, seeds)
+    inspect.signature(Learner.retrain).bind(self, 1, **kwargs)
     check_number('a fraction of zeros in (0,1)', '(0,1)', sparsity=sparsity)
     if self.masks is not None:
         raise ValueError("the Learner is pruned already: load a dense network, or call `learn.remove_masks()` first")

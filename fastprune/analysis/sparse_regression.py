@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from fastcore.meta import delegates
 
 from .trials import check_values
 from ..core.checks import check_fraction, check_number, check_whole
@@ -207,6 +208,7 @@ class RegressionFit:
         return ax
 
 
+@delegates(sparse_regression, but=['sizes', 'd', 'sparsity', 'lam', 'step'])
 def fit_sparse_regression(
     lams: tuple | list = (0.3, 1.0, 3.0, 10.0),  # Values of lambda (> 0)
     steps: tuple | list = (None, 0.1, 0.3, 1.0),  # Sizes of PGD's steps (> 0); None is 1/L

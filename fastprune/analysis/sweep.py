@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from fastai.basics import Learner, progress_bar, set_seed
+from fastai.basics import Learner, set_seed
 
 from . import instability as instability
 from ..core.checks import check_whole
@@ -28,6 +28,7 @@ from ..core.masks import Masks
 from ..core.plotting import add_grid, axes_or_new, choose_metric
 from ..core.targets import check_sparsity
 from ..core.weights import prunable_weights
+from ..learner.progress import bar_over
 from ..learner.states import seed_round
 from ..methods import registry as registry
 from ..recipes import compare as compare
@@ -166,7 +167,7 @@ def _run_all(jobs, ray, n_workers, bar):
         from joblib import Parallel, delayed
 
         return Parallel(n_jobs=n_workers)(delayed(_run_one)(*job) for job in jobs)
-    return [_run_one(*job) for job in (progress_bar(jobs, leave=False) if jobs and bar else jobs)]
+    return [_run_one(*job) for job in bar_over(None, jobs, 'run', bar)]
 
 # %% ../../nbs/analysis/sweep.ipynb #6be6efff
 def _check_methods(methods):

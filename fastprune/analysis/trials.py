@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 
 import pandas as pd
-from fastai.basics import progress_bar
 
+from ..learner.progress import bar_over
 from ..schedules.sparsity import schedule_name
 
 # %% ../../nbs/analysis/trials.ipynb #141111e3
@@ -80,7 +80,7 @@ def run_trials(
     "Call `fit` for every combination of values"
     points = list(itertools.product(*axes.values()))
     rows = []
-    for point in progress_bar(points, leave=False) if bar else points:
+    for point in bar_over(None, points, 'fit', bar):
         at = dict(zip(axes, point, strict=True))
         rows.append({**at, 'value': _number(fit, at)})
     return pd.DataFrame(rows)

@@ -11,6 +11,7 @@ import itertools
 import numpy as np
 import pandas as pd
 from fastai.basics import Callback, Learner, patch, store_attr
+from fastcore.meta import delegates
 from torch import nn
 
 from .overlap import Overlap, masks_by_name
@@ -55,7 +56,10 @@ class SignFlips(Callback):
 
     order, run_valid = 85, False
 
-    def __init__(self, interval: int):
+    def __init__(
+        self,
+        interval: int,  # Iterations between snapshots (>= 1)
+    ):
         check_whole('iterations', interval=interval)
         self.interval, self.iters, self.flips = interval, [], []
 
@@ -117,6 +121,12 @@ class WeightHistogram:
 
     def __init__(self, values: dict):
         store_attr()
+
+    def __repr__(self):
+        return repr(self.df)
+
+    def _repr_html_(self):
+        return self.df._repr_html_()
 
     @property
     def df(self) -> pd.DataFrame:  # A row for each tensor: kept weights, mean, std, smallest absolute value
@@ -213,6 +223,7 @@ def _draw_losses(axs, path, label):
 
 # %% ../../nbs/analysis/weights.ipynb #5db878ea
 @patch
+@delegates(Learner.linear_path)
 def cycle_paths(
     self: Learner,
     ends: list | tuple,  # States at the ends of cycles, as `learn.fit_cycles(..., ends=True)` returns them

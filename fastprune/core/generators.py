@@ -14,7 +14,10 @@ import torch
 # %% ../../nbs/core/generators.ipynb #a1c0e5f6
 def _accelerator():
     "The kind of accelerator that torch is made for, such as 'cuda', and torch's module for it; or two None"
-    device = torch.accelerator.current_accelerator()
+    try:
+        device = torch.accelerator.current_accelerator()
+    except RuntimeError:  # torch 2.6, where there is none; later versions give None
+        return None, None
     return (None, None) if device is None else (device.type, torch.get_device_module(device))
 
 

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .backends import project
+from .displays import HtmlText, as_html, cut_middle, html_bar, html_table
 from .files import load_tensors, pack_bits, save_state, unpack_bits
 from .later import counts
 from .names import parameters_at
@@ -56,6 +57,49 @@ def _from_packed(packed):
     spread = lambda n, shape, bits: unpack_bits(bits.cpu(), shape, n).to(bits.device)
     return Masks({n: spread(n, *o) if isinstance(o, tuple) else o for n, o in packed.items()})
 
+# %% ../../nbs/core/masks.ipynb #8fe0b9cc
+def _counted(masks):
+    "(name, shape, kept weights, weights) of each mask, and those of all"
+    sizes, kept = [m.numel() for m in masks.values()], counts(list(masks.values()))
+    shapes = ['x'.join(map(str, m.shape)) for m in masks.values()]
+    return list(zip(masks, shapes, kept, sizes, strict=True)), ('Masks', sum(kept), sum(sizes))
+
+
+def _pruned(kept, size):
+    return 1 - kept / size if size else 0.0
+
+
+def _line(name, kept, size):
+    return f"{name}: {kept:,} of {size:,} weights kept, {100 * _pruned(kept, size):.4g}% pruned"
+
+
+def _spread(masks):
+    "What is shown of masks that only all processes together can count; None for others"
+    if any(map(is_dtensor, masks.values())):
+        return (
+            f"Masks of {len(masks)} tensors, spread over processes: `.n_kept` and `.sparsity` count them, if all "
+            "processes ask"
+        )
+
+
+def _as_text(self):
+    if text := _spread(self):
+        return text
+    rows, total = _counted(self)
+    first, left_out, last = cut_middle([_line(f'  {n} {shape}', kept, size) for n, shape, kept, size in rows])
+    return '\n'.join([_line(*total), *first, *([f'  ... {left_out:,} more ...'] if left_out else []), *last])
+
+
+def _as_table(self):
+    if text := _spread(self):
+        return HtmlText(f'<p>{as_html(text)}</p>')
+    rows, total = _counted(self)
+    cells = [
+        [n, shape, f'{size:,}', f'{kept:,}', f'{100 * _pruned(kept, size):.4g}%', html_bar(_pruned(kept, size))]
+        for n, shape, kept, size in rows
+    ]
+    return html_table(_line(*total), ['name', 'shape', 'weights', 'kept', 'sparsity', ''], cells)
+
 # %% ../../nbs/core/masks.ipynb #bd36ef15
 class Masks(dict):
     "Name -> bool tensor of the weight's shape, True where it is kept"
@@ -75,24 +119,7 @@ class Masks(dict):
     def __ne__(self, other):
         return not self == other
 
-    def __repr__(self):
-        if any(map(is_dtensor, self.values())):
-            return (
-                f"Masks of {len(self)} tensors, spread over processes: `.n_kept` and `.sparsity` count them, if all "
-                "processes ask"
-            )
-        line = lambda n, kept, size: (
-            f"{n}: {kept:,} of {size:,} weights kept, {100 * (1 - kept / size if size else 0):.4g}% pruned"
-        )
-        return '\n'.join(
-            [
-                line('Masks', self.n_kept, sum(m.numel() for m in self.values())),
-                *[
-                    line(f"  {n} {'x'.join(map(str, m.shape))}", kept, m.numel())
-                    for (n, m), kept in zip(self.items(), counts(list(self.values())), strict=True)
-                ],
-            ]
-        )
+    __repr__, _repr_html_ = _as_text, _as_table
 
     def copy(self) -> 'Masks':
         "Another dict of the same tensors"

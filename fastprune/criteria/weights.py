@@ -68,35 +68,50 @@ def large_init(
 
 
 @needs('initial')
-def small_init(weights: dict, initial: dict) -> dict:  # As for `large_init`
+def small_init(
+    weights: dict,  # Name -> weight of any shape
+    initial: dict,  # Name -> weight before training
+) -> dict:  # Name -> score, same shapes
     "Keeps the weights that were smallest at first"
     return _each(lambda w: -w.abs(), {n: initial[n] for n in weights})
 
 
 @needs('initial')
-def large_init_large_final(weights: dict, initial: dict) -> dict:  # As for `large_init`
+def large_init_large_final(
+    weights: dict,  # Name -> weight of any shape
+    initial: dict,  # Name -> weight before training
+) -> dict:  # Name -> score, same shapes
     "The smaller of the first and the present absolute value: large at both ends"
     return _each(lambda w, w0: torch.minimum(w.abs(), w0.abs()), weights, initial)
 
 
 @needs('initial')
-def small_init_small_final(weights: dict, initial: dict) -> dict:  # As for `large_init`
+def small_init_small_final(
+    weights: dict,  # Name -> weight of any shape
+    initial: dict,  # Name -> weight before training
+) -> dict:  # Name -> score, same shapes
     "Keeps the weights that are small at both ends"
     return _each(lambda w, w0: -torch.maximum(w.abs(), w0.abs()), weights, initial)
 
 
 @needs('initial')
-def magnitude_increase(weights: dict, initial: dict) -> dict:  # As for `large_init`
+def magnitude_increase(
+    weights: dict,  # Name -> weight of any shape
+    initial: dict,  # Name -> weight before training
+) -> dict:  # Name -> score, same shapes
     "How much the absolute value has grown"
     return _each(lambda w, w0: w.abs() - w0.abs(), weights, initial)
 
 
 @needs('initial')
-def movement(weights: dict, initial: dict) -> dict:  # As for `large_init`
+def movement(
+    weights: dict,  # Name -> weight of any shape
+    initial: dict,  # Name -> weight before training
+) -> dict:  # Name -> score, same shapes
     "How far each weight has moved, to or from zero"
     return _each(lambda w, w0: (w - w0).abs(), weights, initial)
 
-
+# %% ../../nbs/criteria/weights.ipynb #f852423b
 @needs('previous')
 def updating_magnitude_increase(
     weights: dict,  # Name -> weight of any shape
@@ -107,12 +122,18 @@ def updating_magnitude_increase(
 
 
 @needs('previous')
-def updating_movement(weights: dict, previous: dict) -> dict:  # As for `updating_magnitude_increase`
+def updating_movement(
+    weights: dict,  # Name -> weight of any shape
+    previous: dict,  # Name -> weight as it was at the last update of the masks
+) -> dict:  # Name -> score, same shapes
     "`movement` since the last update"
     return movement(weights, previous)
 
 
 @needs('previous')
-def updating_movmag(weights: dict, previous: dict) -> dict:  # As for `updating_magnitude_increase`
+def updating_movmag(
+    weights: dict,  # Name -> weight of any shape
+    previous: dict,  # Name -> weight as it was at the last update of the masks
+) -> dict:  # Name -> score, same shapes
     "Magnitude times movement since the last update"
     return _each(lambda w, w0: w.abs() * (w - w0).abs(), weights, previous)

@@ -20,6 +20,7 @@ from ..core.generators import forked_rng
 from .channel_cut import cut_groups
 from .constants import model_outputs, output_distance, similar_inputs
 from .costs import count_flops, megabytes, milliseconds
+from ..learner.progress import doing, progress
 
 # %% ../../nbs/deploy/channel_shrink.ipynb #477808c1
 def _rounded(g, kept, round_to):
@@ -145,6 +146,7 @@ def cut_copy(
     return small, cuts
 
 # %% ../../nbs/deploy/channel_shrink.ipynb #1ee8eb9b
+@progress()
 @forked_rng()
 def shrink_channels(
     model: nn.Module,  # With masks applied; it is not changed
@@ -156,6 +158,8 @@ def shrink_channels(
 ) -> tuple:  # The smaller copy, what was cut out of each tensor, and a DataFrame
     "`cut_copy` with a table"
     check_whole('timed runs', 0, repeats=repeats)
+    doing(f'cutting {len(groups)} groups of channels', 0.1)
     small, cuts = cut_copy(model, inputs, groups, kept, tol)
+    doing('timing', 0.7)
     table = shrink_table(copy_model(model).eval(), deepcopy(small).eval(), cuts, inputs, repeats)
     return small, cuts, table

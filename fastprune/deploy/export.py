@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.basics import Learner, patch
+from fastcore.meta import delegates
 from torch import nn
 
 from ..core.copies import copy_model
@@ -25,6 +26,7 @@ from .onnx_inputs import argument_names, check_names, dynamic_shapes, onnx_input
 from .stand_ins import with_stand_ins
 from ..learner.batches import undisturbed
 from ..learner.inputs import at_most, batch_size, error_line, learner_inputs, n_items, shapes_of, tensors_in
+from ..learner.progress import doing, progress
 
 # %% ../../nbs/deploy/export.ipynb #10ff9fa4
 @contextlib.contextmanager
@@ -173,6 +175,7 @@ def _onnx_bytes(model, inputs, dynamic_batch, sparse, in_names, out_names):
         ins = check_names(in_names or argument_names(model, inputs), len(tensors_in(inputs)), 'input_names')
         usual = ['output'] if n == 1 else [f'output_{i}' for i in range(n)]
         outs = check_names(out_names or usual, n, 'output_names')
+        doing(f'tracing {type(model).__name__}')
         proto = _traced(with_stand_ins(model), inputs, dynamic_batch, input_names=ins, output_names=outs)
         for node in proto.graph.node:
             node.ClearField('metadata_props')  # which line of whose source code it comes from
@@ -180,10 +183,12 @@ def _onnx_bytes(model, inputs, dynamic_batch, sparse, in_names, out_names):
             _drop_zeros(proto)
         data = proto.SerializeToString()
         if find_spec('onnxruntime'):
+            doing('comparing with onnxruntime', 0.7)
             _compare_sizes(data, ins, model, inputs, dynamic_batch)
     return data
 
 # %% ../../nbs/deploy/export.ipynb #53072d1b
+@progress(at_once=True)
 def to_onnx(
     model: nn.Module,  # Any module that `torch.export` can trace; left as it is
     example: torch.Tensor | tuple | dict,  # A batch of inputs, by name if a dict; may be nested
@@ -217,6 +222,7 @@ _export = to_onnx  # the method below has the same name
 
 
 @patch
+@delegates(to_onnx)
 def to_onnx(
     self: Learner,
     path: str | Path,  # File to write
@@ -226,7 +232,7 @@ def to_onnx(
 ) -> Path:  # `path`
     """Write the model as the function `to_onnx` does, for inputs as the DataLoaders give them, after their
     transforms, or as `example`. The Learner stays as it is"""
-    with undisturbed(self):
+    with progress(self, at_once=True), undisturbed(self):
         inputs = learner_inputs(self, example, 'cpu')
         if example is None:
             inputs = at_most(inputs, 4 if dynamic_batch else 1)

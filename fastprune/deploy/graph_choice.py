@@ -23,6 +23,7 @@ from .graph_trace import trace_graph
 from .modules import layer_kind, replace_module, zero_fraction
 from .threads import kernel_missing
 from ..learner.inputs import call_model, error_line, model_device
+from ..learner.progress import doing
 
 # %% ../../nbs/deploy/graph_choice.ipynb #6c1f0a06
 @dataclass
@@ -57,6 +58,7 @@ def graph_candidate(
     if why := kernel_missing():
         res.drop(why)
         return res
+    doing('making graphs', 0.05)
     try:
         res.model, why = trace_graph(model, inputs)
         if res.model is None:

@@ -12,6 +12,7 @@ from dataclasses import asdict, fields
 import pandas as pd
 import torch
 from fastai.basics import Learner, patch
+from fastcore.meta import delegates
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -38,6 +39,7 @@ from fastprune.learner.inputs import (
     n_items,
     tensors_in,
 )
+from ..learner.progress import progress
 
 # %% ../../nbs/deploy/inference.ipynb #a9a075ab
 def _without_parametrizations(model):
@@ -197,6 +199,7 @@ def _channels_last(model, inputs, difference, rtol, seconds):
     return res if ms['channels_last'] < ms['as it is'] else None
 
 # %% ../../nbs/deploy/inference.ipynb #f8192507
+@progress()
 def sparse_inference(
     model: nn.Module,  # Pruned model; it is not changed
     # An input as it will come: a tensor, a tuple of inputs, or a dict of them by name; of the batch size to be fast for
@@ -261,6 +264,7 @@ _sparse_model = sparse_inference  # the method below has the same name
 
 
 @patch
+@delegates(sparse_inference)
 def sparse_inference(
     self: Learner,
     bs: int | None = None,  # Batch size to be fast for; if None, that of `example`, or 1 without an example
@@ -271,7 +275,7 @@ def sparse_inference(
     or of the training set if there is none"""
     if bs is not None:
         check_whole(bs=bs)
-    with undisturbed(self):
+    with progress(self), undisturbed(self):
         inputs = learner_inputs(self, example, valid=True)
         n = bs or (1 if example is None else batch_size(inputs))
         return _sparse_model(self.model, n_items(inputs, n), **kwargs)

@@ -21,6 +21,7 @@ from .semi_structured_layer import tuned_linear
 from .semi_structured_trial import product_of, try_products
 from .timing import LayerTrial, time_forms
 from ..learner.inputs import call_model
+from ..learner.progress import doing, part
 
 # %% ../../nbs/deploy/layers.ipynb #5def3a02
 @dataclass
@@ -124,7 +125,8 @@ def fastest_layers(
     device = next((p.device for p in model.parameters()), torch.device('cpu'))
     calls, stay = _open(model, inputs, min_sparsity)
     results, layers, forms, missing = [], {}, {}, {}
-    for name, m in list(model.named_modules()):
+    modules = list(model.named_modules())
+    for i, (name, m) in enumerate(modules):
         w = _layer_weight(m)
         if w is None:
             continue
@@ -134,6 +136,7 @@ def fastest_layers(
         result.why = _why_untried(m, w, calls, min_sparsity) if inside is None else stay[inside]
         if result.why is None:
             layers[name] = m
+            doing(f'making forms of {name}', 0.1 + 0.3 * i / len(modules))
             forms[name], missing[name] = _forms(m, calls)
     _try_products(layers, forms, missing, calls, device)
     trials = {n: LayerTrial(f, device).eval() for n, f in forms.items()}
@@ -141,7 +144,8 @@ def fastest_layers(
         for name, t in trials.items():
             replace_module(model, name, t)
         without_fused_path(model)
-        time_forms(model, inputs, list(trials.values()), seconds, np.random.default_rng(0))
+        with part(0.4, 0.9):
+            time_forms(model, inputs, list(trials.values()), seconds, np.random.default_rng(0))
     for r in results:
         if (t := trials.get(r.name)) is not None:
             r.form = t.best()

@@ -27,6 +27,7 @@ from .page_layers import layer_section, with_forms
 from .page_masks import mask_section
 from .page_training import path_section, ticket_section, training_section
 from ..learner import flops as flops  # adds learn.flops
+from ..learner.progress import doing, part, progress
 from ..recipes.tickets import Tickets
 from ..training.callback import SparsifyCallback
 
@@ -116,6 +117,17 @@ def _last_callback(learn, callback):
         raise ValueError(f"callback={type(callback).__name__}: needs a SparsifyCallback that has pruned in a fit")
     return callback
 
+
+def _measured(learn, bs, seconds, example):
+    "FLOPs and latency"
+    latency = Attempt(why='not measured: seconds=0')
+    with progress(learn):
+        if seconds:
+            with part(0, 0.9):
+                latency = attempt(measure_latency, learn, bs, seconds, example)
+        doing('counting FLOPs', 0.9)
+        return attempt(partial(learn.flops, example=example)), latency
+
 # %% ../../nbs/deploy/report.ipynb #d966d936
 @patch
 def report(
@@ -144,16 +156,14 @@ def report(
     if not len(layers):
         raise ValueError("the model has no weights that can be pruned")
     params = dict(model.named_parameters())
-    measured = (
-        attempt(measure_latency, self, bs, seconds, example) if seconds else Attempt(why='not measured: seconds=0')
-    )
+    flops, measured = _measured(self, bs, seconds, example)
     data = PageData(
         _page_layers(layers),
         {n: params[n].detach() for n in layers.index},
         masks,
         model.state_dict(),
         to_state_names(model, masks),
-        attempt(partial(self.flops, example=example)),
+        flops,
         measured,
     )
     name = type(model).__name__

@@ -26,6 +26,7 @@ from .costs import megabytes, milliseconds
 from .cut import channel_places, cut_channels, find_zero_filters, has_filters
 from .cut_sets import CutPlanner, torch_pruning
 from ..learner.inputs import as_inputs, call_model
+from ..learner.progress import doing, progress
 
 # %% ../../nbs/deploy/shrink.ipynb #6a9f5cc5
 def _layer_row(before, after, zero, why):
@@ -101,7 +102,8 @@ def _fitting_sets(model, planner, runs, limit):
     if small is not None:
         return planner.sets, small
     sets = []
-    for s in planner.sets:
+    for i, s in enumerate(planner.sets):
+        doing(f'trying to cut set {i + 1} of {len(planner.sets)}', 0.2 + 0.6 * i / len(planner.sets))
         if fit([*sets, s]) is not None:
             sets.append(s)
             continue
@@ -125,6 +127,7 @@ def _copy_that_runs(model, example):
     return work, runs, outputs
 
 
+@progress()
 @forked_rng()
 def find_cuts(
     model: nn.Module,  # Any module; it is not changed
@@ -137,6 +140,7 @@ def find_cuts(
     check_whole('timed runs', 0, repeats=repeats)
     check_number('the largest difference of outputs, relative to the largest output, in (0,1)', '(0,1)', tol=tol)
     work, runs, outputs = _copy_that_runs(model, example)
+    doing('looking for filters of zeros', 0.05)
     limit = max(tol, *(16 * torch.finfo(t.dtype).eps for t in outputs if t.is_floating_point()), 0)
     layers = {n: m for n, m in work.named_modules() if has_filters(m) and 'weight' in m._parameters}
     zero = {n: find_zero_filters(m) for n, m in layers.items()}

@@ -14,6 +14,7 @@ from fastai.basics import Callback, Learner, patch
 from fastai.callback.tracker import SaveModelCallback
 
 from ..core.checks import check_number, check_whole
+from ..core.displays import constructor_call
 from ..core.granularity import check_granularity
 from ..core.names import unwrap
 from .channel_learner import cut_learner, drop_whole_masks
@@ -58,6 +59,7 @@ class ShrinkCallback(Callback):
     the optimizer are cut alike. Raises `ValueError` before a fit in several processes, and for callbacks that load
     weights of earlier epochs or need layers of the same width"""
 
+    __repr__ = constructor_call
     order, run_valid = 58, False  # after SparsifyCallback, before what shows or logs the table
 
     def __init__(

@@ -18,6 +18,7 @@ from torch import nn
 from ..core.checks import check_number
 from .forms import FORM_ERRORS
 from ..learner.inputs import as_inputs, call_example, call_model, error_line, tensors_in
+from ..learner.progress import doing
 
 # %% ../../nbs/deploy/timing.ipynb #1c8729ef
 def _mark(device):
@@ -124,6 +125,7 @@ def time_forms(
             n += 1
         for t in trials:
             t.settle()
+        doing(f'timing {len(trials)} layers', (time.perf_counter() - start) / seconds)
 
 # %% ../../nbs/deploy/timing.ipynb #8d5cabc1
 def latency(
@@ -151,5 +153,6 @@ def latency(
                 call_model(m, inputs)
                 _wait(device)
                 times[n].append(time.perf_counter() - t)
+            doing('timing the whole model', (time.perf_counter() - start) / seconds)
     rows = [(n, *(1e3 * f(t) for f in (statistics.median, min, max))) for n, t in times.items()]
     return pd.DataFrame(rows, columns=['name', 'ms', 'min', 'max']).set_index('name')

@@ -6,6 +6,7 @@
 __all__ = ['load_torch']
 
 # %% ../../nbs/deploy/torchfile.ipynb #204fbf0a
+import contextlib
 import io
 import math
 import zipfile
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import torch
 
+from ..core.files import unpack_bits
 from ..core.json_files import size_of
-from .torch_pickle import OtherObject, StoredTensor, TensorPickle
+from .torch_objects import CompactTensor, ObjectPickle, compact_tensor, learner_model, stored_state
+from .torch_pickle import OtherObject, StoredNumbers, StoredTensor, TensorPickle
 
 # %% ../../nbs/deploy/torchfile.ipynb #fe877eff
 def _bytes(f, n):
@@ -29,8 +32,8 @@ def _bytes(f, n):
 class _Zip:
     "A program and its storages in a zip file"
 
-    def __init__(self, f, size):
-        self.f, self.size, infos = f, size, zipfile.ZipFile(f).infolist()
+    def __init__(self, f, size, pickle):
+        self.f, self.size, self.pickle, infos = f, size, pickle, zipfile.ZipFile(f).infolist()
         if any(i.compress_type != zipfile.ZIP_STORED for i in infos) or sum(i.file_size for i in infos) > size:
             raise ValueError('it is compressed, or larger inside than outside')
         self.entries = {i.filename.partition('/')[2]: i for i in infos}
@@ -54,7 +57,7 @@ class _Zip:
         return self.entry(name).numpy().tobytes()
 
     def program(self):
-        return TensorPickle(io.BytesIO(self.bytes('data.pkl')), self.size).load()
+        return self.pickle(io.BytesIO(self.bytes('data.pkl')), self.size).load()
 
     def raw(self, key):
         return self.entry(f'data/{key}')
@@ -63,20 +66,23 @@ class _Zip:
 class _Legacy:
     "A program, and its storages behind it"
 
-    def __init__(self, f, size):
-        self.f, self.size = f, size
+    def __init__(self, f, size, pickle):
+        self.f, self.size, self.pickle = f, size, pickle
         head = [TensorPickle(f, size).load() for _ in range(3)]
         sound = head[:2] == [0x1950A86A20F9469CFC6C, 1001] and isinstance(head[2], dict)
         if not sound or head[2].get('little_endian') is not True:
             raise ValueError('it was not written by torch.save')
 
     def program(self):
-        build = TensorPickle(self.f, self.size)
+        build = self.pickle(self.f, self.size)
         self.sizes = {}  # key of a storage -> bytes of one of its numbers
 
         def storage(pid):
-            res = TensorPickle.persistent_load(build, pid)
-            if self.sizes.setdefault(res.key, res.dtype.itemsize) != res.dtype.itemsize:
+            res = self.pickle.persistent_load(build, pid)
+            if (
+                isinstance(res, StoredNumbers)
+                and self.sizes.setdefault(res.key, res.dtype.itemsize) != res.dtype.itemsize
+            ):
                 raise ValueError('a storage of two types')
             return res
 
@@ -106,7 +112,7 @@ class _Tensors:
     "Tensors from their descriptions"
 
     def __init__(self, file):
-        self.file, self.left = file, 4 * file.size
+        self.file, self.left, self.room = file, 4 * file.size, 256 * file.size  # dense, and without zeros
         self.raws, self.done = {}, {}  # storages by their key, and tensors by their `spot`
 
     def __call__(self, t):
@@ -125,6 +131,34 @@ class _Tensors:
         self.done[t.spot] = res.as_strided(t.size, t.stride, t.offset) if numel else res.new_empty(t.size)
         return self.done[t.spot]
 
+    def whole(self, t):
+        "A tensor that was written without its zeros"
+        self.room -= t.numel * t.values.dtype.itemsize
+        if self.room < 0:
+            raise ValueError('a tensor is larger than its numbers in the file')
+        bits = bytearray(zlib.decompressobj().decompress(t.bits, t.numel // 8 + 2))
+        mask = unpack_bits(
+            torch.frombuffer(bits or bytearray(1), dtype=torch.uint8)[: len(bits)], (t.numel,), 'its bits'
+        )
+        values = self(t.values)
+        if int(mask.count_nonzero()) != values.numel():
+            raise ValueError(f'{values.numel()} values for {int(mask.count_nonzero())} places')
+        res = torch.zeros(t.numel, dtype=values.dtype, device='cpu').masked_scatter_(mask, values.flatten())
+        return res.as_strided(t.size, t.stride)
+
+# %% ../../nbs/deploy/torchfile.ipynb #e3859731
+def _tensors(file, state):
+    "The tensors of a `state_dict` that a file describes"
+    make = _Tensors(file)
+    state = {n: compact_tensor(t) or t for n, t in state.items()}
+    for n, t in state.items():
+        if isinstance(t, OtherObject):
+            raise ValueError(f'{str(n)[:80]!r} is no dense tensor')
+        if not isinstance(n, str) or not isinstance(t, (StoredTensor, CompactTensor)):
+            what = f'{str(n)[:80]!r}, a {type(t).__name__}'
+            raise ValueError(f'it has {what}: needs a state_dict, which has tensors by name')
+    return {n: make.whole(t) if isinstance(t, CompactTensor) else make(t) for n, t in state.items()}
+
 
 def _state(file):
     "The `state_dict` in a file"
@@ -135,26 +169,38 @@ def _state(file):
             'torch.save(model.state_dict(), ...) writes it'
         )
     state = next((state[k] for k in ('model', 'state_dict') if isinstance(state.get(k), dict)), state)
-    make = _Tensors(file)
-    for n, t in state.items():
-        if isinstance(t, OtherObject):
-            raise ValueError(f'{str(n)[:80]!r} is no dense tensor')
-        if not isinstance(n, str) or not isinstance(t, StoredTensor):
-            what = f'{str(n)[:80]!r}, a {type(t).__name__}'
-            raise ValueError(f'it has {what}: needs a state_dict, which has tensors by name')
-    return {n: make(t) for n, t in state.items()}
+    return _tensors(file, state)
+
+
+def _read(open_file):
+    "The `state_dict` in a file, or that of the model in a Learner. `open_file`: function of a pickle's class"
+    try:
+        return _state(open_file(TensorPickle))
+    except ValueError as e:
+        why = str(e)  # and not the error, which holds all that was read
+    file, model = open_file(ObjectPickle), None
+    with contextlib.suppress(Exception):  # damaged files make pickle raise all kinds of errors
+        model = learner_model(file.program())
+    if model is None:
+        raise ValueError(why)
+    return _tensors(file, stored_state(model))
 
 
 def load_torch(
-    path: str | Path,  # File of `torch.save`, or of fastai's `learn.save`
+    path: str | Path,  # File of `torch.save`, or of fastai's `learn.save` or `learn.export`
 ) -> dict:  # Name -> tensor, on the CPU; tensors that share numbers in the file share memory
-    "The `state_dict` in a file, of which nothing is run. Raises `ValueError` if it is damaged, or has something else"
+    """The `state_dict` in a file, or that of the model in a Learner. Nothing in the file is run. Raises `ValueError` if
+    it is damaged, or has something else"""
     size = size_of(path)
     try:
         with open(path, 'rb') as f:
-            zipped = f.read(2) == b'PK'
-            f.seek(0)
-            return _state((_Zip if zipped else _Legacy)(f, size))
+            kind = _Zip if f.read(2) == b'PK' else _Legacy
+
+            def open_file(pickle):
+                f.seek(0)
+                return kind(f, size, pickle)
+
+            return _read(open_file)
     except Exception as e:  # damaged files make zipfile and pickle raise all kinds of errors
         why = str(e).strip().split('\n')[0][:200] if isinstance(e, (ValueError, OSError)) else type(e).__name__
         raise ValueError(f"{path} can't be read, or is damaged: {why}") from e

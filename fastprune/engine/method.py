@@ -13,6 +13,16 @@ from torch import nn
 
 from ..core.checks import check_whole
 from ..core.compute import check_scope
+from fastprune.core.displays import (
+    ConstructorSignature,
+    HtmlText,
+    call_text,
+    changed_arguments,
+    check_names,
+    html_bar,
+    html_table,
+    short_text,
+)
 from ..core.granularity import check_granularity
 from ..core.targets import check_sparsities
 from ..core.unit_counts import with_options
@@ -22,7 +32,7 @@ from ..criteria.weights import magnitude
 from .channel_targets import ChannelSource
 from .hooks import Hooks
 from .targets import find_targets
-from ..schedules.sparsity import check_schedule, ocp
+from ..schedules.sparsity import check_schedule, ocp, schedule_name
 
 # %% ../../nbs/engine/method.ipynb #5fcc0720
 def check_arguments(
@@ -59,6 +69,7 @@ def check_arguments(
 class Method(Hooks):
     "Trains a sparse network to exactly `sparsity`"
 
+    __signature__ = ConstructorSignature()
     lasting = {}  # attribute -> type of what a checkpoint saves, in addition to those of the bases
     arguments = (), {}  # of the constructor, positional and by name
     quiet = False  # Skip warnings that an earlier method has given?
@@ -66,6 +77,7 @@ class Method(Hooks):
     left_out = None  # frozen weights that a warning has named
 
     def __new__(cls, *args, **kwargs):
+        check_names(cls, kwargs)
         self = super().__new__(cls)
         self.arguments = args, kwargs
         return self
@@ -111,6 +123,37 @@ class Method(Hooks):
         # one entry for each optimizer step of the last run; the last two lists only with `track`
         self.iters, self.asked, self.reached, self.lrs = [], [], [], []
         self.recovered, self.mask_distance = [], []
+
+# %% ../../nbs/engine/method.ipynb #c7159acc
+def _text(value):
+    "A short text of an argument"
+    is_function = callable(value) and not isinstance(value, nn.Module | type)
+    return schedule_name(value) if is_function else short_text(value)
+
+
+def _changed(method):
+    return changed_arguments(method, *method.arguments)
+
+
+def _reached(method):
+    "The last sparsity of the last run, as text; '' before a run"
+    reached = vars(method).get('reached')
+    return f'{100 * float(reached[-1]):.4g}%' if reached else ''
+
+
+@patch
+def __repr__(self: Method):
+    reached = _reached(self)
+    return call_text(self, _changed(self), _text) + (f', {reached} reached' if reached else '')
+
+
+@patch
+def _repr_html_(self: Method):
+    rows = [[k, _text(v), d if d == '-' else _text(d)] for k, (v, d) in _changed(self).items()]
+    if reached := _reached(self):
+        bar = HtmlText(f'{reached} {html_bar(float(self.reached[-1]))}')
+        rows.append(['sparsity reached', bar, f'in {len(self.reached):,} iterations'])
+    return html_table(type(self).__name__, ['argument', 'value', 'default'], rows)
 
 # %% ../../nbs/engine/method.ipynb #a827f963
 @patch

@@ -11,6 +11,7 @@ from dataclasses import fields
 
 import torch
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from torch import nn
 
 from ..core.dense import dense_gradients
@@ -27,10 +28,17 @@ from .state import State, check_state, is_cut, lasting_types, recorded, restore,
 from .track import end_cycle, read_numbers, start_tracking
 
 # %% ../../nbs/engine/sparsifier.ipynb #94019b7f
+def _as_text(self):
+    return f"{type(self).__name__}({self.method!r}, {len(self.method.iters):,} of {self.total_steps:,} steps)"
+
+# %% ../../nbs/engine/sparsifier.ipynb #3a45daa5
 class Sparsifier(Run):
     "Trains a sparse network in any loop: `step()` takes the place of `optimizer.step()`"
 
+    __repr__ = _as_text
+
     @torch.no_grad()
+    @delegates(Run)
     def __init__(
         self,
         model: nn.Module,  # The model to prune
@@ -38,7 +46,7 @@ class Sparsifier(Run):
         total_steps: int,  # Steps of the optimizer in the whole training
         # The optimizer; some methods, and `step`, need it
         optimizer: torch.optim.Optimizer | TorchOptimizer | None = None,
-        **kwargs,  # For `Run`: steps_per_epoch, first_step, keeper, given, evaluate, example, groups
+        **kwargs,  # Other arguments of `Run`
     ):
         method = method if isinstance(method, Hooks) else Method(method)
         if optimizer is not None and not hasattr(optimizer, 'couples_decay'):

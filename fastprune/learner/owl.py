@@ -32,8 +32,8 @@ def owl_sparsities(
     # Weights of linear layers or convolutions: names, glob patterns, modules or classes; all prunable ones if None
     include: str | type | list | None = None,
     exclude: str | type | list | None = None,  # Weights to leave out, given in the same ways
-    depth: int
-    | None = None,  # Layers whose names share their first `depth` parts get one sparsity; each its own if None
+    # Layers whose names share their first `depth` parts get one sparsity; each its own if None
+    depth: int | None = None,
 ) -> dict[str, float]:  # Name -> sparsity, in all round(sparsity*n) zeros
     """Sparsities of layers, lower where more of Wanda's scores are outliers: s_l = s - c (D_l - D), where D_l is the
     fraction of a layer's scores above `outlier` times their mean, D the mean of D_l over all weights, and c such that

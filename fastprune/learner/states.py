@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['load_into', 'restoring', 'masks_of', 'restore_masks', 'state_of', 'seed_round', 'smaller_is_better', 'BestEpoch',
-           'StateAt', 'end_before_training', 'StartAt', 'starting_at', 'steps_by_epoch', 'bar_over']
+           'StateAt', 'end_before_training', 'StartAt', 'starting_at', 'steps_by_epoch']
 
 # %% ../../nbs/learner/states.ipynb #d37caf31
 import contextlib
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 
 import numpy as np
 import torch
-from fastai.basics import Callback, CancelEpochException, CancelFitException, Learner, noop, progress_bar, set_seed
+from fastai.basics import Callback, CancelEpochException, CancelFitException, Learner, noop, set_seed
 from fastai.callback.tracker import TrackerCallback
 from fastai.callback.training import GradientAccumulation
 
@@ -74,7 +74,9 @@ def restore_masks(
     learn.keep_masks.change = None
 
 
-def state_of(learn: Learner) -> dict:  # Name -> tensor, or extra state of a module
+def state_of(
+    learn: Learner,  # Its model may be in DistributedDataParallel
+) -> dict:  # Name -> tensor, or extra state of a module
     "A copy of the model's `state_dict`"
     return {
         n: t.detach().clone() if isinstance(t, torch.Tensor) else deepcopy(t)
@@ -274,11 +276,3 @@ def steps_by_epoch(
                 steps, items = steps + 1, 0
         res.append(steps)
     return res
-
-# %% ../../nbs/learner/states.ipynb #23a7ed92
-def bar_over(
-    learn: Learner,
-    rounds: range,  # Range of rounds
-) -> Iterable:  # Iterator over `rounds`
-    "A progress bar over rounds, if the Learner has one and there are rounds"
-    return progress_bar(rounds, leave=False) if len(rounds) and hasattr(learn, 'progress') else rounds

@@ -10,6 +10,7 @@ import math
 from functools import partial
 
 import numpy as np
+from fastcore.meta import delegates
 
 from ..core.later import counts
 from ..schedules.retraining import allr_discount, lr_retrain
@@ -35,13 +36,14 @@ class BudgetedCallback(SparseMethod):
 
     lasting = dict(discounts=list[float])
 
+    @delegates(SparseMethod, but=['schedule', 'interval'])
     def __init__(
         self,
         sparsity: float,  # Fraction of zeros at the end, in (0,1)
         dense: float,  # Fraction of training before the first pruning, in (0,1)
         cycles: int,  # Cycles of pruning and retraining after that
         lr_max: float | np.ndarray,  # Learning rate at the start, or one for each parameter group
-        **kwargs,  # For `SparsifyCallback`
+        **kwargs,  # Other arguments of `SparsifyCallback`
     ):
         super().__init__(sparsity, schedule=partial(_geometric, sparsity, dense, cycles), interval=1, **kwargs)
         self.dense, self.cycles, self.lr_max = dense, cycles, lr_max

@@ -9,6 +9,7 @@ __all__ = ['DenseBehind', 'DPF', 'DNW']
 from collections.abc import Callable
 
 import torch
+from fastcore.meta import delegates
 
 from ..core.foreach import copy_all
 from ..schedules.sparsity import cubic, one_shot
@@ -70,15 +71,17 @@ class DenseBehind(SparseMethod):
 class DPF(DenseBehind):
     "Dynamic pruning with feedback: applies gradients at pruned weights to the dense ones, `.dense` (Lin et al. 2020)"
 
+    @delegates(SparseMethod)
     def __init__(
         self,
         sparsity: float | dict,  # Fraction of zeros at the end, in [0,1), as for `SparsifyCallback`
         schedule: Callable = cubic,  # Function from the position in training to progress
         interval: int | None = None,  # Iterations between mask updates (>= 1); if None, 16 (paper), at most T//100
         scope: str = 'global',  # As for `SparsifyCallback`
-        **kwargs,  # Other arguments of `SparsifyCallback`: criterion, granularity, include, exclude, track
+        refresh: bool = True,  # Recompute masks every `interval` iterations, even while the sparsity is constant?
+        **kwargs,  # Other arguments of `SparsifyCallback`
     ):
-        super().__init__(sparsity, schedule=schedule, interval=interval, scope=scope, **{'refresh': True, **kwargs})
+        super().__init__(sparsity, schedule=schedule, interval=interval, scope=scope, refresh=refresh, **kwargs)
 
     def usual_interval(self, total_steps: int) -> int:
         return max(1, min(16, total_steps // 100))
@@ -88,13 +91,16 @@ class DNW(DPF):
     """Discovering neural wirings: as DPF, but at the final sparsity from the first forward pass, with a new mask after
     every iteration (Wortsman et al. 2019)"""
 
+    @delegates(DPF)
     def __init__(
         self,
         sparsity: float | dict,  # Fraction of zeros, in [0,1), as for `SparsifyCallback`
         scope: str = 'global',  # As for `SparsifyCallback`
-        **kwargs,  # Other arguments of `SparsifyCallback`: criterion, granularity, include, exclude, track
+        schedule: Callable = one_shot,  # Function from the position in training to progress
+        interval: int | None = 1,  # Iterations between mask updates (>= 1), as for `DPF`
+        **kwargs,  # Other arguments of `DPF`
     ):
-        super().__init__(sparsity, **{'schedule': one_shot, 'interval': 1, **kwargs}, scope=scope)
+        super().__init__(sparsity, schedule, interval, scope, **kwargs)
 
     def initial_masks(self, weights: dict) -> dict:
         super().initial_masks(weights)

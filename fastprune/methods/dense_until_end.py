@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pandas as pd
 import torch
+from fastcore.meta import delegates
 
 from ..core.checks import check_number
 from ..core.compute import compute_masks
@@ -51,8 +52,15 @@ class HardEnd(SparseMethod):
 class DenseUntilEnd(HardEnd):
     "Trains dense weights, and prunes in one step at the end"
 
-    def __init__(self, sparsity: float | dict, scope: str, **kwargs):
-        super().__init__(sparsity, schedule=at_end, scope=scope, **{'interval': 1, **kwargs})
+    @delegates(SparseMethod, but=['schedule'])
+    def __init__(
+        self,
+        sparsity: float | dict,  # Fraction of zeros at the end, in [0,1), as for `SparsifyCallback`
+        scope: str,  # As for `SparsifyCallback`
+        interval: int | None = 1,  # Iterations between mask updates (>= 1); the only update is the last step
+        **kwargs,  # Other arguments of `SparsifyCallback`
+    ):
+        super().__init__(sparsity, schedule=at_end, scope=scope, interval=interval, **kwargs)
 
     def update_masks(self, weights: dict) -> None:
         if self.engine.is_due():
@@ -78,11 +86,12 @@ class GSM(DenseUntilEnd):
 
     coupling = None  # context in which the optimizer's decay is coupled, open during one step
 
+    @delegates(DenseUntilEnd)
     def __init__(
         self,
         sparsity: float | dict,  # Fraction of zeros at the end, in [0,1), as for `SparsifyCallback`
         scope: str = 'global',  # As for `SparsifyCallback`
-        **kwargs,  # Other arguments of `SparsifyCallback`: criterion of the last step, granularity, include, exclude
+        **kwargs,  # Other arguments of `SparsifyCallback`; the criterion is that of the last step
     ):
         super().__init__(sparsity, scope, **kwargs)
 
@@ -118,12 +127,13 @@ class LC(DenseUntilEnd):
     (Carreira-Perpiñán and Idelbayev 2018, with the penalty as weight decay). The strength is the optimizer's weight
     decay times `growth` to the power of the epoch. The decay is coupled or decoupled as in the optimizer"""
 
+    @delegates(DenseUntilEnd)
     def __init__(
         self,
         sparsity: float | dict,  # Fraction of zeros at the end, in [0,1), as for `SparsifyCallback`
         growth: float = 1.0,  # Factor of the decay from epoch to epoch (>= 1; paper: 1.1)
         scope: str = 'global',  # As for `SparsifyCallback`
-        **kwargs,  # Other arguments of `SparsifyCallback`: criterion of the last step, granularity, include, exclude
+        **kwargs,  # Other arguments of `SparsifyCallback`; the criterion is that of the last step
     ):
         check_number('the factor of the decay from epoch to epoch, at least 1', '[1,inf)', growth=growth)
         super().__init__(sparsity, scope, **kwargs)
@@ -165,13 +175,14 @@ class GradualL2(DenseUntilEnd):
     """A squared penalty on all prunable weights that grows along `growth`, with a hard pruning step at the end, as
     fasterai's `RegularizeCallback` followed by pruning"""
 
+    @delegates(DenseUntilEnd)
     def __init__(
         self,
         sparsity: float | dict,  # Fraction of zeros at the end, in [0,1), as for `SparsifyCallback`
         penalty: float = 0.01,  # Factor of the sum of squared weights in the loss, at the end (>= 0)
         growth: Callable = linear,  # Schedule of the penalty: function from the position in training to progress
         scope: str = 'global',  # As for `SparsifyCallback`
-        **kwargs,  # Other arguments of `SparsifyCallback`: criterion of the last step, granularity, include, exclude
+        **kwargs,  # Other arguments of `SparsifyCallback`; the criterion is that of the last step
     ):
         check_number('a factor of at least 0', '[0,inf)', penalty=penalty)
         super().__init__(sparsity, scope, **kwargs)

@@ -8,6 +8,8 @@ __all__ = ['GMP']
 # %% ../../nbs/methods/gradual.ipynb #346c26cf
 from collections.abc import Callable
 
+from fastcore.meta import delegates
+
 from ..schedules.sparsity import cubic
 from ..training.callback import SparseMethod
 
@@ -15,12 +17,14 @@ from ..training.callback import SparseMethod
 class GMP(SparseMethod):
     "Gradual magnitude pruning: the cubic schedule, and pruned weights never return (Zhu and Gupta 2018)"
 
+    @delegates(SparseMethod)
     def __init__(
         self,
         sparsity: float | dict,  # Fraction of zeros at the end, in [0,1), as for `SparsifyCallback`
         schedule: Callable = cubic,  # Function from the position in training to progress
         interval: int | None = None,  # Iterations between mask updates, as for `SparsifyCallback` (paper: 100-1,000)
         scope: str = 'global',  # As for `SparsifyCallback`
-        **kwargs,  # Other arguments of `SparsifyCallback`: criterion, granularity, include, exclude, track
+        recover: bool | str = False,  # May pruned weights come back? As for `SparsifyCallback`
+        **kwargs,  # Other arguments of `SparsifyCallback`
     ):
-        super().__init__(sparsity, schedule=schedule, interval=interval, scope=scope, **{'recover': False, **kwargs})
+        super().__init__(sparsity, schedule=schedule, interval=interval, scope=scope, recover=recover, **kwargs)

@@ -195,8 +195,8 @@ class STR(LearnedThresholds):
         self,
         sparsity: float | None = None,  # Least fraction of zeros at the end, in [0,1); if None, thresholds alone prune
         s_init: float = -3200.0,  # Value of s at the start
-        decay: float
-        | None = None,  # Weight decay of s, by its gradient (>= 0); the optimizer's if None (paper: 2.3e-5)
+        # Weight decay of s, by its gradient (>= 0); the optimizer's if None (paper: 2.3e-5)
+        decay: float | None = None,
         scope: str = 'global',  # Scope of the last step, which prunes to `sparsity`; as for `SparsifyCallback`
         include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
         exclude: str | list | nn.Module | None = None,  # The same, for weights to leave dense

@@ -13,6 +13,7 @@ from functools import partial
 
 from fastai.basics import Callback, Learner, patch
 from fastai.callback.schedule import ParamScheduler
+from fastcore.meta import delegates
 from torch import nn
 
 from ..core.checks import check_fraction, check_whole
@@ -37,6 +38,7 @@ def _repeat(f, n, pos):
 
 
 @patch
+@delegates(SparsifyCallback)
 def fit_cyclical(
     self: Learner,
     n_cycles: int,  # Number of cycles (3 to 5 in the paper)
@@ -51,7 +53,8 @@ def fit_cyclical(
     wd: float | None = None,  # Weight decay; the Learner's if None
     cbs: list | Callback | None = None,  # More callbacks
     reset_opt: bool = False,  # Start with a new optimizer?
-    **kwargs,  # For `SparsifyCallback`: criterion, scope, granularity, track, ...; `initial` is 0 if not given
+    initial: float | dict | None = 0.0,  # Sparsity at the start; that of the model if None
+    **kwargs,  # Other arguments of `SparsifyCallback`
 ) -> SparsifyCallback:  # With `.plot()` and the recorded values
     """Cyclical Pruning: periodic sparsity and learning rate in one fit (Srinivas et al. 2022, section 3 and table 5).
     The default rate is the paper's for CIFAR-10: it drops to a tenth after 75% of each cycle"""
@@ -67,7 +70,7 @@ def fit_cyclical(
     schedule = cyclical(cycle, n, restart)
     if n < n_cycles:
         schedule = window(schedule, 0.0, n / n_cycles)
-    cb = SparsifyCallback(sparsity, schedule=schedule, **{'initial': 0.0, **kwargs})
+    cb = SparsifyCallback(sparsity, schedule=schedule, initial=initial, **kwargs)
     cb.targets(self.model, self)
     rate = ParamScheduler({'lr': _cyclic_rate(self, n_cycles, lr_max, shape, 'lr_max')})
     fit_afresh(self, n_cycles * epochs_per_cycle, cbs=[cb, rate, *callback_list(cbs)], wd=wd, reset_opt=reset_opt)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from fastai.basics import Callback, DataLoader, Learner, patch
+from fastcore.meta import delegates
 from torch import nn
 
 from ..core.files import load_state, save_state
@@ -171,6 +172,7 @@ _s_cyc_shape = partial(lr_warmup, warmup=0.15, drops=(0.5, 0.75))  # close to S-
 
 @patch
 @renamed(rate='prune_rate')
+@delegates(RoundPruning, but=['target'])
 def iterative_prune(
     self: Learner,
     rounds: int | None,  # Rounds of pruning and training after the first training; from `sparsity` if None
@@ -200,7 +202,7 @@ def iterative_prune(
     sparsity: float | None = None,  # Sparsity after the last round, with `rounds=None`
     schedule: Callable = one_shot,  # Sparsity schedule within a round; `one_shot` prunes at its start
     interval: int | None = None,  # Iterations between mask updates within a round, as for `SparsifyCallback`
-    **kwargs,  # For `SparsifyCallback` within rounds: recover, refresh, track
+    **kwargs,  # For `SparsifyCallback` within rounds
 ) -> Rounds:  # A row for each round: sparsity, weights left, max_lr, losses, metrics; with `.plot()`
     """Train, prune a fraction of the remaining weights, and repeat (Han et al. 2015; Renda et al. 2020; S-Cyc: Liu et
     al. 2021). Each round has a new optimizer. If a round fails, `learn.rounds` has the rounds before it. Raises

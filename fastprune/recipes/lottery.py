@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from fastai.basics import DataLoader, Learner, patch
+from fastcore.meta import delegates
 from torch import nn
 
 from ..core.checks import check_choice
@@ -211,6 +212,7 @@ def result(self: TicketSearch) -> Tickets:
 
 # %% ../../nbs/recipes/lottery.ipynb #4721d713
 @patch
+@delegates(RoundPruning, but=['target'])
 def find_tickets(
     self: Learner,
     rounds: int | None,  # Rounds of training and pruning; from `sparsity` if None
@@ -236,7 +238,7 @@ def find_tickets(
     early_stop: bool = False,  # End each training at its best epoch on the validation set?
     patience: int | None = None,  # Stop a training after this many epochs without improvement; implies `early_stop`
     test_dl: DataLoader | None = None,  # DataLoader for additional metrics, at the end of each training
-    **kwargs,  # For `SparsifyCallback` within rounds: recover, refresh, track
+    **kwargs,  # For `SparsifyCallback` within rounds
 ) -> Tickets:  # One more than rounds; the first is the dense network
     """Find lottery tickets by iterative pruning (Frankle and Carbin 2019; Frankle et al. 2020; Renda et al. 2020; with
     a schedule within rounds: Hubens et al. 2021). At the end the last ticket is loaded into the Learner. If a round

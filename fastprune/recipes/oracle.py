@@ -9,6 +9,7 @@ __all__ = ['RateSearch']
 import math
 
 from fastai.basics import Learner, patch
+from fastcore.meta import delegates
 
 from ..core.renamed import renamed
 from ..learner.states import load_into, smaller_is_better, state_of
@@ -68,6 +69,7 @@ def _load(learn, state, masks):
 # %% ../../nbs/recipes/oracle.ipynb #d7a87407
 @patch
 @renamed(rate='prune_rate')
+@delegates(Learner.iterative_prune, but=['lr', 'max_lr'])
 def s_cyc_oracle(
     self: Learner,
     rounds: int | None,  # Rounds of pruning and training after the first, dense training

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from itertools import count
 
 from fastai.basics import Learner, patch
+from fastcore.meta import delegates
 from torch import nn
 
 from ..core.checks import check_choice, check_fraction, check_n_batches, check_whole
@@ -166,6 +167,7 @@ def _check_left(weights, after, m, scope, granularity, transposed):
 class RoundPruning:
     "Prunes a Learner from round to round"
 
+    @delegates(SparsifyCallback, but=[*_set_by_rounds, 'flops'])
     def __init__(
         self,
         learn: Learner,
@@ -179,8 +181,10 @@ class RoundPruning:
         n_batches: int | None = 10,  # Training batches to sum gradients over, for criteria other than magnitude
         include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
         exclude: str | list | nn.Module | None = None,  # Name, glob pattern or module to leave alone, or a list
-        **options,  # For `SparsifyCallback` within rounds: interval, recover, refresh, track
+        recover: bool | str | None = None,  # May weights come back that an earlier round has pruned? No if None
+        **kwargs,  # For `SparsifyCallback` within rounds
     ):
+        options = kwargs if recover is None else {**kwargs, 'recover': recover}
         _check_rounds(rounds, target)
         check_fraction(
             'the fraction of the remaining weights that a round prunes, in (0,1)', '(0,1)', prune_rate=prune_rate

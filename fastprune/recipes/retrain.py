@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from fastai.basics import Callback, Learner, patch
 from fastai.callback.schedule import ParamScheduler
+from fastcore.meta import delegates
 
 from ..core.checks import check_number, check_whole
 from ..learner.fit import parameters_of
@@ -115,9 +116,8 @@ def retrain(
     self: Learner,
     epochs: int,  # Epochs of retraining
     schedule: str = 'allr',  # 'ft', 'lrw', 'slr', 'clr', 'llr' or 'allr'; see `lr_retrain`
-    history: list
-    | np.ndarray
-    | None = None,  # Rate of each epoch of the original training; the Recorder's rates if None
+    # Rate of each epoch of the original training; the Recorder's rates if None
+    history: list | np.ndarray | None = None,
     original_epochs: float | None = None,  # Epochs of the original training, if `history` has one rate per iteration
     discount: float | None = None,  # ALLR's d, in [0,1]; from the change of the weights by `learn.prune` if None
     warmup: float = 0.1,  # Length of the warm-up, as a fraction of retraining
@@ -144,18 +144,19 @@ def retrain(
 
 # %% ../../nbs/recipes/retrain.ipynb #301e9324
 @patch
+@delegates(BudgetedCallback)
 def fit_bimp(
     self: Learner,
     epochs: int,  # Total number of epochs: the budget
     sparsity: float,  # Fraction of zeros at the end, in (0,1)
-    dense_epochs: float
-    | None = None,  # Epochs of dense training, less than `epochs`; three quarters of `epochs` if None
+    # Epochs of dense training, less than `epochs`; three quarters of `epochs` if None
+    dense_epochs: float | None = None,
     cycles: int = 1,  # Cycles of pruning and retraining in the rest of the budget, of equal length
     lr_max: float | slice | list | None = None,  # First rate, or one for each parameter group; `learn.lr` if None
     scope: str = 'global',  # As for `SparsifyCallback`
     wd: float | None = None,  # Weight decay; the Learner's if None
     cbs: list | Callback | None = None,  # More callbacks
-    **kwargs,  # For `SparsifyCallback`: criterion, granularity, include, exclude, track
+    **kwargs,  # Other arguments of `SparsifyCallback`
 ) -> BudgetedCallback:  # With `.plot()`, and the `.discounts` of ALLR
     "Budgeted Iterative Magnitude Pruning in exactly `epochs` epochs (Zimmer et al. 2023)"
     check_whole(epochs=epochs, cycles=cycles)

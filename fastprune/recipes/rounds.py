@@ -11,7 +11,7 @@ from pathlib import Path
 from ..core.files import check_state
 from ..core.names import unwrap
 from ..learner.batches import gathered
-from ..learner.states import bar_over
+from ..learner.progress import bar_over
 from .pruning import RoundPruning
 from .round_training import RoundTraining
 from .store import RoundStore

@@ -17,6 +17,7 @@ from fastai.basics import Learner, patch
 
 from ..core.checks import check_whole
 from ..core.devices import wide
+from ..core.displays import HtmlText, html_bar, html_table, short_text
 from ..core.files import load_tensors, pack_bits, save_state, unpack_bits
 from ..core.json_files import is_number, parse_json
 from ..core.later import read
@@ -45,7 +46,16 @@ class Ticket:
 
     def __repr__(self):
         parts = {**self.story, **self.metrics}.items()
-        return f"Ticket({', '.join([f'sparsity={self.sparsity:.4g}', *(f'{k}={v!r}' for k, v in parts)])})"
+        return f"Ticket({', '.join([f'sparsity={self.sparsity:.4g}', *(f'{k}={short_text(v)}' for k, v in parts)])})"
+
+    def _repr_html_(self):
+        sparsity, total = self.sparsity, sum(m.numel() for m in self.masks.values())
+        rows = [
+            ['sparsity', HtmlText(f'{100 * sparsity:.4g}% {html_bar(sparsity)}')],
+            ['weights kept', f'{self.masks.n_kept:,} of {total:,}'],
+            *([k, short_text(v)] for k, v in {**self.story, **self.metrics}.items()),
+        ]
+        return html_table('Ticket', ['', ''], rows)
 
     @property
     def sparsity(self) -> float:  # Pruned weights over prunable weights

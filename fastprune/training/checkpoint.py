@@ -13,6 +13,7 @@ from fastai.basics import Callback, CancelEpochException, Learner, rank_distrib
 
 from ..core.checks import check_whole
 from ..core.differences import differences
+from ..core.displays import constructor_call
 from ..core.files import load_tensors, save_state
 from ..core.masks import Masks
 from ..core.names import unwrap
@@ -49,6 +50,8 @@ _read_errors = KeyError, ValueError, TypeError, AttributeError, IndexError, Over
 # %% ../../nbs/training/checkpoint.ipynb #d28cf650
 class FitFile(Callback):
     "The file of a fit, and the identity of the fit"
+
+    __repr__ = constructor_call
 
     def __init__(
         self,

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from fastai.basics import Callback, Learner
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from torch import nn
 
 from ..core.checks import check_choice, check_whole
 from ..core.copies import copy_model
+from ..core.displays import constructor_call
 from ..core.names import unwrap
 from ..learner import fit as fit  # the events begin_fit and fit_ended
 from ..learner.batches import in_fit, in_pass
@@ -31,6 +33,7 @@ class Distill(Callback):
     """Trains a Learner's model to agree with a teacher, too. The teacher sees the same batches, is not changed, and is
     left out of optimizer, files, exports and copies"""
 
+    __repr__ = constructor_call
     order = 54  # between the Recorder and SparsifyCallback
     in_loss = True  # criteria that need gradients see the total loss
     _stateattrs = ('teacher', '_run')  # left out of pickles and copies
@@ -47,8 +50,8 @@ class Distill(Callback):
         weight: float | Callable | None = None,
         # Name of a layer in both networks, several of them, or {name in the student: name in the teacher}
         layers: str | list | dict | None = None,
-        blend: bool
-        | None = None,  # Total (1 - weight) own + weight loss? If False, own + weight loss; as usual if None
+        # Total (1 - weight) own + weight loss? If False, own + weight loss; as usual if None
+        blend: bool | None = None,
         axis: int | None = None,  # Dimension of the classes; that of the student's own loss if None
         multi_label: bool | None = None,  # May an item have several labels? If None, as the student's own loss says
         **options,  # Arguments of the loss: `temperature`, `alpha` and `beta`, `margin`, `p`
@@ -67,15 +70,6 @@ class Distill(Callback):
         check_weight(self.weight, self.blends)
         self.teacher = read_teacher(teacher)
 
-    @classmethod
-    def from_dense(
-        cls,
-        learn: Learner,
-        **kwargs,  # Arguments of `Distill` other than the teacher
-    ) -> 'Distill':
-        "The teacher is a copy of the network as it is now: call it before pruning"
-        return cls(copy_model(unwrap(learn.model)).requires_grad_(False), **kwargs)
-
     def weight_at(
         self,
         position: float,  # In the fit, in [0,1]
@@ -87,6 +81,17 @@ class Distill(Callback):
         "What a checkpoint compares of the teacher"
         teacher = self.teacher if isinstance(self.teacher, dict) else unwrap(self.teacher).state_dict()
         return {'teacher': state_checksum(teacher)}
+
+# %% ../../nbs/training/distill.ipynb #5571cd27
+@patch(cls_method=True)
+@delegates(Distill)
+def from_dense(
+    cls: Distill,
+    learn: Learner,  # Has the network to copy
+    **kwargs,  # Other arguments of `Distill`, those of the loss, too
+) -> Distill:
+    "The teacher is a copy of the network as it is now: call it before pruning"
+    return cls(copy_model(unwrap(learn.model)).requires_grad_(False), **kwargs)
 
 # %% ../../nbs/training/distill.ipynb #8b75a472
 OWN_LOSS = 'own_loss'

@@ -223,8 +223,8 @@ def prune(
     include: str | type | list | None = None,
     exclude: str | type | list | None = None,  # The same, for weights to leave dense
     recover: bool = True,  # May weights that `learn.masks` prunes return, if their score is large?
-    n_batches: int
-    | None = None,  # Training batches for the criterion or its gradients; the criterion's default if None
+    # Training batches for the criterion or its gradients; the criterion's default if None
+    n_batches: int | None = None,
     iterations: int | None = None,  # Steps to the sparsity, each with new scores; if None, 100 for `synflow`, else 1
     min_density: float = 0.0,  # Smallest density of each tensor, in [0,1), against layer collapse
     initial: dict | None = None,  # Name -> initial weight, for criteria that need it

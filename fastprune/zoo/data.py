@@ -29,7 +29,12 @@ def _digits():
 class TensorData:
     "A dataset of rows of `x`, each with its row of `y`"
 
-    def __init__(self, x: torch.Tensor, y: torch.Tensor, vocab: list):
+    def __init__(
+        self,
+        x: torch.Tensor,  # Inputs, a row an item
+        y: torch.Tensor,  # Targets, a row an item
+        vocab: list,  # Names of the classes
+    ):
         store_attr()
 
     def __len__(self):

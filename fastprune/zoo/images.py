@@ -97,7 +97,10 @@ class FlipAndShift(Transform):
 
     order, split_idx = 5, 0
 
-    def __init__(self, most: int = 4):
+    def __init__(
+        self,
+        most: int = 4,  # Largest shift in pixels, in both directions (>= 0)
+    ):
         check_whole('pixels', 0, most=most)
         self.most = most
 

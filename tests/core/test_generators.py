@@ -169,3 +169,14 @@ def test_random_numbers_of_the_device(device, tmp_path):
     quietly(learn, learn.validate)
     set_rng_state(learn, rng)
     assert torch.equal(first, torch.rand(3, device=device)) and len(state[1]) == (device.type != 'cpu')
+
+
+def test_an_error_says_that_there_is_no_accelerator():
+    "As in torch 2.6; later versions give None"
+    with patch('torch.accelerator.current_accelerator', side_effect=RuntimeError('none is available')):
+        assert accelerator_states() == {} and not has_accelerator('cuda')
+        set_accelerator_states({'cuda': [torch.zeros(16, dtype=torch.uint8, device='cpu')]})
+        before = torch.get_rng_state()
+        with forked_rng():
+            torch.rand(3)
+        assert torch.equal(torch.get_rng_state(), before)

@@ -24,6 +24,7 @@ from fastprune.all import SparsifyCallback, Ticket, Tickets, compute_masks, line
 from fastprune.core.sparse_files import save_sparse
 from fastprune.deploy import page_masks
 from fastprune.deploy import report_file as rep
+from fastprune.deploy.weight_file import read_weights
 from fastprune.zoo.make import make_model
 
 browser = next((p for n in ('chromium', 'chromium-browser', 'google-chrome') if (p := shutil.which(n))), None)
@@ -541,7 +542,7 @@ def test_damaged_files_are_one_error(learner, tmp_path):
                     bad[rng.randrange(min(len(bad), rng.choice([200, len(bad)])))] = rng.randrange(256)
             file.write_bytes(bad)
             try:
-                rep.read_weights(file)
+                read_weights(file)
             except ValueError as e:
                 assert file.name in str(e)
 
@@ -618,11 +619,16 @@ def test_the_command(learner, tmp_path, monkeypatch, capsys):
         and 'fastprune report FILE' in said.out
         and '--sparsity' in said.out
     )
-    assert ends('report', 'nothing.pth')[0] == "fastprune: there is no file 'nothing.pth'"
-    assert "arch='resnet19' is unknown" in ends('report', 'm.pth', '--arch', 'resnet19')[0] and ends(
-        'report', 'm.pth', '--out', '/proc/x/r.html'
-    )[0].startswith('fastprune: ')
+    for args, why in (
+        (('nothing.pth',), "there is no file 'nothing.pth'"),
+        (('m.pth', '--arch', 'resnet19'), "--arch='resnet19' is unknown"),
+        (('m.pth', '--out', '/proc/x/r.html'), '/proc/x'),
+        (('m.pth', '--classes', '3'), '--classes=3: is of a network'),
+        (('m.pth', '--arch='), "--arch='': needs the name of a network"),
+    ):
+        code, said = ends('report', *args)
+        assert code == 2 and said.err.startswith('fastprune: ') and why in said.err and len(said.err.splitlines()) == 1
     code, said = ends('repord')
     assert code == 2 and 'unrecognized arguments: repord' in said.err
     monkeypatch.setitem(sys.modules, 'plotly.offline', None)
-    assert "pip install 'fastprune[report]'" in ends('report', 'm.pth')[0]
+    assert "pip install 'fastprune[report]'" in ends('report', 'm.pth')[1].err

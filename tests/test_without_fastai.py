@@ -1,4 +1,4 @@
-"The README's plain loop and its Trainer callback run as they stand there, and end exactly"
+"The plain loop and the Trainer callback of docs/without_fastai.md run as they stand there, and end exactly"
 
 import re
 import subprocess
@@ -11,13 +11,13 @@ from torch import nn
 
 from fastprune.all import RigL
 
-readme = Path(__file__).parent.parent / 'README.md'
+page = Path(__file__).parent.parent / 'docs' / 'without_fastai.md'
 sparsities = pytest.mark.parametrize('method', ('0.9', 'RigL(0.9)'))
 
 
 def block(contains):
-    "The one block of Python in the README with this text in it"
-    blocks = re.findall(r'^```python\n(.*?)^```', readme.read_text(encoding='utf-8'), re.DOTALL | re.MULTILINE)
+    "The one block of Python of the page with this text in it"
+    blocks = re.findall(r'^```python\n(.*?)^```', page.read_text(encoding='utf-8'), re.DOTALL | re.MULTILINE)
     (found,) = [b for b in blocks if contains in b]
     return found
 
@@ -144,3 +144,13 @@ def test_trainer_callback_has_ten_lines_and_is_exact(method, tmp_path):
     changes = getattr(sparsify.sparsifier.method, 'changes', [])
     assert list(still.steps) == [c['iteration'] for c in changes]  # a move takes the place of the optimizer's step
     assert bool(changes) == (method != '0.9')
+
+
+def test_files_of_the_page_give_the_same_state(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(batches + loop(), names)
+    before = {n: w.clone() for n, w in names['model'].state_dict().items()}
+    exec(block('save_sparse'), names)
+    assert (tmp_path / 'model.safetensors').exists()
+    assert all(torch.equal(w, before[n]) for n, w in names['model'].state_dict().items())
