@@ -5469,6 +5469,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                'fastprune.training.checkpoint.resume_fit': ( 'training/checkpoint.html#resume_fit',
                                                                                              'fastprune/training/checkpoint.py'),
                                                'fastprune.training.checkpoint.run_others': ( 'training/checkpoint.html#run_others',
+                                                                                             'fastprune/training/checkpoint.py'),
+                                               'fastprune.training.checkpoint.start_bars': ( 'training/checkpoint.html#start_bars',
                                                                                              'fastprune/training/checkpoint.py')},
             'fastprune.training.distill': { 'fastprune.training.distill.Distill': ( 'training/distill.html#distill',
                                                                                     'fastprune/training/distill.py'),

@@ -9,7 +9,7 @@ __all__ = ['Checkpoint']
 import json
 from pathlib import Path
 
-from fastai.basics import Callback, CancelEpochException, rank_distrib
+from fastai.basics import Callback, CancelEpochException, Learner, rank_distrib
 
 from ..core.checks import check_whole
 from ..core.differences import differences
@@ -60,6 +60,8 @@ class FitFile(Callback):
         resume: bool = True,  # Resume from the file, if it exists? If False, overwrite it
     ):
         check_whole('epochs', every=every)
+        if not isinstance(file, (str, Path)) or not Path(file).name:
+            raise ValueError(f"file={file!r}: needs the name of a file, such as 'run'")
         self.file, self.every, self.resume = file, every, resume
         self.phase, self.fits, self.left_over = -1, [], set()  # number of the fit, identities of the fits so far
         self.skipped = False  # Has a finished fit been skipped before this one?
@@ -114,12 +116,19 @@ def read_fit(cb: FitFile) -> dict:
     except _read_errors as e:
         raise cb.damaged(e) from e
 
-
+# %% ../../nbs/training/checkpoint.ipynb #c0ffee04
 def run_others(cb: FitFile, run: bool) -> None:
     "Turn the other callbacks on or off"
     for other in cb.learn.cbs:
         if other is not cb:
             other.run = run
+
+
+def start_bars(learn: Learner) -> None:
+    "Start the bar over epochs, which divides by the time since its first update"
+    for other in learn.cbs:
+        if bar := vars(other).get('mbar'):
+            bar.update(0)
 
 
 def resume_fit(
@@ -196,6 +205,7 @@ class Checkpoint(FitFile):
     def after_epoch(self) -> None:
         if in_fit(self.learn) and self.epoch == self._at - 1:
             run_others(self, True)
+            start_bars(self.learn)
         if not self._trained or not in_fit(self.learn):
             return
         self._trained = False

@@ -444,3 +444,16 @@ def test_any_node_may_be_wrong(tiny, method, opt_func):
             )
             n += 1
     assert n > 12
+
+
+def test_a_resumed_fit_shows_its_bar(tiny, capsys):
+    begun(tiny, SparsifyCallback(0.5))
+    learn = tiny()
+    learn.fit_one_cycle(4, 0.02, wd=0.01, cbs=[SparsifyCallback(0.5), Checkpoint('run')])
+    assert 'Epoch 3/4' in capsys.readouterr().out and len(learn.recorder.values) == 4
+
+
+@pytest.mark.parametrize('file', [None, '', 3])
+def test_a_file_has_a_name(file):
+    with pytest.raises(ValueError, match=f"file={file!r}: needs the name of a file"):
+        Checkpoint(file)
