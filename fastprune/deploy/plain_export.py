@@ -17,6 +17,7 @@ from fastai.basics import Callback, L, Learner, patch
 from torch import nn
 
 from ..core.files import atomically
+from .compact_file import plain_pickle
 from .pickle_parts import fastprune_names, find_refused
 
 # %% ../../nbs/deploy/plain_export.ipynb #469e65e9
@@ -108,6 +109,7 @@ def write_plain(
     learn: Learner,  # It stays as it is
     path: Path,  # File to write
     model: nn.Module | None = None,  # Takes the place of `learn.model` in the file
+    pickle_module: type = plain_pickle,  # Its `Pickler` writes the pickle
     **kwargs,  # For fastai's `learn.export`
 ) -> None:
     "Write a Learner to a file that needs no fastprune, as a whole or not at all. Raises `ValueError` if it does"
@@ -116,7 +118,7 @@ def write_plain(
         with without_ours(learn, model), _pickled_by_value():
             learn.opt = None  # fastai would load its state into an optimizer of `model`
             try:
-                learn.export(part.absolute(), **kwargs)
+                learn.export(part.absolute(), pickle_module=pickle_module, **kwargs)
             except Exception as e:  # each class may have its own
                 if (named := _named_error(learn)) is None:
                     raise

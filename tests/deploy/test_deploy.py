@@ -22,6 +22,7 @@ from fastai.text.models import AWD_LSTM, awd_lstm_clas_config, get_text_classifi
 
 from fastprune.all import SparsifyCallback, TensorData, cifar_resnet, digits_dls
 from fastprune.deploy.compact_file import CompactPickler, compact_pickle, shared_memory
+from fastprune.deploy.plain_export import write_plain
 
 pytestmark = [pytest.mark.filterwarnings('ignore'), pytest.mark.cpu_only]  # the files are read there
 
@@ -154,6 +155,18 @@ for folder in map(Path, sys.argv[1:]):
         assert close and torch.equal(there[1], decoded), kind
     label, i, p = torch.load(tmp_path / 'tabular' / 'one.pt')
     assert label == one[0]['y'].item() and i == one[1] and torch.equal(p, one[2])
+
+
+def test_reading_in_this_process_changes_no_class(tmp_path):
+    "The file has classes of fastprune's by value. cloudpickle would write what it reads over those here"
+    learn = digits(cifar_resnet(8), 3)
+    classes = {type(learn.dls.train_ds), *map(type, learn.model.modules())}
+    methods = lambda: [{n: f for n, f in vars(c).items() if callable(f)} for c in classes]
+    before = methods()
+    write_plain(learn, tmp_path / 'plain.pkl')
+    for path in (tmp_path / 'plain.pkl', learn.deploy(tmp_path / 'model.pkl')):
+        assert same_bits(learn, load_learner(path))
+        assert methods() == before
 
 
 def test_a_tied_weight_stays_tied(tmp_path):
