@@ -102,7 +102,14 @@ less = {
     'for seed in range(3)': 'for seed in range(1)',
     'digits_dls(size=32, channels=3)': 'digits_dls(size=32, channels=3, valid_pct=0.1, test_pct=0.8)',
     'pixels[:360]': 'pixels[:90]',
-}  # seeds of a table, images of the largest network, and files of images
+    'range(2000)': 'range(600)',
+    'text_learner(seed), 6,': 'text_learner(seed), 1,',
+    'fit(learn, 6,': 'fit(learn, 1,',
+    'fit_one_cycle(4, 0.01)': 'fit_one_cycle(1, 0.01)',
+    'for sparsity in (0.9, 0.95):': 'for sparsity in (0.9,):',
+    'train(cb, 4)': 'train(cb, 1)',
+    'train(method(0.95), 4, seed)': 'train(method(0.95), 1, seed)',
+}  # seeds of a table, images of the largest network, files of images, sentences, epochs, and sparsities
 running = """
 import json, sys
 from nbdev import test
