@@ -87,6 +87,7 @@ slow = {
     '01_one_cycle_pruning',
     '04_cyclical_pruning',
     '05_s_cyc',
+    '06_budgeted',
     '07_lottery_tickets',
     '08_stability',
     '09_sparse_from_the_start',
