@@ -3109,6 +3109,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'fastprune/deploy/inference.py'),
                                             'fastprune.deploy.inference._tolerance': ( 'deploy/inference.html#_tolerance',
                                                                                        'fastprune/deploy/inference.py'),
+                                            'fastprune.deploy.inference._with_parameter': ( 'deploy/inference.html#_with_parameter',
+                                                                                            'fastprune/deploy/inference.py'),
                                             'fastprune.deploy.inference._without_parametrizations': ( 'deploy/inference.html#_without_parametrizations',
                                                                                                       'fastprune/deploy/inference.py'),
                                             'fastprune.deploy.inference.sparse_inference': ( 'deploy/inference.html#sparse_inference',

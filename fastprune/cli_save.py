@@ -74,9 +74,10 @@ def check_saves(
     for n in names:
         if n not in SAVED:
             raise ValueError(f"save={save!r}: {n!r} is unknown: use some of {', '.join(SAVED)}, separated by commas")
-        for p in SAVED[n].packages:
-            if find_spec(p) is None:
-                raise ImportError(f"save={save!r}: {n} needs {p}: pip install 'fastprune[{n}]'")
+    missing = {n: p for n in names for p in SAVED[n].packages[::-1] if find_spec(p) is None}
+    if missing:
+        needs = ', '.join(f'{n} needs {p}' for n, p in missing.items())
+        raise ImportError(f"save={save!r}: {needs}: pip install 'fastprune[{','.join(missing)}]'")
     return {n: o for n, o in SAVED.items() if n in names}
 
 # %% ../nbs/cli_save.ipynb #611d56f5

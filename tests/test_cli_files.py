@@ -122,6 +122,14 @@ def test_missing_packages_are_an_error_before_training(tmp_path, monkeypatch, ca
     assert f"--save='sparse,{name}': {name} needs {package}: pip install 'fastprune[{name}]'" in said.err
 
 
+def test_all_missing_packages_are_named_at_once(monkeypatch):
+    monkeypatch.setattr(cli_save, 'find_spec', lambda p: None)
+    with pytest.raises(
+        ImportError, match=r"onnx needs onnx, report needs plotly: pip install 'fastprune\[onnx,report\]'"
+    ):
+        cli_save.check_saves('sparse,onnx,report')
+
+
 @pytest.fixture
 def ends(monkeypatch, capsys):
     "Status, output and errors of the command with these words"

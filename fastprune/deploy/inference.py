@@ -198,6 +198,16 @@ def _channels_last(model, inputs, difference, rtol, seconds):
     ms = latency({'as it is': model, 'channels_last': res}, inputs, min(1.0, seconds)).ms
     return res if ms['channels_last'] < ms['as it is'] else None
 
+
+def _with_parameter(model):
+    "fastai reads the device off a model's first parameter: a model that has buffers alone gets one without values"
+    if next(model.parameters(), None) is None:
+        parts = [m for m in model.modules() if next(m.buffers(False), None) is not None]
+        owner = parts[-1] if parts else model  # a traced model's own parameters are not in its pickle
+        empty = torch.empty(0, device=model_device(model))
+        owner.register_parameter('empty', nn.Parameter(empty, requires_grad=False))
+    return model
+
 # %% ../../nbs/deploy/inference.ipynb #f8192507
 @progress()
 def sparse_inference(
@@ -257,7 +267,7 @@ def sparse_inference(
         times = latency(models, inputs, min(2.0, seconds)).ms
     best = _choose(times, layers, wrong, rtol, graph.layers)
     set_report(models[best], _inference_report(layers, weights, best, times, changes.values(), graph.why, coarse))
-    return models[best]
+    return _with_parameter(models[best])
 
 # %% ../../nbs/deploy/inference.ipynb #e470cf10
 _sparse_model = sparse_inference  # the method below has the same name

@@ -2,10 +2,12 @@
 
 import copy
 import io
+import pickle
 import threading
 
 import pytest
 import torch
+from fastai.basics import CrossEntropyLossFlat, DataLoader, DataLoaders, Learner
 from graph_models import chosen
 from torch import nn
 
@@ -157,3 +159,15 @@ def test_what_goes_wrong_is_in_the_report(model, monkeypatch):
     assert 'graph' not in dense.inference_report.why['total'] and not any(
         isinstance(m, Segment) for m in dense.modules()
     )
+
+
+def test_fastai_predicts_with_a_whole_graph(model, fast):
+    "fastai reads the device off a parameter, and a graph has buffers alone"
+    items = [(torch.randn(3, 16, 16), torch.tensor(0)) for _ in range(4)]
+    dl = DataLoader(items, bs=2)
+    want = model(torch.stack([x for x, _ in items])).softmax(1)
+    for m in (fast, copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        learn = Learner(DataLoaders(dl, dl), m, loss_func=CrossEntropyLossFlat())
+        with learn.no_bar():
+            assert close(learn.get_preds()[0], want)
+        assert [p.numel() for p in m.parameters()] == [0]
