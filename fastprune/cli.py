@@ -176,9 +176,9 @@ def main(
     # page for a browser), deploy (to load and predict without fastprune)
     save: str = None,
 ) -> None:
-    """Train a network dense and pruned with the same budget, print a table, and write the pruned network, a report
-    and pictures. Or `fastprune report FILE`: write a page about a file of weights. Or `fastprune compare A B`: compare
-    two of them. These have their own --help"""
+    """Train a network dense and pruned with the same budget, print a table, and write the pruned network, a table
+    of its layers and pictures. Or `fastprune report FILE`: write a page about a file of weights. Or
+    `fastprune compare A B`: compare two of them. These have their own --help"""
     flags = SimpleNamespace(**locals())
     import matplotlib
 
