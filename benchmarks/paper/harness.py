@@ -85,7 +85,7 @@ SCALES = {
         Scale('eighth-long', 6_250, 2_000, 1 / 8, 1.0, 40, 32, 3, 3),  # and their epochs too
         Scale('medium', 50_000, 10_000, 1.0, 0.05, 30, 32, 5, 3),
         Scale('large', 50_000, 10_000, 1.0, 0.2, 40, 64, 10, 3),
-        Scale('trained', 50_000, 10_000, 1.0, 0.06, 8, 32, 5, 5, airbench.NAME),  # some tables alone: `tables_at`
+        Scale('trained', 50_000, 10_000, 1.0, 0.06, 12, 32, 5, 5, airbench.NAME),  # some tables alone: `tables_at`
         Scale('gpu', 50_000, 10_000, 1.0, 1.0, 40, 32, 5, 3),  # of gpu_tables.py
         Scale('full', 50_000, 10_000, 1.0, 1.0, 200, 224, 18, 3),
     )
