@@ -14,7 +14,7 @@ from fastprune.all import FlipAndShift
 
 NAME = 'airbench-half'  # as the CSV has it
 WIDTHS, SHIFT = (32, 128, 128), 2  # channels of the blocks; pixels that images are shifted by at most
-BATCH, RATE, MOMENTUM, DECAY = 500, 0.8, 0.85, 1e-3
+BATCH, RATE, MOMENTUM, DECAY = 250, 0.4, 0.85, 1e-3
 
 
 class Whiten(nn.Module):
@@ -38,8 +38,15 @@ class Whiten(nn.Module):
         return F.conv2d(x, self.weight)
 
 
+def conv(n_in, n_out):
+    "As many filters as there are channels pass them on at first"
+    layer = nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
+    with torch.no_grad():
+        nn.init.dirac_(layer.weight[:n_in])
+    return layer
+
+
 def block(n_in, n_out):
-    conv = partial(nn.Conv2d, kernel_size=3, padding=1, bias=False)
     return nn.Sequential(
         conv(n_in, n_out), nn.MaxPool2d(2), nn.BatchNorm2d(n_out), nn.GELU(),
         conv(n_out, n_out), nn.BatchNorm2d(n_out), nn.GELU(),
