@@ -746,6 +746,114 @@ def test_the_page_is_what_the_csv_says():
     assert {f'figures/{p.name}' for p in shown} == set(re.findall(r'\((figures/[^)]+)\)', page))
 
 
+def test_the_network_of_the_scale_trained_is_small():
+    "Some 30 million multiply-adds an image; its first layer is fixed and never pruned"
+    import airbench
+    import torch
+
+    from fastprune.all import prunable_weights
+    from fastprune.core.channel_cost import FlopCount
+
+    model = airbench.build()
+    with FlopCount({}) as counted:
+        model(torch.zeros(1, 3, 32, 32))
+    adds = sum(counted.flops.values()) / 2
+    weights = prunable_weights(model)
+    assert 30e6 < adds < 35e6 and sum(w.numel() for w in model.parameters()) == 497_792
+    assert len(weights) == 7 and sum(w.numel() for w in weights.values()) == 496_640
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_the_first_layer_whitens():
+    "Correlated pixels come out uncorrelated, with a standard deviation of 1, once with each sign"
+    import airbench
+    import torch
+
+    torch.manual_seed(0)
+    x = torch.nn.functional.avg_pool2d(torch.randn(64, 3, 34, 34), 3, 1) * torch.tensor([1.0, 2.0, 3.0])[:, None, None]
+    first = airbench.Whiten()
+    first.fit(x)
+    y = first(x)
+    out = y.transpose(0, 1).flatten(1)
+    assert torch.allclose(out[:12], -out[12:])
+    assert torch.allclose(out[:12] @ out[:12].T / out.shape[1], torch.eye(12), atol=0.1)
+
+
+def test_what_the_scale_trained_has():
+    import harness
+    from tables import TABLES, tables_at
+
+    scale = harness.SCALES['trained']
+    empty = pd.DataFrame(columns=harness.columns)
+    assert tables_at(scale) == ['cyc_table2', 'cyc_table5', 'ocp_table2', 'bimp_table1', 'bimp_table2']
+    assert tables_at(harness.SCALES['small']) == list(TABLES)
+    found = {t: [*TABLES[t].needs(scale), *TABLES[t].cells(scale, empty)] for t in tables_at(scale)}
+    assert {c.model for cells in found.values() for c in cells} == {scale.network}
+    sparsities = {t: {c.sparsity for c in cells} - {0.0} for t, cells in found.items()}
+    assert sparsities == {t: set(TABLES[t].at_trained) for t in found}
+    assert {c.method for c in found['cyc_table2']} == {'dense', 'one-shot', 'gradual', 'cyclical'}
+    assert not any('nested' in c.method or 'fasterai' in c.method for c in found['ocp_table2'])
+    compiled = [harness.compiles(c, scale) for cells in found.values() for c in cells]
+    assert not any(compiled)
+
+
+def test_the_scale_trained_is_told(tmp_path):
+    "With its network, and what it lacks"
+    import harness
+    import not_run
+    import report
+    from tables import TABLES
+
+    scale, some = harness.SCALES['trained'], {t: TABLES[t] for t in ('cyc_table2', 'cyc_table5', 'bimp_table1')}
+    made_up(some, scale, tmp_path / 'results.csv')
+    df = harness.read(tmp_path / 'results.csv')
+    assert harness.Scale.of(TABLES['bimp_table1'].mine(df)) == scale and set(df.model) == {scale.network}
+    page = report.text_of(df, 'results.csv', 'figures')
+    assert 'Not run there: ocp_table4, scyc_table2, cst_cycles, ocp_table3.' in page
+    assert 'cyc_table2 at 99%; cyc_table5 at 99%; ocp_table2 at 95%; bimp_table1 at 90%; bimp_table2 at 90%' in page
+    for name, table in some.items():
+        assert f'## {table.title}' in page and f'{name}: trained (5 seeds)' in page
+        assert any(c.compared for c in table.claims(table.mine(df)))
+    assert not_run.rest(df[:0], TABLES) == ''
+
+
+@pytest.fixture(scope='module')
+def few_images(tmp_path_factory):
+    "A folder like CIFAR-10's, with 20 images to train and to test on"
+    from PIL import Image
+
+    folder, rng = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
+    for i in range(40):
+        path = folder / ('train', 'test')[i // 20] / str(i % 10) / f'{i}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def test_a_cell_of_each_table_at_the_scale_trained(few_images, tmp_path):
+    import harness
+    import tables
+
+    scale = harness.SCALES['trained']
+
+    def run(method, sparsity, epochs):
+        cell = harness.Cell(scale.network, method, sparsity, epochs)
+        rows = harness.method_of(cell)(harness.Run(cell, scale, few_images, tmp_path))
+        return {what: value for step, what, value in rows if step == ''}
+
+    kept = lambda epochs: harness.baseline(tmp_path, scale, scale.network, epochs)
+    assert run('dense', 0.0, scale.dense)['norm'] > 0
+    harness.just_trained(kept(scale.dense)).replace(kept(scale.dense))
+    kept(tables.TABLES['bimp_table1'].dense_epochs(scale)).hardlink_to(kept(scale.dense))
+    for method, sparsity, epochs in (
+        ('cyclical', 0.99, 5),
+        ('train OCP, every batch', 0.95, 3),
+        ('retrain ALLR', 0.9, 1),
+        ('BIMP, strength at 0.001', 0.9, 5),
+    ):
+        assert abs(run(method, sparsity, epochs)['sparsity'] - sparsity) < 0.01, method
+
+
 def test_a_run_that_ends_early_is_told(tmp_path, monkeypatch, capsys):
     "As where a worker was killed for memory"
     import harness
@@ -825,6 +933,7 @@ def test_seeds_of_a_table_of_which_nothing_is_left(tmp_path, monkeypatch):
         (['--seeds', '2'], '--seeds 2: tiny has 0 to 1'),
         (['cst_cycles', '--seeds', '2'], '--seeds 2: tiny has 0 to 1'),
         (['--methods', 'gradul'], "'gradul': there is no such method"),
+        (['cst_cycles', '--scale', 'trained'], 'cst_cycles is not run at --scale trained: use any of cyc_table2'),
     ],
 )
 def test_wrong_flags(args, says, monkeypatch, capsys):

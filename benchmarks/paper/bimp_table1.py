@@ -3,6 +3,7 @@ ResNet-56 on CIFAR-10 instead of a ResNet-50 on ImageNet"""
 
 from functools import partial
 
+import airbench
 from fastai.callback.schedule import ParamScheduler
 from harness import METHODS, Cell, keep_baseline, method, result
 from tell import Claim, line, markdown, ours, rows_of, values
@@ -10,6 +11,7 @@ from tell import Claim, line, markdown, ours, rows_of, values
 from fastprune.all import RETRAINING, lr_warmup
 
 sparsities, budgets = (0.7, 0.8, 0.9), (1 / 45, 1 / 18, 1 / 9)  # 2, 5 and 10 of 90 epochs
+at_trained = (0.9,)  # at the scale *trained*
 start = dict(bs=128, wd=5e-4)
 original = lr_warmup(0.1, warmup=1 / 45, drops=(1 / 3, 2 / 3, 8 / 9))
 
@@ -43,19 +45,20 @@ methods = [f'retrain {n.upper()}' for n in RETRAINING]
 
 
 def needs(scale):
-    return [Cell('resnet56', 'dense, stepped', 0.0, dense_epochs(scale), 0)]
+    return [Cell(scale.model('resnet56'), 'dense, stepped', 0.0, dense_epochs(scale), 0)]
 
 
 def cells(scale, df):
+    model = scale.model('resnet56')
     return [
         *(
-            Cell('resnet56', m, s, e, seed)
+            Cell(model, m, s, e, seed)
             for seed in range(scale.seeds)
-            for s in reversed(sparsities)
+            for s in reversed(at_trained if scale.network else sparsities)
             for e in dict.fromkeys(epochs(scale, b) for b in budgets)
             for m in methods
         ),
-        *(Cell('resnet56', 'dense, stepped', 0.0, dense_epochs(scale), seed) for seed in range(1, scale.seeds)),
+        *(Cell(model, 'dense, stepped', 0.0, dense_epochs(scale), seed) for seed in range(1, scale.seeds)),
     ]
 
 
@@ -89,7 +92,7 @@ def at(df, name, s, e):
 
 
 def mine(df):
-    return rows_of(df, 'resnet56', ('dense, stepped', *methods))
+    return rows_of(df, 'resnet56', ('dense, stepped', *methods), also=(airbench.NAME,))
 
 
 def show(df):

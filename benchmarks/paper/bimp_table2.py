@@ -4,6 +4,7 @@ ResNet-56 on CIFAR-10 instead of a ResNet-50 on ImageNet. Each method's strength
 import time
 from functools import partial
 
+import airbench
 from fastai.callback.schedule import ParamScheduler
 from harness import METHODS, SEARCHES, Cell, Scale, at_number, method, of_scale, result, search_cells, searched
 from tell import Claim, line, markdown, mean, ours, rows_of, values
@@ -11,6 +12,7 @@ from tell import Claim, line, markdown, mean, ours, rows_of, values
 from fastprune.all import DNW, DPF, DST, GMP, GSM, LC, STR, lr_decay
 
 sparsities, lr = (0.7, 0.8, 0.9), 0.1
+at_trained = (0.9,)  # at the scale *trained*
 WEIGHT_DECAYS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 STRENGTHS = {
     'BIMP': WEIGHT_DECAYS,
@@ -97,11 +99,10 @@ def strength(df, name, sparsity, scale):
 
 def cells(scale, df):
     df = of_scale(df, scale)
-    found = {(n, s): strength(df, n, s, scale) for s in reversed(sparsities) for n in STRENGTHS}
+    model, at = scale.model('resnet56'), at_trained if scale.network else sparsities
+    found = {(n, s): strength(df, n, s, scale) for s in reversed(at) for n in STRENGTHS}
     searches = [
-        c
-        for n, s in found
-        for c in search_cells(names[n], numbers(n, scale), 'resnet56', search_at(n, s), epochs(scale))
+        c for n, s in found for c in search_cells(names[n], numbers(n, scale), model, search_at(n, s), epochs(scale))
     ]
     return [
         *dict.fromkeys(searches),
@@ -109,8 +110,8 @@ def cells(scale, df):
             c
             for seed in range(scale.seeds)
             for c in (
-                *(Cell('resnet56', at_number(names[n], x), s, epochs(scale), seed) for (n, s), x in found.items() if x),
-                Cell('resnet56', 'dense, on the budget', 0.0, epochs(scale), seed),
+                *(Cell(model, at_number(names[n], x), s, epochs(scale), seed) for (n, s), x in found.items() if x),
+                Cell(model, 'dense, on the budget', 0.0, epochs(scale), seed),
             )
         ),
     ]
@@ -143,7 +144,8 @@ paper = {
 
 
 def mine(df):
-    return rows_of(df, 'resnet56', ('dense, on the budget', *names.values(), *(SEARCHES + n for n in names.values())))
+    methods = ('dense, on the budget', *names.values(), *(SEARCHES + n for n in names.values()))
+    return rows_of(df, 'resnet56', methods, also=(airbench.NAME,))
 
 
 def found_at(df, name, sparsity, what='accuracy'):

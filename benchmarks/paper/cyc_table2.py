@@ -3,6 +3,7 @@ sparsity."""
 
 from functools import partial
 
+import airbench
 from fastai.callback.schedule import ParamScheduler
 from fastai.metrics import ValueMetric
 from harness import METHODS, Cell, dense_cells, result
@@ -69,6 +70,7 @@ def by_cycle(run, cycles=5, **kwargs):
 
 
 sparsities, methods = (0.9, 0.95, 0.98, 0.99), ('one-shot', 'gradual', 'cyclical')
+at_trained = (0.99,)  # at the scale *trained*, without variants of the methods
 wholes = {'last layer whole': '12', 'first and last layer whole': ['0.0', '12']}  # modules of ResNet-20
 for name, f in zip(methods, (one_shot_, gradual, by_cycle), strict=True):
     METHODS[name] = f
@@ -95,7 +97,7 @@ def epochs(scale):
 
 
 def needs(scale):
-    return dense_cells('resnet20', scale)
+    return dense_cells(scale.model('resnet20'), scale)
 
 
 def cells(scale, df):
@@ -110,14 +112,17 @@ def cells(scale, df):
             *nested.values(),
         ],
     }
+    model, at = scale.model('resnet20'), sparsities
+    if scale.network:
+        controls, at = {}, at_trained
     return [
         *(
-            Cell('resnet20', m, s, epochs(scale), seed)
+            Cell(model, m, s, epochs(scale), seed)
             for seed in range(scale.seeds)
-            for s in reversed(sparsities)
+            for s in reversed(at)
             for m in (*methods, *controls.get(s, ()))
         ),
-        *dense_cells('resnet20', scale, range(1, scale.seeds)),
+        *dense_cells(model, scale, range(1, scale.seeds)),
     ]
 
 
@@ -168,6 +173,7 @@ def mine(df):
         df,
         'resnet20',
         ('dense', *methods, *partly, *intervals.values(), *nested.values(), *alive.values(), *ramps.values()),
+        also=(airbench.NAME,),
     )
 
 

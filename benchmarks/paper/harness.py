@@ -18,6 +18,7 @@ from functools import lru_cache, partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
+import airbench
 import pandas as pd
 import torch
 from fastai.basics import (
@@ -55,12 +56,18 @@ class Scale:
     pixels: int  # A side, where a paper scales images up to 224
     rounds: int  # Rounds of pruning of tickets at most; of 10, which the paper doesn't say
     seeds: int  # Five where a training takes less than five minutes
+    network: str = ''  # In place of the tables' ResNets; '' for those
 
     @classmethod
     def of(cls, df):
         "What rows of one scale were run with, also if `SCALES` has changed since"
         seeds = df.seed[~df.method.str.startswith(SEARCHES)].nunique()
-        return cls(**{f: df[f].iloc[0] for f in about if f != 'files'}, seeds=seeds)
+        network = airbench.NAME if (df.model == airbench.NAME).any() else ''
+        return cls(**{f: df[f].iloc[0] for f in about if f != 'files'}, seeds=seeds, network=network)
+
+    def model(self, usual):
+        "The network of a table that has `usual` at other scales"
+        return self.network or usual
 
     def epochs_of(self, paper, least=1):
         return max(least, round(paper * self.times))
@@ -78,6 +85,7 @@ SCALES = {
         Scale('eighth-long', 6_250, 2_000, 1 / 8, 1.0, 40, 32, 3, 3),  # and their epochs too
         Scale('medium', 50_000, 10_000, 1.0, 0.05, 30, 32, 5, 3),
         Scale('large', 50_000, 10_000, 1.0, 0.2, 40, 64, 10, 3),
+        Scale('trained', 50_000, 10_000, 1.0, 0.06, 12, 32, 5, 5, airbench.NAME),  # some tables alone: `tables_at`
         Scale('gpu', 50_000, 10_000, 1.0, 1.0, 40, 32, 5, 3),  # of gpu_tables.py
         Scale('full', 50_000, 10_000, 1.0, 1.0, 200, 224, 18, 3),
     )
@@ -172,10 +180,12 @@ def can_compile():
 
 def compiles(cell, scale):
     """Long trainings on a CPU, or long rounds: torch.compile takes the better part of a minute, and a third less time
-    after it. Not of a ResNet-18, which gains nothing (138 ms a step instead of 145)"""
+    after it. Not of a ResNet-18, which gains nothing (138 ms a step instead of 145), nor of airbench's network, whose
+    steps take longer (0.81 s for 500 images instead of 0.67)"""
     return (
         can_compile()
         and not weights_count_most(cell)
+        and cell.model != airbench.NAME
         and scale.images * cell.epochs >= 50_000
         and default_device().type == 'cpu'
     )
@@ -223,7 +233,11 @@ def network(name):
         from torchvision.models import resnet18
 
         return resnet18(num_classes=10)
-    return {'resnet20': partial(cifar_resnet, 20), 'resnet56': partial(cifar_resnet, 56)}[name]()
+    return {
+        'resnet20': partial(cifar_resnet, 20),
+        'resnet56': partial(cifar_resnet, 56),
+        airbench.NAME: airbench.build,
+    }[name]()
 
 
 sgd = partial(SGD, mom=0.9, decouple_wd=False)
@@ -243,7 +257,7 @@ class Run:
 
     def dls(self, bs, valid_pct=0.0):
         s = self.scale
-        return cifar10_dls(
+        dls = cifar10_dls(
             self.data,
             bs=round(bs * s.batch),
             n_train=None if s.images >= 50_000 else s.images,
@@ -251,6 +265,9 @@ class Run:
             valid_pct=valid_pct,
             size=s.pixels if self.model == 'resnet18' else None,
         )
+        if self.model == airbench.NAME:
+            airbench.shift_less(dls)
+        return dls
 
     def learner(self, bs=128, opt=sgd, wd=1e-4, moms=(0.9, 0.9, 0.9), trained=None, valid_pct=0.0, validate=1):
         """A new Learner; from the network that was trained for so many epochs, if `trained`. It validates at every
@@ -266,6 +283,8 @@ class Run:
             moms=moms,
             cbs=SeldomValidate(validate),
         )
+        if self.model == airbench.NAME:
+            airbench.whiten(learn.model, learn.dls)
         if not weights_count_most(self.cell):
             learn.add_cb(Precision(compiles(self.cell, self.scale)))
         learn.remove_cb(ProgressCallback)
@@ -305,9 +324,14 @@ def result(learn):
 
 @method('dense')
 def dense(run):
-    "A trained network, as good as the epochs allow; its batches have 128 images at every scale"
-    learn = run.learner(bs=128 / run.scale.batch, wd=5e-4, validate=run.epochs)
-    learn.fit_one_cycle(run.epochs, 0.2, pct_start=0.3, div=10)
+    """A trained network, as good as the epochs allow; its batches have 128 images at every scale, except where
+    airbench's network has its own"""
+    if run.model == airbench.NAME:
+        learn = run.learner(bs=airbench.BATCH / run.scale.batch, opt=airbench.nesterov, validate=run.epochs)
+        airbench.fit(learn, run.epochs)
+    else:
+        learn = run.learner(bs=128 / run.scale.batch, wd=5e-4, validate=run.epochs)
+        learn.fit_one_cycle(run.epochs, 0.2, pct_start=0.3, div=10)
     return [*keep_baseline(run, learn), *result(learn)]
 
 

@@ -32,3 +32,17 @@ def table(scales):
             run = f'{here}: {", ".join(scales.get(here, ())) or "not run yet"}'
         rows.append((paper, what, run, rest))
     return markdown(['paper', 'table', 'run here, at the scale', 'not run'], rows)
+
+
+def rest(df, tables):
+    """What the scale *trained* has and has not, where something of it was run; `tables`: name -> table. Otherwise an
+    empty string"""
+    if not (df.scale == 'trained').any():
+        return ''
+    some = {name: t.at_trained for name, t in tables.items() if hasattr(t, 'at_trained')}
+    at = (f'{name} at {", ".join(f"{100 * s:g}%" for s in sparsities)}' for name, sparsities in some.items())
+    return (
+        f'At the scale *trained* airbench\'s network at half its width takes the place of the ResNets, and only these '
+        f'are run: {"; ".join(at)}; cyc_table2 and ocp_table2 without their variants. '
+        f'Not run there: {", ".join(t for t in tables if t not in some)}.\n\n'
+    )

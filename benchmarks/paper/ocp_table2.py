@@ -3,6 +3,7 @@ sparsity, from the paper's starts and from starts that are searched; and fastera
 
 from functools import partial
 
+import airbench
 import torch
 from fastai.basics import Adam, OptimWrapper
 from harness import METHODS, SEARCHES, Cell, Scale, at_number, method, of_scale, result, search_cells, searched
@@ -83,6 +84,7 @@ def plain(run):
 
 
 sparsities = (0.8, 0.9, 0.95)
+at_trained = (0.95,)  # at the scale *trained*, without variants of OCP
 methods, usual, nested, peer = (
     {n: f'train {n}, every batch' for n in SCHEDULES},
     'train OCP',
@@ -92,9 +94,9 @@ methods, usual, nested, peer = (
 trained = (*methods.values(), usual, nested, peer)
 
 
-def search_of(n, sparsity, epochs):
+def search_of(n, sparsity, epochs, model='resnet18'):
     "The trainings that choose a schedule's start"
-    return search_cells(start_name(n), CHOICES, 'resnet18', sparsity, epochs)
+    return search_cells(start_name(n), CHOICES, model, sparsity, epochs)
 
 
 def start_of(df, n, sparsity, epochs):
@@ -108,15 +110,18 @@ def needs(scale):
 
 def cells(scale, df):
     df, epochs = of_scale(df, scale), scale.epochs_of(50, 2)
-    cell = lambda m, s, seed: Cell('resnet18', m, s, epochs, seed)
-    chosen = {(n, s): start_of(df, n, s, epochs) for n in others for s in sparsities}
+    model, at, run = scale.model('resnet18'), sparsities, trained
+    if scale.network:
+        at, run = at_trained, methods.values()
+    cell = lambda m, s, seed: Cell(model, m, s, epochs, seed)
+    chosen = {(n, s): start_of(df, n, s, epochs) for n in others for s in at}
     return [
-        *(c for s in reversed(sparsities) for n in others for c in search_of(n, s, epochs)),
+        *(c for s in reversed(at) for n in others for c in search_of(n, s, epochs, model)),
         *(
             c
             for seed in range(scale.seeds)
             for c in (
-                *(cell(m, s, seed) for s in reversed(sparsities) for m in trained),
+                *(cell(m, s, seed) for s in reversed(at) for m in run),
                 *(cell(name_from(n, x), s, seed) for (n, s), x in chosen.items() if x is not None),
                 cell('train dense', 0.0, seed),
             )
@@ -157,7 +162,9 @@ sides = {
 
 def mine(df):
     names = [start_name(n) for n in others]
-    return rows_of(df, 'resnet18', ('train dense', *trained, *names, *(SEARCHES + n for n in names)))
+    return rows_of(
+        df, 'resnet18', ('train dense', *trained, *names, *(SEARCHES + n for n in names)), also=(airbench.NAME,)
+    )
 
 
 def best(df, n, s):

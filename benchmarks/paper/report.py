@@ -185,7 +185,7 @@ hollow: no verdict, since a control failed or a method was not given its chance.
 
 {not_run.table(scales)}
 
-## How to read this page
+{not_run.rest(df, TABLES)}## How to read this page
 
 `python benchmarks/paper/report.py` makes it from `{name}`, which `python benchmarks/paper/run.py --scale NAME` adds \
 to. Values are test accuracies in percent, mean ± standard deviation over seeds (how many, if fewer than three). \

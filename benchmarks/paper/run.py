@@ -10,7 +10,7 @@ from fastai.basics import URLs, untar_data
 from harness import METHODS, SCALES, SEARCHES, Results, Runner, here, read
 from joblib import cpu_count
 from report import report_on
-from tables import TABLES
+from tables import TABLES, tables_at
 
 
 def arguments():
@@ -45,6 +45,11 @@ def arguments():
     for t in o.tables:
         if t not in TABLES:
             parser.error(f"there is no table {t!r}: use any of {', '.join(TABLES)}")
+    fit = tables_at(SCALES[o.scale])
+    for t in o.tables:
+        if t not in fit:
+            parser.error(f"{t} is not run at --scale {o.scale}: use any of {', '.join(fit)}, or another scale")
+    o.tables = o.tables or fit
     if o.workers is None:
         o.workers = max(1, min(8, cpu_count() // 2)) if torch.cuda.is_available() else cpu_count()
     if o.workers < 1:
@@ -59,7 +64,7 @@ def arguments():
                 SCALES[o.scale].seeds - 1,
                 *(
                     c.seed
-                    for t in o.tables or TABLES
+                    for t in o.tables
                     for c in TABLES[t].cells(SCALES[o.scale], df)
                     if not c.method.startswith(SEARCHES)
                 ),
@@ -106,7 +111,7 @@ def main():
         with Runner(
             scale, o.data, results, o.workers, (o.cache or o.out.parent / 'cache' / o.out.stem) / results.files
         ) as runner:
-            for table in [TABLES[t] for t in o.tables or TABLES]:
+            for table in [TABLES[t] for t in o.tables]:
                 finished = None
                 while finished != (finished := len(results.finished())):  # what came out may ask for more cells
                     cells, needs = [c for c in table.cells(scale, results.df) if asked(c, o)], table.needs(scale)

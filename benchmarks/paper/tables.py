@@ -24,3 +24,8 @@ TABLES = {
         ocp_table3,
     )
 }
+
+
+def tables_at(scale):
+    "Names of the tables that are run at a scale: all, but at the scale *trained*, where there is not the time"
+    return [name for name, t in TABLES.items() if not scale.network or hasattr(t, 'at_trained')]

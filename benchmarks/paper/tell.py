@@ -42,9 +42,9 @@ def values(df, method, sparsity=None, what='accuracy', step='', epochs=None):
     return dict(zip(rows.seed.tolist(), rows.value.tolist(), strict=True))
 
 
-def rows_of(df, model, methods):
-    "Rows of these methods, and of those with a number: 'NAME at NUMBER'"
-    return df[(df.model == model) & df.method.map(lambda m: m.partition(' at ')[0]).isin(methods)]
+def rows_of(df, model, methods, also=()):
+    "Rows of these methods, and of those with a number: 'NAME at NUMBER'; `also`: other networks"
+    return df[df.model.isin((model, *also)) & df.method.map(lambda m: m.partition(' at ')[0]).isin(methods)]
 
 
 def by_step(df, method, sparsity, what):
