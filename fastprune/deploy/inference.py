@@ -198,7 +198,7 @@ def _channels_last(model, inputs, difference, rtol, seconds):
     ms = latency({'as it is': model, 'channels_last': res}, inputs, min(1.0, seconds)).ms
     return res if ms['channels_last'] < ms['as it is'] else None
 
-
+# %% ../../nbs/deploy/inference.ipynb #0c5a7e32
 def _with_parameter(model):
     "fastai reads the device off a model's first parameter: a model that has buffers alone gets one without values"
     if next(model.parameters(), None) is None:

@@ -121,11 +121,11 @@ def test_a_crash_while_writing_leaves_what_was_there(tmp_path):
 
 
 def test_the_command_writes_whole_files(tmp_path, monkeypatch):
-    from fastprune import cli
+    from fastprune import cli, cli_save
 
     written = []
     monkeypatch.setattr(
-        cli, 'atomically', lambda write, path, **kw: (written.append(path.name), atomically(write, path, **kw))
+        cli_save, 'atomically', lambda write, path, **kw: (written.append(path.name), atomically(write, path, **kw))
     )
     cli.main(epochs=1, sparsity=0.5, out=str(tmp_path / 'out'))
     assert (

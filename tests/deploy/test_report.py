@@ -22,8 +22,9 @@ from torch import nn
 pytest.importorskip('plotly', reason='reports need plotly')
 from fastprune.all import SparsifyCallback, Ticket, Tickets, compute_masks, linear, prunable_weights
 from fastprune.core.sparse_files import save_sparse
-from fastprune.deploy import page_masks
+from fastprune.deploy import inference, page_masks
 from fastprune.deploy import report_file as rep
+from fastprune.deploy.graph_choice import GraphCandidate
 from fastprune.deploy.weight_file import read_weights
 from fastprune.zoo.make import make_model
 
@@ -414,7 +415,10 @@ browsed = pytest.mark.skipif(browser is None, reason='there is no chromium or go
 
 @browsed
 @pytest.mark.parametrize('n', [5, 160])
-def test_in_a_browser(learner, fit, tmp_path, n):
+def test_in_a_browser(learner, fit, tmp_path, monkeypatch, n):
+    monkeypatch.setattr(
+        inference, 'graph_candidate', lambda *args: GraphCandidate()
+    )  # so layers have times of their own
     learn = learner(nn.Sequential(nn.Flatten(), *[nn.Linear(64, 64) for _ in range(n - 1)], nn.Linear(64, 10)))
     fit(learn, 2, cbs=SparsifyCallback(0.5))
     dom, console, asked = browse(learn.report(tmp_path / 'a.html', seconds=0.1), '--dump-dom')

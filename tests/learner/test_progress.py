@@ -1,6 +1,7 @@
 "Progress bars: seen on a terminal alone, quiet under `no_bar`, and without any effect on results"
 
 import io
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -133,15 +134,26 @@ def digits_learner_of(seed):
 
 
 @pytest.mark.parametrize('name', ['sparse_inference', 'to_onnx', 'report', 'shrink', 'find_tickets', 'sweep'])
-def test_each_has_one_bar(shown, jobs, name):
+def test_each_has_one_bar(shown, jobs, name, monkeypatch):
     if name == 'to_onnx':
         pytest.importorskip('onnxscript', reason='it writes ONNX')
     if name == 'report':
         pytest.importorskip('plotly', reason='reports need plotly')
     call, what = jobs[name]
+    comments, doing = [], bars._Bar.show
+    monkeypatch.setattr(bars._Bar, 'show', lambda self, share, c: (comments.append(c), doing(self, share, c)))
     call()
     assert any(what in o[1] for o in shown if o != 'end')
-    assert shown.count('end') == 1 and values(shown) == sorted(values(shown)) and len(shown) < 200
+    assert shown.count('end') == 1 and values(shown) == sorted(values(shown)) and len(set(comments)) < 40
+
+
+def test_updates_have_a_pause(shown, monkeypatch):
+    monkeypatch.setattr(bars, '_pause', 0.05)
+    start = time.perf_counter()
+    with bars.progress():
+        for i in range(2000):
+            bars.doing('timing', i / 2000)
+    assert len(shown) - 2 <= 1 + (time.perf_counter() - start) / 0.05  # without the bar's own first and 'end'
 
 
 def test_none_under_no_bar(shown, pruned, jobs):
