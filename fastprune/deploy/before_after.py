@@ -13,7 +13,7 @@ import pandas as pd
 from fastai.basics import patch
 
 from ..core.plotting import Axes, add_grid, axes_or_new
-from .page import flops_text, megabytes_text
+from .page import number_text
 
 # %% ../../nbs/deploy/before_after.ipynb #eb94c2b0
 class Row(NamedTuple):
@@ -26,19 +26,6 @@ class Row(NamedTuple):
     note: str = ''
 
 # %% ../../nbs/deploy/before_after.ipynb #d8efa2d9
-def _text(v, unit):
-    "A number as people read it"
-    if math.isnan(v):
-        return '–'
-    shown = {
-        'weights': lambda n: f'{n:,.0f}',
-        'bytes': megabytes_text,
-        'FLOPs': flops_text,
-        'ms': lambda n: f'{n:.3g} ms',
-    }
-    return shown.get(unit, lambda n: f'{n:.4g}')(v)
-
-
 def _change(before, after, unit):
     "What has changed: a difference of metrics, or how much is left of a cost"
     if math.isnan(before) or math.isnan(after):
@@ -61,7 +48,7 @@ class BeforeAfter(pd.DataFrame):
     def texts(self) -> pd.DataFrame:  # Columns before, after, change, note
         "The table as it is shown"
         rows = list(zip(self.before, self.after, self.unit, self.note, strict=True))
-        shown = [(_text(b, u), _text(a, u), _change(b, a, u), note) for b, a, u, note in rows]
+        shown = [(number_text(b, u), number_text(a, u), _change(b, a, u), note) for b, a, u, note in rows]
         return pd.DataFrame(shown, index=pd.Index(self.index), columns=['before', 'after', 'change', 'note'])
 
     def __repr__(self):

@@ -17,6 +17,7 @@ from torch import nn
 from ..core.files import pack_bits
 from ..core.nested import tensors_in
 from ..core.sparse_files import nonzero_pattern
+from .pickle_parts import is_fastprunes
 
 # %% ../../nbs/deploy/compact_file.ipynb #e3a3d284
 class FileCall:
@@ -81,7 +82,7 @@ class PlainPickler(cloudpickle.Pickler):
 
     def reducer_override(self, obj: object) -> object:  # How it is written, or `NotImplemented` for the usual way
         res = super().reducer_override(obj)
-        if isinstance(obj, type) and obj.__module__.split('.')[0] == 'fastprune' and isinstance(res, tuple):
+        if isinstance(obj, type) and is_fastprunes(obj) and isinstance(res, tuple):
             make, (*args, _, extra), *rest = res  # the last but one is what it finds the class here by
             res = make, (*args, None, extra), *rest
         return res

@@ -18,7 +18,7 @@ from ..core.masks import Masks, nonzeros
 from ..core.weights import prunable_weights
 from .headline import attempt, file_sizes
 from .inference import sparse_inference
-from .page import flops_text, megabytes_text
+from .page import number_text
 from .timing import latency
 from .weight_file import check_network, file_learner, read_weight_file
 from ..learner import flops as flops  # adds learn.flops
@@ -94,21 +94,15 @@ def _times(learners, seconds):
     return res
 
 # %% ../../nbs/deploy/compare_files.ipynb #1c111d84
-_texts = {'bytes': megabytes_text, 'FLOPs': flops_text, 'ms': '{:.3g} ms'.format, 'numbers': '{:,.0f}'.format}
-
-
-def _text(name, v):
-    "A number of a row of the table of files"
-    return '–' if v is None or math.isnan(v) else _texts[name.split()[0]](v)
-
-
 def _cell(column, v):
     "A number of the table of layers"
     if isinstance(v, str):
         return v
     if math.isnan(v):
         return '–'
-    return f'{v:.2%}' if 'sparsity' in column else f'{v:.3f}' if 'distance' in column else f'{v:,.0f}'
+    if 'sparsity' in column:
+        return f'{v:.2%}'
+    return f'{v:.3f}' if 'distance' in column else f'{v:,.0f}'
 
 
 class FileComparison(NamedTuple):
@@ -121,7 +115,7 @@ class FileComparison(NamedTuple):
 
     def __str__(self):
         layers = pd.DataFrame({c: [_cell(c, v) for v in self.layers[c]] for c in self.layers}, self.layers.index)
-        rows = [[_text(n, v) for v in row] for n, *row in self.files.itertuples()]
+        rows = [[number_text(v, n.split()[0]) for v in row] for n, *row in self.files.itertuples()]
         files = pd.DataFrame(rows, self.files.index, self.files.columns)
         return f'{layers.rename_axis(None).to_string()}\n\n{files.to_string()}'
 

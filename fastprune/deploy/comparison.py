@@ -161,23 +161,19 @@ def _latencies(learn, arch, small, bs, example, seconds):
     with undisturbed(learn), torch.no_grad():
         inputs = learner_inputs(learn, example, valid=True)
         inputs = n_items(inputs, bs or (1 if example is None else batch_size(inputs)))
-        model, modes = unwrap(learn.model), [(m, m.training) for o in (arch, small) if o for m in o.modules()]
+        model = unwrap(learn.model)
         models = {'plain': model}
         if arch not in (None, model, small):
             models['before'] = arch
         if small is not model:
             models['shrunk'] = small
-        try:
-            for m in models.values():
-                m.eval()
-            found = attempt(_fast, small, inputs, 0.8 * seconds)
-            form = found.why
-            if found.value:
-                models['sparse_inference'], form = found.value
-            ms = latency(models, inputs, 0.2 * seconds).ms.to_dict()
-        finally:
-            for m, mode in modes:
-                m.training = mode
+        for m in models.values():  # copies, and the Learner's own, whose mode comes back
+            m.eval()
+        found = attempt(_fast, small, inputs, 0.8 * seconds)
+        form = found.why
+        if found.value:
+            models['sparse_inference'], form = found.value
+        ms = latency(models, inputs, 0.2 * seconds).ms.to_dict()
     return ms, form, f'inputs of {shapes_of(inputs)}'
 
 

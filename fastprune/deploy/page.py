@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['html_section', 'html_card', 'html_page', 'html_table', 'html_image', 'html_figure', 'improvement_text',
-           'megabytes_text', 'flops_text']
+           'megabytes_text', 'flops_text', 'number_text']
 
 # %% ../../nbs/deploy/page.ipynb #f676b69f
 import base64
@@ -215,3 +215,20 @@ def flops_text(
         if n >= size:
             return f'{n / size:.3g} {unit}FLOPs'
     return f'{n:.0f} FLOPs'
+
+
+def number_text(
+    v: float | None,
+    unit: str,  # 'weights', 'numbers', 'bytes', 'FLOPs' or 'ms'; anything else for a number without a unit
+) -> str:
+    "A number as people read it; '–' for NaN and None"
+    if v is None or math.isnan(v):
+        return '–'
+    shown = {
+        'weights': '{:,.0f}'.format,
+        'numbers': '{:,.0f}'.format,
+        'bytes': megabytes_text,
+        'FLOPs': flops_text,
+        'ms': '{:.3g} ms'.format,
+    }
+    return shown.get(unit, '{:.4g}'.format)(v)

@@ -18,15 +18,15 @@ from torch import nn
 
 from ..core.files import atomically
 from .compact_file import plain_pickle
-from .pickle_parts import fastprune_names, find_refused
+from .pickle_parts import fastprune_names, find_refused, is_fastprunes
 
 # %% ../../nbs/deploy/plain_export.ipynb #469e65e9
 def _is_ours(o):
-    return type(o).__module__.split('.')[0] == 'fastprune'
+    return is_fastprunes(type(o))
 
 
 def _is_our_hook(hook):
-    return getattr(getattr(hook, 'hook', hook), '__module__', '').split('.')[0] == 'fastprune'
+    return is_fastprunes(getattr(hook, 'hook', hook))
 
 
 @contextlib.contextmanager
