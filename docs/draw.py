@@ -95,6 +95,7 @@ def start():
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(8, 1e-2, cbs=cb)
     fig, (left, right) = panels(1, 2, figsize=(9, 3))
+    fig.get_layout_engine().set(wspace=0.08)  # the second axis of the left picture has a label, too
     left.plot(cb.iters, [100 * s for s in cb.reached], color=orange, lw=2)
     left.set(xlabel='iteration', ylabel='zeros (%)', ylim=(0, 103), title='One-Cycle Pruning to 90%')
     rate = left.twinx()

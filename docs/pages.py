@@ -42,7 +42,7 @@ TUTORIALS = """Each page is a notebook, as it was run. Run one yourself, in a ch
 
 ```sh
 pip install '.[dev]'
-jupyter nbconvert --to notebook --execute nbs/tutorials/01_one_cycle_pruning.ipynb --output /tmp/tutorial.ipynb
+jupyter nbconvert --to notebook --execute --inplace nbs/tutorials/01_one_cycle_pruning.ipynb
 ```"""
 
 
