@@ -68,11 +68,11 @@ def build(widths=WIDTHS):
     return nn.Sequential(first, nn.GELU(), *blocks, nn.MaxPool2d(3), nn.Flatten(), Scaled(widths[-1], 10, bias=False))
 
 
-def whiten(model, dls, images=2_000):
+def whiten(learn, images=2_000):
     "Fit the first layer to training images, normalised as the network gets them and not augmented"
-    x = dls.train_ds.x[:: max(1, len(dls.train_ds.x) // images)]
+    x = learn.dls.train_ds.x[:: max(1, len(learn.dls.train_ds.x) // images)]
     with torch.no_grad():
-        model[0].fit(normalised(dls, x))
+        learn.model[0].fit(normalised(learn.dls, x))
 
 
 def normalised(dls, x):

@@ -34,8 +34,9 @@ from fastai.basics import (
 )
 from fastai.callback.progress import ProgressCallback
 from joblib import cpu_count
+from networks import NETWORKS
 
-from fastprune.all import Masks, cifar10_dls, cifar_resnet, load_state, prunable_weights, save_state
+from fastprune.all import Masks, cifar10_dls, load_state, prunable_weights, save_state
 from fastprune.learner.batches import in_fit
 
 here = Path(__file__).resolve().parent
@@ -165,9 +166,7 @@ def bfloat16_is_fast():
 
 
 def weights_count_most(cell):
-    """A ResNet-18 on a CPU moves weights more than images: its steps (batches of 16) take 124 ms as they are, 145 with
-    `Precision`"""
-    return cell.model == 'resnet18' and default_device().type == 'cpu'
+    return NETWORKS[cell.model].moves_weights and default_device().type == 'cpu'
 
 
 def can_compile():
@@ -180,12 +179,10 @@ def can_compile():
 
 def compiles(cell, scale):
     """Long trainings on a CPU, or long rounds: torch.compile takes the better part of a minute, and a third less time
-    after it. Not of a ResNet-18, which gains nothing (138 ms a step instead of 145), nor of airbench's network, whose
-    steps take longer (0.81 s for 500 images instead of 0.67)"""
+    after it"""
     return (
         can_compile()
-        and not weights_count_most(cell)
-        and cell.model != airbench.NAME
+        and NETWORKS[cell.model].compiles
         and scale.images * cell.epochs >= 50_000
         and default_device().type == 'cpu'
     )
@@ -228,18 +225,6 @@ class SeldomValidate(Callback):
             raise CancelValidException
 
 
-def network(name):
-    if name == 'resnet18':
-        from torchvision.models import resnet18
-
-        return resnet18(num_classes=10)
-    return {
-        'resnet20': partial(cifar_resnet, 20),
-        'resnet56': partial(cifar_resnet, 56),
-        airbench.NAME: airbench.build,
-    }[name]()
-
-
 sgd = partial(SGD, mom=0.9, decouple_wd=False)
 
 
@@ -255,6 +240,10 @@ class Run:
     def __getattr__(self, name):
         return getattr(self.cell, name)
 
+    @property
+    def network(self):
+        return NETWORKS[self.cell.model]
+
     def dls(self, bs, valid_pct=0.0):
         s = self.scale
         dls = cifar10_dls(
@@ -263,10 +252,9 @@ class Run:
             n_train=None if s.images >= 50_000 else s.images,
             n_test=None if s.test >= 10_000 else s.test,
             valid_pct=valid_pct,
-            size=s.pixels if self.model == 'resnet18' else None,
+            size=s.pixels if self.network.scaled else None,
         )
-        if self.model == airbench.NAME:
-            airbench.shift_less(dls)
+        self.network.batches(dls)
         return dls
 
     def learner(self, bs=128, opt=sgd, wd=1e-4, moms=(0.9, 0.9, 0.9), trained=None, valid_pct=0.0, validate=1):
@@ -275,7 +263,7 @@ class Run:
         set_seed(self.seed)
         learn = Learner(
             self.dls(bs, valid_pct),
-            network(self.model),
+            self.network.build(),
             CrossEntropyLossFlat(),
             opt,
             metrics=accuracy,
@@ -283,8 +271,7 @@ class Run:
             moms=moms,
             cbs=SeldomValidate(validate),
         )
-        if self.model == airbench.NAME:
-            airbench.whiten(learn.model, learn.dls)
+        self.network.ready(learn)
         if not weights_count_most(self.cell):
             learn.add_cb(Precision(compiles(self.cell, self.scale)))
         learn.remove_cb(ProgressCallback)
@@ -324,14 +311,10 @@ def result(learn):
 
 @method('dense')
 def dense(run):
-    """A trained network, as good as the epochs allow; its batches have 128 images at every scale, except where
-    airbench's network has its own"""
-    if run.model == airbench.NAME:
-        learn = run.learner(bs=airbench.BATCH / run.scale.batch, opt=airbench.nesterov, validate=run.epochs)
-        airbench.fit(learn, run.epochs)
-    else:
-        learn = run.learner(bs=128 / run.scale.batch, wd=5e-4, validate=run.epochs)
-        learn.fit_one_cycle(run.epochs, 0.2, pct_start=0.3, div=10)
+    "A trained network, as good as the epochs allow"
+    how = run.network.start
+    learn = run.learner(**{**how, 'bs': how['bs'] / run.scale.batch}, validate=run.epochs)
+    run.network.fit(learn, run.epochs)
     return [*keep_baseline(run, learn), *result(learn)]
 
 
