@@ -143,7 +143,7 @@ def _finished(path, identity, name, sparsity, seed, measured):
     return row
 
 # %% ../../nbs/analysis/sweep.ipynb #71fe0534
-def _with_ray(jobs, address):
+def _with_ray(jobs, address, bar):
     "Execute runs on a Ray cluster, and return their rows"
     try:
         import ray
@@ -153,7 +153,8 @@ def _with_ray(jobs, address):
     if started_here:
         ray.init(address=None if address == 'local' else address, log_to_driver=False, include_dashboard=False)
     try:
-        return ray.get([ray.remote(_run_one).remote(*job) for job in jobs])
+        running = [ray.remote(_run_one).remote(*job) for job in jobs]
+        return [ray.get(run) for _, run in zip(bar_over(None, jobs, 'run', bar), running, strict=True)]
     finally:
         if started_here:
             ray.shutdown()
@@ -162,11 +163,12 @@ def _with_ray(jobs, address):
 def _run_all(jobs, ray, n_workers, bar):
     "Execute all runs on a cluster, in other processes, or here, and return their rows"
     if ray:
-        return _with_ray(jobs, ray)
+        return _with_ray(jobs, ray, bar)
     if n_workers:
         from joblib import Parallel, delayed
 
-        return Parallel(n_jobs=n_workers)(delayed(_run_one)(*job) for job in jobs)
+        rows = Parallel(n_jobs=n_workers, return_as='generator')(delayed(_run_one)(*job) for job in jobs)
+        return [row for _, row in zip(bar_over(None, jobs, 'run', bar), rows, strict=True)]
     return [_run_one(*job) for job in bar_over(None, jobs, 'run', bar)]
 
 # %% ../../nbs/analysis/sweep.ipynb #6be6efff
@@ -210,7 +212,7 @@ def sweep(
     ray: str | None = None,  # Address of a Ray cluster, 'auto', or 'local' to start one here; needs fastprune[ray]
     n_threads: int = 1,  # Threads of each run, in any process, so that tables are the same
     measure: Callable | None = None,  # Function from a trained Learner to a dict of additional columns
-    bar: bool = True,  # Show a progress bar for runs in this process?
+    bar: bool = True,  # Show a progress bar?
 ) -> Sweep:  # A row for each run: method, sparsity, seed, reached sparsity, loss, metrics, seconds
     """Compare methods over sparsities and seeds. The error of a failed run names the run; finished runs stay in the
     folder. Raises `ValueError` before any run for wrong arguments, and for finished runs of another experiment"""

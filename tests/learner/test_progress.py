@@ -119,13 +119,17 @@ def jobs(pruned, tmp_path):
         learn.prune(0.5, granularity='channel')
         learn.shrink(repeats=1)
 
+    def rows(n_workers):
+        return sweep(digits_learner_of, {'none': lambda learn, s, seed: None}, [0.5], [0, 1], n_workers=n_workers)
+
     return {
         'sparse_inference': (lambda: pruned.sparse_inference(seconds=0.1), 'timing'),
         'to_onnx': (lambda: pruned.to_onnx(tmp_path / 'a.onnx'), 'tracing'),
         'report': (lambda: pruned.report(tmp_path / 'a.html', seconds=0.1), 'counting FLOPs'),
         'shrink': (shrunk, 'cutting'),
         'find_tickets': (tickets, 'round 2 of 2'),
-        'sweep': (lambda: sweep(digits_learner_of, {'none': lambda learn, s, seed: None}, [0.5], [0, 1]), 'run 2 of 2'),
+        'sweep': (lambda: rows(0), 'run 2 of 2'),
+        'sweep by a worker': (lambda: rows(1), 'run 2 of 2'),
     }
 
 
@@ -133,7 +137,10 @@ def digits_learner_of(seed):
     return digits_learner(seed=seed)
 
 
-@pytest.mark.parametrize('name', ['sparse_inference', 'to_onnx', 'report', 'shrink', 'find_tickets', 'sweep'])
+all_jobs = ['sparse_inference', 'to_onnx', 'report', 'shrink', 'find_tickets', 'sweep', 'sweep by a worker']
+
+
+@pytest.mark.parametrize('name', all_jobs)
 def test_each_has_one_bar(shown, jobs, name, monkeypatch):
     if name == 'to_onnx':
         pytest.importorskip('onnxscript', reason='it writes ONNX')
