@@ -18,6 +18,8 @@ import matplotlib.pyplot as plt
 import pytest
 from fastai.basics import noop
 
+from fastprune import cli
+
 root = Path(__file__).parent.parent
 docs = root / 'docs'
 elsewhere = {'cookbook', 'overview', 'promises', 'without_fastai'}  # these have tests of their own
@@ -86,6 +88,16 @@ def test_page_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
         elif b.kind == 'text' and printed is not None:
             assert_printed(b.code, printed, b.note.startswith('roughly: '))
     plt.close('all')
+
+
+@pytest.mark.parametrize('words', [[], ['report'], ['compare']], ids=lambda w: ' '.join(w) or 'train')
+def test_the_commands_help_is_shown(words, monkeypatch, capsys):
+    command = ['fastprune', *words, '--help']
+    monkeypatch.setattr('sys.argv', command)
+    with pytest.raises(SystemExit):
+        cli.main()
+    shown = [b.code for b in blocks(docs / 'command.md') if b.code.startswith(f'$ {" ".join(command)}\n')]
+    assert [o.partition('\n')[2].split() for o in shown] == [capsys.readouterr().out.split()]
 
 
 @by_name
