@@ -162,7 +162,7 @@ def search_rows(name, found):
     return pd.DataFrame(
         [
             {'method': harness.at_number(harness.SEARCHES + name, x), 'sparsity': 0.9, 'epochs': 2, 'seed': seed}
-            | {'what': what, 'value': v, 'step': ''}
+            | {'what': what, 'value': v, 'step': '', 'images': 5_000}
             for x, both in found.items()
             for seed in harness.SEARCH_SEEDS
             for what, v in zip(('accuracy', 'sparsity'), both, strict=True)
@@ -178,7 +178,9 @@ def test_a_number_is_chosen_when_all_are_tried():
     assert searched(df, 'a', 0.9, 2, (0.0, 0.1, 0.2, 0.4), within=0.02) == 0.1
     assert searched(df, 'a', 0.9, 2, (0.2,), within=0.02) == 0.2  # none fits
     assert searched(df, 'a', 0.9, 2, (0.0, 0.1, 0.3)) is None and searched(df, 'a', 0.9, 4, (0.0,)) is None
-    assert searched(df[df.seed == 10], 'a', 0.9, 2, (0.0,)) is None
+    one = df[df.seed == 10]
+    assert searched(one, 'a', 0.9, 2, (0.0,)) is None
+    assert searched(one.assign(images=50_000), 'a', 0.9, 2, (0.0, 0.1)) == 0.1  # validated on 10,000 images
 
 
 def test_trainings_wait_for_their_search(tmp_path):

@@ -102,7 +102,9 @@ def cells(scale, df):
     model, at = scale.model('resnet56'), at_trained if scale.network else sparsities
     found = {(n, s): strength(df, n, s, scale) for s in reversed(at) for n in STRENGTHS}
     searches = [
-        c for n, s in found for c in search_cells(names[n], numbers(n, scale), model, search_at(n, s), epochs(scale))
+        c
+        for n, s in found
+        for c in search_cells(names[n], numbers(n, scale), model, search_at(n, s), epochs(scale), scale.search_seeds)
     ]
     return [
         *dict.fromkeys(searches),
@@ -124,10 +126,10 @@ source = (
     "Zimmer et al. 2023, table 2, which has a ResNet-50 on ImageNet for 90 epochs: its figures stand here for the "
     "order of methods, not for the values. All train from scratch with the same epochs and a rate that falls from 0.1 "
     "to 0, all weights ranked together; BIMP trains dense for three quarters of the budget and prunes once. Each "
-    "method has five strengths to choose from, tried with two seeds of their own, measured on a fifth of the training "
-    "images that is not trained on: the weight decay of BIMP, GMP, DPF, DNW, GSM and LC, at 90%; the decay "
-    "of STR's thresholds and DST's regulariser at "
-    "each sparsity. The momentum is 0.9, for GSM as well, whose own paper has 0.98. "
+    "method has five strengths to choose from, tried with two seeds of their own (one where there are 50,000 images), "
+    "measured on a fifth of the training images that is not trained on: the weight decay of BIMP, GMP, DPF, DNW, GSM "
+    "and LC, at 90%; the decay of STR's thresholds and DST's regulariser at each sparsity. "
+    "The momentum is 0.9, for GSM as well, whose own paper has 0.98. "
     "STR and DST are pruned by magnitude at the end to what they are short of. Images a second are of "
     "a training on each core of a shared machine, so no verdict is on them"
 )

@@ -70,6 +70,10 @@ class Scale:
         "The network of a table that has `usual` at other scales"
         return self.network or usual
 
+    @property
+    def search_seeds(self):
+        return search_seeds(self.images)
+
     def epochs_of(self, paper, least=1):
         return max(least, round(paper * self.times))
 
@@ -130,6 +134,13 @@ columns = [*key, 'step', 'what', 'value', 'seconds', 'commit', 'machine']
 
 METHODS = {}
 SEARCH_SEEDS = (10, 11)  # Of searches; the trainings that are told have smaller ones
+
+
+def search_seeds(images):
+    "One is enough where there are so many training images that 10,000 are left to validate on"
+    return SEARCH_SEEDS[:1] if images >= 50_000 else SEARCH_SEEDS
+
+
 SEARCHES = 'search '  # Starts the names of methods that are trained to choose a number, and not told
 
 
@@ -318,22 +329,21 @@ def dense(run):
     return [*keep_baseline(run, learn), *result(learn)]
 
 
-def search_cells(name, numbers, model, sparsity, epochs):
+def search_cells(name, numbers, model, sparsity, epochs, seeds=SEARCH_SEEDS):
     "Trainings with each number, without the test images and with seeds of their own"
-    return [
-        Cell(model, at_number(SEARCHES + name, x), sparsity, epochs, seed) for x in numbers for seed in SEARCH_SEEDS
-    ]
+    return [Cell(model, at_number(SEARCHES + name, x), sparsity, epochs, seed) for x in numbers for seed in seeds]
 
 
 def searched(df, name, sparsity, epochs, numbers, within=1.0):
     """The number that is best on the validation split; None if some is not tried yet. With `within`, only numbers with
     a sparsity of at most so much above `sparsity` count, if there are any"""
+    seeds = search_seeds(df.images.max())
     names = {x: at_number(SEARCHES + name, x) for x in numbers}
-    df = df[df.method.isin(names.values()) & (df.epochs == epochs) & df.seed.isin(SEARCH_SEEDS)]
+    df = df[df.method.isin(names.values()) & (df.epochs == epochs) & df.seed.isin(seeds)]
     df = df[(df.sparsity - sparsity).abs() < 1e-9]
     accuracies, sparsities = (df[df.what == w].groupby('method').value for w in ('accuracy', 'sparsity'))
     tried, accuracy, reached = accuracies.size(), accuracies.mean(), sparsities.mean()
-    if any(tried.get(m, 0) < len(SEARCH_SEEDS) for m in names.values()):
+    if any(tried.get(m, 0) < len(seeds) for m in names.values()):
         return None
     fit = [x for x, m in names.items() if reached[m] <= sparsity + within]
     return max(fit or names, key=lambda x: accuracy[names[x]])

@@ -71,7 +71,7 @@ def cells(scale, df):
     todo = lambda name, e: [Cell('resnet18', name, 0.95, e, seed) for seed in range(scale.seeds)]
     found, is_searched = names(df, scale)
     if not is_searched:
-        return [c for n in others for c in search_of(n, 0.95, base(scale))]
+        return [c for n in others for c in search_of(n, 0.95, base(scale), seeds=scale.search_seeds)]
     if any(accuracy_of(df, name, base(scale), scale.seeds) is None for name in found.values()):
         return [c for name in found.values() for c in todo(name, base(scale))]
     return [c for name in found.values() for e in [needed(df, scale, name)[1]] if e for c in todo(name, e)]

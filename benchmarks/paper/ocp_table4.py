@@ -75,7 +75,7 @@ def cells(scale, df):
     epochs = scale.epochs_of(50)
     found, is_searched = names(of_scale(df, scale), epochs)
     if not is_searched:
-        return [c for n in with_start for c in search_of(n, 0.95, epochs)]
+        return [c for n in with_start for c in search_of(n, 0.95, epochs, seeds=scale.search_seeds)]
     seeds = range(min(scale.seeds, 3))  # a chain takes more than five minutes
     return [Cell('resnet18', m, 0.95, epochs, seed) for seed in seeds for m in found.values()]
 
