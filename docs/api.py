@@ -4,7 +4,7 @@ import ast
 import inspect
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from posixpath import dirname, relpath
 
 from fastcore.docments import docments
@@ -58,10 +58,9 @@ class Entry:
     @property
     def summary(self):
         "The first sentence of its docstring"
-        if isinstance(self.obj, dict):
-            return f"By name: {', '.join(f'`{k}`' for k in self.obj)}"
-        text = ' '.join((inspect.getdoc(_function(self.obj)) or '').split('\n\n')[0].split())
-        return re.split(r'(?<=[^.]{4})\. (?=[A-Z`*])', text)[0].rstrip('.')
+        if isinstance(self.obj, (dict, tuple)):
+            return f"{'By name' if isinstance(self.obj, dict) else 'Names'}: {', '.join(f'`{k}`' for k in self.obj)}"
+        return first_sentence(inspect.getdoc(_function(self.obj)) or '')
 
 
 class Api:
@@ -146,6 +145,8 @@ class Api:
         "Docstring, signature and table of arguments"
         if isinstance(obj, dict):
             return [f'A dictionary of {len(obj)} entries.', self.dictionary(obj, page)]
+        if isinstance(obj, tuple):
+            return [f'A tuple of {len(obj)} names.', fence(f'{name} = {obj!r}', '{ .python .signature }')]
         f = _function(obj)
         doc = self.linked(_escaped(inspect.getdoc(f) or ''), page, name)
         bases = [b for b in getattr(f, '__bases__', ()) if b.__name__ in self.by_name]
@@ -166,6 +167,8 @@ class Api:
                 if arg == 'return' and len(rows) == 1:
                     return f'**Returns** {kind}{": " if kind and meaning else ""}{meaning}'
         head = ['| Argument | Type | Default | Meaning |', '|---|---|---|---|']
+        if all(row.endswith('|  |') for row in rows):  # no column of nothing
+            head, rows = ['| Argument | Type | Default |', '|---|---|---|'], [row.removesuffix('  |') for row in rows]
         table = '\n'.join([*head, *rows])
         return f'<div class="arguments" markdown>\n\n{table}\n\n</div>' if rows else ''
 
@@ -175,7 +178,7 @@ class Api:
             doc = inspect.getdoc(value) if callable(value) else ''
             name = getattr(value, '__name__', '')
             shown = self.link_to(self.by_name[name], page) if name in self.by_name else _code(_default(value))
-            rows.append(f'| `{key!r}` | {shown} | {_cell((doc or "").partition(". ")[0].replace(chr(10), " "))} |')
+            rows.append(f'| `{key!r}` | {shown} | {_cell(first_sentence(doc or ""))} |')
         return '\n'.join(['| Key | Value | What it is |', '|---|---|---|', *rows])
 
     def methods(self, entry):
@@ -264,6 +267,12 @@ def _events():
     return [n for n in vars(event) if not n.startswith('__')]
 
 
+def first_sentence(doc):
+    "The first sentence of a docstring, which `et al.` does not end"
+    text = ' '.join(doc.split('\n\n')[0].split())
+    return re.split(r'(?<=[^.]{4})\. (?=[A-Z`*])', text)[0].rstrip('.')
+
+
 def _function(obj):
     "What has the docstring and the signature"
     if isinstance(obj, property):
@@ -280,6 +289,9 @@ def type_text(anno):
 
 
 def _default(value):
+    if isinstance(value, partial):
+        given = [*map(_default, value.args), *(f'{k}={_default(v)}' for k, v in value.keywords.items())]
+        return f'partial({", ".join([_default(value.func), *given])})'
     name = getattr(value, '__name__', None)
     return name if name and callable(value) else re.sub(r' at 0x[0-9a-f]+', '', repr(value))
 
@@ -298,7 +310,8 @@ def _given(arg, d):
 
 def _code(text):
     "Code in a cell of a table"
-    return f'<code>{text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")}</code>' if text else ''
+    text = text.replace('&', '&amp;').replace('<', '&lt;').replace('|', '&#124;')
+    return f'<code>{text}</code>' if text else ''
 
 
 def _escaped(text):

@@ -221,7 +221,7 @@ def recovery():
     fig, axs = panels(1, 3, figsize=(9.5, 2.5))
     bars(axs[0], w, blue, '1. Six of ten weights are zero')
     bars(axs[1], moved, np.where(w == 0, orange, blue), '2. The optimizer moves all ten', ghost=w)
-    bars(axs[2], moved * kept, np.where(back, orange, blue), '3. Now four zeros: two weights are back')
+    bars(axs[2], moved * kept, np.where(back, orange, blue), '3. Four zeros: two are back')
 
 
 def ramp():

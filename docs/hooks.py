@@ -11,6 +11,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 from notebooks import PageError
 from pages import Site, settings
+from tables import with_rows
 
 
 class InlineMath(Extension):
@@ -42,6 +43,11 @@ def on_files(files, config):
         files.append(File.generated(config, uri, content=data))
     config.nav, config.sources = site.nav(), site.sources
     return files
+
+
+def on_page_content(html, page, config, files):
+    "Tables that a phone can show"
+    return with_rows(html)
 
 
 def on_page_context(context, page, config, nav):

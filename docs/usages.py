@@ -41,7 +41,7 @@ def _uses(cell, pattern):
 
 
 BLOCK = re.compile(r'^```python\n(.*?)^```', re.DOTALL | re.MULTILINE)
-FAILS = re.compile(r'\b(test_fail|raises|ExceptionExpected)\b')
+FAILS = re.compile(r'\b(test_fail|fails|raises|ExceptionExpected)\b')
 
 
 def _only_fails(cell, pattern):

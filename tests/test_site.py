@@ -3,6 +3,7 @@
 import base64
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ sys.path.insert(0, str(root / 'docs'))
 import check
 import notebooks
 import pages
+import tables
 import usages
-from api import Api, module_index, signature_text, type_text
+from api import Api, first_sentence, module_index, signature_text, type_text
 from links import Links
 
 import fastprune.all as every
@@ -166,8 +168,47 @@ def test_signatures_and_types():
     def f(self, a, *, b: int | None = None, c=print, **kwargs): ...
 
     assert signature_text('C.f', f) == 'C.f(a, *, b=None, c=print, **kwargs)'
+    assert signature_text('g', lambda a=partial(f, 1, b=(2,)): a) == 'g(a=partial(f, 1, b=(2,)))'
     assert type_text(int | None) == 'int | None'
     assert type_text('fastprune.core.masks.Masks | torch.Tensor') == 'Masks | Tensor'
+
+
+def test_a_summary_is_a_whole_sentence():
+    assert (
+        first_sentence('Keeps the largest (Han et al. 2015).\nMore of it.\n\nAnd more')
+        == 'Keeps the largest (Han et al. 2015)'
+    )
+
+
+def test_a_tuple_shows_its_names_and_a_table_no_empty_column():
+    api = Api(root, Links(root, pages.repository_uris(root), 'https://host'))
+    assert api.by_name['RETRAINING'].summary.startswith('Names: `ft`')
+    assert "RETRAINING = ('ft'" in api.described('RETRAINING', every.RETRAINING, 'api/schedules.md')[1]
+    assert 'Meaning |' not in api.table(lambda a: a, 'api/core.md', 'f')
+    assert 'Meaning |' in api.table(every.lamp, 'api/core.md', 'lamp')
+
+
+def test_examples_do_more_than_fail(tmp_path):
+    only = cell("fails('no', lambda: f(0))\nfails('no', lambda: f(1))")
+    path = write(tmp_path / 'f.ipynb', title, cell('#| export\ndef f(x): ...'), only)
+    later = write(tmp_path / 'g.ipynb', title, cell('f(2)'))
+    assert usages.find_example('f', 'f', path, [later]).code == 'f(2)'
+
+
+def test_tables_of_words_name_their_columns():
+    def table(*row):
+        head = ''.join(f'<th>{name}</th>' for name in 'abc')
+        return (
+            f'<table>\n<thead>\n{head}\n</thead>\n<tbody>\n{"".join(f"<td>{x}</td>" for x in row)}\n</tbody>\n</table>'
+        )
+
+    words = table('CPU', '<code>sparse_inference</code>', 'five times as fast')
+    shown = tables.with_rows(words)
+    assert shown.startswith('<div class="rows"><table>') and '<td data-label="c">five times as fast</td>' in shown
+    for other in (table('CPU', '12.5 ± 0.1', '3.25'), table('a claim', 'holds', "can't tell")):
+        assert tables.with_rows(other) == other
+    inside = f'<div class="arguments">\n{words}</div>'
+    assert tables.with_rows(inside) == inside
 
 
 def test_the_address_of_the_site_is_one_setting():
