@@ -2,7 +2,8 @@
 
 Every link within the site leads to a page, and its anchor to a place there; so do all addresses of nbdev's index. Links
 to other hosts are not followed, nor is the site's own address, which may not be public yet. Each page has one heading
-of the first level, a title of its own, a description, an example, and a text for each picture."""
+of the first level, a title of its own, a description, an example, and a text for each picture, and loads nothing from
+other hosts."""
 
 import re
 import sys
@@ -29,6 +30,7 @@ class Found(HTMLParser):
     links: list = field(default_factory=list)
     headings: list = field(default_factory=list)  # levels, within the article
     unnamed: list = field(default_factory=list)  # pictures without a text
+    loaded: list = field(default_factory=list)  # what a browser loads from other hosts
     examples: int = 0  # blocks of code, within the article
     sections: dict = field(default_factory=dict)  # id of a heading of level 2 -> has it an example?
 
@@ -40,6 +42,10 @@ class Found(HTMLParser):
         attrs = dict(attrs)
         self.ids += [attrs['id']] if 'id' in attrs else []
         self.links += [attrs[k] for k in ('href', 'src') if attrs.get(k)]
+        if tag in ('img', 'script', 'iframe', 'link') and attrs.get('rel') != 'canonical':
+            self.loaded += [v for k in ('href', 'src') if urlsplit(v := attrs.get(k) or '').netloc]
+        if attrs.get('data-md-component') == 'source':
+            self.loaded.append('figures of the repository')
         self.inside = self.inside or tag == 'article'
         self.in_title = tag == 'title' and not self.title
         if tag == 'html':
@@ -102,6 +108,8 @@ def problems_of_page(name, found):
         yield f'{name}: needs a title, a description and a language'
     for picture in found.unnamed:
         yield f'{name}: the picture {picture[:60]} has no text'
+    for what in found.loaded:
+        yield f'{name}: loads {what} from another host'
     if not found.examples:
         yield f'{name}: has no example'
     if name.startswith('api/') and name != 'api/index.html':

@@ -58,7 +58,7 @@ def on_page_context(context, page, config, nav):
 
 
 def on_post_page(output, page, config):
-    "A directive that shows is an error"
+    "A directive that shows is an error. The link to the source does not ask its host for stars"
     if re.search(r'>\s*#\|', output):
         raise PluginError(f'{page.file.src_uri}: a directive (`#|`) shows on the page')
-    return output
+    return output.replace(' data-md-component="source"', '')

@@ -221,13 +221,15 @@ def test_the_address_of_the_site_is_one_setting():
 def test_the_checker_finds_what_is_broken():
     good = '<html lang="en"><title>A</title><meta name="description" content="d"><article><h1>A</h1><pre></pre>'
     bad = '<html><title>B</title><article><h1>B</h1><h3>C</h3><img src="x.png"><a href="a.html#no">a</a>'
+    bad += '<a data-md-component="source" href="https://x.org">b</a><script src="https://x.org/y.js"></script>'
     found = {}
     for name, text in (('a.html', good), ('b.html', bad)):
         found[name] = check.Found()
         found[name].feed(text)
     assert not [*check.problems_of_page('a.html', found['a.html'])]
     problems = '\n'.join(check.problems_of_page('b.html', found['b.html']))
-    for part in ('level of headings is left out', 'a description', 'x.png has no text', 'has no example'):
+    parts = ['level of headings is left out', 'a description', 'x.png has no text', 'has no example']
+    for part in [*parts, 'loads https://x.org/y.js', 'loads figures of the repository']:
         assert part in problems
     links = [*check.problems_of_links('b.html', found['b.html'], found, {*found}, '/')]
     assert links == ['b.html: x.png leads to no file', 'b.html: a.html#no leads to no anchor']
