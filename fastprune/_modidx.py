@@ -262,6 +262,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'fastprune/analysis/sweep.py'),
                                           'fastprune.analysis.sweep._run_all': ( 'analysis/sweep.html#_run_all',
                                                                                  'fastprune/analysis/sweep.py'),
+                                          'fastprune.analysis.sweep._run_elsewhere': ( 'analysis/sweep.html#_run_elsewhere',
+                                                                                       'fastprune/analysis/sweep.py'),
                                           'fastprune.analysis.sweep._run_one': ( 'analysis/sweep.html#_run_one',
                                                                                  'fastprune/analysis/sweep.py'),
                                           'fastprune.analysis.sweep._with_ray': ( 'analysis/sweep.html#_with_ray',

@@ -10,13 +10,13 @@ import json
 import re
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 import torch
 from fastai.basics import Learner, set_seed
 
-from . import instability as instability
 from ..core.checks import check_whole
 from ..core.describe import describe
 from ..core.differences import differences
@@ -30,12 +30,6 @@ from ..core.targets import check_sparsity
 from ..core.weights import prunable_weights
 from ..learner.progress import bar_over
 from ..learner.states import seed_round
-from ..methods import registry as registry
-from ..recipes import compare as compare
-from ..recipes import cyclical as cyclical
-from ..recipes import lottery as lottery
-from ..recipes import oracle as oracle
-from ..recipes import retrain as retrain
 
 # %% ../../nbs/analysis/sweep.ipynb #237a78b8
 class Sweep(pd.DataFrame):
@@ -143,6 +137,12 @@ def _finished(path, identity, name, sparsity, seed, measured):
     return row
 
 # %% ../../nbs/analysis/sweep.ipynb #71fe0534
+def _run_elsewhere(*job):
+    "`_run_one` in another process"
+    import_module('fastprune.all')
+    return _run_one(*job)
+
+
 def _with_ray(jobs, address, bar):
     "Execute runs on a Ray cluster, and return their rows"
     try:
@@ -153,7 +153,7 @@ def _with_ray(jobs, address, bar):
     if started_here:
         ray.init(address=None if address == 'local' else address, log_to_driver=False, include_dashboard=False)
     try:
-        running = [ray.remote(_run_one).remote(*job) for job in jobs]
+        running = [ray.remote(_run_elsewhere).remote(*job) for job in jobs]
         return [ray.get(run) for _, run in zip(bar_over(None, jobs, 'run', bar), running, strict=True)]
     finally:
         if started_here:
@@ -167,7 +167,7 @@ def _run_all(jobs, ray, n_workers, bar):
     if n_workers:
         from joblib import Parallel, delayed
 
-        rows = Parallel(n_jobs=n_workers, return_as='generator')(delayed(_run_one)(*job) for job in jobs)
+        rows = Parallel(n_jobs=n_workers, return_as='generator')(delayed(_run_elsewhere)(*job) for job in jobs)
         return [row for _, row in zip(bar_over(None, jobs, 'run', bar), rows, strict=True)]
     return [_run_one(*job) for job in bar_over(None, jobs, 'run', bar)]
 
