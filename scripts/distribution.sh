@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Build the sdist and the wheel into a new folder, check both, install the wheel into a clean environment and run it there:
-# `bash scripts/distribution.sh dist`
+# Build the sdist and the wheel into a new folder, check both, install the wheel into a clean environment and run it
+# there: `bash scripts/distribution.sh dist`
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:?usage: bash scripts/distribution.sh FOLDER}")
