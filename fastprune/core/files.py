@@ -108,6 +108,9 @@ def save_state(
     atomically(lambda p: save_file(state, p, meta), Path(path), each_process)
 
 # %% ../../nbs/core/files.ipynb #cb310106
+_extra = '_extra_state'  # the end of its name, in a `state_dict`
+
+
 def check_state(
     state: dict,  # A `state_dict`
 ) -> None:
@@ -115,7 +118,7 @@ def check_state(
     for n, v in state.items():
         if isinstance(v, torch.Tensor):
             check_tensor(n, v)
-        if isinstance(v, torch.Tensor) or n.endswith('_extra_state') and _as_json(v):
+        if isinstance(v, torch.Tensor) or n.endswith(_extra) and _as_json(v):
             continue
         raise ValueError(
             f"the model's state {n!r} is a {type(v).__name__}: what can be saved is tensors, and as extra "
@@ -220,7 +223,7 @@ def load_tensors(
             if meta.get('checksum') != state_crc(tensors, meta):
                 raise ValueError('its checksum is that of other contents')
             if others := strict_json(meta.pop('others', '{}'), dict):
-                if not extra or others.keys() & tensors.keys():
+                if not extra or others.keys() & tensors.keys() or not all(n.endswith(_extra) for n in others):
                     raise ValueError('it has more than tensors')
                 tensors.update(others)
     except (ValueError, OSError) as e:
