@@ -991,6 +991,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastprune.core.files._failed': ('core/files.html#_failed', 'fastprune/core/files.py'),
                                       'fastprune.core.files._fill': ('core/files.html#_fill', 'fastprune/core/files.py'),
                                       'fastprune.core.files._header': ('core/files.html#_header', 'fastprune/core/files.py'),
+                                      'fastprune.core.files._is_special': ('core/files.html#_is_special', 'fastprune/core/files.py'),
                                       'fastprune.core.files._place': ('core/files.html#_place', 'fastprune/core/files.py'),
                                       'fastprune.core.files.atomically': ('core/files.html#atomically', 'fastprune/core/files.py'),
                                       'fastprune.core.files.check_state': ('core/files.html#check_state', 'fastprune/core/files.py'),

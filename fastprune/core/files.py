@@ -32,9 +32,12 @@ def atomically(
     path: Path,  # Its final place
     each_process: bool = False,  # Let each of several processes write its own file? Else only the first one writes
 ) -> None:
-    "`write` a new file beside `path`, and move it there when it is complete. Raises `OSError` with `path`"
+    """`write` a new file beside `path`, and move it there when it is complete. Raises `OSError` with `path`, and
+    `ValueError` for a device: the file would take its place, and '/dev/null' be gone"""
     if int(os.environ.get('RANK', 0)) and not each_process:
         return
+    if _is_special(path):
+        raise ValueError(f"{path} is a device, a pipe or a socket: needs a file to write")
     tmp = path.with_name(f'{path.name[:40]}.{secrets.token_hex(6)}.part')
     try:
         mode = _create(tmp, path)
@@ -47,6 +50,15 @@ def atomically(
         if isinstance(e, (OSError, SafetensorError)):
             raise _failed(e, path) from e
         raise
+
+
+def _is_special(path):
+    "Is there something else than a file or a folder, also behind a link?"
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def _create(tmp, path):

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..core.checks import check_number
 from ..core.files import load_tensors
+from ..core.json_files import error_line
 from ..core.masks import Masks
 from ..core.names import shape_of
 from ..core.sparse_files import read_sparse
@@ -63,8 +64,11 @@ def read_weight_file(
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no file {str(path)!r}")
-    with path.open('rb') as f:
-        start = f.read(9)
+    try:
+        with path.open('rb') as f:
+            start = f.read(9)
+    except OSError as e:
+        raise ValueError(f"{path} can't be read: {error_line(e, 200)}") from e
     # a zip file, or a pickle. A file of safetensors can begin so, too: with the size of its header, and the header
     if (start[:2] == b'PK' or start[:1] == b'\x80') and start[8:] != b'{':
         res = WeightFile(path, load_torch(path), {})

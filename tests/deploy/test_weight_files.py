@@ -25,6 +25,7 @@ from fastprune.all import (
     save_state,
 )
 from fastprune.core.files import load_tensors, state_crc
+from fastprune.core.json_files import read_json
 from fastprune.deploy.compare_files import compare_files
 from fastprune.deploy.report_file import report_file
 from fastprune.deploy.torchfile import load_torch
@@ -267,6 +268,20 @@ def test_errors_say_what_is_wrong(pruned, tmp_path):
         path.write_bytes(bad)
         with pytest.raises(ValueError, match=rf"a\.pkl can't be read, or is damaged: .*({why})"):
             load_torch(path)
+
+
+@pytest.mark.parametrize('load', [read_weight_file, read_json])
+def test_files_of_a_disk_that_fails(load, monkeypatch, tmp_path):
+    "Python's own error for it names no file"
+
+    def fail(self, *args, **kwargs):
+        raise OSError(5, 'Input/output error')
+
+    (tmp_path / 'a').write_text('{}')
+    monkeypatch.setattr('pathlib.Path.open', fail)
+    monkeypatch.setattr('pathlib.Path.read_bytes', fail)
+    with pytest.raises(ValueError, match=r"a can't be read: .*Input/output error"):
+        load(tmp_path / 'a')
 
 
 class Scaled(nn.Linear):
