@@ -148,6 +148,7 @@ _known.update(dict.fromkeys(_inert, OtherObject))
 _operations = """PROTO FRAME STOP MARK POP POP_MARK EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 NONE
     NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINSTRING SHORT_BINSTRING
     BINBYTES SHORT_BINBYTES GLOBAL STACK_GLOBAL BINPERSID BINPUT LONG_BINPUT BINGET LONG_BINGET MEMOIZE""".split()
+_longest = 1000  # characters of a class's name
 _unpickler = pickle._Unpickler  # the one in Python, whose methods can be replaced
 
 
@@ -176,9 +177,6 @@ class _Bounded:
         return self.f.read(n)
 
 # %% ../../nbs/deploy/torch_pickle.ipynb #15a7430f
-_longest = 1000  # characters of a class's name
-
-
 class TensorPickle(_unpickler):
     "Runs a pickle's program, `load()`. All that it builds are descriptions of tensors, dicts, lists and plain values"
 
@@ -208,14 +206,11 @@ class TensorPickle(_unpickler):
 
     def reduce(self) -> None:
         args, make = self.stack.pop(), self.stack.pop()
-        if make is OtherObject:
-            self.stack.append(OtherObject())
-            return
-        if make not in (_dict, StoredTensor, _typed, _first, _of_type):
+        if make not in (OtherObject, _dict, StoredTensor, _typed, _first, _of_type):
             raise ValueError('a call of something else than a function')
         if make is _dict:
             self.dispatch.left -= sum(map(len, _arguments(args)))  # these are copied
-        self.stack.append(make(*_arguments(args)))
+        self.stack.append(OtherObject() if make is OtherObject else make(*_arguments(args)))
 
     def new(self) -> None:
         self.stack.pop()

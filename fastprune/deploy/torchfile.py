@@ -188,7 +188,7 @@ def _read(open_file):
         raise ValueError(why)
     return _tensors(file, stored_state(model))
 
-
+# %% ../../nbs/deploy/torchfile.ipynb #7e21b9f4
 def _why(e):
     "What is wrong with a file, from an error of any kind: damaged files make zipfile, zlib and pickle raise them all"
     if isinstance(e, (ValueError, OSError, zipfile.BadZipFile, pickle.UnpicklingError)):

@@ -51,7 +51,7 @@ class WeightFile:
             raise ValueError(f"{self.path} has no weights that can be pruned")
         return {n: t.float() if t.dtype.itemsize < 2 else t for n, t in weights.items()}  # float8 can't be compared
 
-
+# %% ../../nbs/deploy/weight_file.ipynb #9a417c52
 def _is_network(n):
     "Is it the name of a tensor in a `state_dict`, in a file of `save_shrunk`?"
     return n.partition(':')[0] not in ('buffer', 'attribute')
@@ -102,8 +102,9 @@ def _check_fit(state, mine, path, arch, classes=1):
         if not fits or not all(a == b or (a, b) == (classes, 1) for a, b in zip(there, here, strict=True)):
             there, here = (f'of shape {s}' if s is not None else 'missing' for s in (there, here))
             raise ValueError(f"{path} is not of arch={arch!r}: {n!r} is {there} in the file, and {here} in the network")
-        if mine[n].is_floating_point() and not state[n].is_floating_point():
-            raise ValueError(f"{path} is not of arch={arch!r}: {n!r} has numbers of {state[n].dtype}, not floats")
+        if all(isinstance(d[n], torch.Tensor) for d in (state, mine)):
+            if mine[n].is_floating_point() and not state[n].is_floating_point():
+                raise ValueError(f"{path} is not of arch={arch!r}: {n!r} has numbers of {state[n].dtype}, not floats")
 
 
 def _count_classes(file, make, arch):
