@@ -334,8 +334,89 @@ def marked(path):
     return call(eval, f'open({path!r}, "w").write("x")')
 
 
+def named(ops):
+    "A dict of what a program of `ops` makes, by one name"
+    return zipped(b'\x80\x04}' + text('w') + ops + b's.')
+
+
+def get(i):
+    return b'h' + bytes([i])
+
+
+def kept(ops, i):
+    "Make something, and keep it as number `i` of the memo, not on the stack"
+    return ops + b'q' + bytes([i]) + b'0'
+
+
+def filled(**items):
+    return b'}(' + b''.join(text(k) + v for k, v in items.items()) + b'u'
+
+
+def described(**state):
+    "An object of a class that is not imported, with its attributes"
+    return b'cx\nY\n)R' + filled(**state) + b'b'
+
+
+def layer(params=b'}', modules=b'}'):
+    return described(_parameters=params, _buffers=b'}', _modules=modules)
+
+
+def doubled(levels, params):
+    "The program of a Learner whose model has two equal modules, each of which has two equal modules, ..."
+    ops = kept(layer(params), 10)
+    for i in range(10, 10 + levels):
+        ops += kept(layer(params, filled(a=get(i), b=get(i))), i + 1)
+    return ops + described(model=get(10 + levels))
+
+
+LONG = kept(text('a' * 300_000), 0)
+COUNTER, ORDERED = (kept(b'ccollections\n' + o + b'\n', 1) for o in (b'Counter', b'OrderedDict'))
+PAIRS = b'(' + b''.join(ints(i) + b'N\x86' for i in range(40_000)) + b't'
+MANY = b'}(' + b''.join(text(f'{i:x}') + get(2) for i in range(20_000)) + b'u'
+NO_BYTES = 'bits8', 'qint8', 'quint4x2', 'uint3', 'int4', 'float4_e2m1fn_x2'  # types that hardly work
+
+
+def typed(dtype):
+    "A tensor of one number"
+    storage = b'(' + text('storage') + b'ctorch\nUntypedStorage\n' + text('0') + text('cpu') + ints(16) + b'tQ'
+    made = b'ctorch._utils\n_rebuild_tensor_v3\n(' + storage + ints(0) + 2 * (b'(' + ints(1, 1) + b't')
+    return zipped(program(b'}', text('w'), made, b'\x89}ctorch\n' + dtype.encode() + b'\ntRs'), **{'0': bytes(16)})
+
+
 BASE = torch.randn(1000)
 PTH = {
+    'a class of 600,000 letters, 50,000 times': named(LONG + (get(0) * 2 + b'\x930') * 50_000 + b'N'),
+    '50,000 classes of 600,000 letters': named(LONG + get(0) * 2 + b'\x93' + (get(0) * 2 + b'\x93\x86') * 50_000),
+    '300,000 arguments, 50,000 times': named(LONG + COUNTER + (get(1) + get(0) + b'R0') * 50_000 + b'N'),
+    'a dict of 40,000 items, 50,000 times': named(
+        ORDERED + kept(PAIRS + b'\x85', 0) + b'](' + (get(1) + get(0) + b'R') * 50_000 + b'e'
+    ),
+    'a tensor of 300,000 arguments, 50,000 times': named(
+        LONG
+        + kept(b'ctorch._tensor\n_rebuild_from_type_v2\n', 1)
+        + kept(b'(ctorch._utils\n_rebuild_tensor_v2\nN' + get(0) + b'Nt', 2)
+        + (get(1) + get(2) + b'R0') * 50_000
+        + b'N'
+    ),
+    'a module in itself, of 300,000 letters': zipped(
+        b'\x80\x04'
+        + LONG
+        + kept(b'cx\nY\n)R', 1)
+        + get(1)
+        + filled(_parameters=b'}', _buffers=b'}', _modules=b'}(' + get(0) + get(1) + text('b') + get(1) + b'u')
+        + b'b'
+        + described(model=get(1))
+        + b'.'
+    ),
+    '20,000 parameters, 16,000 times': zipped(
+        b'\x80\x04' + kept(tensor(), 2) + kept(MANY, 3) + doubled(13, get(3)) + b'.', **{'0': bytes(16)}
+    ),
+    'no parameters, 20,000 names, 16,000 times': zipped(
+        b'\x80\x04N' + kept(b'', 2) + kept(MANY, 3) + doubled(13, get(3)) + b'.'
+    ),
+    'objects in objects': zipped(b'\x80\x04cx\nY\n' + b')R' * 100_000 + b'.'),
+    **{f'a tensor of {o}': typed(o) for o in NO_BYTES},
+    'an operation that is not known': zipped(program(b'\xff')),
     'a number, 10^9 times': torched({'w': torch.ones(1).expand(10**9)}),
     'code': marked('/tmp/fastprune-was-here'),
     'a call of print': call(print, 'x'),

@@ -32,9 +32,12 @@ def atomically(
     path: Path,  # Its final place
     each_process: bool = False,  # Let each of several processes write its own file? Else only the first one writes
 ) -> None:
-    "`write` a new file beside `path`, and move it there when it is complete. Raises `OSError` with `path`"
+    """`write` a new file beside `path`, and move it there when it is complete. Raises `OSError` with `path`, and
+    `ValueError` for a device: the file would take its place, and '/dev/null' be gone"""
     if int(os.environ.get('RANK', 0)) and not each_process:
         return
+    if _is_special(path):
+        raise ValueError(f"{path} is a device, a pipe or a socket: needs a file to write")
     tmp = path.with_name(f'{path.name[:40]}.{secrets.token_hex(6)}.part')
     try:
         mode = _create(tmp, path)
@@ -47,6 +50,15 @@ def atomically(
         if isinstance(e, (OSError, SafetensorError)):
             raise _failed(e, path) from e
         raise
+
+
+def _is_special(path):
+    "Is there something else than a file or a folder, also behind a link?"
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def _create(tmp, path):
@@ -108,6 +120,9 @@ def save_state(
     atomically(lambda p: save_file(state, p, meta), Path(path), each_process)
 
 # %% ../../nbs/core/files.ipynb #cb310106
+_extra = '_extra_state'  # the end of its name, in a `state_dict`
+
+
 def check_state(
     state: dict,  # A `state_dict`
 ) -> None:
@@ -115,7 +130,7 @@ def check_state(
     for n, v in state.items():
         if isinstance(v, torch.Tensor):
             check_tensor(n, v)
-        if isinstance(v, torch.Tensor) or n.endswith('_extra_state') and _as_json(v):
+        if isinstance(v, torch.Tensor) or n.endswith(_extra) and _as_json(v):
             continue
         raise ValueError(
             f"the model's state {n!r} is a {type(v).__name__}: what can be saved is tensors, and as extra "
@@ -220,7 +235,7 @@ def load_tensors(
             if meta.get('checksum') != state_crc(tensors, meta):
                 raise ValueError('its checksum is that of other contents')
             if others := strict_json(meta.pop('others', '{}'), dict):
-                if not extra or others.keys() & tensors.keys():
+                if not extra or others.keys() & tensors.keys() or not all(n.endswith(_extra) for n in others):
                     raise ValueError('it has more than tensors')
                 tensors.update(others)
     except (ValueError, OSError) as e:

@@ -79,4 +79,8 @@ def size_of(path: str | Path) -> int:  # Bytes
 def read_json(path: str | Path) -> dict:
     "Read a file of JSON. Raises `ValueError` for a damaged file"
     size_of(path)
-    return parse_json(Path(path).read_bytes(), path)
+    try:
+        text = Path(path).read_bytes()
+    except OSError as e:
+        raise ValueError(f"{path} can't be read: {error_line(e, 200)}") from e
+    return parse_json(text, path)

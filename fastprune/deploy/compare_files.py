@@ -11,7 +11,6 @@ from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
-import torch
 
 from ..core.checks import check_number
 from ..core.masks import Masks, nonzeros
@@ -68,7 +67,7 @@ def _layer_table(files, names):
 def _sizes(file):
     "Bytes, and numbers"
     sparse = attempt(file_sizes, file.state, file.masks).value
-    numbers = sum(t.numel() for t in file.state.values() if isinstance(t, torch.Tensor))
+    numbers = sum(t.numel() for t in file.tensors().values())
     return {'bytes': file.path.stat().st_size, 'bytes without zeros': sparse and sparse[1], 'numbers': numbers}
 
 

@@ -32,18 +32,17 @@ def fastprune_names(
 ) -> list[str]:  # Such as 'fastprune.core.masks.Masks'
     """The names of fastprune's that reading a pickle imports: those that it looks up, and the modules that
     cloudpickle's `subimport` imports"""
-    res, last, memo = [], None, {}  # last: what the pickle has put on its stack most recently, if it is a name
+    res, last, memo = [], None, {}  # last: what the pickle has put on its stack most recently, if it is text
     for op, arg, _ in pickletools.genops(data):
         if op.name in ('BINPUT', 'LONG_BINPUT'):
             memo[arg] = last
             continue
-        is_module = last == 'cloudpickle.cloudpickle subimport' and isinstance(arg, str)
-        if op.name in ('BINGET', 'LONG_BINGET'):
-            last = memo.get(arg)
-        else:
-            last = arg if op.name == 'GLOBAL' else None
-        if (is_module or op.name == 'GLOBAL') and re.match(r'fastprune\b', arg):
-            res.append(arg.replace(' ', '.'))
+        text = memo.get(arg) if op.name in ('BINGET', 'LONG_BINGET') else arg
+        text = text if isinstance(text, str) else None
+        is_module = last == 'cloudpickle.cloudpickle subimport'
+        if (is_module or op.name == 'GLOBAL') and re.match(r'fastprune\b', text or ''):
+            res.append(text.replace(' ', '.'))
+        last = text
     return res
 
 # %% ../../nbs/deploy/pickle_parts.ipynb #c32ea9f2

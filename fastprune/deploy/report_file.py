@@ -39,7 +39,7 @@ def _file_layers(weights, masks):
 
 def _report_tensors(file, out, pictures, js):
     "Write a page about a file's tensors, without their network"
-    weights, masks, state = file.weights(), file.masks, file.state
+    weights, masks, state = file.weights(), file.masks, file.tensors()
     if len(weights) > _most_rows:
         raise ValueError(f"{file.path} has {len(weights):,} weights: a page takes {_most_rows:,} at most")
     unrun = Attempt(why='not measured: a file of weights is no network to run. Name it by --arch')

@@ -121,9 +121,30 @@ def _put(model, name, t, shared):
     if old is None or not _no_wider(list(t.shape), list(old.shape)) and t.shape != old.shape:
         shape = 'none' if old is None else tuple(old.shape)
         raise ValueError(f'{name!r} has the shape {tuple(t.shape)} in the file, and {shape} in make_model()')
+    kind = lambda t: (t.is_floating_point(), t.is_complex())
+    if kind(t) != kind(old):
+        raise ValueError(f'{name!r} has numbers of {t.dtype} in the file, and {old.dtype} in make_model()')
     if id(old) not in shared:
         shared[id(old)] = old, nn.Parameter(t, old.requires_grad) if isinstance(old, nn.Parameter) else t
     (m._parameters if n in m._parameters else m._buffers)[n] = shared[id(old)][1]
+
+
+def _put_attribute(model, name, t):
+    "Let a tensor be an attribute of a module, where it has another tensor, or nothing"
+    owner, _, n = name.rpartition('.')
+    m = model.get_submodule(owner)
+    own = {**m._parameters, **m._buffers, **m._modules, **vars(nn.Module())}
+    if n in own or hasattr(type(m), n) or not isinstance(vars(m).get(n), torch.Tensor | None):
+        raise ValueError(f'{name!r} is no tensor in make_model()')
+    setattr(m, n, t)
+
+
+def _put_extra(model, name, state):
+    "Let a module take over its extra state"
+    try:
+        model.get_submodule(name.rpartition('.')[0]).set_extra_state(state)
+    except Exception as e:  # each class may have its own
+        raise ValueError(f"{name!r} can't be taken over: {error_line(e, 200)}") from e
 
 
 def _fill(model, tensors):
@@ -134,11 +155,12 @@ def _fill(model, tensors):
     shared = {}
     for key, t in tensors.items():
         kind, _, name = key.partition(':') if key not in plain else ('', '', key)
-        owner, _, n = name.rpartition('.')
-        if not isinstance(t, torch.Tensor):
-            model.get_submodule(owner).set_extra_state(t)
+        if name.rpartition('.')[2] == '_extra_state':
+            _put_extra(model, name, t)
+        elif not isinstance(t, torch.Tensor):
+            raise ValueError(f'{name!r} is no tensor in the file')
         elif kind == 'attribute':
-            setattr(model.get_submodule(owner), n, t)
+            _put_attribute(model, name, t)
         else:
             _put(model, name, t, shared)
     left = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]

@@ -34,18 +34,16 @@ class StoredObject(OtherObject):
         self.kind, self.args, self.state = kind, args, None
 
 # %% ../../nbs/deploy/torch_objects.ipynb #3cca3349
-_sets = 'builtins set', '__builtin__ set'  # by their names in Python 3 and 2
+_sets = ('builtins', 'set'), ('__builtin__', 'set')  # by their names in Python 3 and 2
 
 
 class ObjectPickle(TensorPickle):
     "As `TensorPickle`; objects of other classes become descriptions"
 
     def find_class(self, module: str, name: str) -> object:
-        if f'{module} {name}' not in _sets:
-            try:
-                return super().find_class(module, name)
-            except ValueError:
-                pass
+        return self.unknown(module, name) if (module, name) in _sets else super().find_class(module, name)
+
+    def unknown(self, module: str, name: str) -> StoredClass:
         return StoredClass(f'{module}.{name}')
 
     def persistent_load(self, pid: object) -> object:
@@ -86,7 +84,8 @@ ObjectPickle.operations = {
 }
 
 # %% ../../nbs/deploy/torch_objects.ipynb #62ef0e1c
-_most_modules, _most_levels = 20_000, 100  # of a model
+# of a model. A file can put one part into many places, so that a small file has more parts than memory takes
+_most_parts, _most_letters, _most_levels = 100_000, 10_000_000, 100
 
 
 def _part(o, name):
@@ -106,24 +105,28 @@ def learner_model(
 def _unsaved(module):
     "Names of buffers that a `state_dict` leaves out"
     names = module.state.get('_non_persistent_buffers_set')
-    args = names.args if isinstance(names, StoredObject) else ()
-    return [n for arg in args if isinstance(arg, list) for n in arg if isinstance(n, str)] if args else []
+    args = names.args if isinstance(names, StoredObject) else None
+    return args[0] if isinstance(args, tuple) and args and isinstance(args[0], list) else []
 
 
 def stored_state(
     model: StoredObject,  # Description of a module
 ) -> dict:  # Name -> description of a tensor, or what else is in its place
     "The `state_dict` of a described module. Raises `ValueError` if it isn't one"
-    res, todo, n = {}, [('', 0, model)], 0
+    res, todo, n, letters = {}, [('', 0, model)], 0, 0
     while todo:
         prefix, level, m = todo.pop()
-        n += 1
-        if n > _most_modules or level > _most_levels:
-            raise ValueError('more modules in the model than there can be')
         parts = [_part(m, o) for o in ('_parameters', '_buffers', '_modules')]
         if None in parts:
             raise ValueError(f'the module {prefix[:80]!r} has no parameters, buffers or modules')
         unsaved = _unsaved(m)
+        n += 1 + len(unsaved) + sum(map(len, parts))
+        if n > _most_parts or level > _most_levels:
+            raise ValueError('more modules in the model than there can be')
+        letters += sum(len(prefix) + len(k) for of in parts for k in of)
+        if letters > _most_letters:
+            raise ValueError('longer names in the model than there can be')
+        unsaved = {k for k in unsaved if isinstance(k, str)}
         for of in parts[:2]:
             res.update({prefix + k: t for k, t in of.items() if t is not None and k not in unsaved})
         inner = [(f'{prefix}{k}.', level + 1, o) for k, o in parts[2].items() if o is not None]
@@ -166,10 +169,12 @@ def compact_tensor(
         (ones,), _ = _method(_method(mask, 'bool')[1], 'new_tensor')
         buffer, _, n = _function(ones, 'unpackbits')
         (bits,) = _function(_function(buffer, 'frombuffer')[0], 'decompress')
-    except (ValueError, TypeError, IndexError):
+    except (ValueError, TypeError, LookupError):
         return None
+    if not isinstance(values, StoredTensor) or type(bits) is not bytes:
+        raise ValueError('a tensor without values or places')
     whole = StoredTensor(StoredNumbers(values.dtype, '', n), 0, size, stride)  # raises ValueError for no shape
     end = sum((o - 1) * s for o, s in zip(whole.size, whole.stride, strict=True)) + 1
-    if not isinstance(values, StoredTensor) or type(bits) is not bytes or not math.prod(size) == n == end:
+    if not math.prod(size) == n == end:
         raise ValueError('a tensor without values or places')
     return CompactTensor(values, bits, n, size, stride)

@@ -69,8 +69,15 @@ def _first(data, *args):
     return data
 
 
+def _arguments(args):
+    "The arguments of a call. More than torch writes are refused: unpacking them, again and again, can take forever"
+    if type(args) is not tuple or len(args) > 16:
+        raise ValueError('a call with other arguments than those that torch writes')
+    return args
+
+
 def _of_type(make, kind, args, *state):
-    return make(*args) if make in (StoredTensor, _typed) else OtherObject()
+    return make(*_arguments(args)) if make in (StoredTensor, _typed) else OtherObject()
 
 
 def _dict(*pairs):
@@ -103,6 +110,9 @@ _storages = dict(
     ComplexFloat='complex64',
     ComplexDouble='complex128',
 )
+# without quantized types and those of less than a byte, which torch can neither print nor compare
+_dtypes = {*_storages.values(), 'uint16', 'uint32', 'uint64', 'complex32'}
+_dtypes.update(k for k in vars(torch) if k.startswith('float8_'))
 _known = {
     'collections OrderedDict': _dict,
     'torch._utils _rebuild_tensor': StoredTensor,
@@ -113,7 +123,7 @@ _known = {
     'torch._tensor _rebuild_from_type_v2': _of_type,
     'torch.storage UntypedStorage': torch.uint8,
     **{f'torch {k}Storage': getattr(torch, v) for k, v in _storages.items()},
-    **{f'torch {k}': v for k, v in vars(torch).items() if isinstance(v, torch.dtype)},
+    **{f'torch {k}': getattr(torch, k) for k in _dtypes},
 }
 _inert = (
     'torch Size',
@@ -138,6 +148,7 @@ _known.update(dict.fromkeys(_inert, OtherObject))
 _operations = """PROTO FRAME STOP MARK POP POP_MARK EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 NONE
     NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINSTRING SHORT_BINSTRING
     BINBYTES SHORT_BINBYTES GLOBAL STACK_GLOBAL BINPERSID BINPUT LONG_BINPUT BINGET LONG_BINGET MEMOIZE""".split()
+_longest = 1000  # characters of a class's name
 _unpickler = pickle._Unpickler  # the one in Python, whose methods can be replaced
 
 
@@ -149,6 +160,9 @@ class _Counted(dict):
         if self.left < 0:
             raise ValueError('more operations than such a file needs')
         return super().__getitem__(code)
+
+    def __missing__(self, code):
+        raise ValueError(f'an operation that such a file does not need, {code:#x}')
 
 
 class _Bounded:
@@ -176,11 +190,14 @@ class TensorPickle(_unpickler):
         self.dispatch.left = min(1000 + size // 2, 2_000_000)
 
     def find_class(self, module: str, name: str) -> object:
-        try:
-            return _known[f'{module} {name}']
-        except KeyError:
-            what = f'{module[:80]}.{name[:80]}'
-            raise ValueError(f'it has more in it than tensors, which is not unpickled: {what}') from None
+        if len(module) + len(name) > _longest:
+            raise ValueError(f'a class with a name of more than {_longest:,} characters')
+        full = f'{module} {name}'
+        return _known[full] if full in _known else self.unknown(module, name)
+
+    def unknown(self, module: str, name: str) -> object:
+        what = f'{module[:80]}.{name[:80]}'
+        raise ValueError(f'it has more in it than tensors, which is not unpickled: {what}')
 
     def persistent_load(self, pid: object) -> StoredNumbers:
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != 'storage' or pid[5:] not in ((), (None,)):
@@ -189,10 +206,11 @@ class TensorPickle(_unpickler):
 
     def reduce(self) -> None:
         args, make = self.stack.pop(), self.stack.pop()
-        self.dispatch.left -= sum(len(a) for a in args if isinstance(a, (list, dict)))  # these are copied
-        if make is not OtherObject and make not in (_dict, StoredTensor, _typed, _first, _of_type):
+        if make not in (OtherObject, _dict, StoredTensor, _typed, _first, _of_type):
             raise ValueError('a call of something else than a function')
-        self.stack.append(make(*args))
+        if make is _dict:
+            self.dispatch.left -= sum(map(len, _arguments(args)))  # these are copied
+        self.stack.append(OtherObject() if make is OtherObject else make(*_arguments(args)))
 
     def new(self) -> None:
         self.stack.pop()

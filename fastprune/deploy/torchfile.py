@@ -9,6 +9,7 @@ __all__ = ['load_torch']
 import contextlib
 import io
 import math
+import pickle
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 
 from ..core.files import unpack_bits
-from ..core.json_files import size_of
+from ..core.json_files import error_line, size_of
 from .torch_objects import CompactTensor, ObjectPickle, compact_tensor, learner_model, stored_state
 from .torch_pickle import OtherObject, StoredNumbers, StoredTensor, TensorPickle
 
@@ -44,6 +45,8 @@ class _Zip:
 
     def entry(self, name):
         "An entry, which is not compressed, as a tensor of bytes"
+        if name not in self.entries:
+            raise ValueError(f'it has no {name[:80]!r}')
         info = self.entries[name]
         self.f.seek(info.header_offset)
         head = self.f.read(30)  # its last four bytes are the lengths of a name and of a comment, which follow
@@ -185,6 +188,17 @@ def _read(open_file):
         raise ValueError(why)
     return _tensors(file, stored_state(model))
 
+# %% ../../nbs/deploy/torchfile.ipynb #7e21b9f4
+def _why(e):
+    "What is wrong with a file, from an error of any kind: damaged files make zipfile, zlib and pickle raise them all"
+    if isinstance(e, (ValueError, OSError, zipfile.BadZipFile, pickle.UnpicklingError)):
+        return error_line(e, 200)
+    if isinstance(e, zlib.error):
+        return 'its compressed bits are not what was written'
+    if isinstance(e, EOFError):
+        return 'it ends too early'
+    return f'its pickle is none that torch writes ({type(e).__name__})'
+
 
 def load_torch(
     path: str | Path,  # File of `torch.save`, or of fastai's `learn.save` or `learn.export`
@@ -201,6 +215,5 @@ def load_torch(
                 return kind(f, size, pickle)
 
             return _read(open_file)
-    except Exception as e:  # damaged files make zipfile and pickle raise all kinds of errors
-        why = str(e).strip().split('\n')[0][:200] if isinstance(e, (ValueError, OSError)) else type(e).__name__
-        raise ValueError(f"{path} can't be read, or is damaged: {why}") from e
+    except Exception as e:
+        raise ValueError(f"{path} can't be read, or is damaged: {_why(e)}") from e

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..core.checks import check_number
 from ..core.files import load_tensors
+from ..core.json_files import error_line
 from ..core.masks import Masks
 from ..core.names import shape_of
 from ..core.sparse_files import read_sparse
@@ -38,14 +39,19 @@ class WeightFile:
     masks: dict  # Masks by name
     shrunk: bool = False  # Was it written by `save_shrunk`?
 
+    def tensors(self) -> dict:
+        "Name -> tensor, without the extra state of modules"
+        return {n: t for n, t in self.state.items() if isinstance(t, torch.Tensor)}
+
     def weights(self) -> dict:
         "Name -> tensor, of those that are weights by mask or name"
-        weights = {n: t for n, t in self.state.items() if n in self.masks or named_as_weight(n, t)}
+        masked = lambda n, t: n in self.masks and t.is_floating_point()
+        weights = {n: t for n, t in self.tensors().items() if masked(n, t) or named_as_weight(n, t)}
         if not weights:
             raise ValueError(f"{self.path} has no weights that can be pruned")
         return {n: t.float() if t.dtype.itemsize < 2 else t for n, t in weights.items()}  # float8 can't be compared
 
-
+# %% ../../nbs/deploy/weight_file.ipynb #9a417c52
 def _is_network(n):
     "Is it the name of a tensor in a `state_dict`, in a file of `save_shrunk`?"
     return n.partition(':')[0] not in ('buffer', 'attribute')
@@ -58,9 +64,13 @@ def read_weight_file(
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no file {str(path)!r}")
-    with path.open('rb') as f:
-        start = f.read(4)
-    if start[:2] == b'PK' or start[:1] == b'\x80':  # a zip file, or a pickle
+    try:
+        with path.open('rb') as f:
+            start = f.read(9)
+    except OSError as e:
+        raise ValueError(f"{path} can't be read: {error_line(e, 200)}") from e
+    # a zip file, or a pickle. A file of safetensors can begin so, too: with the size of its header, and the header
+    if (start[:2] == b'PK' or start[:1] == b'\x80') and start[8:] != b'{':
         res = WeightFile(path, load_torch(path), {})
     else:
         state, meta = load_tensors(path, foreign=True, extra=True)
@@ -92,14 +102,20 @@ def _check_fit(state, mine, path, arch, classes=1):
         if not fits or not all(a == b or (a, b) == (classes, 1) for a, b in zip(there, here, strict=True)):
             there, here = (f'of shape {s}' if s is not None else 'missing' for s in (there, here))
             raise ValueError(f"{path} is not of arch={arch!r}: {n!r} is {there} in the file, and {here} in the network")
+        if all(isinstance(d[n], torch.Tensor) for d in (state, mine)):
+            if mine[n].is_floating_point() and not state[n].is_floating_point():
+                raise ValueError(f"{path} is not of arch={arch!r}: {n!r} has numbers of {state[n].dtype}, not floats")
 
 
 def _count_classes(file, make, arch):
     """The number of classes: the size of the network's last tensor, if all else is as in a network of one class. So the
     network that is made is never larger than the file. Channels may be missing in a file of `save_shrunk`"""
     mine = make(1).state_dict()
-    last = next((n for n in reversed(mine) if mine[n].ndim and n in file.state), None)
-    n = len(file.state[last]) if last else 1
+    there = file.tensors()
+    last = next((n for n in reversed(mine) if mine[n].ndim and n in there and there[n].ndim), None)
+    n = len(there[last]) if last else 1
+    if not n:
+        raise ValueError(f"{file.path} is of a network without classes: {last!r} has no numbers")
     if not file.shrunk:
         _check_fit(file.state, mine, file.path, arch, n)
     return n

@@ -50,6 +50,18 @@ def test_no_link_is_followed(tmp_path, write):
     assert (tmp_path / 'mine').read_text() == 'precious' and not (tmp_path / 'a').is_symlink()
 
 
+@pytest.mark.parametrize('write', WRITERS.values(), ids=WRITERS)
+def test_no_file_takes_the_place_of_a_device(tmp_path, write):
+    "Moving a file to '/dev/null' would do that to root"
+    os.mkfifo(tmp_path / 'pipe')
+    (tmp_path / 'device').symlink_to('/dev/null')
+    for path in (tmp_path / 'pipe', tmp_path / 'device'):
+        with pytest.raises(ValueError, match=f'{path.name} is a device, a pipe or a socket'):
+            write(path)
+    assert (tmp_path / 'pipe').is_fifo() and (tmp_path / 'device').is_symlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['device', 'pipe']
+
+
 def test_rounds_and_sweeps_follow_no_link(learner, fit, tmp_path):
     (tmp_path / 'mine').write_text('precious')
     for name in ('rounds.json.part', 'a_0.5_0.json.part'):

@@ -1,18 +1,33 @@
 "Files of weights of all kinds, read without running them, and compared"
 
+import json
 import math
 import os
 import re
+import struct
 
 import cloudpickle
 import numpy as np
 import pytest
 import torch
 from fastai.basics import L
+from safetensors.torch import save_file
 from torch import nn
 
-from fastprune.all import Masks, SparsifyCallback, digits_dls, save_shrunk, save_sparse
+from fastprune.all import (
+    Masks,
+    SparsifyCallback,
+    digits_dls,
+    load_shrunk,
+    load_state,
+    save_shrunk,
+    save_sparse,
+    save_state,
+)
+from fastprune.core.files import load_tensors, state_crc
+from fastprune.core.json_files import read_json
 from fastprune.deploy.compare_files import compare_files
+from fastprune.deploy.report_file import report_file
 from fastprune.deploy.torchfile import load_torch
 from fastprune.deploy.weight_file import file_learner, read_weight_file
 from fastprune.zoo.learners import digits_learner, quiet_fit
@@ -201,6 +216,124 @@ def test_comparison_with_a_network(tmp_path):
     assert re.search(r'\nms +[\d.]+ ms +[\d.]+ ms', str(found))
     with pytest.raises(ValueError, match=r"is not of arch='resnet18'"):
         compare_files(tmp_path / 'a.pth', tmp_path / 'b', 'resnet18')
+
+
+@pytest.mark.parametrize('start', [0x80, 0x4B50])
+def test_headers_of_any_size(tmp_path, start):
+    "The size of a header comes first in a file of safetensors; a pickle and a zip file start with such bytes, too"
+    state = {'fc.weight': torch.randn(3, 3)}
+    head = json.dumps({'fc.weight': {'dtype': 'F32', 'shape': [3, 3], 'data_offsets': [0, 36]}}).encode().ljust(start)
+    (tmp_path / 'a').write_bytes(struct.pack('<Q', start) + head + state['fc.weight'].numpy().tobytes())
+    assert torch.equal(read_weight_file(tmp_path / 'a').state['fc.weight'], state['fc.weight'])
+
+
+def test_extra_state_is_no_weight(tmp_path):
+    pytest.importorskip('plotly')
+    save_sparse({'fc.weight': torch.eye(30), 'fc._extra_state': {'scale': 1}}, tmp_path / 'a')
+    assert compare_files(tmp_path / 'a', tmp_path / 'a').files.loc['numbers'].tolist() == [900, 900]
+    page = report_file(tmp_path / 'a', out=tmp_path / 'page.html', seconds=0).read_text()
+    assert '900 numbers in 1 tensors' in page
+
+
+def test_masks_of_whole_numbers(tmp_path):
+    "A file may have them; what is compared is weights"
+    masks = {n: torch.ones(9, 9).bool() for n in ('codes', 'fc.weight')}
+    codes = torch.ones(9, 9, dtype=torch.uint16)
+    save_sparse({'codes': codes, 'fc.weight': torch.ones(9, 9)}, tmp_path / 'a', masks=masks)
+    assert list(compare_files(tmp_path / 'a', tmp_path / 'a').layers.index) == ['fc.weight', 'total']
+
+
+def test_numbers_that_are_no_networks(tmp_path):
+    pytest.importorskip('torchvision')
+    state = make_model('squeezenet1_1', 3, 32).state_dict()
+    torch.save({n: t.to(torch.uint64) for n, t in state.items()}, tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=r"a\.pth is not of arch='squeezenet1_1': '.*' has numbers of torch.uint64"):
+        file_learner(read_weight_file(tmp_path / 'a.pth'), 'squeezenet1_1', size=32)
+    torch.save({n: t[:0] if n.startswith('classifier') else t for n, t in state.items()}, tmp_path / 'b.pth')
+    with pytest.raises(ValueError, match=r"b\.pth is of a network without classes: 'classifier.1.bias'"):
+        file_learner(read_weight_file(tmp_path / 'b.pth'), 'squeezenet1_1', size=32)
+
+
+def test_errors_say_what_is_wrong(pruned, tmp_path):
+    "Not only which class of errors zipfile, zlib or pickle have raised"
+    path = tmp_path / 'a.pkl'
+    torch.save({'a': torch.ones(3)}, path)
+    good = path.read_bytes()
+    for bad, why in (
+        (good[:-30], 'not a zip file'),
+        (good.replace(b'data/0', b'data/1'), "it has no 'data/0'"),
+        (b'\x80\x02', 'it ends too early'),
+        (b'\x80\x02.', 'its pickle is none that torch writes'),
+    ):
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match=rf"a\.pkl can't be read, or is damaged: .*({why})"):
+            load_torch(path)
+
+
+@pytest.mark.parametrize('load', [read_weight_file, read_json])
+def test_files_of_a_disk_that_fails(load, monkeypatch, tmp_path):
+    "Python's own error for it names no file"
+
+    def fail(self, *args, **kwargs):
+        raise OSError(5, 'Input/output error')
+
+    (tmp_path / 'a').write_text('{}')
+    monkeypatch.setattr('pathlib.Path.open', fail)
+    monkeypatch.setattr('pathlib.Path.read_bytes', fail)
+    with pytest.raises(ValueError, match=r"a can't be read: .*Input/output error"):
+        load(tmp_path / 'a')
+
+
+class Scaled(nn.Linear):
+    "A layer with extra state"
+
+    def get_extra_state(self):
+        return self.scale
+
+    def set_extra_state(self, state):
+        self.scale = state if isinstance(state, torch.Tensor) else state['scale']
+
+
+def scaled(state):
+    model = nn.Sequential(Scaled(3, 3), nn.BatchNorm1d(3))
+    model[0].scale = state
+    return model
+
+
+def test_extra_state_of_a_shrunk_model(tmp_path):
+    "Extra state may be a tensor; what the module can't take is an error that names the file"
+    save_shrunk(scaled(torch.tensor([2.0])), tmp_path / 'a')
+    assert load_shrunk(tmp_path / 'a', lambda: scaled(None))[0].scale.tolist() == [2]
+    save_shrunk(scaled({'size': 2}), tmp_path / 'a')
+    with pytest.raises(ValueError, match="a is of another .*'0._extra_state' can't be taken over"):
+        load_shrunk(tmp_path / 'a', lambda: scaled(None))
+
+
+HOSTILE_PARTS = {
+    '0.weight': (torch.ones(3, 3, dtype=torch.int64), 'has numbers of torch.int64'),
+    'attribute:forward': (torch.ones(1), "'forward' is no tensor"),
+    'attribute:0.training': (torch.ones(1), "'0.training' is no tensor"),
+    'attribute:0.weight': (torch.ones(1), "'0.weight' is no tensor"),
+    'attribute:_is_full_backward_hook': (torch.ones(1), "'_is_full_backward_hook' is no tensor"),
+}
+
+
+@pytest.mark.parametrize('name', HOSTILE_PARTS)
+def test_parts_that_no_shrunk_model_has(tmp_path, name):
+    t, why = HOSTILE_PARTS[name]
+    save_shrunk(nn.Sequential(nn.Linear(3, 3)), tmp_path / 'a')
+    tensors, meta = load_tensors(tmp_path / 'a')
+    save_state({**tensors, name: t}, tmp_path / 'a', {'shrunk': meta['shrunk']})
+    with pytest.raises(ValueError, match=f'a is of another architecture .*{why}'):
+        load_shrunk(tmp_path / 'a', lambda: nn.Sequential(nn.Linear(3, 3)))
+
+
+def test_json_in_place_of_a_tensor(tmp_path):
+    "JSON is there for the extra state of modules alone"
+    meta = {'others': json.dumps({'fc.weight': [1]})}
+    save_file({}, tmp_path / 'a', {**meta, 'checksum': state_crc({}, meta)})
+    with pytest.raises(ValueError, match='a can.t be read, or is damaged: it has more than tensors'):
+        load_state(tmp_path / 'a')
 
 
 def test_a_file_of_no_weights(tmp_path):
