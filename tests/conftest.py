@@ -23,8 +23,10 @@ def pytest_configure(config):
     else:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # for the fixture `deterministic`
     import devices
+    from fastai.basics import defaults
 
     devices.start(name)
+    defaults.cpus = 0  # data of the tests are small: by default no process is forked to make batches or tokens
 
 
 @pytest.hookimpl(wrapper=True)

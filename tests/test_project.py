@@ -132,6 +132,7 @@ less = {
 # method that methods/test_your_own_method.py does one by one
 running = """
 import json, sys
+from fastai.basics import defaults
 from nbdev import test
 
 class Less(test.NBProcessor):
@@ -141,6 +142,7 @@ class Less(test.NBProcessor):
             for all_of_it, part in json.loads(sys.argv[2]).items():
                 cell.set_source(cell.source.replace(all_of_it, part))
 
+defaults.cpus = 0  # batches are made in this process
 test.NBProcessor = Less
 test.nbdev_test(path=sys.argv[1], n_workers=0)
 """
