@@ -1,3 +1,4 @@
+import gc
 import os
 
 os.environ['MPLBACKEND'] = 'agg'
@@ -22,8 +23,10 @@ def pytest_configure(config):
     else:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # for the fixture `deterministic`
     import devices
+    from fastai.basics import defaults
 
     devices.start(name)
+    defaults.cpus = 0  # data of the tests are small: by default no process is forked to make batches or tokens
 
 
 @pytest.hookimpl(wrapper=True)
@@ -57,15 +60,16 @@ def deterministic(device):
 
 @pytest.fixture
 def learner(tmp_path):
-    "Makes Learners on digits; keyword arguments go to `Learner`"
+    "Makes Learners on digits; `data` goes to `digits_dls`, other keyword arguments to `Learner`"
     from fastai.basics import CrossEntropyLossFlat, Learner, accuracy, set_seed
 
     from fastprune.all import digits_convnet, digits_dls
 
-    def make(model=None, bs=64, **kwargs):
+    def make(model=None, bs=64, data=(), **kwargs):
         set_seed(42, reproducible=True)
         kwargs = dict(loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=tmp_path) | kwargs
-        return Learner(digits_dls(bs=bs), digits_convnet(widths=(8, 16, 16)) if model is None else model, **kwargs)
+        dls = digits_dls(bs=bs, **dict(data))
+        return Learner(dls, digits_convnet(widths=(8, 16, 16)) if model is None else model, **kwargs)
 
     return make
 
@@ -88,3 +92,9 @@ LONG = ('[tutorials/', '[training/callback]', 'test_ray_', 'test_sharded', 'test
 def pytest_collection_modifyitems(items):
     "Long tests first, so that no process is left alone with one at the end"
     items.sort(key=lambda item: not any(part in item.nodeid for part in LONG))
+
+
+def pytest_collection_finish():
+    "Libraries and collected tests stay until the end: the garbage collector need not look at them again and again"
+    gc.collect()
+    gc.freeze()

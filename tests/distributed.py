@@ -113,7 +113,7 @@ def fits(out, part):
         cbs += [Crash()] if part == 'stopped' else []
         with in_group(learn, **SAME_ORDER):
             try:
-                learn.fit_one_cycle(3, 0.02, cbs=cbs)
+                learn.fit_one_cycle(2, 0.02, cbs=cbs)
             except RuntimeError as e:
                 assert 'power is out' in str(e) and part == 'stopped'
             state = unwrap(learn.model).state_dict()

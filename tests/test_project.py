@@ -102,17 +102,37 @@ slow = {
 less = {
     'for seed in range(3)': 'for seed in range(1)',
     'digits_dls(size=32, channels=3)': 'digits_dls(size=32, channels=3, valid_pct=0.1, test_pct=0.8)',
+    'digits_dls(size=16, channels=3)': 'digits_dls(size=16, channels=3, valid_pct=0.1, test_pct=0.8)',
+    'dls = digits_dls(size=16)': 'dls = digits_dls(size=16, valid_pct=0.1, test_pct=0.8)',
+    'dls = digits_dls()': 'dls = digits_dls(valid_pct=0.1, test_pct=0.6)',
+    'return Learner(digits_dls(), model or': 'return Learner(digits_dls(bs=32, valid_pct=0.2, test_pct=0.4), model or',
+    'model, loss = digits_convnet(), ': 'model, loss = digits_convnet(widths=(8, 16, 16)), ',
     'pixels[:360]': 'pixels[:90]',
     'range(2000)': 'range(600)',
+    '(0.3, 1, 3, 10, 100), (None, 0.1, 0.2, 0.3, 0.5)': '(0.3, 3, 100), (None, 0.3)',
     'text_learner(seed), 6,': 'text_learner(seed), 1,',
+    'epochs=3, **kwargs': 'epochs=1, **kwargs',
     'fit(learn, 6,': 'fit(learn, 1,',
-    'fit_one_cycle(4, 0.01)': 'fit_one_cycle(1, 0.01)',
+    'fit(6, 2e-3,': 'fit(2, 2e-3,',
+    'fit(20, 2e-3,': 'fit(5, 2e-3,',
+    'fine_tune(3, 0.01': 'fine_tune(1, 0.01',
+    'fine_tune(4, 0.01': 'fine_tune(1, 0.01',
+    'fine_tune(5, 0.01': 'fine_tune(1, 0.01',
+    'fit_one_cycle(4, 0.01': 'fit_one_cycle(1, 0.01',
+    'fit_one_cycle(4, 3e-3': 'fit_one_cycle(1, 3e-3',
+    'fit_one_cycle(5, 0.005': 'fit_one_cycle(1, 0.005',
+    'fit_one_cycle(5, 0.01, cbs=SparsifyCallback(': 'fit_one_cycle(1, 0.01, cbs=SparsifyCallback(',
+    'fit_one_cycle(6, 0.01': 'fit_one_cycle(1, 0.01',
     'for sparsity in (0.9, 0.95):': 'for sparsity in (0.9,):',
     'train(cb, 4)': 'train(cb, 1)',
+    'train(former, 4,': 'train(former, 1,',
     'train(method(0.95), 4, seed)': 'train(method(0.95), 1, seed)',
-}  # seeds of a table, images of the largest network, files of images, sentences, epochs, and sparsities
+    'check_method(TopKAST)': "check_method(TopKAST, checks='exact_end')",
+}  # seeds of a table, images, channels, files of images, grids, sentences, epochs, sparsities, and the checks of a
+# method that methods/test_your_own_method.py does one by one
 running = """
 import json, sys
+from fastai.basics import defaults
 from nbdev import test
 
 class Less(test.NBProcessor):
@@ -122,6 +142,7 @@ class Less(test.NBProcessor):
             for all_of_it, part in json.loads(sys.argv[2]).items():
                 cell.set_source(cell.source.replace(all_of_it, part))
 
+defaults.cpus = 0  # batches are made in this process
 test.NBProcessor = Less
 test.nbdev_test(path=sys.argv[1], n_workers=0)
 """

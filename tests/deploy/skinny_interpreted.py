@@ -121,6 +121,7 @@ def test_as_a_form(monkeypatch):
     monkeypatch.setattr(inference, '_on_gpu', lambda model: True)
     monkeypatch.setattr('fastprune.deploy.timing.LayerTrial.best', lambda t: list(t.forms)[-1])
     monkeypatch.setattr(inference, '_choose', lambda *args: 'sparse')
+    monkeypatch.setattr('fastprune.deploy.graph_choice.kernel_missing', lambda: 'it is for the CPU')
     torch.manual_seed(0)
     model = nn.Sequential(sparse_linear(64, 8, 0.8), nn.ReLU(), sparse_linear(8, 3, 0.5))
     for n, form in ((4, 'skinny'), (40, 'csr')):

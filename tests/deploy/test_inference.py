@@ -168,37 +168,45 @@ def test_same_outputs(name, form, monkeypatch):
     assert (report.form[:-1] == form).any() != none and (report.why[report.form == 'dense'] != '').all()
 
 
+def of_torchvision(arch):
+    "The network, or one of its family with fewer and narrower layers of the same kinds"
+    tv = pytest.importorskip('torchvision').models
+    if arch == 'densenet':
+        return tv.DenseNet(8, (2, 3, 2, 2), 16, num_classes=10)
+    if arch == 'convnext':
+        block = tv.convnext.CNBlockConfig
+        return tv.ConvNeXt([block(24, 32, 1), block(32, 48, 1), block(48, 64, 2), block(64, None, 1)], num_classes=10)
+    if arch == 'vit':
+        return tv.VisionTransformer(32, 8, 2, 4, 64, 128, num_classes=10)
+    if arch == 'swin':
+        return tv.SwinTransformer([4, 4], 24, [2, 2, 2, 2], [2, 2, 4, 8], [7, 7], num_classes=10)
+    if arch == 'efficientnet':
+        stages = [(1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 1), (6, 5, 1, 40, 64, 2)]
+        blocks = [tv.efficientnet.MBConvConfig(*stage, width_mult=0.5) for stage in stages]
+        return tv.EfficientNet(blocks, 0.2, num_classes=10)
+    if arch == 'googlenet':
+        return tv.googlenet(aux_logits=False, init_weights=False)
+    return getattr(tv, arch)(num_classes=10)
+
+
 @pytest.mark.parametrize(
     'arch',
     [
         'resnet18',
         'mobilenet_v2',
-        'densenet121',
+        'densenet',
         'googlenet',
         'shufflenet_v2_x0_5',
-        'convnext_tiny',
-        'vit_b_16',
-        'swin_t',
-        'efficientnet_b0',
+        'convnext',
+        'vit',
+        'swin',
+        'efficientnet',
         'regnet_y_400mf',
     ],
 )
 def test_torchvision(arch, monkeypatch):
-    tv = pytest.importorskip('torchvision')
     torch.manual_seed(0)
-    kw = (
-        {'image_size': 32, 'num_layers': 2}
-        if arch == 'vit_b_16'
-        else {'aux_logits': False, 'init_weights': False}
-        if arch == 'googlenet'
-        else {}
-    )
-    make = (
-        (lambda **k: tv.models.VisionTransformer(32, 8, 2, 4, 64, 128, num_classes=10))
-        if arch == 'vit_b_16'
-        else getattr(tv.models, arch)
-    )
-    model, x = pruned(make(**kw), 0.8), torch.randn(2, 3, 32, 32)
+    model, x = pruned(of_torchvision(arch), 0.8), torch.randn(2, 3, 32, 32)
     res = forced(model, x, monkeypatch=monkeypatch, rtol=1e-3)
     with torch.no_grad():
         assert same(res(x), model(x), 1e-3) and same(
@@ -214,7 +222,7 @@ def test_torchvision(arch, monkeypatch):
 def test_timm(arch, monkeypatch):
     timm = pytest.importorskip('timm')
     torch.manual_seed(0)
-    kw = {'img_size': 32} if 'vit' in arch else {}
+    kw = {'img_size': 32, 'depth': 3} if 'vit' in arch else {}
     model, x = pruned(timm.create_model(arch, num_classes=10, **kw), 0.8), torch.randn(2, 3, 32, 32)
     res = forced(model, x, monkeypatch=monkeypatch, rtol=1e-3)
     with torch.no_grad():

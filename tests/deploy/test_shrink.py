@@ -500,11 +500,11 @@ def made(name):
         net = pytest.importorskip('timm').create_model(name.split()[1], num_classes=5)
     else:
         models = pytest.importorskip('torchvision.models')
-        net = (
-            models.DenseNet(8, (3, 3, 3), 16, num_classes=5)
-            if name == 'densenet'
-            else getattr(models, name)(num_classes=5)
-        )
+        if name == 'densenet':
+            net = models.DenseNet(8, (3, 3, 3), 16, num_classes=5)
+        else:
+            kwargs = dict(init_weights=False) if name == 'vgg11_bn' else {}  # of 100 million weights
+            net = getattr(models, name)(num_classes=5, **kwargs)
     for n, p in net.named_parameters():
         if 'layer_scale' in n:
             nn.init.normal_(p)

@@ -57,8 +57,8 @@ pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to
 
 @pytest.fixture
 def quick(learner):
-    "A `learner` with 12 steps an epoch, half as many, for what is trained with each method"
-    return partial(learner, bs=128)
+    "A `learner` with 8 steps an epoch, a third as many, for what is trained with each method"
+    return partial(learner, bs=32, data=dict(valid_pct=0.15, test_pct=0.71))
 
 
 every = pytest.mark.parametrize('method', METHODS.values(), ids=METHODS)
@@ -94,7 +94,7 @@ def test_exact_at_the_end_and_kept(quick, fit, method):
     learn, check, cb = quick(opt_func=SGDM, wd=0.01), Check(), method(0.8)
     keys, kind = list(learn.model.state_dict()), type(learn.model)
     fit(learn, 2, 0.02, cbs=[cb, check])
-    assert is_exact(learn) and is_plain(learn) and check.steps == 24
+    assert is_exact(learn) and is_plain(learn) and check.steps == 16
     assert (
         list(learn.model.state_dict()) == keys
         and type(learn.model) is kind
@@ -105,7 +105,7 @@ def test_exact_at_the_end_and_kept(quick, fit, method):
         abs(dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1], strict=False))['sparsity'] - 0.8)
         < 1e-3
     )
-    assert len(cb.iters) == len(cb.reached) == 24 and abs(cb.reached[-1] - 0.8) < 1e-3
+    assert len(cb.iters) == len(cb.reached) == 16 and abs(cb.reached[-1] - 0.8) < 1e-3
     cb.plot()
     masks = learn.masks
     fit(learn, 1, 0.02, cbs=check)
@@ -178,7 +178,7 @@ class Mixed(MixedPrecision):
         self.skipped_steps, self.autocast, self.learn.scaler = (
             0,
             torch.autocast(kind, torch.float16 if self.kwargs['enabled'] else torch.bfloat16),
-            torch.amp.GradScaler(kind, init_scale=2.0**24, growth_interval=7, **self.kwargs),
+            torch.amp.GradScaler(kind, init_scale=2.0**24, growth_interval=4, **self.kwargs),
         )
 
     def after_cancel_step(self):
@@ -259,7 +259,7 @@ def test_compiled(quick, fit, method):
         quick(torch.compile(digits_convnet(widths=(8, 16, 16)), backend='eager'), opt_func=SGDM, wd=0.01),
         2,
         0.02,
-        cbs=[method(0.8), GradientAccumulation(256)],
+        cbs=[method(0.8), GradientAccumulation(64)],
     )
     ps = dict(learn.model._orig_mod.named_parameters())
     assert (
@@ -285,7 +285,7 @@ class CancelLate(Callback):
     order = 95
 
     def before_step(self):
-        if (self.epoch, self.iter) == (0, 10):
+        if (self.epoch, self.iter) == (0, 6):
             raise CancelTrainException()
         if self.iter % 5 == 2:
             raise CancelBatchException()
@@ -302,9 +302,9 @@ class CancelBetween(Callback):
     def after_step(self):
         if self.iter % 3 == 1:
             raise CancelBatchException()
-        if (self.epoch, self.iter) == (0, 10):
+        if (self.epoch, self.iter) == (0, 6):
             raise CancelTrainException()
-        if (self.epoch, self.iter) == (1, 6):
+        if (self.epoch, self.iter) == (1, 5):
             raise CancelEpochException()
 
 
@@ -312,7 +312,7 @@ class CancelBetween(Callback):
 @pytest.mark.parametrize(
     'cbs',
     [
-        lambda: [GradientAccumulation(256), GradientClip(0.5)],
+        lambda: [GradientAccumulation(64), GradientClip(0.5)],
         lambda: SkipSome(),
         lambda: CancelLate(),
         lambda: CancelBetween(60),
@@ -332,7 +332,7 @@ def test_interruption(quick, fit, method, order):
     "At one event after the other, each time in a new fit of the dense model"
 
     def stop(self):
-        if self.event == 'after_validate' or self.training and self.iter == 8:
+        if self.event == 'after_validate' or self.training and self.iter == 6:
             raise KeyboardInterrupt
 
     learn = quick(opt_func=SGDM, wd=0.01)

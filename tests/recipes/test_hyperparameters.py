@@ -38,7 +38,7 @@ class Seen(Callback):
 def make(opt_func=partial(SGD, mom=0.9), **kwargs):
     torch.manual_seed(0)
     learn = Learner(
-        digits_dls(),
+        digits_dls(bs=128),
         nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10)),
         loss_func=CrossEntropyLossFlat(),
         metrics=accuracy,

@@ -415,10 +415,10 @@ def test_criteria(learner, fit, criterion):
         def before_step(self):
             rng.append(torch.get_rng_state())  # before_batch is heard by the criteria's own passes, too
 
-    fit(learner(), 1, cbs=Rng())
+    fit(learner(bs=128), 1, cbs=Rng())
     plain = rng.copy()
     rng.clear()
-    learn = fit(learner(), 1, cbs=[SparsifyCallback(0.8, criterion=criterion, interval=4), Rng()])
+    learn = fit(learner(bs=128), 1, cbs=[SparsifyCallback(0.8, criterion=criterion, interval=4), Rng()])
     assert zeros_and_masks_agree(learn) and all(int((~m).sum()) == round(0.8 * m.numel()) for m in learn.masks.values())
     assert all(torch.equal(a, b) for a, b in zip(plain, rng, strict=True))  # the same random numbers as plain training
 
