@@ -11,7 +11,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 from notebooks import PageError
 from pages import Site, settings
-from tables import with_rows
+from table_rows import with_rows
 
 
 class InlineMath(Extension):

@@ -10,6 +10,7 @@ import importlib.util
 import io
 import math
 import re
+import sys
 import warnings
 from collections import namedtuple
 from pathlib import Path
@@ -93,6 +94,7 @@ def test_page_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize('words', [[], ['report'], ['compare']], ids=lambda w: ' '.join(w) or 'train')
 def test_the_commands_help_is_shown(words, monkeypatch, capsys):
     command = ['fastprune', *words, '--help']
+    monkeypatch.setattr(sys.modules['__main__'], '__file__', 'fastprune', raising=False)  # which a worker has not
     monkeypatch.setattr('sys.argv', command)
     with pytest.raises(SystemExit):
         cli.main()

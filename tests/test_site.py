@@ -14,7 +14,7 @@ sys.path.insert(0, str(root / 'docs'))
 import check
 import notebooks
 import pages
-import tables
+import table_rows
 import usages
 from api import Api, first_sentence, module_index, signature_text, type_text
 from links import Links
@@ -203,12 +203,12 @@ def test_tables_of_words_name_their_columns():
         )
 
     words = table('CPU', '<code>sparse_inference</code>', 'five times as fast')
-    shown = tables.with_rows(words)
+    shown = table_rows.with_rows(words)
     assert shown.startswith('<div class="rows"><table>') and '<td data-label="c">five times as fast</td>' in shown
     for other in (table('CPU', '12.5 ± 0.1', '3.25'), table('a claim', 'holds', "can't tell")):
-        assert tables.with_rows(other) == other
+        assert table_rows.with_rows(other) == other
     inside = f'<div class="arguments">\n{words}</div>'
-    assert tables.with_rows(inside) == inside
+    assert table_rows.with_rows(inside) == inside
 
 
 def test_the_address_of_the_site_is_one_setting():
