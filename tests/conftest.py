@@ -20,6 +20,8 @@ def pytest_configure(config):
     name = config.getoption('device')
     if name == 'cpu':
         os.environ['CUDA_VISIBLE_DEVICES'] = ''  # a machine with a GPU tests what one without a GPU does
+        if getattr(config.option, 'numprocesses', 0) and not hasattr(config, 'workerinput'):
+            return  # this process runs no test: its workers need not wait until it has imported all that
     else:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # for the fixture `deterministic`
     import devices
@@ -98,3 +100,4 @@ def pytest_collection_finish():
     "Libraries and collected tests stay until the end: the garbage collector need not look at them again and again"
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000)

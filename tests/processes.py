@@ -25,7 +25,7 @@ from unittest import mock
 
 tests = Path(__file__).resolve().parent
 forks = multiprocessing.get_context('forkserver')
-forks.set_forkserver_preload(['fastai.vision.all', 'fastprune.all', 'nbdev.test', 'pytest'])
+forks.set_forkserver_preload(['fastai.vision.all', 'fastprune.all', 'nbdev.test', 'pytest', 'IPython', 'warm'])
 
 
 def _run(script, args, env, folder, stdin, stdout, stderr):
@@ -99,7 +99,8 @@ def start(script, args, env, folder, stdin, stdout, stderr, paths=()):
         process = forks.Process(
             target=_run, args=(script, [*map(str, args)], environment, str(folder or Path.cwd()), stdin, stdout, stderr)
         )
-        with mock.patch.dict(os.environ, hidden):  # for the process that the others are forked from
+        found = os.pathsep.join(filter(None, (str(tests), os.environ.get('PYTHONPATH'))))
+        with mock.patch.dict(os.environ, hidden | {'PYTHONPATH': found}):  # for what the others are forked from
             process.start()
     finally:
         sys.path[:] = before

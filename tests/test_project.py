@@ -100,6 +100,9 @@ slow = {
 
 
 less = {
+    "'2', folder / 'fsdp.py'": "'1', folder / 'fsdp.py'",
+    'seconds=1': 'seconds=0.1',
+    'seconds=2': 'seconds=0.2',
     'for seed in range(3)': 'for seed in range(1)',
     'digits_dls(size=32, channels=3)': 'digits_dls(size=32, channels=3, valid_pct=0.1, test_pct=0.8)',
     'digits_dls(size=16, channels=3)': 'digits_dls(size=16, channels=3, valid_pct=0.1, test_pct=0.8)',
@@ -128,8 +131,8 @@ less = {
     'train(former, 4,': 'train(former, 1,',
     'train(method(0.95), 4, seed)': 'train(method(0.95), 1, seed)',
     'check_method(TopKAST)': "check_method(TopKAST, checks='exact_end')",
-}  # seeds of a table, images, channels, files of images, grids, sentences, epochs, sparsities, and the checks of a
-# method that methods/test_your_own_method.py does one by one
+}  # processes (test_sharded has two), seconds of a timing, seeds of a table, images, channels, files of images, grids,
+# sentences, epochs, sparsities, and the checks of a method that methods/test_your_own_method.py does one by one
 running = """
 import json, sys
 from fastai.basics import defaults
@@ -153,7 +156,7 @@ test.nbdev_test(path=sys.argv[1], n_workers=0)
     'nb', [pytest.param(nb, id=named(nb), marks=[pytest.mark.slow] * (nb.stem in slow)) for nb in notebooks]
 )
 def test_notebook_runs(nb):
-    "Long notebooks train `less`, with the same code; those that take minutes are whole, and run by hand"
-    long = (nb.parent.name in ('tutorials', 'cookbook') or nb.stem == 'callback') and nb.stem not in slow
-    r = python(running, nb, json.dumps(less if long else {}), folder=root, timeout=900)
+    """They train and time `less`, with the same code. Those that take minutes are whole, and run by hand, and so is
+    `data`, which counts images"""
+    r = python(running, nb, json.dumps({} if nb.stem in (*slow, 'data') else less), folder=root, timeout=900)
     assert r.returncode == 0 and 'Success' in r.stdout, r.stderr[-4000:]
