@@ -6,6 +6,7 @@
 __all__ = ['nonzeros', 'Masks', 'check_bool']
 
 # %% ../../nbs/core/masks.ipynb #4d1d3590
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -241,7 +242,8 @@ def load(
     path: str | Path,  # File that `save` wrote
 ) -> Masks:  # On the CPU; they go to a weight's device when applied
     "Read from `path`. Raises `ValueError` for a file that is damaged, or not one of masks"
-    os.stat(path)  # FileNotFoundError
+    with contextlib.suppress(ValueError):  # a path with a zero byte: told below, with its name
+        os.stat(path)  # FileNotFoundError
     packed, meta = load_tensors(path, foreign=True)
     if meta.pop('format', None) != 'fastprune masks':
         raise ValueError(f"{path} is not a file of masks: it was not written by Masks.save")

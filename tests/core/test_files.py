@@ -124,8 +124,9 @@ def test_shapes_are_checked_before_memory_is_taken(tmp_path, shape, bits):
 
 def test_files_that_are_not_there(tmp_path):
     for load in (Masks.load, Ticket.load, load_state):
-        with pytest.raises((FileNotFoundError, ValueError)):
-            load(tmp_path / 'nothing')
+        for name in ('nothing', 'nothing\0'):
+            with pytest.raises((FileNotFoundError, ValueError), match='nothing'):
+                load(tmp_path / name)
 
 
 @pytest.mark.parametrize('sparsity,limit', [(0.9, 0.14), (0.95, 0.09)])
