@@ -1,13 +1,30 @@
 """What many processes of the tests read and compile: once, in the process that they are forked from. They leave what
 was imported there alone, in the garbage collector and at their end"""
 
+import contextlib
 import gc
+import importlib
 import weakref
+
+from matplotlib.backends import backend_registry
 
 from fastprune.all import digits_dls
 from fastprune.deploy.graph_program import program
 from fastprune.deploy.threads import kernel_missing
 
+# what a notebook's shell imports when it starts, and ONNX's packages when they export
+for name in (
+    'IPython.core.application',
+    'IPython.core.magics.execution',
+    'matplotlib_inline.backend_inline',
+    'networkx',
+    'onnxruntime',
+    'onnxscript',
+    'sqlite3',
+):
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
+backend_registry.list_all()  # reads the entry points of all packages
 digits_dls()
 if kernel_missing() is None:
     program()
