@@ -28,7 +28,10 @@ from fastprune.all import (
 from fastprune.deploy import export
 from fastprune.deploy.semi_structured import semi_structured_layers
 
-pytestmark = pytest.mark.cpu_only  # files for other programs; what needs a GPU says `cuda`
+pytestmark = [
+    pytest.mark.cpu_only,  # files for other programs; what needs a GPU says `cuda`
+    pytest.mark.usefixtures('one_registry'),
+]
 
 
 class Pair(nn.Module):

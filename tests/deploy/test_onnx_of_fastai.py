@@ -17,7 +17,11 @@ from fastai.vision.models.unet import DynamicUnet
 
 from fastprune.all import to_onnx
 
-pytestmark = [pytest.mark.filterwarnings('ignore'), pytest.mark.cpu_only]  # onnxruntime runs there
+pytestmark = [
+    pytest.mark.filterwarnings('ignore'),
+    pytest.mark.cpu_only,  # onnxruntime runs there
+    pytest.mark.usefixtures('one_registry'),
+]
 
 
 def same(a, b):
