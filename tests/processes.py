@@ -25,7 +25,7 @@ from unittest import mock
 
 tests = Path(__file__).resolve().parent
 forks = multiprocessing.get_context('forkserver')
-forks.set_forkserver_preload(['fastai.vision.all', 'fastprune.all', 'nbdev.test', 'pytest', 'IPython', 'warm'])
+forks.set_forkserver_preload(['warm'])
 
 
 def _run(script, args, env, folder, stdin, stdout, stderr):

@@ -1,5 +1,5 @@
-"""What many processes of the tests read and compile: once, in the process that they are forked from. They leave what
-was imported there alone, in the garbage collector and at their end"""
+"""What many processes of the tests import, read and compile: once, in the process that they are forked from. They leave
+what was imported there alone, in the garbage collector and at their end"""
 
 import contextlib
 import gc
@@ -12,14 +12,17 @@ from fastprune.all import digits_dls
 from fastprune.deploy.graph_program import program
 from fastprune.deploy.threads import kernel_missing
 
-# what a notebook's shell imports when it starts, and ONNX's packages when they export
+# all of fastai, what runs notebooks and what their shell imports when it starts, and what an export to ONNX imports
 for name in (
     'IPython.core.application',
     'IPython.core.magics.execution',
+    'fastai.vision.all',
     'matplotlib_inline.backend_inline',
+    'nbdev.test',
     'networkx',
     'onnxruntime',
     'onnxscript',
+    'pytest',
     'sqlite3',
 ):
     with contextlib.suppress(ImportError):
