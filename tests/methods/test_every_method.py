@@ -57,7 +57,7 @@ pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to
 
 @pytest.fixture
 def quick(learner):
-    "A `learner` with 8 steps an epoch, a third as many, for what is trained with each method"
+    "A `learner` with 8 steps an epoch, of 32 images, for what is trained with each method"
     return partial(learner, bs=32, data=dict(valid_pct=0.05, test_pct=0.81))
 
 

@@ -129,7 +129,7 @@ def test_refresh_moves_masks_at_constant_sparsity(learner, fit):
             self.masks.append(self.learn.masks.copy())
 
     for refresh in (True, False):
-        Keep.masks, learn = [], learner(bs=64)
+        Keep.masks, learn = [], learner(bs=64, data=dict(test_pct=0))
         fit(learn, 1, lr=1e-2, cbs=[SparsifyCallback(0.8, schedule=one_shot, interval=1, refresh=refresh), Keep()])
         assert all(m.n_kept == Keep.masks[0].n_kept for m in Keep.masks)
         assert (Keep.masks[0].jaccard(Keep.masks[-1]) > 0) == refresh
@@ -639,7 +639,7 @@ def test_rewinding_past_an_early_stop_says_so():
 
 
 def test_cycles_begin_anew_on_a_sparse_learner(learner):
-    learn = learner(bs=64)
+    learn = learner(bs=64, data=dict(test_pct=0))
     quietly(learn, learn.fit_cyclical, 1, 2, 0.9, interval=2)
     cb = quietly(learn, learn.fit_cyclical, 2, 2, 0.9, interval=2, track=True)
     n = 2 * len(learn.dls.train)

@@ -98,7 +98,7 @@ def test_equals_a_hand_written_loop(learner, how):
     def make():
         torch.manual_seed(3)
         model = nn.Sequential(Double(), digits_convnet(widths=(8, 16, 16)).double())
-        return learner(model, opt_func=TORCH, wd=0.01, loss_func=single, bs=256)
+        return learner(model, opt_func=TORCH, wd=0.01, loss_func=single, bs=128)
 
     learn, tape = make(), Tape()
     learn.create_opt()
@@ -106,9 +106,9 @@ def test_equals_a_hand_written_loop(learner, how):
     model = make().model
     model.load_state_dict(learn.model.state_dict())
     model.train()
-    more = dict(plain=[], clip=[GradientClip(0.05)], accumulate=[GradientAccumulation(600)])[how]
+    more = dict(plain=[], clip=[GradientClip(0.05)], accumulate=[GradientAccumulation(300)])[how]
     retrain(learn, 2, rank=3, alpha=1.5, cbs=[tape, *more])
-    kwargs = dict(clip=0.05) if how == 'clip' else dict(every=600) if how == 'accumulate' else {}
+    kwargs = dict(clip=0.05) if how == 'clip' else dict(every=300) if how == 'accumulate' else {}
     want = explicit(model, learn.masks, tape, 0.5, **kwargs)
     assert len(tape.lrs) >= 4 and plain(learn, want)
     for n, p in learn.model.named_parameters():
@@ -119,7 +119,7 @@ def test_equals_a_hand_written_loop(learner, how):
 
 @pytest.mark.parametrize('opt', [SGDM, ranger, partial(OptimWrapper, opt=torch.optim.AdamW)])
 def test_other_parameters_keep_their_bits(learner, fit, opt):
-    learn = fit(learner(opt_func=opt, wd=0.1, bs=256))
+    learn = fit(learner(opt_func=opt, wd=0.1, bs=128))
     learn.prune(0.9)
     before, state = values(learn), {}
 
@@ -150,7 +150,7 @@ def test_flags_and_optimizer_come_back(learner):
         def stop(self):
             raise self.error
 
-    learn = learner(opt_func=SGDM, bs=256)
+    learn = learner(opt_func=SGDM, bs=128)
     learn.create_opt()
     learn.prune(0.9)
     learn.model[0][0].weight.requires_grad_(False)
@@ -172,18 +172,18 @@ def test_flags_and_optimizer_come_back(learner):
 @pytest.mark.usefixtures('deterministic')
 def test_resumes_to_the_bit(learner, opt):
     def make():
-        learn = learner(opt_func=opt, wd=0.01, bs=256)
+        learn = learner(opt_func=opt, wd=0.01, bs=128)
         learn.create_opt()
         learn.prune(0.8)
         return learn
 
     def fit(learn, *cbs):
-        retrain(learn, 2, discount=1.0, rank=2, lr=0.02, cbs=[GradientAccumulation(800), *cbs])
+        retrain(learn, 2, discount=1.0, rank=2, lr=0.02, cbs=[GradientAccumulation(400), *cbs])
 
     whole, again = stopped(make, fit, 1, 1)  # with gradients that wait for the next epoch
     assert same(whole, again)
     with pytest.raises(ValueError, match='another fit'):
-        retrain(make(), 2, discount=1.0, rank=3, lr=0.02, cbs=[GradientAccumulation(800), Checkpoint('run')])
+        retrain(make(), 2, discount=1.0, rank=3, lr=0.02, cbs=[GradientAccumulation(400), Checkpoint('run')])
 
 
 def test_a_state_that_does_not_fit(learner):
@@ -200,7 +200,7 @@ def test_a_state_that_does_not_fit(learner):
                 with pytest.raises(ValueError, match='low-rank|has'):
                     cb.load_state_dict(state)
 
-    learn = learner(opt_func=SGDM, bs=512)
+    learn = learner(opt_func=SGDM, bs=256)
     learn.prune(0.8)
     retrain(learn, cbs=Load())
     assert plain(learn, values(learn))
@@ -322,7 +322,7 @@ def test_layouts(learner):
         def before_batch(self):
             self.found = {n: (t.a.shape, t.b.shape) for n, t in self.low_rank.terms.items()}
 
-    learn, shapes = learner(Stack(), opt_func=SGDM, bs=512), Shapes()
+    learn, shapes = learner(Stack(), opt_func=SGDM, bs=256), Shapes()
     learn.prune(0.5)
     before = values(learn)
     retrain(learn, rank=4, lr=0.01, cbs=shapes)
@@ -333,14 +333,14 @@ def test_layouts(learner):
 
 
 def test_masks_of_some_layers_and_channels(learner):
-    learn = learner(opt_func=SGDM, bs=256)
+    learn = learner(opt_func=SGDM, bs=128)
     learn.prune({'0.0.weight': 0.5})
     before = values(learn)
     retrain(learn)
     now = values(learn)
     chosen = chosen_parameters(learn.model, {'norm', 'bias'})
     assert plain(learn, before) and {n for n in now if not torch.equal(now[n], before[n])} == {'0.0.weight', *chosen}
-    learn = learner(opt_func=SGDM, bs=256)
+    learn = learner(opt_func=SGDM, bs=128)
     learn.prune(0.5, granularity='channel')
     before, masks = values(learn), learn.masks
     retrain(learn, params='lora+head')
@@ -382,7 +382,7 @@ def test_groups_of_rates(learner):
 def test_the_usual_retraining_has_the_same_bits(learner):
     states = []
     for kwargs in ({}, {'params': 'all', 'rank': 4}):
-        learn = learner(opt_func=SGDM, bs=256)
+        learn = learner(opt_func=SGDM, bs=128)
         learn.prune(0.8)
         quietly(learn, learn.retrain, 1, history=[0.1], **kwargs)
         states.append(learn.model.state_dict())
@@ -390,7 +390,7 @@ def test_the_usual_retraining_has_the_same_bits(learner):
 
 
 def test_saved_best_epoch(learner):
-    learn = learner(opt_func=SGDM, bs=256)
+    learn = learner(opt_func=SGDM, bs=128)
     learn.prune(0.8)
     retrain(learn, 2, cbs=SaveModelCallback(monitor='accuracy', with_opt=False))
     now = values(learn)
@@ -399,7 +399,7 @@ def test_saved_best_epoch(learner):
 
 
 def test_errors(learner):
-    learn = learner(opt_func=SGDM, bs=256)
+    learn = learner(opt_func=SGDM, bs=128)
     with pytest.raises(ValueError, match='nothing is pruned'):
         retrain(learn)
     learn.create_opt()

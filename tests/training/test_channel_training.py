@@ -206,13 +206,13 @@ def test_checkpoint_resumes_to_the_bit(learner, model, kwargs):
         with learn.no_bar(), learn.no_logging():
             learn.fit_one_cycle(4, 0.02, cbs=[SparsifyCallback(0.5, granularity='channel', **kwargs), *cbs])
 
-    whole, again = stopped(lambda: made(learner, model, bs=128, opt_func=SGDM), run)
+    whole, again = stopped(lambda: made(learner, model, bs=64, opt_func=SGDM), run)
     assert same(whole, again)
     assert channels(whole) == channels(again)
     cut, other = whole.keep_masks.cut, again.keep_masks.cut
     assert cut.values.keys() == other.values.keys()
     assert all(torch.equal(t, other.state(again.masks)[n]) for n, t in cut.state(whole.masks).items())
-    done = made(learner, model, bs=128, opt_func=SGDM)
+    done = made(learner, model, bs=64, opt_func=SGDM)
     run(done, Checkpoint('run'))  # a finished fit is loaded
     assert same(whole, done) and channels(done) == channels(whole)
     with torch.no_grad():

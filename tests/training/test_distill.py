@@ -237,7 +237,7 @@ def test_mixed_precision_on_a_cpu(learner, name, dtype):
 def test_adapters_are_unscaled(learner):
     ends = []
     for cbs in ([], [OnCPU(torch.float16)]):
-        learn, end = learner(opt_func=SGD, bs=256), Adapted()
+        learn, end = learner(opt_func=SGD, bs=128), Adapted()
         quietly(learn, learn.fit, 1, 0.01, cbs=[Distill(teacher(), **HINT), Watch(), end, *cbs])
         ends.append(end.last)
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(*(e.values() for e in ends), strict=True))
@@ -346,7 +346,7 @@ def test_the_weight_follows_a_schedule(learner):
         def after_loss(self):
             seen.append(self.learn.distill._run.weight)
 
-    learn, calls = learner(bs=256), []
+    learn, calls = learner(bs=128), []
     t = teacher()
     t.register_forward_hook(lambda *args: calls.append(1))
     late = lambda pos: 0.0 if pos < 0.5 else 1.0
@@ -372,7 +372,7 @@ class Adapted(Callback):
     'opt', [SGDM, ranger, partial(OptimWrapper, opt=torch.optim.AdamW)], ids=['SGD', 'ranger', 'AdamW']
 )
 def test_adapters_are_trained_and_dropped(learner, opt):
-    learn, look, cb = learner(opt_func=opt, bs=256), Adapted(), Distill(teacher(), **HINT)
+    learn, look, cb = learner(opt_func=opt, bs=128), Adapted(), Distill(teacher(), **HINT)
     keys = list(learn.model.state_dict())
     quietly(learn, learn.fit, 1, 0.01, cbs=[SparsifyCallback(0.8), cb, GradientClip(1.0), Watch(), look])
     assert look.first.keys() == {'0.weight', '0.bias'}  # the widths of the second pair are the same
@@ -400,11 +400,11 @@ def test_resumed_to_the_bit(learner, kwargs):
     def make():
         torch.manual_seed(0)
         net = digits_convnet(widths=(8, 16, 16))
-        return learner(nn.Sequential(*net[:-1], nn.Dropout(0.2), nn.Linear(16, 10)), bs=256, opt_func=SGDM)
+        return learner(nn.Sequential(*net[:-1], nn.Dropout(0.2), nn.Linear(16, 10)), bs=128, opt_func=SGDM)
 
     def fit(learn, *cbs):
         method = SparsifyCallback(0.8, criterion=taylor, interval=3)
-        acc = [GradientAccumulation(700)] if kwargs is HINT else []  # with gradients that wait for the next epoch
+        acc = [GradientAccumulation(350)] if kwargs is HINT else []  # with gradients that wait for the next epoch
         quietly(learn, learn.fit_one_cycle, 2, 0.02, cbs=[method, Distill(teacher(), **kwargs), *acc, *cbs])
 
     whole, again = stopped(make, fit, 1, 3)
@@ -414,7 +414,7 @@ def test_resumed_to_the_bit(learner, kwargs):
 
 def test_a_file_of_another_fit_or_with_other_contents_is_refused(learner):
     def fit(kwargs, *cbs, t=None):
-        learn = learner(bs=256)
+        learn = learner(bs=128)
         cb = Distill(t or teacher(), **kwargs)
         quietly(learn, learn.fit, 2, 0.01, cbs=[cb, Checkpoint('run'), *cbs])
         return cb
@@ -433,7 +433,7 @@ def test_a_file_of_another_fit_or_with_other_contents_is_refused(learner):
 
 def test_criteria_see_the_total_loss(learner):
     "And leave the adapters alone"
-    learn, t = learner(bs=256), teacher()
+    learn, t = learner(bs=128), teacher()
 
     class Compare(Callback):
         order, run_valid, done = 60, False, False
@@ -455,7 +455,7 @@ def test_criteria_see_the_total_loss(learner):
 
 
 def test_a_callback_of_the_learner_stands_in_every_pass(learner, tmp_path):
-    learn = learner(bs=256)
+    learn = learner(bs=128)
     learn.add_cb(Distill(teacher(), **HINT))
     n = len(learn.cbs) + 1  # and KeepMasks
     learn.prune(0.5, criterion=taylor, n_batches=1)
@@ -480,7 +480,7 @@ OWN = 'own_loss'
 
 
 def test_teachers(learner, tmp_path):
-    learn = learner(bs=256)
+    learn = learner(bs=128)
     dense = Distill.from_dense(learn)
     expected = deepcopy(learn.model.state_dict())
     save_state(expected, tmp_path / 'state.safetensors')

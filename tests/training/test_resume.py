@@ -47,7 +47,7 @@ def test_every_method(learner, method):
         with learn.no_bar(), learn.no_logging():
             learn.fit_one_cycle(3, 0.02, cbs=[method(0.8), *cbs])
 
-    whole, again = stopped(drop(learner, opt_func=SGDM, wd=0.01, bs=256), fit, epoch=1, i=4)
+    whole, again = stopped(drop(learner, opt_func=SGDM, wd=0.01, bs=128), fit, epoch=1, i=4)
     assert same(whole, again) and again.recorder.iters == whole.recorder.iters
     np.testing.assert_array_equal(
         np.array(whole.recorder.values, dtype=float), np.array(again.recorder.values, dtype=float)
@@ -63,7 +63,7 @@ def test_optimizers_and_moments(learner, opt, epoch, i):
         with learn.no_bar(), learn.no_logging():
             learn.fit_one_cycle(4, 0.01, cbs=[SparsifyCallback(0.8, schedule=cyclical(cubic, 2), track=True), *cbs])
 
-    assert same(*stopped(drop(learner, opt_func=opt, bs=256), fit, epoch, i))
+    assert same(*stopped(drop(learner, opt_func=opt, bs=128), fit, epoch, i))
 
 
 def test_accumulation_over_the_end_of_an_epoch(learner):
