@@ -19,7 +19,7 @@ from .paths import LinearPath, check_path
 from .states import check_states, state_from
 from ..core.checks import check_whole
 from ..core.names import unwrap
-from ..core.plotting import add_grid, axes_or_new
+from ..core.plotting import add_grid, axes_or_new, ticks_apart
 from ..learner.keep import set_masks
 from ..learner.states import StartAt, StateAt, restoring, seed_round, starting_at, state_of
 from ..recipes.planning import plan_of
@@ -137,7 +137,7 @@ class Stability(pd.DataFrame):
             by = rows.groupby(x)[metric]
             ax.errorbar(by.mean().index, by.mean(), by.std().fillna(0), marker='o', ms=4, capsize=2, label=name)
         ax.set(
-            xticks=sorted(df[x].unique()),
+            xticks=ticks_apart(df[x]),
             xlabel={'round': 'round of pruning', 'step': 'rewound to step'}[x],
             ylabel=metric.replace('_', ' '),
         )

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..core.mask_counts import kept_of_each
 from ..core.masks import Masks
-from ..core.plotting import Axes, axes_or_new
+from ..core.plotting import Axes, axes_or_new, legend_above
 from ..core.unit_counts import counted
 from ..core.weights import prunable_weights
 from ..engine.channel_targets import ChannelSource
@@ -191,9 +191,7 @@ def plot(
     lr.plot(self.iters, self.lrs, label='learning rate', color='grey', ls=':')
     lr.set_ylabel('learning rate')
     lr.ticklabel_format(axis='y', scilimits=(-2, 2))
-    handles = [*ax.get_lines(), *lr.get_lines()]
-    ax.legend(handles, [o.get_label() for o in handles], loc='center right', fontsize='small')
-    ax.grid(alpha=0.3)
+    legend_above(ax, lr)
     if below is not None:
         plot_tracked(self, below)
     return ax
@@ -207,6 +205,4 @@ def plot_tracked(cb: SparsifyCallback, ax: Axes) -> None:
     dist = ax.twinx()
     dist.step(cb.iters, cb.mask_distance, label='mask distance', color='C3', where='post')
     dist.set(ylabel='Jaccard distance', ylim=(-0.03, 1.03))
-    handles = [*ax.get_lines(), *dist.get_lines()]
-    ax.legend(handles, [o.get_label() for o in handles], loc='upper left', fontsize='small')
-    ax.grid(alpha=0.3)
+    legend_above(ax, dist)
