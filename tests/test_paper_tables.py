@@ -751,7 +751,8 @@ def test_the_page_is_what_the_csv_says():
     start = page.split('## ')[0]
     assert len(page.splitlines()) < 400 and start.index('figures/claims.png') < start.index('| holds |')
     assert page.split('## ')[1].startswith('What was not run')
-    assert page == report.text_of(report.read(paper / 'results.csv'), 'results.csv', 'figures')
+    df = report.read(paper / 'results.csv')
+    assert page == report.text_of(df, 'results.csv', 'figures', list(report.judged(df)))
     assert {f'figures/{p.name}' for p in shown} == set(re.findall(r'\((figures/[^)]+)\)', page))
 
 
@@ -817,7 +818,7 @@ def test_the_scale_trained_is_told(tmp_path):
     made_up(some, scale, tmp_path / 'results.csv')
     df = harness.read(tmp_path / 'results.csv')
     assert harness.Scale.of(TABLES['bimp_table1'].mine(df)) == scale and set(df.model) == {scale.network}
-    page = report.text_of(df, 'results.csv', 'figures')
+    page = report.text_of(df, 'results.csv', 'figures', list(report.judged(df)))
     assert 'Not run there: ocp_table4, scyc_table2, cst_cycles, ocp_table3.' in page
     assert 'cyc_table2 at 99%; cyc_table5 at 99%; ocp_table2 at 95%; bimp_table1 at 90%; bimp_table2 at 90%' in page
     for name, table in some.items():

@@ -420,7 +420,8 @@ class Results:
         return set(df[(df.what == 'accuracy') & (df.step == '')][key].itertuples(index=False, name=None))
 
     def has(self, cell, scale, finished):
-        return tuple(self.name(cell, scale)[k] for k in key) in finished
+        name = self.name(cell, scale)
+        return tuple(name[k] for k in key) in finished
 
     def of(self, cell, scale):
         "What is there of a cell as a whole: name -> value"

@@ -155,9 +155,9 @@ def claims_table(claims):
     )
 
 
-def text_of(df, name, folder):
-    "The page; `folder` is where its pictures are"
-    every, parts, before = list(judged(df)), [], None
+def text_of(df, name, folder, every):
+    "The page; `folder` is where its pictures are, `every` has each claim as it is judged"
+    parts, before = [], None
     shown_at = list(sections(df, every))
     for short, table, scale, rows, claims in shown_at:
         first = table is not before
@@ -252,10 +252,10 @@ def draw_comparisons(ax, y, judged):
         ax.plot(c.difference, at, 'o', ms=size, color=colour, mfc='white' if judged.kind == 'no verdict' else colour)
 
 
-def draw(df, folder):
+def draw(df, folder, every):
     folder.mkdir(exist_ok=True, parents=True)
     drawn = {'claims.png'}
-    every, before = list(judged(df)), None
+    before = None
     draw_claims(every, folder / 'claims.png')
     for short, table, scale, rows, claims in sections(df, every):
         is_first, before = table is not before, table
@@ -279,9 +279,10 @@ def report_on(path):
     "RESULTS.md beside results.csv; for another file, a page of its name. Returns its path"
     usual = path.name == 'results.csv'
     df, folder = read(path), path.parent / ('figures' if usual else f'{path.stem}_figures')
-    draw(df, folder)
+    every = list(judged(df))
+    draw(df, folder, every)
     page = path.parent / ('RESULTS.md' if usual else f'{path.stem}.md')
-    page.write_text(text_of(df, path.name, folder.name))
+    page.write_text(text_of(df, path.name, folder.name, every))
     return page
 
 
