@@ -64,11 +64,6 @@ def claims(df):
             [(labels[m], at(df, m, 5), at(df, m, 1)) for m in methods[:3]],
         ),
         Claim(
-            'Masks change in every schedule',
-            [(labels[m], at(df, m, 5, 'mask distance'), at(df, m, 1, 'mask distance')) for m in methods[:3]],
-            floor=-1,
-        ),
-        Claim(
             'Cubic is better than linear and step, after the last cycle',
             [(labels[m], at(df, 'cyclical', 5), at(df, m, 5)) for m in methods[1:3]],
         ),

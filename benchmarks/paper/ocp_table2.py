@@ -206,7 +206,7 @@ def show(df):
         (who, *(ours(values(df, m, s)) for s in sparsities), ours(seconds(m, 0.95), 0)) for who, m in sides.items()
     ]
     return [
-        f"Dense: ours {ours(values(df, 'train dense'))}, in {ours(seconds('train dense', 0.0), 0)} seconds.",
+        f"Dense: ours {ours(values(df, 'train dense'))}.",
         markdown(['sparsity', *header, 'OCP: paper', 'ours, from 0%'], rows),
         (
             'OCP with fastprune and with fasterai; the same Learner and budget. What fasterai has pruned stays '

@@ -2,9 +2,10 @@
 
 import argparse
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import airbench
 import matplotlib
 
 matplotlib.use('Agg')
@@ -40,6 +41,7 @@ class Judged:
     claim: Claim
     scale: str = ''
     section: str = ''  # The scale and the files, as `called`; '' where nothing was run
+    others: list = field(default_factory=list)  # (section, verdict) at smaller scales
 
     @property
     def paper(self):
@@ -60,7 +62,9 @@ def judged(df):
         found = {c.text: Judged(table, c) for c in table.claims(pd.DataFrame(columns=columns))}
         for scale, rows in at_scales(df, table):
             for c in table.claims(rows):
-                if c.compared and not (c.text in found and found[c.text].section):
+                if c.compared and c.text in found and found[c.text].section:
+                    found[c.text].others.append((called(scale, rows), c.kind(scale)))
+                elif c.compared:
                     found[c.text] = Judged(table, c, scale, called(scale, rows))
         yield from found.values()
 
@@ -78,6 +82,11 @@ def sections(df, claims):
 
 def called(scale, rows):
     return f'{scale} ({rows.files.iloc[0]})'
+
+
+def network_of(rows):
+    "What is trained instead of the network in the table's title"
+    return ", airbench's network" if (rows.model == airbench.NAME).all() else ''
 
 
 def picture(short, scale, rows):
@@ -147,9 +156,14 @@ def counts(claims):
 
 def claims_table(claims):
     return markdown(
-        ['claim', 'verdict', 'difference ± standard error (90% interval)'],
+        ['claim', 'verdict', 'difference ± standard error (90% interval)', 'at other scales'],
         [
-            ["Not the paper's: " * (not j.claim.of_paper) + j.claim.text, f'**{j.verdict}**', j.claim.evidence]
+            [
+                "Not the paper's: " * (not j.claim.of_paper) + j.claim.text,
+                f'**{j.verdict}**',
+                j.claim.evidence,
+                '; '.join(f'{where}: {kind}' for where, kind in j.others),
+            ]
             for j in claims
         ],
     )
@@ -166,10 +180,11 @@ def text_of(df, name, folder, every):
             if missing := [j.claim.text for j in every if j.table is table and not j.section and j.claim.of_paper]:
                 parts.append(f'Claims that were not run: {"; ".join(missing)}.')
         shown = table.show(rows)
-        parts += [f'**Scale {called(scale, rows)}.** {told(rows)}', *(shown if first else shown[:2])]
+        parts += [f'**Scale {called(scale, rows)}{network_of(rows)}.** {told(rows)}', *shown]
         parts.append(claims_table(claims) if claims else 'Too little was run to compare.')
         if first and claims:
-            parts.append(f'![{table.title}, scale {called(scale, rows)}]({folder}/{picture(short, scale, rows)})')
+            name = table.title.split(':')[0]
+            parts.append(f'![{name}, scale {called(scale, rows)}]({folder}/{picture(short, scale, rows)})')
         before = table
     scales = {n: [ran(s, rows) for s, rows in at_scales(df, t) if has_pruned(rows)] for n, t in TABLES.items()}
     head = f"""# The papers' tables
@@ -197,7 +212,7 @@ JPEG at quality 75, which costs accuracy: compare methods with each other, not v
 
 **Scales** shrink the papers' setting for every method alike. `images`, `test`: how many to train and to test on. \
 `batch`: images in a batch, times the papers'. `times`: epochs, times the papers'. `dense`: epochs of the trained \
-ResNet-20 that methods start from. `pixels`: a side, where a paper scales images up to 224. `rounds` of tickets: at \
+network that methods start from. `pixels`: a side, where a paper scales images up to 224. `rounds` of tickets: at \
 most so many. `files`: what images are kept as. Learning rates of the pruned trainings are the papers' at every scale, \
 where they give them (ours in BIMP, CST and for the trained network). Shown are the scales that verdicts come from; \
 the CSV has all.
