@@ -39,7 +39,10 @@ def _plot_training(cb, accuracies):
 
 def _make_folder(path):
     "A folder that can be written to"
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ValueError(f"out={str(path)!r}: this folder can't be made: {e.strerror}") from e
     if not os.access(path, os.W_OK):
         raise PermissionError(f"out={str(path)!r}: this folder can't be written to")
     return path
@@ -188,3 +191,7 @@ def main(
         table, files = _run(flags)
         print(f'\n{table.to_string(index=False)}\n\n{files.text()}')
         files.check()
+
+# %% ../nbs/cli.ipynb #7c1e0a05
+if __name__ == '__main__' and '__file__' in globals():
+    main()

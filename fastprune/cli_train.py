@@ -133,7 +133,11 @@ def make_callback(
     exclude = [o.strip() for o in (flags.exclude or '').split(',') if o.strip()]
     tied = check_granularity(flags.granularity, check_sparsity(flags.sparsity)).tied
     weights = prunable_weights(model, exclude=exclude)
+    if not weights:
+        raise ValueError(f"exclude={flags.exclude!r}: leaves no weight to prune")
     unfit = [] if tied else list(unfit_weights(weights, flags.granularity, transposed_groups(model)))
+    if len(unfit) == len(weights):
+        raise ValueError(f"granularity={flags.granularity!r}: fits none of the layers, use 'weight' or a smaller one")
     cb = SparsifyCallback(
         flags.sparsity,
         schedule=window(schedule, start) if start else schedule,

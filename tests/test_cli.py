@@ -172,6 +172,12 @@ def test_wrong_flags(tmp_path, monkeypatch, capsys, args, message):
     assert not list(tmp_path.iterdir()) and 'epoch' not in capsys.readouterr().out
 
 
+def test_module_as_a_script(tmp_path):
+    code = "import runpy; runpy.run_module('fastprune.cli', run_name='__main__', alter_sys=True)"
+    r = python(code, '--sparsity', 90, folder=tmp_path)
+    assert r.returncode == 2 and 'fastprune: --sparsity=90.0' in r.stderr and not list(tmp_path.iterdir())
+
+
 def test_wrong_flags_of_the_process(tmp_path):
     r = python(script, '--sparsity', 90, folder=tmp_path)
     assert r.returncode == 2 and 'fastprune: --sparsity=90.0' in r.stderr and 'Traceback' not in r.stderr

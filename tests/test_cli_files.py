@@ -101,6 +101,9 @@ def test_devices(monkeypatch, there):
         (dict(granularity='channel', scope='erk'), "--scope='erk' distributes weights over tensors, and"),
         (dict(pretrained=True, arch='resnet19'), "--arch='resnet19' is unknown"),
         (dict(data='nowhere'), "--data: there is no folder 'nowhere'"),
+        (dict(granularity='100x100'), "--granularity='100x100': fits none of the layers"),
+        (dict(exclude='*'), "--exclude='*': leaves no weight to prune"),
+        (dict(out=f'{__file__}/x'), f"--out='{__file__}/x': this folder can't be made: Not a directory"),
     ],
 )
 def test_wrong_values(tmp_path, monkeypatch, capsys, args, message):

@@ -88,3 +88,8 @@ def test_a_method_has_the_defaults_that_it_shows(method):
     for name, p in signature(method).items():
         if name not in given and p.default is not None and name in vars(made):
             assert vars(made)[name] == p.default, name
+
+
+def test_public_methods_that_replace_fastais_have_a_text():
+    replaced = [n for n in vars(Learner) if not n.startswith('_') and hasattr(Learner, f'_orig_{n}')]
+    assert replaced and [n for n in replaced if not getattr(Learner, n).__doc__] == []

@@ -161,7 +161,8 @@ notes = [
     ),
     (
         "A ResNet-20's first convolution keeps 4 of 432 weights at 99% (at scale *trained* the first layer is fixed, "
-        "and not pruned), so most of its filters are dead. What comes out of one is constant, and BatchNorm divides it by the root of its eps: gradients there are some 170 times those of "
+        "and not pruned), so most of its filters are dead. What comes out of one is constant, and BatchNorm divides it "
+        "by the root of its eps: gradients there are some 170 times those of "
         "other filters (6.0 and 0.035 in the network of scale *eighth*, pruned to 97.8% at once), so dead filters can "
         "decide what comes back. *Dead filters last* is `recover='alive'`, which ranks their weights behind all "
         "others. Rows with it are of another machine than most without it."

@@ -177,9 +177,11 @@ _most = 100_000_000  # bytes of a header at most, as in safetensors
 def _header(f, size):
     """Read the header of a file: its metadata, and (start, end, name, type, shape) of its tensors in the order of their
     places. Then `f` is at the first tensor"""
-    n = int.from_bytes(f.read(8), 'little')
+    start = f.read(8)
+    n = int.from_bytes(start, 'little')
     if size < 8 or n > min(size - 8, _most):
-        raise ValueError(f'a header of {n} bytes')
+        of_torch = ', as torch.save writes it,' if start[:2] == b'PK' or start[:1] == b'\x80' else ''
+        raise ValueError(f'it begins as another kind of file{of_torch} and not as one of safetensors')
     head = strict_json(f.read(n), dict)
     meta = head.pop('__metadata__', None)
     if meta is None:

@@ -45,7 +45,8 @@ def _counts(units, target, sparsity, scope):
     "How many units of each group to prune"
     if scope == 'local':
         return [round(target.get(u.names[0], 0.0) * u.n_weights / u.size) for u in units]
-    counts = layer_counts({n: shape for u in units for n, shape in u.shapes.items()}, sparsity, scope)
+    most = {u.names[0]: u.n_units * u.size for u in units if u.n_units * u.size < u.n_weights}  # of n:m groups
+    counts = layer_counts({n: shape for u in units for n, shape in u.shapes.items()}, sparsity, scope, most)
     return [round(sum(counts[n] for n in u.names) / u.size) for u in units]
 
 

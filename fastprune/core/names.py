@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['is_average', 'unwrap', 'parameter_names', 'state_names', 'shape_of', 'to_state_names', 'from_state_names',
-           'parameters_at']
+           'parameters_at', 'check_not_fast']
 
 # %% ../../nbs/core/names.ipynb #fa233058
 from collections.abc import Iterable
@@ -106,3 +106,15 @@ def parameters_at(
         if res[name] is None:
             return dict(model.named_parameters())
     return res
+
+# %% ../../nbs/core/names.ipynb #7c1e0a02
+def check_not_fast(
+    model: nn.Module,  # Any module
+    purpose: str,  # What it is wanted for, for the message
+) -> None:
+    "Raise `ValueError` for the fast form of a model, which `sparse_inference` made"
+    if hasattr(unwrap(model), 'inference_report') and not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(
+            f"learn.model is the fast form that sparse_inference made, which predicts only: to {purpose}, put back the "
+            "model that it was made from"
+        )

@@ -39,19 +39,24 @@ def layer_counts(
     shapes: dict,  # Name -> shape
     sparsity: float,  # Fraction of zeros of all weights together, in [0,1)
     scope: str,  # 'erk' or 'balanced'
+    most: dict | None = None,  # Name -> how many weights of it can be pruned, where that is not all of them
 ) -> dict[str, int]:  # Name -> number of weights to prune, round(sparsity*n) in all
     "How 'erk' (Mocanu et al. 2018, Evci et al. 2020) and 'balanced' distribute pruning over tensors"
     sizes = {n: math.prod(s) for n, s in shapes.items()}
     # kept weights are proportional to this
     share = {n: 1 if scope == 'balanced' else sum(s) for n, s in shapes.items()}
+    least = {n: size - (most or {}).get(n, size) for n, size in sizes.items()}
     budget, kept, free = sum(sizes.values()) - round(sparsity * sum(sizes.values())), {}, dict(sizes)
     while free:
         unit = (budget - sum(kept.values())) / sum(share[n] for n in free)
-        whole = [n for n, size in free.items() if unit * share[n] > size]
-        if not whole:
+        over = {n: unit * share[n] - size for n, size in free.items() if unit * share[n] > size}
+        under = {n: least[n] - unit * share[n] for n in free if unit * share[n] < least[n]}
+        if not over and not under:
             break
-        for n in whole:
-            kept[n] = free.pop(n)
+        limit, beyond = (sizes, over) if sum(over.values()) >= sum(under.values()) else (least, under)
+        for n in beyond:
+            del free[n]
+            kept[n] = limit[n]
     exact = {n: unit * share[n] for n in free}
     kept.update({n: math.floor(e) for n, e in exact.items()})
     rest = budget - sum(kept.values())

@@ -19,7 +19,7 @@ from ..core.channel_norms import release_norms
 from ..core.checks import check_number, check_whole
 from ..core.copies import copy_model
 from ..core.later import counts
-from ..core.names import unwrap
+from ..core.names import check_not_fast, unwrap
 from ..core.weights import prunable_weights
 from . import export as export  # adds learn.to_onnx
 from .before_after import BeforeAfter, Row
@@ -224,6 +224,7 @@ def compare(
     after. With masks of channels, `after` is the network without the pruned ones. The Learner stays as it is. Raises
     `ValueError` for arguments that don't fit; what can't be measured has a note that says why"""
     onnx = _check_comparison(self, bs, seconds, onnx)
+    check_not_fast(self.model, 'compare it')
     wide, model = dense_model(self, dense), unwrap(self.model)
     found = attempt(deployed_model, self, None, example)
     small = model if found.value is None else found.value

@@ -50,10 +50,13 @@ def check_report(
     pictures: int,  # Masks to draw
     bs: int | None,  # Batch size
     seconds: float,  # Time to measure latency
+    name: str = 'path',  # Of the argument with the file to write
 ) -> None:
     "Make sure that the arguments of a report are right; raises `ValueError`"
+    if not str(path):
+        raise ValueError(f"{name}='': needs the name of a file to write, such as 'report.html'")
     if Path(path).is_dir():
-        raise ValueError(f"path={str(path)!r} is a folder: needs a file to write")
+        raise ValueError(f"{name}={str(path)!r} is a folder: needs a file to write")
     if bs is not None:
         check_whole(bs=bs)
     check_whole('pictures', 0, pictures=pictures)

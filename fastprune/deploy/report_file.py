@@ -61,7 +61,9 @@ def report_file(
 ) -> Path:  # `out`
     """Write a page about a file of weights: how sparse, small and fast, layer by layer. Raises `ValueError` for a
     file of something else, or of another network"""
-    check_report(out, pictures, 1, seconds)
+    check_report(out, pictures, 1, seconds, 'out')
+    if Path(out).exists() and Path(file).exists() and Path(out).samefile(file):
+        raise ValueError(f"out={str(out)!r} is the file to read, and would be overwritten: needs another one to write")
     check_network(arch, classes, size)
     read, js = read_weight_file(file), plotly_js()
     if arch is None:

@@ -62,6 +62,8 @@ def read_weight_file(
 ) -> WeightFile:
     "What a file of weights has. Raises `ValueError` for a file of something else"
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: needs a file of weights")
     if not path.is_file():
         raise ValueError(f"there is no file {str(path)!r}")
     try:

@@ -31,11 +31,11 @@ def listed(
 
 def no_weights(model: nn.Module) -> str:
     "Why there is nothing to prune, for a message"
-    return (
-        'include and exclude leave no weight'
-        if prunable_weights(model)
-        else 'the model has no weights that can be pruned'
-    )
+    if prunable_weights(model):
+        return 'include and exclude leave no weight'
+    if others := [n for n, p in model.named_parameters() if p.ndim > 1]:
+        return f'the model has no weights that are pruned unless they are named, as by include={others[:2]}'
+    return 'the model has no weights that can be pruned'
 
 
 def fit_targets(

@@ -63,5 +63,6 @@ _allow_cpus()
 
 @patch
 def add_cbs(self: Learner, cbs: list | None) -> Learner:
+    "Add callbacks to the Learner, as fastai does; its distributed training works on CPUs, too"
     _allow_cpus()
     return self._orig_add_cbs(cbs)

@@ -15,7 +15,7 @@ from fastai.callback.schedule import Learner  # with fit_one_cycle and fine_tune
 from torch import nn
 
 from ..core.later import counts
-from ..core.names import parameters_at
+from ..core.names import check_not_fast, parameters_at
 from ..core.weights import prunable_weights
 from .batches import in_fit
 
@@ -99,6 +99,7 @@ def fit(
     start_epoch: int = 0,
 ) -> None:
     "Fit `self.model` for `n_epoch` using `cbs`. Optionally `reset_opt`."
+    check_not_fast(self.model, 'train')
     frozen, ended = self.__dict__.pop('_frozen_in_turn', set()), False
     self._trained_names = trained = {n for n, p in parameters_of(self).items() if p.requires_grad or n in frozen}
     try:
@@ -126,6 +127,7 @@ def is_trained(
 
 @patch
 def freeze_to(self: Learner, n: int) -> None:
+    "Freeze parameter groups up to `n`, as fastai does; the optimizer remembers it"
     self._orig_freeze_to(n)
     self.opt.frozen_to = n
 

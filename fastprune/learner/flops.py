@@ -12,6 +12,7 @@ from fastai.basics import Learner, patch
 
 from ..core.channel_cost import FlopCount, plain_operations, storage_names
 from ..core.later import counts
+from ..core.names import check_not_fast
 from ..core.weights import prunable_weights
 from .batches import undisturbed
 from .inputs import at_most, call_example, learner_inputs
@@ -28,6 +29,7 @@ def flops(
 ) -> pd.DataFrame:  # A row for each weight, for 'other' operations and for 'total': dense, nonzero, speedup
     """FLOPs of a forward pass for one item, the first of a batch: all of them (dense), those with a weight that is not
     0 (nonzero), and the ratio of both (speedup)"""
+    check_not_fast(self.model, 'count FLOPs')
     weights = prunable_weights(self.model, include, exclude)
     with undisturbed(self), torch.no_grad(), plain_operations():
         inputs = at_most(learner_inputs(self, example), 1)

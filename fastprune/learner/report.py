@@ -14,7 +14,7 @@ from fastai.basics import Learner, patch
 
 from ..core.computed import in_use
 from ..core.later import counts
-from ..core.names import unwrap
+from ..core.names import check_not_fast, unwrap
 from ..core.plotting import Axes, axes_or_new
 from ..core.unit_counts import counted
 from ..core.weights import prunable_weights
@@ -84,6 +84,7 @@ def sparsity_report(
     computed weight, as under spectral_norm, are those of the weight, not of its parameter. Tensors on the meta device
     are left out. Under masks of channels, a column `channels` says how many each group keeps, in the row of the weight
     that makes them. If layers have collapsed, a column `empty` says which"""
+    check_not_fast(self.model, 'count its weights')
     tensors = _prunable_tensors(self)
     rows = {n: [t] for n, t in tensors.items()} | {'total': list(tensors.values())}
     df = pd.DataFrame({c: [f(ts) for ts in rows.values()] for c, f in REPORT_COLUMNS.items()})

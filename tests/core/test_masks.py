@@ -299,6 +299,18 @@ def test_files_that_are_no_masks(tmp_path):
         Masks.load(tmp_path / 'nothing')
 
 
+@pytest.mark.parametrize('scope', ['local', 'global', 'erk', 'balanced'])
+@pytest.mark.parametrize('granularity, s', [('2:4', 0.25), ('2:4', 0.4), ('2:4', 0.5), ('1:4', 0.6), ('1:4', 0.75)])
+def test_patterns_reach_the_sparsity_in_every_scope(scope, granularity, s):
+    "Also where a tensor's share is more than n:m lets it prune: others prune more then"
+    torch.manual_seed(0)
+    scores = {n: torch.rand(shape) for n, shape in dict(a=(16, 8, 3, 3), b=(10, 32), c=(64, 64), d=(4, 4)).items()}
+    masks, n = compute_masks(scores, s, scope=scope, granularity=granularity), sum(x.numel() for x in scores.values())
+    assert abs(n - masks.n_kept - round(s * n)) <= 3 * len(scores)  # whole groups of two or three weights
+    if s in (0.5, 0.75):  # all that the pattern allows
+        assert all(m.float().mean() == 1 - s for m in masks.values())
+
+
 def test_masks_of_a_thousand_tensors_are_quick_to_ask_for():
     scores = {f'layers.{i}.weight': torch.rand(3, 3) for i in range(1000)}
     masks = compute_masks(scores, {'layers': 0.5, 'layers.7.weight': 0.0})

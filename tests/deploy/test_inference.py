@@ -333,6 +333,21 @@ def test_report():
     )
 
 
+def test_a_fast_model_in_its_learner_predicts_only(learner, fit):
+    learn = fit(learner(), 1, cbs=SparsifyCallback(0.95))
+    learn.model = learn.sparse_inference(bs=1, seconds=0.05)
+    for call in (
+        lambda: fit(learn, 1),
+        learn.sparsity_report,
+        learn.flops,
+        lambda: learn.compare(seconds=0, onnx=False),
+    ):
+        with pytest.raises(ValueError, match='learn.model is the fast form that sparse_inference made, which predicts'):
+            call()
+    with learn.no_bar():
+        assert len(learn.validate()) == 2
+
+
 def test_folding_takes_only_what_it_may():
     torch.manual_seed(0)
     model, x = pruned(Odd()), torch.randn(2, 3, 9, 9)

@@ -270,6 +270,35 @@ def test_errors_say_what_is_wrong(pruned, tmp_path):
             load_torch(path)
 
 
+def test_another_kind_of_file_is_not_called_by_the_size_of_a_header(tmp_path):
+    torch.save({'a.weight': torch.ones(3, 3)}, tmp_path / 'a.pth')
+    (tmp_path / 'b.pth').write_text('some text')
+    with pytest.raises(ValueError, match='as another kind of file, as torch.save writes it, and not as one of safet'):
+        load_state(tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match='it begins as another kind of file and not as one of safetensors'):
+        read_weight_file(tmp_path / 'b.pth')
+    with pytest.raises(ValueError, match='is a folder: needs a file of weights'):
+        read_weight_file(tmp_path)
+
+
+@pytest.mark.parametrize('out, message', [('', "out='': needs the name of a file"), ('.', 'out=.* is a folder')])
+def test_where_a_report_can_not_be_written(pruned, tmp_path, monkeypatch, out, message):
+    monkeypatch.chdir(tmp_path)
+    torch.save(pruned.model.state_dict(), 'a.pth')
+    with pytest.raises(ValueError, match=message):
+        report_file('a.pth', out=out, seconds=0)
+
+
+def test_a_report_does_not_overwrite_what_it_reads(pruned, tmp_path):
+    path = tmp_path / 'a.pth'
+    torch.save(pruned.model.state_dict(), path)
+    whole = path.read_bytes()
+    for out in (path, tmp_path / '..' / tmp_path.name / 'a.pth'):
+        with pytest.raises(ValueError, match='is the file to read, and would be overwritten'):
+            report_file(path, out=out, seconds=0)
+    assert path.read_bytes() == whole
+
+
 @pytest.mark.parametrize('load', [read_weight_file, read_json])
 def test_files_of_a_disk_that_fails(load, monkeypatch, tmp_path):
     "Python's own error for it names no file"
