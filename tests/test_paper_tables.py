@@ -521,7 +521,8 @@ def test_the_same_scale_with_other_files_is_another(tmp_path):
                 accuracy = (v if m == 'gradual' else 50.0) + seed
                 results.add(harness.Cell('resnet20', m, 0.98, 5, seed), scale, [('', 'accuracy', accuracy)], 1.0)
     page = report.report_on(results.path).read_text()
-    assert '**Scale small (jpg).**' in page and 'small (png)' not in page and '| **holds** |' in page
+    assert '**Scale small (jpg).**' in page and 'Scale small (png)' not in page
+    assert '| **holds** | 98%: +10.00 ± 0.00 (10.0 to 10.0) | small (png): doesn\'t |' in page
 
 
 @pytest.mark.parametrize(

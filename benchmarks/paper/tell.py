@@ -3,7 +3,6 @@
 import math
 import statistics
 from dataclasses import asdict, dataclass
-from functools import cached_property
 
 from fastprune.analysis.verdict import paired_verdict
 
@@ -127,7 +126,7 @@ class Claim:
     lacks: str = ''  # What the trainings lack for a verdict, such as 'starts not searched'
     of_paper: bool = True  # Or a claim of ours
 
-    @cached_property
+    @property
     def comparisons(self):
         return [compare(w, a, b, -MARGIN if self.no_worse else 0.0, self.floor) for w, a, b in self.pairs]
 
