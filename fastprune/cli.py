@@ -19,6 +19,7 @@ from .cli_flags import flag_parser, parse_flags, stopping
 from .cli_save import check_saves, write_files
 from .cli_train import check_flags, make_callback, make_learner, train
 from .core.granularity import check_granularity
+from .core.weights import prunable_weights
 from .learner.report import plot_layers
 from .training.distill import Distill
 
@@ -67,10 +68,12 @@ def _run(flags):
         if cbs and flags.distill:
             cbs = [cb, Distill.from_dense(runs['dense'])]
         accuracies[name], seconds = train(l, flags, cbs)
-        total = l.sparsity_report().loc['total']
-        left = f'{total.nonzero:,} of {total.weights:,}'
-        row = [name, f'{total.sparsity:.4f}', f'{accuracies[name][-1]:.4f}', left, f'{seconds:.1f}']
-        rows.append(row + [total.get('channels', '')] * tied)
+        report = l.sparsity_report()
+        weights = report.loc[list(prunable_weights(l.model))]  # masks of channels have norms and biases, too
+        n, left = weights.weights.sum(), weights.nonzero.sum()
+        left_of = f'{left:,} of {n:,}'
+        row = [name, f'{1 - left / n:.4f}', f'{accuracies[name][-1]:.4f}', left_of, f'{seconds:.1f}']
+        rows.append(row + [report.get('channels', {}).get('total', '')] * tied)
     columns = ['run', 'sparsity', 'accuracy', 'weights left', 'seconds'] + ['channels left'] * tied
     figures = dict(training=_plot_training(cb, accuracies), layers=plot_layers(learn.sparsity_report()).figure)
     return pd.DataFrame(rows, columns=columns), write_files(learn, out, cb, figures, saves, tied)

@@ -122,6 +122,7 @@ def test_flags(tmp_path, flags):
         assert int(w.flatten(1).any(1).sum()) == 64 and report.sparsity['5.weight'] == 0
     if 'channel' in flags:
         assert report.channels['total'] == '112/224' and '112/224' in r.stdout
+        assert '93,728 of 93,728' in r.stdout and ' of 93,728' in r.stdout.split('93,728 of 93,728')[1]
         smaller = load_shrunk(tmp_path / 'shrunk.safetensors', digits_convnet)
         assert sum(p.numel() for p in smaller.parameters()) == 24058
         wide = digits_convnet()
