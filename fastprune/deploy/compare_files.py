@@ -125,7 +125,7 @@ def compare_files(
     b: str,  # Others, in a file of the same or another kind
     arch: str = None,  # Network of both, by a name that torchvision or timm knows; without it no FLOPs or latency
     classes: int = None,  # Classes of the network; as many as the last tensor has, if not given
-    size: int = 224,  # Pixels a side of the random image to measure with
+    size: int = None,  # Pixels a side of the random image to measure with; 224 if not given
     seconds: float = 10.0,  # Time to measure latency; 0 for none
 ) -> FileComparison:
     """Compare two files of weights, layer by layer: weights, zeros, distances of masks, sizes and, with the network's

@@ -54,7 +54,7 @@ def report_file(
     file: str,
     arch: str = None,  # Network, by a name that torchvision or timm knows; without it no FLOPs or latency
     classes: int = None,  # Classes of the network; as many as the last tensor has, if not given
-    size: int = 224,  # Pixels a side of the random image to measure with
+    size: int = None,  # Pixels a side of the random image to measure with; 224 if not given
     out: str = 'report.html',  # File to write
     seconds: float = 20.0,  # Time to measure latency; 0 for none
     pictures: int = 12,  # Masks to draw, at most

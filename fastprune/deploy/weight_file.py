@@ -158,23 +158,26 @@ def _learner_on_noise(model, arch, size):
 def check_network(
     arch: str | None,  # Name of a network
     classes: int | None,  # Its classes
-    size: int,  # Pixels a side of its images
+    size: int | None,  # Pixels a side of its images
 ) -> None:
     "Make sure that a network is described; raises `ValueError`"
-    check_number('a number above 0', '[1,inf)', size=size, classes=1 if classes is None else classes)
+    given = {n: v for n, v in dict(classes=classes, size=size).items() if v is not None}
+    check_number('a number above 0', '[1,inf)', **given)
     if arch == '':
         raise ValueError("arch='': needs the name of a network, or leave it out")
-    if arch is None and classes is not None:
-        raise ValueError(f"classes={classes}: is of a network: give its name with arch, too")
+    if arch is None and given:
+        name, value = next(iter(given.items()))
+        raise ValueError(f"{name}={value}: is of a network: give its name with arch, too")
 
 
 def file_learner(
     file: WeightFile,  # From `read_weight_file`
     arch: str,  # Network, by a name that torchvision or timm knows
     classes: int | None = None,  # Classes of the network; as many as the last tensor has if None
-    size: int = 224,  # Pixels a side of a random image, its only data
+    size: int | None = None,  # Pixels a side of a random image, its only data; 224 if None
 ) -> Learner:
     "A Learner with the weights and masks of a file. Raises `ValueError` if they are of another network"
+    size = size or 224
     make = _maker(file, arch, size)
     classes = classes or _count_classes(file, make, arch)
     model = load_shrunk(file.path, lambda: make(classes)) if file.shrunk else _load(make(classes), file, arch)
