@@ -195,6 +195,7 @@ def show(df):
         + [o for p, n in zip(paper[s], others, strict=False) for o in (p, ours(values(df, methods[n], s)), cell(n, s))]
         + [paper[s][-1], ours(values(df, methods['OCP'], s))]
         for s in sparsities
+        if any(values(df, m, s) for m in methods.values())
     ]
     header = [o for n in others for o in (f'{n}: paper', f'ours, from {100 * STARTS[n][1]:g}%', 'ours, searched')]
     seconds = lambda m, s: (
@@ -203,11 +204,11 @@ def show(df):
         .seconds.to_dict()
     )
     beside = [
-        (who, *(ours(values(df, m, s)) for s in sparsities), ours(seconds(m, 0.95), 0)) for who, m in sides.items()
+        (who, *(ours(values(df, m, s)) for s in sparsities), ours(seconds(m, 0.95), 0))
+        for who, m in sides.items()
+        if any(values(df, m, s) for s in sparsities)
     ]
-    return [
-        f"Dense: ours {ours(values(df, 'train dense'))}.",
-        markdown(['sparsity', *header, 'OCP: paper', 'ours, from 0%'], rows),
+    with_others = [
         (
             'OCP with fastprune and with fasterai; the same Learner and budget. What fasterai has pruned stays '
             'pruned, as in fastprune where it says *nested*. Seconds are of a whole training with its evaluation, '
@@ -215,6 +216,11 @@ def show(df):
             '`compute_masks` at the moments when fasterai makes its own, its network comes out to the bit.'
         ),
         markdown(['OCP with', *(f'{100 * s:g}%' for s in sparsities), 'seconds at 95%'], beside),
+    ]
+    return [
+        f"Dense: ours {ours(values(df, 'train dense'))}.",
+        markdown(['sparsity', *header, 'OCP: paper', 'ours, from 0%'], rows),
+        *(with_others if len(beside) > 1 else ()),
     ]
 
 
@@ -266,11 +272,12 @@ def claims(df):
 
 
 def figure(df, ax):
+    at = [s for s in sparsities if any(values(df, m, s) for m in methods.values())]
     for i, (n, m) in enumerate(methods.items()):
         line_over(ax, df, sparsities, m, n + PAPERS_START * (n in others), color=f'C{i}')
-        found = [best(df, n, s)[1] for s in sparsities]
+        found = [best(df, n, s)[1] for s in at]
         if n in others and any(found):
-            line(ax, [f'{100 * s:g}' for s in sparsities], found, f'{n}, searched', color=f'C{i}', ls='--', mfc='white')
+            line(ax, [f'{100 * s:g}' for s in at], found, f'{n}, searched', color=f'C{i}', ls='--', mfc='white')
     more = {'OCP, every 10th batch': usual, 'OCP, nested': nested, 'OCP, fasterai': peer}
     for i, (n, m) in enumerate(more.items(), len(methods)):
         line_over(ax, df, sparsities, m, n, color=f'C{i}', ls=':')
