@@ -299,9 +299,9 @@ def test_files_that_are_no_masks(tmp_path):
         Masks.load(tmp_path / 'nothing')
 
 
-@pytest.mark.parametrize('scope', ['local', 'global', 'erk', 'balanced'])
-@pytest.mark.parametrize('granularity, s', [('2:4', 0.25), ('2:4', 0.4), ('2:4', 0.5), ('1:4', 0.6), ('1:4', 0.75)])
-def test_patterns_reach_the_sparsity_in_every_scope(scope, granularity, s):
+@pytest.mark.parametrize('scope', ['erk', 'balanced'])
+@pytest.mark.parametrize('granularity, s', [('2:4', 0.4), ('2:4', 0.5), ('1:4', 0.75)])
+def test_patterns_reach_the_sparsity_of_shared_scopes(scope, granularity, s):
     "Also where a tensor's share is more than n:m lets it prune: others prune more then"
     torch.manual_seed(0)
     scores = {n: torch.rand(shape) for n, shape in dict(a=(16, 8, 3, 3), b=(10, 32), c=(64, 64), d=(4, 4)).items()}
