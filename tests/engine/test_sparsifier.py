@@ -224,6 +224,10 @@ class Half(Method):
         (lambda: start(Half(0.5))[2].load_state_dict({}), "lasting: 'start_sparsity'"),
         (lambda: Sparsifier(nn.Linear(2, 2), 0.5, total_steps=1).step(), 'needs an optimizer'),
         (lambda: Sparsifier(nn.ReLU(), 0.5, total_steps=1), 'no weights that can be pruned'),
+        (
+            lambda: Sparsifier(nn.Sequential(nn.Embedding(5, 3)), 0.5, total_steps=1),
+            r"named, as by include=\['0.weight'\]",
+        ),
     ],
 )
 def test_errors(make, message):
