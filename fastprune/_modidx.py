@@ -996,6 +996,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastprune.core.files._is_special': ('core/files.html#_is_special', 'fastprune/core/files.py'),
                                       'fastprune.core.files._place': ('core/files.html#_place', 'fastprune/core/files.py'),
                                       'fastprune.core.files.atomically': ('core/files.html#atomically', 'fastprune/core/files.py'),
+                                      'fastprune.core.files.begins_as_torchs': ( 'core/files.html#begins_as_torchs',
+                                                                                 'fastprune/core/files.py'),
                                       'fastprune.core.files.check_state': ('core/files.html#check_state', 'fastprune/core/files.py'),
                                       'fastprune.core.files.check_tensor': ('core/files.html#check_tensor', 'fastprune/core/files.py'),
                                       'fastprune.core.files.load_state': ('core/files.html#load_state', 'fastprune/core/files.py'),

@@ -19,7 +19,7 @@ from harness import (
     search_cells,
     searched,
 )
-from tell import Claim, line, line_over, markdown, ours, rows_of, values
+from tell import Claim, line, line_over, markdown, ours, rows_of, run_at, values
 
 from fastprune.all import SparsifyCallback, agp, iterative, ocp, one_shot, window
 
@@ -194,8 +194,7 @@ def show(df):
         [f'{100 * s:g}%']
         + [o for p, n in zip(paper[s], others, strict=False) for o in (p, ours(values(df, methods[n], s)), cell(n, s))]
         + [paper[s][-1], ours(values(df, methods['OCP'], s))]
-        for s in sparsities
-        if any(values(df, m, s) for m in methods.values())
+        for s in run_at(df, sparsities)
     ]
     header = [o for n in others for o in (f'{n}: paper', f'ours, from {100 * STARTS[n][1]:g}%', 'ours, searched')]
     seconds = lambda m, s: (
@@ -272,7 +271,7 @@ def claims(df):
 
 
 def figure(df, ax):
-    at = [s for s in sparsities if any(values(df, m, s) for m in methods.values())]
+    at = run_at(df, sparsities)
     for i, (n, m) in enumerate(methods.items()):
         line_over(ax, df, sparsities, m, n + PAPERS_START * (n in others), color=f'C{i}')
         found = [best(df, n, s)[1] for s in at]

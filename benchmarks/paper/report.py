@@ -62,8 +62,9 @@ def judged(df):
         found = {c.text: Judged(table, c) for c in table.claims(pd.DataFrame(columns=columns))}
         for scale, rows in at_scales(df, table):
             for c in table.claims(rows):
-                if c.compared and c.text in found and found[c.text].section:
-                    found[c.text].others.append((called(scale, rows), c.kind(scale)))
+                larger = found.get(c.text)
+                if c.compared and larger and larger.section:
+                    larger.others.append((called(scale, rows), c.kind(scale)))
                 elif c.compared:
                     found[c.text] = Judged(table, c, scale, called(scale, rows))
         yield from found.values()
@@ -71,7 +72,7 @@ def judged(df):
 
 def sections(df, claims):
     """(table's name, table, scale, its rows, its claims): the scales that verdicts come from, the largest first; where
-    there are none, the largest that was run. Only the first has all of its tables, and a picture"""
+    there are none, the largest that was run. Only the first has a picture"""
     for name, table in TABLES.items():
         at = list(at_scales(df, table))
         mine = [j for j in claims if j.table is table]

@@ -213,7 +213,12 @@ def line(ax, xs, groups, label, **kwargs):
         )
 
 
+def run_at(df, sparsities):
+    "Those of `sparsities` that anything was run at"
+    return [s for s in sparsities if ((df.sparsity - s).abs() < 1e-9).any()]
+
+
 def line_over(ax, df, sparsities, method, label, **kwargs):
     "A method's accuracies, at those of `sparsities` that anything was run at"
-    at = [s for s in sparsities if ((df.sparsity - s).abs() < 1e-9).any()]
+    at = run_at(df, sparsities)
     line(ax, [f'{100 * s:g}' for s in at], [values(df, method, s) for s in at], label, **kwargs)

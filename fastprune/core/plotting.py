@@ -65,8 +65,7 @@ def legend_above(
     above = dict(loc='lower center', bbox_to_anchor=(0.5, 1), ncols=len(handles), frameon=False)
     ax.legend(handles, [o.get_label() for o in handles], fontsize='small', **above)
     ax.set_title(ax.get_title(), pad=22)
-    ax.grid(alpha=0.3)
-    return ax
+    return add_grid(ax, legend=False)
 
 
 def ticks_apart(

@@ -15,7 +15,7 @@ from fastai.basics import DataLoader, DataLoaders, Learner
 from torch import nn
 
 from ..core.checks import check_number
-from ..core.files import load_tensors
+from ..core.files import begins_as_torchs, load_tensors
 from ..core.json_files import error_line
 from ..core.masks import Masks
 from ..core.names import shape_of
@@ -71,8 +71,8 @@ def read_weight_file(
             start = f.read(9)
     except OSError as e:
         raise ValueError(f"{path} can't be read: {error_line(e, 200)}") from e
-    # a zip file, or a pickle. A file of safetensors can begin so, too: with the size of its header, and the header
-    if (start[:2] == b'PK' or start[:1] == b'\x80') and start[8:] != b'{':
+    # a file of safetensors can begin so, too: with the size of its header, and the header
+    if begins_as_torchs(start) and start[8:] != b'{':
         res = WeightFile(path, load_torch(path), {})
     else:
         state, meta = load_tensors(path, foreign=True, extra=True)
