@@ -71,13 +71,13 @@ def fresh(module):
         module.reset_parameters()
 
 
-def learner(out, bs=64):
+def learner(out, bs=64, **data):
     set_seed(7 + rank, reproducible=True)  # not the same random numbers in each process
     model = nn.Sequential(digits_convnet(widths=(8, 16, 16))[:-1], nn.Dropout(0.2), nn.Linear(16, 10))
     torch.manual_seed(3)
     model.apply(fresh)
     return Learner(
-        digits_dls(bs=bs, device='cpu'),
+        digits_dls(bs=bs, device='cpu', **data),
         model,
         loss_func=CrossEntropyLossFlat(),
         opt_func=partial(SGD, mom=0.9),
@@ -123,7 +123,7 @@ def fits(out, part):
 
 def same_masks(out):
     for name, criterion in CRITERIA.items():
-        learn, same = learner(out, bs=256), Same()
+        learn, same = learner(out, bs=24, valid_pct=0.05, test_pct=0.85), Same()  # 4 steps
         with in_group(learn):
             cb = SparsifyCallback(0.8, schedule=linear, criterion=criterion, interval=2, scope='global')
             learn.fit(1, 0.02, cbs=[cb, same])

@@ -260,7 +260,7 @@ def made_up(tables, scale, path, seed=0):
     pd.DataFrame(rows, columns=harness.columns).to_csv(path, index=False)
 
 
-@pytest.mark.parametrize('scale', ['tiny', 'full'])
+@pytest.mark.parametrize('scale', ['tiny', pytest.param('full', marks=pytest.mark.slow)])
 def test_every_table_is_filled_and_told(tmp_path, scale, monkeypatch):
     import harness
     import report

@@ -94,13 +94,13 @@ slow = {
     '10_sculpt',
     '11_why_cycles',
     '12_baselines',
+    '13_many_machines',
     '14_small_and_fast',
     '18_ocp_ramp',
-}  # one to six minutes each: by hand, with `pytest -m slow`
+}  # one to six minutes each, or `torchrun`: by hand, with `pytest -m slow`
 
 
 less = {
-    "'2', folder / 'fsdp.py'": "'1', folder / 'fsdp.py'",
     'seconds=1': 'seconds=0.1',
     'seconds=2': 'seconds=0.2',
     'for seed in range(3)': 'for seed in range(1)',
@@ -130,9 +130,18 @@ less = {
     'train(cb, 4)': 'train(cb, 1)',
     'train(former, 4,': 'train(former, 1,',
     'train(method(0.95), 4, seed)': 'train(method(0.95), 1, seed)',
+    'def fit(learn, cbs):\n    learn.fit_one_cycle(5, 0.1': 'def fit(learn, cbs):\n    learn.fit_one_cycle(2, 0.1',
+    'learn.fit_one_cycle(3, 1e-2': 'learn.fit_one_cycle(1, 1e-2',
+    'learn.iterative_prune(6, 3,': 'learn.iterative_prune(6, 1,',
+    "'60 steps', learn.find_tickets": "'24 steps', learn.find_tickets",
+    '[0, 12, 36, 60]': '[0, 60]',
+    "['ocp', 'agp', 'snip', 'lrr', 'sculpt']": "['ocp', 'lrr']",
+    '(1, 2, 3), (1, 2, 4), 0.95, seeds=(0, 1)': '(1, 2), (1, 2), 0.95, seeds=(0, 1)',
+    'test_eq(len(runs), 18)': 'test_eq(len(runs), 8)',
+    'reached, 0.8, 1e-3, 1.0, tol=0.02': 'reached, 0.8, 1e-3, 1.0, tol=0.1',
     'check_method(TopKAST)': "check_method(TopKAST, checks='exact_end')",
-}  # processes (test_sharded has two), seconds of a timing, seeds of a table, images, channels, files of images, grids,
-# sentences, epochs, sparsities, and the checks of a method that methods/test_your_own_method.py does one by one
+}  # seconds of a timing, seeds of a table, images, channels, files of images, grids, sentences, epochs, sparsities,
+# methods, and the checks of a method that methods/test_your_own_method.py does one by one
 running = """
 import json, sys
 from fastai.basics import defaults

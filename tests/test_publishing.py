@@ -96,7 +96,7 @@ def test_tutorial_opens_in_colab(notebook):
 
 def test_workflows_run_what_there_is():
     flows = {p.stem: yaml.safe_load(text(p)) for p in (root / '.github' / 'workflows').glob('*.yml')}
-    assert set(flows) == {'tests', 'docs', 'release'}
+    assert set(flows) == {'tests', 'slow', 'docs', 'release'}
     commands = [s['run'] for f in flows.values() for j in f['jobs'].values() for s in j['steps'] if 'run' in s]
     scripts = {s for c in commands for s in re.findall(r'(?:bash|python) ([\w./]+)', c)}
     assert scripts == {'.ci/run', 'scripts/oldest.py', 'scripts/distribution.sh'}

@@ -1,6 +1,8 @@
 "Files of other programs: loading gives what was saved, or the documented error"
 
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -129,23 +131,30 @@ def test_files_that_are_not_there(tmp_path):
                 load(tmp_path / name)
 
 
-@pytest.mark.parametrize('sparsity,limit', [(0.9, 0.14), (0.95, 0.09)])
-def test_small_files(tmp_path, sparsity, limit):
-    "Smaller than dense files by the size of the zeros, and equal to the bit; also in a process without fastai"
-    import subprocess
-    import sys
-
+def pruned(sparsity):
     model = torch.nn.Sequential(
         torch.nn.Linear(512, 1024), torch.nn.BatchNorm1d(1024), torch.nn.ReLU(), torch.nn.Linear(1024, 256)
     )
     weights = {n: p.data for n, p in model.named_parameters() if p.ndim > 1}
     compute_masks(weights, sparsity, 'global', absolute=True).apply_(weights)
+    return model
+
+
+@pytest.mark.parametrize('sparsity,limit', [(0.9, 0.14), (0.95, 0.09)])
+def test_small_files(tmp_path, sparsity, limit):
+    "Smaller than dense files by the size of the zeros, and equal to the bit"
+    model = pruned(sparsity)
     save_sparse(model.state_dict(), tmp_path / 'small.safetensors')
     save_file(model.state_dict(), tmp_path / 'dense.safetensors')
     assert (tmp_path / 'small.safetensors').stat().st_size <= limit * (tmp_path / 'dense.safetensors').stat().st_size
     back = load_sparse(tmp_path / 'small.safetensors')
     state = model.state_dict()
     assert list(back) == list(state) and all(equal(back[n], t) and back[n].dtype == t.dtype for n, t in state.items())
+
+
+def test_small_files_in_a_process_without_fastai(tmp_path):
+    model = pruned(0.9)
+    save_sparse(model.state_dict(), tmp_path / 'small.safetensors')
     code = f"""
 import sys, torch
 from fastprune.files import load_sparse

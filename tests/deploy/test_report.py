@@ -414,7 +414,7 @@ browsed = pytest.mark.skipif(browser is None, reason='there is no chromium or go
 
 
 @browsed
-@pytest.mark.parametrize('n', [5, 160])
+@pytest.mark.parametrize('n', [5, pytest.param(160, marks=pytest.mark.slow)])
 def test_in_a_browser(learner, fit, tmp_path, monkeypatch, n):
     monkeypatch.setattr(
         inference, 'graph_candidate', lambda *args: GraphCandidate()

@@ -511,21 +511,23 @@ def made(name):
     return net
 
 
+MOST = {
+    'resnet18': 0.6,
+    'mobilenet_v2': 0.3,
+    'mobilenet_v3_small': 0.5,
+    'vgg11_bn': 0.3,
+    'densenet': 0.4,
+    'squeezenet1_1': 0.3,
+    'regnet_y_400mf': 1.0,
+    'convnext_tiny': 0.6,
+    'timm resnet26': 0.5,
+    'timm efficientnet_b0': 0.6,
+    'timm tf_mobilenetv3_small_minimal_100': 0.4,
+}  # of its weights are left
+
+
 @pytest.mark.parametrize(
-    'name,most',
-    {
-        'resnet18': 0.6,
-        'mobilenet_v2': 0.3,
-        'mobilenet_v3_small': 0.5,
-        'vgg11_bn': 0.3,
-        'densenet': 0.4,
-        'squeezenet1_1': 0.3,
-        'regnet_y_400mf': 1.0,
-        'convnext_tiny': 0.6,
-        'timm resnet26': 0.5,
-        'timm efficientnet_b0': 0.6,
-        'timm tf_mobilenetv3_small_minimal_100': 0.4,
-    }.items(),
+    'name,most', [pytest.param(n, most, marks=[pytest.mark.slow] * (n == 'vgg11_bn')) for n, most in MOST.items()]
 )
 def test_well_known_networks(name, most):
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.cpu_only
 
 PACKAGE = fastprune.__path__[0]
 STEPS, BEFORE = 10, 5  # of the training, and before the step that is interrupted
-STRIDE = 8  # every so many lines
+STRIDE = 13  # every so many lines
 
 
 def selection_by(how, monkeypatch):

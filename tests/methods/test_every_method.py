@@ -308,17 +308,20 @@ class CancelBetween(Callback):
             raise CancelEpochException()
 
 
+SKIPPED = {'skipped and cancelled': lambda: [SkipSome(), CancelLate()], 'between': lambda: CancelBetween(60)}
+ALONE = {
+    'accumulation': lambda: [GradientAccumulation(64), GradientClip(0.5)],
+    'skipped': lambda: SkipSome(),
+    'cancelled': lambda: CancelLate(),
+    'before': lambda: CancelBetween(0),
+}  # what other tests have together with something else
+
+
 @every
 @pytest.mark.parametrize(
     'cbs',
-    [
-        lambda: [GradientAccumulation(64), GradientClip(0.5)],
-        lambda: SkipSome(),
-        lambda: CancelLate(),
-        lambda: CancelBetween(60),
-        lambda: CancelBetween(0),
-    ],
-    ids=['accumulation', 'skipped', 'cancelled', 'between', 'before'],
+    [*SKIPPED.values(), *(pytest.param(o, marks=pytest.mark.slow) for o in ALONE.values())],
+    ids=[*SKIPPED, *ALONE],
 )
 def test_steps_that_do_not_happen(quick, fit, method, cbs):
     learn = quick(opt_func=SGDM, wd=0.01)
@@ -326,9 +329,21 @@ def test_steps_that_do_not_happen(quick, fit, method, cbs):
     assert is_exact(learn) and is_plain(learn)
 
 
+AT_ANY = ('before_batch', 'after_backward', 'before_step', 'after_step', 'after_validate')
+
+
 @every
-@pytest.mark.parametrize('order', [-99, 99], ids=['first', 'last'])
-def test_interruption(quick, fit, method, order):
+@pytest.mark.parametrize(
+    'events,order',
+    [
+        (AT_ANY[::2], -99),
+        (AT_ANY[1::2], 99),
+        pytest.param(AT_ANY[1::2], -99, marks=pytest.mark.slow),
+        pytest.param(AT_ANY[::2], 99, marks=pytest.mark.slow),
+    ],
+    ids=['first', 'last', 'the others first', 'the others last'],
+)
+def test_interruption(quick, fit, method, events, order):
     "At one event after the other, each time in a new fit of the dense model"
 
     def stop(self):
@@ -337,7 +352,7 @@ def test_interruption(quick, fit, method, order):
 
     learn = quick(opt_func=SGDM, wd=0.01)
     dense = copy.deepcopy(learn.model)
-    for event in ('before_batch', 'after_backward', 'before_step', 'after_step', 'after_validate'):
+    for event in events:
         stopping = type('Stop', (Callback,), {'order': order, 'event': event, event: stop})()
         learn.remove_masks()
         learn.model, learn.opt = copy.deepcopy(dense), None

@@ -191,20 +191,28 @@ def test_norms_of_a_learner(learner, tmp_path):
     assert not learn.model.norm._forward_hooks
 
 
+HOW = {
+    'track': dict(schedule=cyclical(linear, 2), track=True),
+    'nested': dict(recover=False, scope='global'),
+    'three cycles': dict(schedule=cyclical(ocp, 3)),
+}
+
+
 @pytest.mark.parametrize(
-    'kwargs',
+    'model,how',
     [
-        dict(schedule=cyclical(linear, 2), track=True),
-        dict(recover=False, scope='global'),
-        dict(schedule=cyclical(ocp, 3)),
+        (Tower, 'track'),
+        (grouped, 'nested'),
+        (Tower, 'three cycles'),
+        pytest.param(grouped, 'track', marks=pytest.mark.slow),
+        pytest.param(Tower, 'nested', marks=pytest.mark.slow),
+        pytest.param(grouped, 'three cycles', marks=pytest.mark.slow),
     ],
-    ids=['track', 'nested', 'three cycles'],
 )
-@pytest.mark.parametrize('model', [Tower, grouped], ids=['BatchNorm', 'GroupNorm'])
-def test_checkpoint_resumes_to_the_bit(learner, model, kwargs):
+def test_checkpoint_resumes_to_the_bit(learner, model, how):
     def run(learn, *cbs):
         with learn.no_bar(), learn.no_logging():
-            learn.fit_one_cycle(4, 0.02, cbs=[SparsifyCallback(0.5, granularity='channel', **kwargs), *cbs])
+            learn.fit_one_cycle(4, 0.02, cbs=[SparsifyCallback(0.5, granularity='channel', **HOW[how]), *cbs])
 
     whole, again = stopped(lambda: made(learner, model, bs=64, opt_func=SGDM), run)
     assert same(whole, again)

@@ -54,16 +54,29 @@ def test_every_method(learner, method):
     )
 
 
-@pytest.mark.parametrize('epoch,i', [(1, 0), (1, 5), (3, 5)])
+OPTIMIZERS = {'Adam': Adam, 'ranger': ranger, 'torch AdamW': partial(OptimWrapper, opt=torch.optim.AdamW)}
+
+
 @pytest.mark.parametrize(
-    'opt', [Adam, ranger, partial(OptimWrapper, opt=torch.optim.AdamW)], ids=['Adam', 'ranger', 'torch AdamW']
+    'opt,epoch,i',
+    [
+        ('Adam', 1, 0),
+        ('Adam', 1, 5),
+        ('ranger', 1, 5),
+        ('ranger', 3, 5),
+        ('torch AdamW', 1, 5),
+        pytest.param('Adam', 3, 5, marks=pytest.mark.slow),
+        pytest.param('ranger', 1, 0, marks=pytest.mark.slow),
+        pytest.param('torch AdamW', 1, 0, marks=pytest.mark.slow),
+        pytest.param('torch AdamW', 3, 5, marks=pytest.mark.slow),
+    ],
 )
 def test_optimizers_and_moments(learner, opt, epoch, i):
     def fit(learn, *cbs):
         with learn.no_bar(), learn.no_logging():
             learn.fit_one_cycle(4, 0.01, cbs=[SparsifyCallback(0.8, schedule=cyclical(cubic, 2), track=True), *cbs])
 
-    assert same(*stopped(drop(learner, opt_func=opt, bs=128), fit, epoch, i))
+    assert same(*stopped(drop(learner, opt_func=OPTIMIZERS[opt], bs=128), fit, epoch, i))
 
 
 def test_accumulation_over_the_end_of_an_epoch(learner):
