@@ -58,6 +58,15 @@ METHODS = {
     'SET': SET,
     'SET global': partial(SET, interval=5, scope='global'),
 }
+OPTIONS = {
+    'PGD',
+    'cyclical',
+    'taylor',
+    'alive',
+    'DPF local',
+    'LC local',
+    'SET global',
+}  # of a method that is there, too
 
 
 def randomise(model, seed=0):

@@ -35,10 +35,16 @@ def layer(name):
     return LAYERS.index(name.split('.')[0])
 
 
-def imports(name, tree):
+def once(items):
+    "A function of a module's name that finds its items once"
+    return cache(lambda name: list(items(name)))
+
+
+@once
+def imports(name):
     "(line, module of the package, name taken from it or None) of all imports, those inside of functions too"
     folder = name.split('.')[:-1]
-    for node in ast.walk(tree):
+    for node in ast.walk(modules()[name]):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.startswith('fastprune.'):
@@ -91,8 +97,10 @@ def learner_methods():
     return added
 
 
-def learner_calls(tree):
+@once
+def learner_calls(name):
     "(line, name) of attributes of Learners that are read or called"
+    tree = modules()[name]
     patched = {id(n) for f in ast.walk(tree) if patched_class(f) == 'Learner' for n in ast.walk(f)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in learner_methods():
@@ -107,11 +115,11 @@ def listing(problems, rule):
 
 def test_imports_go_down():
     problems = []
-    for name, tree in modules().items():
-        for line, source in sorted({(line, source) for line, source, _ in imports(name, tree)}):
+    for name in modules():
+        for line, source in sorted({(line, source) for line, source, _ in imports(name)}):
             if source and layer(source) > layer(name):
                 problems.append(f'{name}:{line} imports {source}')
-        for line, method in learner_calls(tree):
+        for line, method in learner_calls(name):
             if all(layer(source) > layer(name) for source in learner_methods()[method]):
                 problems.append(f'{name}:{line} uses learn.{method} of {", ".join(learner_methods()[method])}')
     listing(problems, f'imports go down only, in the order {", ".join(LAYERS)}')
@@ -119,7 +127,7 @@ def test_imports_go_down():
 
 def test_methods_of_a_learner_are_imported_where_they_are_used():
     "So that a module does what it says wherever it is imported alone, as in a worker of a sweep"
-    sources = {name: {s for _, s, _ in imports(name, tree) if s in modules()} for name, tree in modules().items()}
+    sources = {name: {s for _, s, _ in imports(name) if s in modules()} for name in modules()}
 
     def reached(name):
         seen, todo = set(), [name]
@@ -129,9 +137,9 @@ def test_methods_of_a_learner_are_imported_where_they_are_used():
         return seen
 
     problems = []
-    for name, tree in modules().items():
+    for name in modules():
         known = reached(name)
-        for line, method in learner_calls(tree):
+        for line, method in learner_calls(name):
             if not learner_methods()[method] & known:
                 problems.append(
                     f'{name}:{line} uses learn.{method}, and does not import any of {learner_methods()[method]}'
@@ -142,7 +150,7 @@ def test_methods_of_a_learner_are_imported_where_they_are_used():
 def test_no_module_takes_a_private_name():
     problems = []
     for name, tree in modules().items():
-        for line, source, taken in imports(name, tree):
+        for line, source, taken in imports(name):
             if taken and taken.startswith('_') and taken != '_' and source != name:
                 problems.append(f'{name}:{line} takes {taken} from {source}')
         bound = {}
@@ -164,7 +172,7 @@ def test_no_module_takes_a_private_name():
 
 
 def test_no_cycles():
-    sources = {name: {s for _, s, _ in imports(name, tree) if s in modules()} for name, tree in modules().items()}
+    sources = {name: {s for _, s, _ in imports(name) if s in modules()} for name in modules()}
     problems, done = [], set()
 
     def visit(name, path):
@@ -193,7 +201,7 @@ def classes():
 
 def ancestors(module, node):
     "(module, node) of the classes of the package that a class inherits from"
-    taken = {as_name: source for _, source, as_name in imports(module, modules()[module]) if as_name}
+    taken = {as_name: source for _, source, as_name in imports(module) if as_name}
     for base in node.bases:
         name = base.id if isinstance(base, ast.Name) else getattr(base, 'attr', '')
         for source in (module, taken.get(name)):

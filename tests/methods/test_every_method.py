@@ -33,7 +33,7 @@ from fastai.callback.all import (
     SchedCos,
     ShortEpochCallback,
 )
-from helpers import METHODS, SGDM, Check, equal, zeros_and_masks_agree
+from helpers import METHODS, OPTIONS, SGDM, Check, equal, zeros_and_masks_agree
 from torch import nn
 
 from fastprune.all import (
@@ -62,6 +62,9 @@ def quick(learner):
 
 
 every = pytest.mark.parametrize('method', METHODS.values(), ids=METHODS)
+each_class = pytest.mark.parametrize(
+    'method', [pytest.param(m, marks=[pytest.mark.slow] * (n in OPTIONS), id=n) for n, m in METHODS.items()]
+)
 
 
 def is_exact(learn, s=0.8):
@@ -135,7 +138,7 @@ def test_validation_sees_the_pruned_model(quick, fit, method):
     )
 
 
-@every
+@each_class
 def test_lr_find_leaves_no_trace(quick, method):
     learn = quick(opt_func=SGDM, wd=0.01)
     before = copy.deepcopy(learn.model.state_dict())
@@ -146,7 +149,7 @@ def test_lr_find_leaves_no_trace(quick, method):
     assert all(equal(a, b) for a, b in zip(before.values(), learn.model.state_dict().values(), strict=True))
 
 
-@every
+@each_class
 def test_frozen_then_fine_tuned(quick, method):
     learn = quick(opt_func=SGDM, wd=0.01, splitter=lambda m: [params(m[:2]), params(m[2:])])
     learn.freeze()
@@ -207,7 +210,7 @@ class WithReset(nn.Sequential):
         self.n_resets += 1
 
 
-@every
+@each_class
 def test_overflow_in_fp16(quick, fit, method):
     "The first steps are skipped, and those after each doubling of the scale that was too much"
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
@@ -226,7 +229,7 @@ def test_overflow_in_fp16(quick, fit, method):
     )
 
 
-@every
+@each_class
 def test_among_friends(quick, fit, method):
     learn, average = quick(WithReset(*digits_convnet(widths=(8, 16, 16))), opt_func=SGDM, wd=0.01), Average()
     with warnings.catch_warnings():
@@ -253,7 +256,7 @@ def test_among_friends(quick, fit, method):
     assert all(not ps[n][m].any() for n, m in gone.items())
 
 
-@every
+@each_class
 def test_compiled(quick, fit, method):
     learn = fit(
         quick(torch.compile(digits_convnet(widths=(8, 16, 16)), backend='eager'), opt_func=SGDM, wd=0.01),
@@ -363,7 +366,7 @@ def test_interruption(quick, fit, method, events, order):
     assert is_exact(learn) and is_plain(learn)
 
 
-@every
+@each_class
 def test_copies_and_files(quick, fit, method, tmp_path):
     cb = pickle.loads(pickle.dumps(method(0.8)))
     learn = quick(opt_func=SGDM, wd=0.01, cbs=cb)
@@ -379,7 +382,7 @@ def test_copies_and_files(quick, fit, method, tmp_path):
     )
 
 
-@every
+@each_class
 def test_torch_optimizers(quick, fit, method):
     learn = fit(quick(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)), 1, 1e-3, cbs=method(0.8))
     assert (
@@ -389,7 +392,7 @@ def test_torch_optimizers(quick, fit, method):
     )
 
 
-@every
+@each_class
 def test_other_types_and_parts(quick, fit, method):
     learn = quick(digits_convnet(widths=(8, 16, 16)).to(torch.bfloat16), opt_func=SGDM, wd=0.01)
 
@@ -404,7 +407,7 @@ def test_other_types_and_parts(quick, fit, method):
     assert is_exact(learn) and '0.0.weight' not in learn.masks and len(learn.masks) == 3
 
 
-@every
+@each_class
 def test_bad_input(quick, fit, method):
     for s, msg in ((90, 'did you mean 0.9'), (-0.1, 'sparsity=-0.1'), ('x', "sparsity='x'"), (1.0, 'sparsity=1')):
         with pytest.raises(ValueError, match=msg):
