@@ -282,6 +282,7 @@ def test_every_table_is_filled_and_told(tmp_path, scale, monkeypatch):
     (tmp_path / 'figures' / 'old_tiny.png').touch()
     assert report.report_on(tmp_path / 'results.csv') == tmp_path / 'RESULTS.md'
     page = (tmp_path / 'RESULTS.md').read_text()
+    assert 'makes it from `results.csv`' in page
     df = harness.read(tmp_path / 'results.csv')
     assert (
         harness.Scale.of(TABLES['ocp_table3'].mine(df)) == harness.SCALES[scale]

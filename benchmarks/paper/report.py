@@ -184,8 +184,8 @@ def text_of(df, name, folder, every):
         parts += [f'**Scale {called(scale, rows)}{network_of(rows)}.** {told(rows)}', *shown]
         parts.append(claims_table(claims) if claims else 'Too little was run to compare.')
         if first and claims:
-            name = table.title.split(':')[0]
-            parts.append(f'![{name}, scale {called(scale, rows)}]({folder}/{picture(short, scale, rows)})')
+            words = table.title.split(':')[0]
+            parts.append(f'![{words}, scale {called(scale, rows)}]({folder}/{picture(short, scale, rows)})')
         before = table
     scales = {n: [ran(s, rows) for s, rows in at_scales(df, t) if has_pruned(rows)] for n, t in TABLES.items()}
     head = f"""# The papers' tables
