@@ -133,12 +133,11 @@ def plot_lrs(
     if not named:
         raise ValueError("plot_lrs needs a schedule to draw")
     ax = axes_or_new(ax, figsize=(5.5, 3))
+    rounds = max([rounds, *(len(s) for s in named.values() if isinstance(s, (list, tuple)))])
     for label, s in named.items():
         each = list(s) if isinstance(s, (list, tuple)) else [s] * rounds
         rates = np.array([np.max(f(i / n)) for f in each for i in range(n)])
-        ax.plot(np.arange(len(rates)) / n * (1 if len(each) > 1 else 100), rates, label=label)
-        if len(each) > 1:
-            rounds = len(each)
+        ax.plot(np.arange(len(rates)) / n * (1 if rounds > 1 else 100), rates, label=label)
     ax.set(xlabel='round' if rounds > 1 else 'training (%)', ylabel='learning rate')
     ax.ticklabel_format(axis='y', scilimits=(-2, 3))
     return add_grid(ax, legend=len(named) > 1)

@@ -23,6 +23,7 @@ from fastprune.all import (
     iterative,
     linear,
     ocp,
+    plot_lrs,
     plot_schedules,
     window,
 )
@@ -270,3 +271,13 @@ def test_by_layers_and_filters():
     rest = make()
     fit(learn, 4, rest, start_epoch=2)
     assert rest.asked == pytest.approx([(0.75 * 2048 + 0.5 * 128) / 2176 * (t + 1) / 64 for t in range(32, 64)])
+
+
+def test_rounds_and_one_training_in_a_picture():
+    "In any order a single rate is drawn in all rounds, and both have the rounds as x"
+    for named in ({'three': [linear] * 3, 'one': cubic}, {'one': cubic, 'three': [linear] * 3}):
+        ax = plot_lrs(**named)
+        for line in ax.lines:
+            assert line.get_xdata()[-1] == pytest.approx(3, abs=0.01), line.get_label()
+        assert ax.get_xlabel() == 'round'
+    assert plot_lrs(cubic).lines[0].get_xdata()[-1] == pytest.approx(100, abs=1)
