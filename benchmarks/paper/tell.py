@@ -106,7 +106,7 @@ class Comparison:
 
     def __str__(self):
         if self.difference is None:
-            return f'{self.where}: too few seeds'
+            return f'{self.where}: {"one seed" if self.seeds else "not run"}'
         return f'{self.where}: {self.difference:+.2f} ± {self.error:.2f} ({self.low:.1f} to {self.high:.1f})'
 
 
