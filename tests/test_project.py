@@ -139,6 +139,11 @@ less = {
     '(1, 2, 3), (1, 2, 4), 0.95, seeds=(0, 1)': '(1, 2), (1, 2), 0.95, seeds=(0, 1)',
     'test_eq(len(runs), 18)': 'test_eq(len(runs), 8)',
     'reached, 0.8, 1e-3, 1.0, tol=0.02': 'reached, 0.8, 1e-3, 1.0, tol=0.1',
+    "learn.plane(learn, *others, bn='recalibrate'": "learn.plane(learn, *others, 5, bn='recalibrate'",
+    'drawn.losses.shape, (15, 15)': 'drawn.losses.shape, (5, 5)',
+    "[sizes(dense, 'dense'), sizes(learn": '[sizes(learn',
+    'for k in (0, 300)': 'for k in (0, 60)',
+    'learn.fit(300, float(5': 'learn.fit(60, float(5',
     'check_method(TopKAST)': "check_method(TopKAST, checks='exact_end')",
 }  # seconds of a timing, seeds of a table, images, channels, files of images, grids, sentences, epochs, sparsities,
 # methods, and the checks of a method that methods/test_your_own_method.py does one by one
