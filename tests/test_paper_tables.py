@@ -336,6 +336,19 @@ def test_a_verdict_is_of_the_largest_scale_that_compares(tmp_path):
     assert {p.name for p in (tmp_path / 'figures').iterdir()} == {'claims.png', 'cyc_table2_gpu_jpg.png'}
 
 
+def test_searches_alone_are_no_table(tmp_path):
+    import bimp_table2
+    import harness
+    import report
+
+    results, scale = harness.Results(tmp_path / 'results.csv', 'jpg'), harness.SCALES['trained']
+    for cell in bimp_table2.cells(scale, results.df)[:3]:
+        assert cell.method.startswith(harness.SEARCHES)
+        results.add(cell, scale, [('', 'accuracy', 60.0)], 1.0)
+    page = report.report_on(results.path).read_text()
+    assert 'bimp_table2: trained (searches)' in page and bimp_table2.title not in page and 'nan' not in page
+
+
 def test_a_page_of_dense_networks_alone(tmp_path):
     import harness
     import report

@@ -74,7 +74,7 @@ def sections(df, claims):
     """(table's name, table, scale, its rows, its claims): the scales that verdicts come from, the largest first; where
     there are none, the largest that was run. Only the first has a picture"""
     for name, table in TABLES.items():
-        at = list(at_scales(df, table))
+        at = [(s, rows) for s, rows in at_scales(df, table) if has_more_than_searches(rows)]
         mine = [j for j in claims if j.table is table]
         useful = [(s, rows) for s, rows in at if any(j.section == called(s, rows) for j in mine)]
         for s, rows in useful or at[:1]:
@@ -118,6 +118,10 @@ def told(df):
     if seconds < QUICK and seeds.min() < ENOUGH:
         parts.insert(1, f'A training takes {seconds:.0f} seconds: {ENOUGH} seeds are needed')
     return '. '.join(parts) + '.'
+
+
+def has_more_than_searches(df):
+    return not df.method.str.startswith(SEARCHES).all()
 
 
 def has_pruned(df):
@@ -218,7 +222,7 @@ most so many. `files`: what images are kept as. Learning rates of the pruned tra
 where they give them (ours in BIMP, CST and for the trained network). Shown are the scales that verdicts come from; \
 the CSV has all.
 
-{markdown(about, settings(pd.concat([rows for _, _, _, rows, _ in shown_at])))}
+{markdown(about, settings(pd.concat([rows for _, _, _, rows, _ in shown_at] or [df])))}
 """
     return '\n\n'.join([head.strip(), *parts]) + '\n'
 
