@@ -6,7 +6,7 @@ from functools import partial
 import airbench
 from fastai.callback.schedule import ParamScheduler
 from harness import METHODS, Cell, keep_baseline, method, result
-from tell import Claim, line, markdown, ours, rows_of, values
+from tell import Claim, line, markdown, ours, rows_of, run_at, values
 
 from fastprune.all import RETRAINING, lr_warmup
 
@@ -96,7 +96,7 @@ def mine(df):
 
 
 def show(df):
-    shown = [s for s in sparsities if (df.sparsity == s).any()]
+    shown = run_at(df, sparsities)
     cols = grid(df, shown)
     head = lambda s, e: f'{100 * s:g}%, {e} epoch{"s" * (e > 1)}'
     thirds = lambda vs, i: ' / '.join(vs[3 * i : 3 * i + 3])
