@@ -7,7 +7,7 @@ from functools import partial
 import airbench
 from fastai.callback.schedule import ParamScheduler
 from harness import METHODS, SEARCHES, Cell, Scale, at_number, method, of_scale, result, search_cells, searched
-from tell import Claim, line, markdown, mean, ours, rows_of, values
+from tell import Claim, line, markdown, mean, ours, rows_of, run_at, values
 
 from fastprune.all import DNW, DPF, DST, GMP, GSM, LC, STR, lr_decay
 
@@ -51,11 +51,16 @@ def train(name, run, number, valid_pct=0.0):
     "Accuracy, sparsity, theoretical speed-up, and training images a second"
     learn = run.learner(bs=128, validate=run.epochs, valid_pct=valid_pct)
     start = time.perf_counter()
-    if name == 'BIMP':
-        learn.fit_bimp(run.epochs, run.sparsity, lr_max=lr, wd=number)
-    else:
-        cb, wd = callback(name, run, number)
-        learn.fit(run.epochs, wd=wd, cbs=[ParamScheduler({'lr': lr_decay(lr)}), cb])
+    try:
+        if name == 'BIMP':
+            learn.fit_bimp(run.epochs, run.sparsity, lr_max=lr, wd=number)
+        else:
+            cb, wd = callback(name, run, number)
+            learn.fit(run.epochs, wd=wd, cbs=[ParamScheduler({'lr': lr_decay(lr)}), cb])
+    except ValueError as e:
+        if 'has training diverged' not in str(e):
+            raise
+        return [('', 'sparsity', run.sparsity), ('', 'accuracy', 10.0)]  # that of a constant
     return measured(run, learn, time.perf_counter() - start)
 
 
@@ -128,7 +133,8 @@ source = (
     "to 0, all weights ranked together; BIMP trains dense for three quarters of the budget and prunes once. Each "
     "method has five strengths to choose from, tried with two seeds of their own (one where there are 50,000 images), "
     "measured on a fifth of the training images that is not trained on: the weight decay of BIMP, GMP, DPF, DNW, GSM "
-    "and LC, at 90%; the decay of STR's thresholds and DST's regulariser at each sparsity. "
+    "and LC, at 90%; the decay of STR's thresholds and DST's regulariser at each sparsity. A training that diverges "
+    "has the accuracy of a constant. "
     "The momentum is 0.9, for GSM as well, whose own paper has 0.98. "
     "STR and DST are pruned by magnitude at the end to what they are short of. Images a second are of "
     "a training on each core of a shared machine, so no verdict is on them"
@@ -156,8 +162,9 @@ def found_at(df, name, sparsity, what='accuracy'):
 
 
 def show(df):
+    shown = run_at(df, sparsities)
     at = lambda n, what, digits: ' / '.join(
-        f'{mean(v):.{digits}f}' if (v := found_at(df, n, s, what)) else '–' for s in sparsities
+        f'{mean(v):.{digits}f}' if (v := found_at(df, n, s, what)) else '–' for s in shown
     )
     number = lambda n: strength(df, n, 0.9, Scale.of(df))
     rows = [
@@ -166,9 +173,10 @@ def show(df):
             *(
                 o
                 for accuracy, s in zip(accuracies, sparsities, strict=True)
+                if s in shown
                 for o in (f'{accuracy:.2f}', ours(found_at(df, n, s)))
             ),
-            ' / '.join(map(str, speedups)),
+            ' / '.join(str(x) for x, s in zip(speedups, sparsities, strict=True) if s in shown),
             at(n, 'speedup', 1),
             at(n, 'sparsity', 3),
             images,
@@ -181,7 +189,7 @@ def show(df):
         f"Dense: ours {ours(values(df, 'dense, on the budget'))}, "
         f"{ours(values(df, 'dense, on the budget', what='images a second'), 0)} images a second."
     )
-    header = [o for s in sparsities for o in (f'{100 * s:g}%: paper', 'ours')]
+    header = [o for s in shown for o in (f'{100 * s:g}%: paper', 'ours')]
     more = ['speed-up: paper', 'ours', 'zeros', 'images a second at 90%: paper', 'ours', 'strength at 90%']
     return [dense, markdown(['method', *header, *more], rows)]
 
@@ -200,6 +208,7 @@ def claims(df):
 
 
 def figure(df, ax):
+    at = run_at(df, sparsities)
     for n in paper:
-        line(ax, [f'{100 * s:g}' for s in sparsities], [found_at(df, n, s) for s in sparsities], n)
+        line(ax, [f'{100 * s:g}' for s in at], [found_at(df, n, s) for s in at], n)
     ax.set(xlabel='sparsity (%)', ylabel='test accuracy (%)')
