@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from .trials import check_fit, check_seeds, check_values, over_seeds, run_trials
-from ..core.checks import check_whole
+from .trials import check_fit, over_seeds, run_trials
+from ..core.checks import check_seeds, check_values, check_whole
 from ..core.plotting import add_grid, axes_or_new
 
 # %% ../../nbs/analysis/envelope.ipynb #b2b6a85f

@@ -11,15 +11,17 @@ from copy import deepcopy
 from numbers import Integral, Number
 
 import pandas as pd
+import torch
 from fastai.basics import Learner, patch
 from fastcore.meta import delegates
 from torch import nn
 
 from .paths import LinearPath, check_path
 from .states import check_states, state_from
-from ..core.checks import check_whole
+from ..core.checks import check_seeds, check_whole
 from ..core.names import unwrap
 from ..core.plotting import add_grid, axes_or_new, ticks_apart
+from ..learner.evaluate import check_targets
 from ..learner.keep import set_masks
 from ..learner.states import StartAt, StateAt, restoring, seed_round, starting_at, state_of
 from ..recipes.planning import plan_of
@@ -33,7 +35,7 @@ def _start_of(learn, start):
         start = Ticket(state_of(learn), learn.masks or {})
     elif not isinstance(start, Ticket):
         start = Ticket(state_from(start, 'start'), {})
-    return start.replace(state={n: t.clone() for n, t in start.state.items()})
+    return start.replace(state={n: t.clone() if isinstance(t, torch.Tensor) else t for n, t in start.state.items()})
 
 
 def _copies(learn, start, fit, seeds, skipping):
@@ -74,10 +76,10 @@ def _pruning(learn):
 
 
 def _check_pair(seeds):
-    seeds = tuple(seeds)
-    if len(seeds) != 2:
+    pair = [check_seeds(s)[0] for s in seeds]
+    if len(pair) != 2:
         raise ValueError(f"seeds={seeds!r}: needs two, one for each copy")
-    return seeds
+    return tuple(pair)
 
 
 def _pairs(seeds):
@@ -101,6 +103,7 @@ def instability(
     state within a training they train the rest of it: a ticket with rewound weights records its position. Each copy
     has a new optimizer. The Learner's own weights and masks are restored at the end"""
     check_path(n, **kwargs)
+    check_targets(self, dl=kwargs.get('dl'))
     if start is not None and not isinstance(start, Ticket):
         check_states(unwrap(self.model).state_dict(), start=state_from(start, 'start'))
     check_whole('batches', 0, skip=skip or 0)
@@ -162,16 +165,19 @@ def instability_by_round(
     "Measure the stability of tickets, round by round (Hubens et al. 2021, figure 3)"
     pairs, rows = _pairs(seeds), []
     check_path(n, **kwargs)
+    check_targets(self, dl=kwargs.get('dl'))
     by_name = tickets if isinstance(tickets, dict) else {'': tickets}
     named = {k: [ts] if isinstance(ts, Ticket) else list(ts) for k, ts in by_name.items()}
-    for t in [t for ts in named.values() for t in ts]:
+    every = [t for ts in named.values() for t in ts]
+    if not every:
+        raise ValueError("tickets: there are none")
+    for t in every:
         check_ticket(self, t)
+    plan_of(self, fit, start=max(t.start for t in every))
     for name, i, t, s in [(name, i, t, s) for name, ts in named.items() for i, t in enumerate(ts) for s in pairs]:
         row = dict(name=name) if isinstance(tickets, dict) else {}
         row.update(round=t.story.get('round', i), sparsity=t.sparsity, seeds=str(s))
         rows.append({**row, **_row(self.instability(t, fit, s, n, **kwargs))})
-    if not rows:
-        raise ValueError("tickets: there are none")
     return Stability(rows)
 
 # %% ../../nbs/analysis/instability.ipynb #d0358b1a
@@ -192,6 +198,7 @@ def instability_by_rewind(
     The Learner's own weights and masks are restored at the end"""
     steps, pairs = list(steps), _pairs(seeds)
     check_path(n, **kwargs)
+    check_targets(self, dl=kwargs.get('dl'))
     if not steps or not all(isinstance(o, Integral) and o >= 0 for o in steps):
         raise ValueError(f"steps={steps!r}: needs whole numbers of at least 0")
     total = plan_of(self, fit).steps[-1]

@@ -12,7 +12,7 @@ from fastai.basics import DataLoader, Learner, patch, store_attr
 from torch import nn
 
 from .states import check_bn, check_states, point_setter, state_from
-from ..core.checks import check_whole
+from ..core.checks import check_n_batches, check_whole
 from ..core.devices import wide
 from ..core.names import state_names, unwrap
 from ..core.plotting import axes_or_new
@@ -71,6 +71,7 @@ def plane(
     restored at the end"""
     check_whole(least=2, needs='at least 2 points along each axis, a whole number', n=int(n) if n == int(n) else n)
     check_bn(bn)
+    check_n_batches(n_batches)
     named = dict(a=state_from(a, 'a'), b=state_from(b, 'b'), c=state_from(c, 'c'))
     check_states(unwrap(self.model).state_dict(), **named)
     names = list(state_names(self.model).values())

@@ -16,11 +16,20 @@ from .trials import run_trials
 from ..core.checks import check_number
 from ..core.plotting import choose_metric
 from ..learner.states import load_into, restoring, seed_round, smaller_is_better, state_of
-from ..recipes import retrain as retrain
 from ..recipes.fitting import last_metrics
+from ..recipes.retrain import check_retrain, planned_rates
 from ..training import prune as prune
 
 # %% ../../nbs/analysis/retrain_envelope.ipynb #1f1af078
+def _check_asked(learn, asked):
+    "Raise `ValueError` for arguments of `retrain`, before anything is trained"
+    check_retrain(*(asked[k] for k in ('epochs', 'schedule', 'params', 'lr_scale')))
+    names = 'epochs', 'schedule', 'history', 'original_epochs', 'discount', 'warmup', 'lr_scale'
+    if asked['discount'] is None:
+        asked = asked | dict(discount=1.0)  # ALLR's follows from pruning
+    planned_rates(learn, *(asked[k] for k in names))
+
+
 @patch
 @delegates(Learner.retrain)
 def envelope(
@@ -37,7 +46,9 @@ def envelope(
     """Iterative pruning of a trained network with every number of cycles and every length of retraining (Zimmer et al.
     2023, figure 1). The Learner's own weights are restored at the end"""
     axes = check_cycles(cycles, lengths, seeds)
-    inspect.signature(Learner.retrain).bind(self, 1, **kwargs)
+    asked = inspect.signature(Learner.retrain).bind(self, max(lengths), **kwargs)
+    asked.apply_defaults()
+    _check_asked(self, asked.arguments)
     check_number('a fraction of zeros in (0,1)', '(0,1)', sparsity=sparsity)
     if self.masks is not None:
         raise ValueError("the Learner is pruned already: load a dense network, or call `learn.remove_masks()` first")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from .trials import check_fit, check_seeds, check_values, over_seeds, run_trials, spread_text
-from ..core.checks import check_fraction
+from .trials import check_fit, over_seeds, run_trials, spread_text
+from ..core.checks import check_fraction, check_seeds, check_values
 from ..core.plotting import add_grid, axes_or_new
 from ..schedules.sparsity import schedule_name
 

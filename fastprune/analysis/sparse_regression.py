@@ -15,8 +15,7 @@ import pandas as pd
 import torch
 from fastcore.meta import delegates
 
-from .trials import check_values
-from ..core.checks import check_fraction, check_number, check_whole
+from ..core.checks import check_fraction, check_number, check_values, check_whole
 from ..core.plotting import add_grid, axes_or_new, draw_matrix
 
 # %% ../../nbs/analysis/sparse_regression.ipynb #8978765c

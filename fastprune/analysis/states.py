@@ -15,7 +15,7 @@ from torch import nn
 from ..core.checks import check_choice
 from ..core.devices import is_host
 from ..core.foreach import by_type, copy_all
-from ..core.names import shape_of, unwrap
+from ..core.names import shape_of, tied_names, unwrap
 from ..learner.recalibrate import bn_layers, bn_statistics, recalibrated
 from ..recipes.ticket import Ticket
 
@@ -109,7 +109,8 @@ def point_setter(
     memory: int = 2**30,  # Bytes of batches in memory at once
 ) -> Callable:  # Function (coefficients)
     "A function that sets the model to a weighted sum of states"
-    states = [{n: s[n].to(t.device) for n, t in target.items()} for s in states]  # a ticket may come from a file
+    tied = tied_names(learn.model)  # masks of a ticket are those of the first name
+    states = [{n: s[tied.get(n, n)].to(t.device) for n, t in target.items()} for s in states]  # they may be from a file
     put = lambda coefs: _mix(target, states, coefs)
     if bn == 'interpolate':
         return put

@@ -14,7 +14,8 @@ import torch
 
 from .overlap import masks_by_name
 from .states import state_from
-from .trials import check_fit, check_seeds, over_seeds, run_trials, spread_text
+from .trials import check_fit, over_seeds, run_trials, spread_text
+from ..core.checks import check_seeds
 from ..core.masks import Masks, check_bool
 from ..core.plotting import axes_or_new, draw_matrix
 from ..recipes.ticket import Ticket

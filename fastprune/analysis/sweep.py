@@ -22,12 +22,12 @@ from ..core.describe import describe
 from ..core.differences import differences
 from ..core.files import atomically
 from ..core.folders import sole_owner
-from ..core.generators import forked_rng
 from ..core.json_files import is_number, read_json
 from ..core.masks import Masks
 from ..core.plotting import add_grid, axes_or_new, choose_metric
 from ..core.targets import check_sparsity
 from ..core.weights import prunable_weights
+from ..learner.batches import preserved_rng
 from ..learner.progress import bar_over
 from ..learner.states import seed_round
 
@@ -70,7 +70,7 @@ class Sweep(pd.DataFrame):
         return add_grid(ax, legend='outside')
 
 # %% ../../nbs/analysis/sweep.ipynb #1285edd0
-@forked_rng()
+@preserved_rng()
 def _run_one(make, name, method, sparsity, seed, n_threads, path, identity, measure):
     "Execute one run, in any process. Returns its row, and writes it to `path`"
     threads = torch.get_num_threads()

@@ -50,12 +50,13 @@ def _do_fit(self: Learner):
         warn_of_zeros(self)
         self._orig__do_fit()
         ended = True
-        if not hasattr(self, 'lr_finder') and (lrs := getattr(getattr(self, 'recorder', None), 'lrs', [])):
-            self._fit_lrs = list(lrs)  # `validate` clears the Recorder
     except CancelFitException:
         ended = True
         raise
     finally:
+        lrs = getattr(getattr(self, 'recorder', None), 'lrs', [])
+        if ended and lrs and not hasattr(self, 'lr_finder'):
+            self._fit_lrs = list(lrs)  # `validate` clears the Recorder
         self._in_fit = False
         notes = [note for cb in with_event(self, 'fit_ended') for note in cb.fit_ended(ended)]
         if keeper := keeper_of(self):

@@ -20,15 +20,18 @@ from fastai.callback.tracker import TrackerCallback
 from fastai.callback.training import GradientAccumulation
 
 from ..core.checks import check_whole
-from ..core.names import unwrap
+from ..core.names import tied_names, unwrap
 from .batches import is_distributed, train_loader
 from .fit import is_frozen
 from .keep import set_masks
 
 # %% ../../nbs/learner/states.ipynb #46ccc659
 def load_into(learn: Learner, state: dict) -> None:
-    "Load a `state_dict` into the model of `learn`, and remove its masks"
+    """Load a `state_dict` into the model of `learn`, and remove its masks. A tied parameter gets the value of its first
+    name, the one that masks have"""
     learn.remove_masks()
+    tied = tied_names(learn.model)
+    state = {n: state.get(tied.get(n), t) for n, t in state.items()}
     unwrap(learn.model).load_state_dict(
         {n: t if isinstance(t, torch.Tensor) else deepcopy(t) for n, t in state.items()}
     )
@@ -36,17 +39,21 @@ def load_into(learn: Learner, state: dict) -> None:
 
 @contextlib.contextmanager
 def restoring(learn: Learner) -> Iterator[None]:
-    """A context for other trainings with a Learner. It restores weights and masks at the end, however that comes, and
-    leaves a new optimizer"""
+    """A context for other trainings with a Learner. It restores weights, masks and the rates on record at the end,
+    however that comes, and leaves a new optimizer"""
     if is_frozen(learn):
         raise ValueError("the Learner is frozen: call `learn.unfreeze()` first")
     state, masks = state_of(learn), masks_of(learn)
+    rates = {k: learn.__dict__[k] for k in ('_fit_lrs', '_retrained') if k in learn.__dict__}
     try:
         yield
     finally:
         load_into(learn, state)
         restore_masks(learn, masks)
         learn.opt = None
+        for k in ('_fit_lrs', '_retrained'):
+            learn.__dict__.pop(k, None)
+        learn.__dict__.update(rates)
 
 
 def masks_of(learn: Learner) -> tuple | None:  # Masks, their origin, and a copy of the values of cut channels
@@ -73,7 +80,7 @@ def restore_masks(
         learn.keep_masks.cut = cut
     learn.keep_masks.change = None
 
-
+# %% ../../nbs/learner/states.ipynb #c2b10e03
 def state_of(
     learn: Learner,  # Its model may be in DistributedDataParallel
 ) -> dict:  # Name -> tensor, or extra state of a module
@@ -118,6 +125,8 @@ class BestEpoch(TrackerCallback):
         self.patience = patience
 
     def before_fit(self) -> None:
+        if self.recorder.train_metrics and f'valid_{self.monitor}' in self.recorder.metric_names:
+            self.monitor = f'valid_{self.monitor}'
         super().before_fit()
         self.state, self.state_masks, self.waited = None, None, 0
 

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from fastai.basics import Learner, patch
 
+from ..core.checks import check_seeds
 from ..core.plotting import add_grid, axes_or_new, choose_metric, show_weights_left
 from ..learner.states import restoring, seed_round, starting_at
 from .fitting import last_metrics
@@ -85,9 +86,9 @@ def compare_tickets(
     """Train tickets and their controls under the same budget: fresh weights, shuffled masks (Frankle and Carbin 2019),
     and the dense network. The Learner's own weights and masks are restored at the end"""
     tickets = [tickets] if isinstance(tickets, Ticket) else list(tickets)
-    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
-    if not tickets or not seeds:
-        raise ValueError(f"needs at least a ticket and a seed, got {len(tickets)} and {len(seeds)}")
+    seeds = check_seeds(seeds)
+    if not tickets:
+        raise ValueError("tickets: there are none")
     for k in kinds:
         if k not in KINDS:
             raise ValueError(f"kinds={kinds!r}: {k!r} is unknown, use any of {', '.join(KINDS)}")

@@ -22,9 +22,9 @@ def group_rates(
     argument: str = 'lr',  # Name of the argument, for the error message
 ) -> float | np.ndarray:  # A number, or an array with one rate for each parameter group
     "Learning rates for the parameter groups of `learn`; a slice is spread over the groups"
-    lr = learn.lr if lr is None else lr
     if learn.opt is None:
-        learn.create_opt()
+        learn.create_opt()  # it sets `learn.lr` to a rate that `opt_func` has
+    lr = learn.lr if lr is None else lr
     n = len(learn.opt.hypers)
     if isinstance(lr, slice) and lr.stop:
         lr = even_mults(lr.start, lr.stop, n) if lr.start else [lr.stop / 10] * (n - 1) + [lr.stop]
@@ -103,6 +103,8 @@ def last_metrics(
     "The losses and metrics of the last epoch. Raises `ValueError` if no epoch was finished"
     if not learn.recorder.values:
         raise ValueError("the training was stopped before its first epoch ended, so there are no metrics")
-    named = zip(learn.recorder.metric_names[1:], values or learn.recorder.values[-1], strict=False)
-    left_out = ('sparsity', 'recovered', 'mask_distance', 'time')
+    names, left_out = learn.recorder.metric_names[1:], ('sparsity', 'recovered', 'mask_distance', 'time')
+    if learn.recorder.train_metrics:  # then fastai names them otherwise
+        names = [k if k == 'valid_loss' else k.removeprefix('valid_') for k in names]
+    named = zip(names, values or learn.recorder.values[-1], strict=False)
     return {k: float(v) for k, v in named if k not in left_out and v is not None and np.ndim(v) == 0}

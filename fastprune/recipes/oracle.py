@@ -7,10 +7,12 @@ __all__ = ['RateSearch']
 
 # %% ../../nbs/recipes/oracle.ipynb #78cbe73c
 import math
+from numbers import Real
 
 from fastai.basics import Learner, patch
 from fastcore.meta import delegates
 
+from ..core.checks import check_number, check_values
 from ..core.renamed import renamed
 from ..learner.states import load_into, smaller_is_better, state_of
 from .iterative import TableSearch
@@ -25,9 +27,10 @@ class RateSearch:
         lrs: list,  # Largest rates to try in each round
         feasible: float = 0.005,  # Rates at most this much worse than the best are feasible, too
     ):
-        self.lrs, self.feasible = [float(o) for o in lrs], feasible
-        if not self.lrs or min(self.lrs) <= 0:
-            raise ValueError(f"lrs={self.lrs!r}: needs positive rates to try")
+        self.feasible = check_number('a number of at least 0', '[0,inf)', feasible=feasible)
+        self.lrs = check_values('positive rates to try', lrs=lrs)
+        if not all(isinstance(o, Real) and not isinstance(o, bool) and 0 < o < math.inf for o in self.lrs):
+            raise ValueError(f"lrs={lrs!r}: needs positive rates to try")
 
     def __repr__(self):
         return f'the best of {self.lrs}'

@@ -127,7 +127,7 @@ def check_options(
     for k, v in options.items():
         if k == 'recover':
             check_choice((True, False), 'True or False without a `schedule` within rounds', recover=v)
-        elif k not in ('interval', *_of_channels) and v:
+        elif k not in _of_channels and v:
             raise ValueError(f"{k}={v!r}: needs a `schedule` within rounds, and one_shot prunes between them")
 
 

@@ -18,6 +18,7 @@ from fastai.callback.schedule import ParamScheduler
 from ..core.checks import check_choice, check_whole
 from ..core.describe import describe
 from ..core.names import to_state_names
+from ..learner.evaluate import check_targets
 from ..learner.states import BestEpoch, StateAt, seed_round, starting_at, steps_by_epoch
 from fastprune.recipes.fitting import (
     callback_list,
@@ -52,11 +53,11 @@ class RoundTraining:
         patience: int | None = None,  # Stop a round after this many epochs without improvement
         test_dl: DataLoader | None = None,  # DataLoader for additional metrics
     ):
-        self.pruning, self.learn, self.seed, self.test_dl = pruning, pruning.learn, seed, test_dl
+        self.pruning, self.learn, self.test_dl = pruning, pruning.learn, test_dl
         self.rewind, self.rewind_to, self.monitor, self.patience = rewind, rewind_to, monitor, patience
         self.early_stop = early_stop or patience is not None
         self.max_lr = at_prune_rate(max_lr, pruning.prune_rate)
-        check_whole(least=-math.inf, needs='a whole number', seed=seed)
+        self.seed = int(check_whole(least=-math.inf, needs='a whole number', seed=seed))
         check_choice(REWINDS, rewind=rewind)
         if patience is not None:
             check_whole('epochs', patience=patience)
@@ -66,6 +67,7 @@ class RoundTraining:
         if monitor not in names:
             raise ValueError(f"monitor={monitor!r} is not measured: use one of {', '.join(names)}")
         check_unfrozen(self.learn)
+        check_targets(self.learn, test_dl=test_dl)
 
     def rates(self, rounds: int) -> list:  # A rate for each round; round 0 is dense
         "The largest rate of each round. Raises `ValueError` if one is not a positive number"

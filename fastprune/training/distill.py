@@ -22,7 +22,7 @@ from ..learner import fit as fit  # the events begin_fit and fit_ended
 from ..learner.batches import in_fit, in_pass
 from .callback import add_columns
 from .distill_layers import layer_pairs
-from .distill_options import check_loss, check_weight
+from .distill_options import check_given, check_loss, check_weight
 from .distill_run import DistillRun
 from .distill_teacher import read_teacher
 from .distill_trial import try_out
@@ -63,6 +63,7 @@ class Distill(Callback):
         check_choice((None, True, False), 'True, False or None', multi_label=multi_label)
         if axis is not None:
             check_whole(least=-8, most=7, axis=axis)
+        check_given(self.kind, loss, axis=axis, multi_label=multi_label)
         self.loss, self.layers, self.options = loss, layers, options
         self.blend, self.axis, self.multi_label = blend, axis, multi_label
         self.blends = self.kind.blend if blend is None else blend
