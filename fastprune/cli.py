@@ -172,8 +172,9 @@ def main(
     # What decides which weights go: magnitude, taylor, snip, random_score, ... as in `CRITERIA`
     criterion: str = 'magnitude',
     exclude: str = None,  # Layers to leave dense: names or glob patterns, separated by commas
-    epochs: int = 12,  # Epochs of each of the two runs
-    lr: float = 1e-2,  # Largest learning rate of the one-cycle schedule
+    epochs: int = 12,  # Epochs of each of the two runs; --pretrained first trains the head alone for one more
+    # Largest learning rate of the one-cycle schedule; with --pretrained half of it after the first epoch
+    lr: float = 1e-2,
     distill: bool = False,  # Let the dense network teach the pruned one
     seed: int = 42,  # Seed of split, weights and batches
     device: str = None,  # cpu, cuda, cuda:1, mps, ...; a GPU if there is one, if not given
