@@ -42,16 +42,20 @@ def once(items):
 
 @once
 def imports(name):
+    "As `imports_of` a module"
+    return imports_of(modules()[name], name.split('.')[:-1])
+
+
+def imports_of(tree, folder=()):
     "(line, module of the package, name taken from it or None) of all imports, those inside of functions too"
-    folder = name.split('.')[:-1]
-    for node in ast.walk(modules()[name]):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.startswith('fastprune.'):
                     yield node.lineno, alias.name.removeprefix('fastprune.'), None
         elif isinstance(node, ast.ImportFrom):
             if node.level:
-                start = folder[: len(folder) - node.level + 1]
+                start = [*folder][: len(folder) - node.level + 1]
             elif (node.module or '').split('.')[0] == 'fastprune':
                 start = []
             else:
@@ -99,14 +103,27 @@ def learner_methods():
 
 @once
 def learner_calls(name):
+    "As `learner_calls_of` a module"
+    return learner_calls_of(modules()[name])
+
+
+def learner_calls_of(tree):
     "(line, name) of attributes of Learners that are read or called"
-    tree = modules()[name]
     patched = {id(n) for f in ast.walk(tree) if patched_class(f) == 'Learner' for n in ast.walk(f)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in learner_methods():
             of = ast.unparse(node.value)
             if of.split('.')[-1] in ('learn', 'learner') or of == 'self' and id(node) in patched:
                 yield node.lineno, node.attr
+
+
+def reached(names):
+    "All modules that are imported with these"
+    seen, todo = set(), [n for n in names if n in modules()]
+    while todo:
+        seen.add(at := todo.pop())
+        todo += [s for _, s, _ in imports(at) if s in modules() and s not in seen]
+    return seen
 
 
 def listing(problems, rule):
@@ -127,24 +144,28 @@ def test_imports_go_down():
 
 def test_methods_of_a_learner_are_imported_where_they_are_used():
     "So that a module does what it says wherever it is imported alone, as in a worker of a sweep"
-    sources = {name: {s for _, s, _ in imports(name) if s in modules()} for name in modules()}
-
-    def reached(name):
-        seen, todo = set(), [name]
-        while todo:
-            seen.add(at := todo.pop())
-            todo += [s for s in sources[at] if s not in seen]
-        return seen
-
     problems = []
     for name in modules():
-        known = reached(name)
+        known = reached([name])
         for line, method in learner_calls(name):
             if not learner_methods()[method] & known:
                 problems.append(
                     f'{name}:{line} uses learn.{method}, and does not import any of {learner_methods()[method]}'
                 )
     listing(problems, 'a module imports what patches the methods that it uses')
+
+
+def test_methods_of_a_learner_are_imported_in_each_notebook():
+    "So that `nbdev-test` runs it in a process of its own"
+    problems = []
+    for path, cells in notebooks().items():
+        code = '\n'.join(source for _, source, _ in code_cells(cells))
+        tree = ast.parse('\n'.join('pass' if o.lstrip().startswith(('%', '!')) else o for o in code.split('\n')))
+        own = '.'.join(path.with_suffix('').parts)
+        known = reached([s for _, s, _ in imports_of(tree)] + [own] * (own in modules()))
+        missing = {m for _, m in learner_calls_of(tree) if not learner_methods()[m] & known}
+        problems += [f'nbs/{path}: learn.{m} of {", ".join(learner_methods()[m])}' for m in sorted(missing)]
+    listing(problems, 'a notebook imports what patches the methods that it uses')
 
 
 def test_no_module_takes_a_private_name():
