@@ -170,7 +170,7 @@ def ends(monkeypatch, capsys):
         (['report', 'a', '--seconds', '-1'], '--seconds=-1.0: needs a number of seconds'),
         (['compare', 'a'], 'the following arguments are required: B'),
         (['compare', 'a', 'b'], "there is no file 'a'"),
-        (['compare', 'a', 'b', '--size', '0'], '--size=0: needs a number above 0'),
+        (['compare', 'a', 'b', '--size', '0'], '--size=0: needs a whole number above 0'),
         (['compare', 'a', 'b', '--arch', ''], "--arch='': needs the name of a network"),
         (['compare', 'a', 'b', 'c'], 'unrecognized arguments: c'),
     ],

@@ -216,21 +216,26 @@ def synflow(
     return scores
 
 # %% ../../nbs/criteria/flows.ipynb #7ac08008
-def _owner(model, p):
-    return next(m for m in model.modules() for q in m._parameters.values() if q is p)
+def _scored(name, m):
+    "Does wanda score a weight of this name in this module?"
+    usual = name.endswith('weight') and isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    return usual or is_turned_linear(m)
 
 
 def _owners(model, weights):
-    "The module of each weight, and the names of those stored as [in, out]; raises `ValueError` for other kinds"
-    owners = {n: _owner(model, p) for n, p in weights.items()}
-    turned = {n for n, m in owners.items() if is_turned_linear(m)}
-    for n, m in owners.items():
-        usual = n.endswith('weight') and isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
-        if not (usual or n in turned):
+    """The modules of each weight, several if it is tied, and the names of those stored as [in, out]; raises
+    `ValueError` for other kinds"""
+    owners, turned = {}, set()
+    for n, p in weights.items():
+        holders = [m for m in model.modules() if any(q is p for q in m._parameters.values())]
+        owners[n] = [m for m in holders if _scored(n, m)]
+        if not owners[n]:
             raise ValueError(
-                f"wanda scores linear layers and convolutions, and {n!r} is of {type(m).__name__}: leave it out by "
-                "`exclude`"
+                f"wanda scores linear layers and convolutions, and {n!r} is of {type(holders[0]).__name__}: leave it "
+                "out by `exclude`"
             )
+        if any(map(is_turned_linear, owners[n])):
+            turned.add(n)
     return owners, turned
 
 
@@ -250,9 +255,10 @@ def _input_squares(batches, owners, turned, n_batches):
     squares, hooks = {}, []
     try:
         with batches.undisturbed(), torch.no_grad(), batches.evaluating():
-            for n, m in owners.items():
-                hook = _add_squares(squares, n, isinstance(m, nn.Linear) or n in turned)
-                hooks.append(m.register_forward_pre_hook(hook, with_kwargs=True))
+            for n, modules in owners.items():
+                for m in modules:
+                    hook = _add_squares(squares, n, isinstance(m, nn.Linear) or n in turned)
+                    hooks.append(m.register_forward_pre_hook(hook, with_kwargs=True))
             seen = sum(1 for _ in batches.predictions(n_batches))
     finally:
         for h in hooks:
@@ -277,7 +283,7 @@ def wanda(
         if n not in squares:
             raise ValueError(f"wanda: no input reaches {n!r}: leave it out by `exclude`")
         norm = batches.mean(squares[n]).sqrt().to(p.dtype)
-        if (groups := getattr(owners[n], 'groups', 1)) > 1:  # each group of filters has channels of its own
+        if (groups := getattr(owners[n][0], 'groups', 1)) > 1:  # each group of filters has channels of its own
             norm = norm.view(groups, 1, -1).expand(groups, p.shape[0] // groups, -1).reshape(p.shape[0], -1)
         else:
             norm = norm[:, None] if n in turned else norm[None]

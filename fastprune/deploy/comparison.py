@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from fastai.basics import Learner, patch
+from fastai.basics import CancelValidException, Learner, patch
 from torch import nn
 
 from ..core.channel_norms import release_norms
@@ -24,7 +24,7 @@ from ..core.weights import prunable_weights
 from . import export as export  # adds learn.to_onnx
 from .before_after import BeforeAfter, Row
 from .deploy import deployed_model, write_deployed
-from .headline import Attempt, attempt, file_sizes
+from .headline import Attempt, attempt, check_first_process, file_sizes
 from .inference import sparse_inference
 from .plain_export import without_ours, write_plain
 from .shrunk_file import is_shrunk
@@ -74,7 +74,10 @@ def _scores(learn, model):
         return {}
     with without_ours(learn, model), evaluating(learn):
         learn.model.eval()
-        losses, metrics = evaluate_points(learn, learn.dls.valid, [None], lambda _: None, learn.metrics, 2**28)
+        try:
+            losses, metrics = evaluate_points(learn, learn.dls.valid, [None], lambda _: None, learn.metrics, 2**28)
+        except CancelValidException as e:
+            raise ValueError('a callback ends the validation, as `ShortEpochCallback` does: remove it first') from e
     return {'valid_loss': float(losses[0]), **{k: float(v[0]) for k, v in metrics.items()}}
 
 
@@ -119,6 +122,7 @@ def _flops_row(learn, arch, small, example):
 # %% ../../nbs/deploy/comparison.ipynb #47ffbabf
 def _size(write):
     "Bytes of a file"
+    check_first_process()
     with tempfile.TemporaryDirectory() as d:
         write(path := Path(d) / 'file')
         return path.stat().st_size

@@ -38,7 +38,7 @@ def deployed_model(
                 "of zeros call `learn.shrink()` first"
             )
         return model
-    if shrink is False:
+    if shrink is not None and not shrink:
         return model
     with undisturbed(learn):
         inputs = at_most(learner_inputs(learn, example), 8)

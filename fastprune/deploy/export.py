@@ -210,6 +210,8 @@ def to_onnx(
             raise ImportError(f"to_onnx needs {p}: pip install 'fastprune[onnx]'")
     model, path = unwrap(model), Path(path)
     inputs = onnx_inputs(model, example)
+    if path.is_dir():
+        raise ValueError(f"path={str(path)!r} is a folder: needs a file to write")
     if not path.parent.is_dir():
         raise ValueError(f"path={str(path)!r}: there is no directory {str(path.parent)!r}")
     _check_size(model, inputs, dynamic_batch)

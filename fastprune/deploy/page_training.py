@@ -81,8 +81,9 @@ def training_section(
     recorder = getattr(learn, 'recorder', None)
     if not getattr(recorder, 'lrs', None) or not recorder.values:
         return None
-    df, per_epoch = _epochs(recorder), recorder.iters[0]
-    iterations = [(i + 1) / per_epoch for i in range(len(recorder.lrs))]
+    df, per_epoch = _epochs(recorder), next(n for n in recorder.iters if n)
+    skipped = sum(n == 0 for n in recorder.iters)  # epochs before `start_epoch`
+    iterations = [skipped + (i + 1) / per_epoch for i in range(len(recorder.lrs))]
     x, losses, lrs = _thin(iterations, recorder.losses, recorder.lrs)
     running = _line('running', x, losses, GREY, line={'color': GREY, 'width': 1})
     mean = [_by_epoch(df, c, color) for c, color in (('train_loss', SLATE), ('valid_loss', ORANGE)) if c in df]

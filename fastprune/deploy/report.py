@@ -57,6 +57,8 @@ def check_report(
         raise ValueError(f"{name}='': needs the name of a file to write, such as 'report.html'")
     if Path(path).is_dir():
         raise ValueError(f"{name}={str(path)!r} is a folder: needs a file to write")
+    if not (above := next(p for p in Path(path).absolute().parents if p.exists())).is_dir():
+        raise ValueError(f"{name}={str(path)!r}: {str(above)!r} is a file, and no folder to write to")
     if bs is not None:
         check_whole(bs=bs)
     check_whole('pictures', 0, pictures=pictures)

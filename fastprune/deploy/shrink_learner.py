@@ -82,8 +82,8 @@ def _shrink_groups(learn, model, inputs, groups, tol, repeats, round_to):
     kept = round_widths(groups, kept_channels(groups, learn.masks), round_to)
     with progress(learn):
         table = shrink_channels(model, inputs, groups, kept, tol, repeats)[-1]
-    cut_learner(learn, groups, kept)
-    name_remedy(model)
+    if cut_learner(learn, groups, kept):
+        name_remedy(model)
     return table
 
 # %% ../../nbs/deploy/shrink_learner.ipynb #a1cc06bd

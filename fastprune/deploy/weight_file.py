@@ -14,7 +14,7 @@ import torch
 from fastai.basics import DataLoader, DataLoaders, Learner
 from torch import nn
 
-from ..core.checks import check_number
+from ..core.checks import check_whole
 from ..core.files import begins_as_torchs, load_tensors
 from ..core.json_files import error_line
 from ..core.masks import Masks
@@ -162,7 +162,7 @@ def check_network(
 ) -> None:
     "Make sure that a network is described; raises `ValueError`"
     given = {n: v for n, v in dict(classes=classes, size=size).items() if v is not None}
-    check_number('a number above 0', '[1,inf)', **given)
+    check_whole(needs='a whole number above 0', **given)
     if arch == '':
         raise ValueError("arch='': needs the name of a network, or leave it out")
     if arch is None and given:

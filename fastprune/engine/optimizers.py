@@ -82,10 +82,12 @@ def state_after_step(
     self: TorchOptimizer,
     q: nn.Parameter,  # A parameter that is in no group, with a gradient
     i: int,  # Group
+    mom: float | None = None,  # Momentum; the optimizer's own if None
 ) -> dict:
     "The optimizer state of a parameter after one step"
     accepted = inspect.signature(type(self.inner)).parameters
-    new = type(self.inner)([q], **{k: v for k, v in self.inner.defaults.items() if k in accepted})
+    given = {**self.inner.defaults, **({} if mom is None or 'momentum' not in accepted else {'momentum': mom})}
+    new = type(self.inner)([q], **{k: v for k, v in given.items() if k in accepted})
     new.step()
     return dict(new.state[q])
 
@@ -159,13 +161,14 @@ def after_a_step(
     optimizer: TorchOptimizer,  # A `TorchOptimizer`, or an object with its members
     p: torch.Tensor,  # A parameter
     i: int,  # Its group
+    mom: float | None = None,  # Momentum that the step has; the optimizer's own if None
 ) -> tuple | None:  # A dict, and a small parameter of as many dimensions
     "The optimizer state of a small parameter after one step, and that parameter; None if the step fails"
     q = nn.Parameter(torch.zeros([2] * p.ndim, dtype=p.dtype, device='cpu'))
     q.grad = torch.zeros_like(q)
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            return optimizer.state_after_step(q, i), q
+            return optimizer.state_after_step(q, i, mom), q
     except Exception:
         return None  # a user's own optimizer, which needs more than this step gives
 

@@ -7,7 +7,6 @@ __all__ = ['Sparsifier']
 
 # %% ../../nbs/engine/sparsifier.ipynb #d7cdef9e
 import math
-from dataclasses import fields
 
 import torch
 from fastcore.basics import patch
@@ -19,7 +18,7 @@ from ..core.later import Checks, delayed_checks, later
 from ..core.masks import Masks
 from ..core.names import unwrap
 from .begin import initial_sparsity, method_plan, sparse_gradients_of
-from .hooks import Hooks
+from .hooks import Hooks, check_owner
 from .method import Method
 from .optimizers import TorchOptimizer
 from .ramp import missed_end, plan_end
@@ -96,6 +95,7 @@ class Sparsifier(Run):
 @torch.no_grad()
 def before_forward(self: Sparsifier) -> None:
     "Before each forward pass in training, for methods that need it"
+    check_owner(self.method, self)
     self.forward_seen = True
     with delayed_checks(self.checks):
         self.method.before_forward(self.weights)
@@ -111,6 +111,7 @@ def after_backward(self: Sparsifier) -> None:
 @torch.no_grad()
 def before_step(self: Sparsifier) -> bool:  # Should the optimizer step?
     "After the backward pass, and before the optimizer's step"
+    check_owner(self.method, self)
     if not self.forward_seen and type(self.method).before_forward is not Hooks.before_forward:
         raise ValueError(
             f'{type(self.method).__name__} changes weights before each forward pass: '
@@ -226,7 +227,8 @@ def close(self: Sparsifier) -> None:
     self.method.close()
     self.keeper.project()
     read_numbers(self)
-    self.method.engine = None
+    if self.method.engine is self:
+        self.method.engine = None
 
 # %% ../../nbs/engine/sparsifier.ipynb #405ca542
 @patch
@@ -288,9 +290,8 @@ def load_state_dict(
         self.keeper.hold(state['masks'], self.origin)
         if state.get('cut'):
             self.keeper.cut.load(state['cut'])
-    own = {f.name for f in fields(self.state)}
     for name, t in state_types(self.method).items():
-        restore(self.state if name in own else self.method, name, state[name], t, self.members)
+        restore(self.state if name in vars(self.state) else self.method, name, state[name], t, self.members)
     self.held.count(self.masks)
     if self.exact_epochs:
         plan_end(self)  # the start is known only now

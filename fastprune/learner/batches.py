@@ -251,7 +251,9 @@ def a_batch(
 ) -> tuple:  # The inputs
     """Inputs of the first batch, as the model receives them from callbacks in validation; use it inside of
     `undisturbed`. Raises `ValueError` if there is no batch"""
-    b = next((b for dl in ([learn.dls.valid] if valid else []) + [learn.dls.train] for b in dl), None)
+    has_valid = valid and len(learn.dls.loaders) > 1
+    loaders = [learn.dls.valid, learn.dls.train] if has_valid else [learn.dls.train]
+    b = next((b for dl in loaders for b in dl), None)
     if b is None:
         raise ValueError(f"the {'' if valid else 'training '}DataLoader{'s have' if valid else ' has'} no batches")
     with as_in_fit(learn, False):

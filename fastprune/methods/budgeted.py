@@ -12,7 +12,9 @@ from functools import partial
 import numpy as np
 from fastcore.meta import delegates
 
+from ..core.checks import check_fraction, check_whole
 from ..core.later import counts
+from ..schedules.rates import as_rate
 from ..schedules.retraining import allr_discount, lr_retrain
 from ..training.callback import SparseMethod
 
@@ -45,6 +47,10 @@ class BudgetedCallback(SparseMethod):
         lr_max: float | np.ndarray,  # Learning rate at the start, or one for each parameter group
         **kwargs,  # Other arguments of `SparsifyCallback`
     ):
+        check_fraction('a fraction of zeros in (0,1)', '(0,1)', sparsity=sparsity)
+        check_fraction('a fraction of training in (0,1)', '(0,1)', dense=dense)
+        check_whole(cycles=cycles)
+        lr_max = as_rate(lr_max, 'lr_max')
         super().__init__(sparsity, schedule=partial(_geometric, sparsity, dense, cycles), interval=1, **kwargs)
         self.dense, self.cycles, self.lr_max = dense, cycles, lr_max
         self.discounts, self.budget = [], (1 - dense) / cycles / dense

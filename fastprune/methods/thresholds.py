@@ -142,9 +142,10 @@ class LearnedThresholds(ThresholdRule):
 
     def to_dense(self, weights: dict) -> None:
         for n, p in weights.items():
-            if p.grad is None:
-                continue
             t = self.thresholds[n]
+            if p.grad is None:
+                t.grad = None  # that of an earlier step is over
+                continue
             t.grad = self.backward(p.grad, self.dense[n], t.detach())
             if self.decay:
                 t.grad.add_(t.detach(), alpha=self.decay)

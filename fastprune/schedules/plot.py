@@ -39,7 +39,9 @@ def plot_schedules(
             'ocp': ocp,
         }
     ax = axes_or_new(ax, figsize=(5.5, 3.2))
-    named = {**{schedule_name(s): s for s in schedules}, **named}
+    for i, s in enumerate(schedules):
+        name = schedule_name(s)
+        named[f'{name}, {i + 1}' if name in named else name] = s
     for label, s in named.items():
         check_schedule(s)
         ax.plot(

@@ -97,7 +97,7 @@ class FastaiOptimizer(TorchOptimizer):
         finally:
             self.inner.cbs[:] = steppers
 
-    def state_after_step(self, q: nn.Parameter, i: int) -> dict:
+    def state_after_step(self, q: nn.Parameter, i: int, mom: float | None = None) -> dict:
         state, hyper = {}, self.inner.hypers[i]
         for cb in self.inner.cbs:
             new = cb(q, **{**state, **hyper})

@@ -9,7 +9,7 @@ __all__ = ['Checkpoint']
 import json
 from pathlib import Path
 
-from fastai.basics import Callback, CancelEpochException, Learner, rank_distrib
+from fastai.basics import Callback, CancelEpochException, Learner, patch, rank_distrib
 
 from ..core.checks import check_whole
 from ..core.differences import differences
@@ -65,7 +65,7 @@ class FitFile(Callback):
         self.file, self.every, self.resume = file, every, resume
         self.phase, self.fits, self.left_over = -1, [], set()  # number of the fit, identities of the fits so far
         self.skipped = False  # Has a finished fit been skipped before this one?
-        self._at, self._left, self._trained, self._running = 0, None, False, False
+        self._at, self._left, self._trained, self._running, self._ended = 0, None, False, False, False
 
     @property
     def path(self) -> Path:
@@ -179,9 +179,9 @@ class Checkpoint(FitFile):
         self._at, self._left, self._trained, self._running = 0, None, False, False
         if 'lr_finder' in self.learn.__dict__:
             return
-        self.phase += 1
         self.fits.append(self.identity())
-        self._running = True
+        self.phase += 1
+        self._running, self._ended = True, False
         check_kept(unwrap(self.learn.model).state_dict())
         if not self.resume or not self.path.exists():
             return
@@ -189,10 +189,17 @@ class Checkpoint(FitFile):
         if state['phase'] >= self.phase:
             resume_fit(self, state)
 
+    def fit_ended(self, ended: bool) -> list:
+        self._ended = ended
+        return []
+
     def end_fit(self) -> None:
-        "Remember the start, however the fit ended, so that this Learner can resume"
+        "Remember the start, so that this Learner can resume, and forget a fit that was interrupted"
         if self._running:
             remember_start(self.learn, self.path, {k: self.fits[-1].get(k) for k in _start})
+            if not self._ended:
+                self.fits.pop()
+                self.phase -= 1
         self._running = False
 
     def before_train(self) -> None:
@@ -202,19 +209,22 @@ class Checkpoint(FitFile):
             state, self._left = self._left, None
             restore_fit(self.learn, state)
 
-    def after_epoch(self) -> None:
-        if in_fit(self.learn) and self.epoch == self._at - 1:
-            run_others(self, True)
-            start_bars(self.learn)
-        if not self._trained or not in_fit(self.learn):
-            return
-        self._trained = False
-        if (self.epoch + 1) % self.every and self.epoch + 1 < self.n_epoch:
-            return
-        state = dict(phase=self.phase, fit=self.fits[-1], earlier=self.fits[:-1], **fit_state(self.learn))
-        if rank_distrib():
-            return
-        tensors = {}
-        meta = json.dumps(pack(state, tensors))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        save_state(tensors, self.path, {'fit': meta})
+# %% ../../nbs/training/checkpoint.ipynb #c2b10e07
+@patch
+def after_epoch(self: Checkpoint) -> None:
+    "Write the file, if it is due"
+    if in_fit(self.learn) and self.epoch == self._at - 1:
+        run_others(self, True)
+        start_bars(self.learn)
+    if not self._trained or not in_fit(self.learn):
+        return
+    self._trained = False
+    if (self.epoch + 1) % self.every and self.epoch + 1 < self.n_epoch:
+        return
+    state = dict(phase=self.phase, fit=self.fits[-1], earlier=self.fits[:-1], **fit_state(self.learn))
+    if rank_distrib():
+        return
+    tensors = {}
+    meta = json.dumps(pack(state, tensors))
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    save_state(tensors, self.path, {'fit': meta})

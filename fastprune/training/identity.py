@@ -21,6 +21,8 @@ from fastai.callback.schedule import LRFinder, ParamScheduler
 from torch import nn
 
 from ..core.describe import arguments_of, crc_of, describe, tensor_crc
+from ..core.granularity import unfit_weights
+from ..core.layouts import transposed_groups
 from ..core.names import unwrap
 from ..core.targets import expand_sparsity
 from ..core.weights import prunable_weights
@@ -64,8 +66,14 @@ def _given_arguments(cb):
 
 def pruned_by(cb: SparsifyCallback, model: nn.Module) -> dict:  # Name -> parameter
     "The parameters of a model that a callback prunes"
-    weights = {n: p for n, p in prunable_weights(model, cb.include, cb.exclude).items() if p.requires_grad}
-    return {n: weights[n] for n in expand_sparsity(cb.sparsity, weights, model=model)} if weights else {}
+    found, tied = prunable_weights(model, cb.include, cb.exclude), cb.units.tied
+    weights = {n: p for n, p in found.items() if p.requires_grad and (tied or p.numel())}
+    if not weights:
+        return {}
+    sparsity = 0.0 if cb.sparsity is None else cb.sparsity  # with `flops` none is given
+    weights = {n: weights[n] for n in expand_sparsity(sparsity, weights, model=model)}
+    left_whole = {} if tied else unfit_weights(weights, cb.granularity, transposed_groups(model))
+    return {n: p for n, p in weights.items() if n not in left_whole}
 
 
 def pruning_identity(

@@ -53,14 +53,14 @@ def check_opt_state(
     )
     params = {names[id(p)]: (p, i) for i, ps in enumerate(opt.param_lists) for p in ps if id(p) in names}
     need(isinstance(saved['params'], dict), "the optimizer's params are not a dict")
+    _check_hypers(opt, saved['hypers'])
     usual = {}
     for n, state in saved['params'].items():
         need(n in params, f"the optimizer has no parameter {n!r}")
         p, i = params[n]
         if (key := (p.ndim, p.dtype, i)) not in usual:
-            usual[key] = after_a_step(optimizer_of(opt), p, i)
+            usual[key] = after_a_step(optimizer_of(opt), p, i, saved['hypers'][i].get('mom'))
         check_param_state(n, state, p, usual[key])
-    _check_hypers(opt, saved['hypers'])
     if 'slow' in saved or 'count' in saved:
         _check_slow(opt, saved)
 

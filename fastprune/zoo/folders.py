@@ -12,6 +12,7 @@ from pathlib import Path
 from fastai.basics import DataLoaders, get_files
 
 from ..core.checks import check_whole
+from ..core.generators import forked_rng
 from .data import check_split
 from .images import TRAIN_FOLDERS, first_folder, read_image
 
@@ -73,7 +74,8 @@ def folder_dls(
     if num_workers is not None:
         split['num_workers'] = num_workers
     try:
-        dls = ImageDataLoaders.from_folder(path, bs=bs, item_tfms=Resize(size), **split)
+        with forked_rng():  # the seed of the split is not that of a training
+            dls = ImageDataLoaders.from_folder(path, bs=bs, item_tfms=Resize(size), **split)
     except KeyError as e:
         raise ValueError(f"data: {str(path)!r}: {e.args[0]}") from e
     if (n := len(dls.train_ds)) < 2:
