@@ -1,5 +1,6 @@
 import gc
 import os
+import sys
 
 os.environ['MPLBACKEND'] = 'agg'
 os.environ['OMP_NUM_THREADS'] = '1'  # the tests run on as many processes as there are cores
@@ -28,6 +29,10 @@ def pytest_configure(config):
     from fastai.basics import defaults
 
     devices.start(name)
+    if name == 'cpu' and sys.platform == 'linux' and hasattr(config, 'workerinput'):  # CUDA does not survive a fork
+        import processes
+
+        processes.serve()
     defaults.cpus = 0  # data of the tests are small: by default no process is forked to make batches or tokens
 
 
@@ -62,16 +67,17 @@ def deterministic(device):
 
 @pytest.fixture
 def learner(tmp_path):
-    """Makes Learners that train on 719 digits, 12 steps of 64 images in an epoch; `data` goes to `digits_dls`, other
-    keyword arguments to `Learner`"""
+    """Makes Learners that train on 359 digits, 12 steps of 32 images in an epoch, or on 719 in steps of `bs`; `data`
+    goes to `digits_dls`, other keyword arguments to `Learner`"""
     from fastai.basics import CrossEntropyLossFlat, Learner, accuracy, set_seed
 
     from fastprune.all import digits_convnet, digits_dls
 
-    def make(model=None, bs=64, data=(), **kwargs):
+    def make(model=None, bs=None, data=(), **kwargs):
         set_seed(42, reproducible=True)
         kwargs = dict(loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=tmp_path) | kwargs
-        dls = digits_dls(bs=bs, **(dict(test_pct=0.4) | dict(data)))
+        few = dict(bs=bs or 64, test_pct=0.4) if bs or data else dict(bs=32, valid_pct=0.1, test_pct=0.7)
+        dls = digits_dls(**(few | dict(data)))
         return Learner(dls, digits_convnet(widths=(8, 16, 16)) if model is None else model, **kwargs)
 
     return make

@@ -208,6 +208,9 @@ def same(a, b):
     return True
 
 
+FEW = dict(bs=32, data=dict(valid_pct=0.05, test_pct=0.81))  # for `learner`: 8 steps an epoch, of 32 images
+
+
 def stopped(make, fit, epoch=2, i=7, every=1):
     "Fits that are not stopped, and stopped and started again in a new Learner"
     whole = make()

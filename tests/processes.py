@@ -1,14 +1,18 @@
 """Code in other processes.
 
-Importing torch, fastai and fastprune takes five seconds. So one process of each pytest worker imports them once,
-and others are forked from it: they are as clean as new ones, and start at once. What is about the start itself, or
-about what is not imported, takes `subprocess` or `torchrun`.
+Importing torch, fastai and fastprune takes five seconds. So one process of each pytest worker has imported them, and
+others are forked from it: they are as clean as new ones, and start at once. It is a copy of the worker before its first
+test (`serve`), or a process of its own. What is about the start itself, or about what is not imported, takes
+`subprocess` or `torchrun`.
 
 They see no GPU, since CUDA does not survive a fork."""
 
 import atexit
 import contextlib
+import faulthandler
+import importlib
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import socket
@@ -26,6 +30,38 @@ from unittest import mock
 tests = Path(__file__).resolve().parent
 forks = multiprocessing.get_context('forkserver')
 forks.set_forkserver_preload(['warm'])
+HIDDEN = {'CUDA_VISIBLE_DEVICES': ''}
+
+
+def serve():
+    "From now on, processes are forked from a copy of this one, as it is now: nothing is imported once more"
+    importlib.import_module('warm')
+    with mock.patch('multiprocessing.util.spawnv_passfds', _copy):
+        multiprocessing.forkserver.ensure_running()
+
+
+def _copy(path, args, passed):
+    "As the function of multiprocessing, in a copy of this process, which has its files of `passed` alone"
+    if pid := os.fork():
+        return pid
+    try:
+        faulthandler.disable()  # it writes to a file that is closed below
+        last = max(passed)
+        for fd in {*range(3, last)} - {*passed}:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        os.closerange(last + 1, os.sysconf('SC_OPEN_MAX'))
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, 'w'), open(2, 'w')  # not those that pytest reads
+        atexit._clear()
+        exec(args[-1], {})
+    except SystemExit:
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(1)
 
 
 def _run(script, args, env, folder, stdin, stdout, stderr):
@@ -91,8 +127,7 @@ class Running:
 
 def start(script, args, env, folder, stdin, stdout, stderr, paths=()):
     "Forks a process that runs `script`, with `env` besides the environment of this one"
-    hidden = {'CUDA_VISIBLE_DEVICES': ''}
-    environment = {**os.environ, **hidden, **dict(env)}
+    environment = {**os.environ, **HIDDEN, **dict(env)}
     before = sys.path[:]
     sys.path[:0] = [*map(str, paths), str(tests)]  # the new process gets these
     try:
@@ -100,7 +135,7 @@ def start(script, args, env, folder, stdin, stdout, stderr, paths=()):
             target=_run, args=(script, [*map(str, args)], environment, str(folder or Path.cwd()), stdin, stdout, stderr)
         )
         found = os.pathsep.join(filter(None, (str(tests), os.environ.get('PYTHONPATH'))))
-        with mock.patch.dict(os.environ, hidden | {'PYTHONPATH': found}):  # for what the others are forked from
+        with mock.patch.dict(os.environ, HIDDEN | {'PYTHONPATH': found}):  # for what the others are forked from
             process.start()
     finally:
         sys.path[:] = before

@@ -108,6 +108,10 @@ less = {
     'digits_dls(size=16, channels=3)': 'digits_dls(size=16, channels=3, valid_pct=0.1, test_pct=0.8)',
     'dls = digits_dls(size=16)': 'dls = digits_dls(size=16, valid_pct=0.1, test_pct=0.8)',
     'dls = digits_dls()': 'dls = digits_dls(valid_pct=0.1, test_pct=0.6)',
+    'learn = Learner(digits_dls(), digits_convnet(), loss_func=nn': 'learn = Learner(digits_dls(test_pct=0.6), '
+    'digits_convnet(), loss_func=nn',
+    'return Learner(digits_dls(), digits_convnet(), ': 'return Learner(digits_dls(valid_pct=0.1, test_pct=0.6), '
+    'digits_convnet(), ',
     'return Learner(digits_dls(), model or': 'return Learner(digits_dls(bs=32, valid_pct=0.2, test_pct=0.4), model or',
     'model, loss = digits_convnet(), ': 'model, loss = digits_convnet(widths=(8, 16, 16)), ',
     'pixels[:360]': 'pixels[:90]',
@@ -126,6 +130,7 @@ less = {
     'fit_one_cycle(5, 0.005': 'fit_one_cycle(1, 0.005',
     'fit_one_cycle(5, 0.01, cbs=SparsifyCallback(': 'fit_one_cycle(1, 0.01, cbs=SparsifyCallback(',
     'fit_one_cycle(6, 0.01': 'fit_one_cycle(1, 0.01',
+    "for recover in (True, 'alive', False)": "for recover in (True, 'alive')",
     'for sparsity in (0.9, 0.95):': 'for sparsity in (0.9,):',
     'train(cb, 4)': 'train(cb, 1)',
     'train(former, 4,': 'train(former, 1,',

@@ -184,6 +184,7 @@ def test_workers_give_the_same_table(tmp_path):
     assert list(want.summary('accuracy').columns.get_level_values(0).unique()) == ['good', 'ocp']
 
 
+@pytest.mark.slow  # Ray starts for as long as fifty other tests take
 @pytest.mark.cpu_only  # Ray's processes are there
 def test_ray_gives_the_same_table(monkeypatch):
     ray = pytest.importorskip('ray', reason="Ray is an extra: pip install 'fastprune[ray]'")

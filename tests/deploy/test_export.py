@@ -95,7 +95,7 @@ def ort():
     [
         (mlp, (torch.randn(3, 1, 8, 8),), ['input']),
         (Tagger, (torch.randint(0, 24, (3, 5)),), ['tokens']),
-        (Encoder, (torch.randn(3, 4, 8),), ['x']),
+        pytest.param(Encoder, (torch.randn(3, 4, 8),), ['x'], marks=pytest.mark.slow),
         (Pair, (torch.randint(0, 5, (3, 2)), torch.randn(3, 3)), ['cat', 'cont']),
         (Siamese, (torch.randn(1, 6), torch.randn(1, 6)), ['input_0', 'input_1']),
     ],

@@ -194,14 +194,11 @@ def of_torchvision(arch):
     [
         'resnet18',
         'mobilenet_v2',
-        'densenet',
-        'googlenet',
         'shufflenet_v2_x0_5',
         'convnext',
         'vit',
-        'swin',
         'efficientnet',
-        'regnet_y_400mf',
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ('densenet', 'googlenet', 'swin', 'regnet_y_400mf')),
     ],
 )
 def test_torchvision(arch, monkeypatch):
@@ -218,7 +215,15 @@ def test_torchvision(arch, monkeypatch):
         assert not any(type(m) is nn.BatchNorm2d for m in res.modules())
 
 
-@pytest.mark.parametrize('arch', ['resnet10t', 'mobilenetv3_small_050', 'vit_tiny_patch16_224', 'efficientnet_lite0'])
+@pytest.mark.parametrize(
+    'arch',
+    [
+        'resnet10t',
+        'mobilenetv3_small_050',
+        'vit_tiny_patch16_224',
+        pytest.param('efficientnet_lite0', marks=pytest.mark.slow),
+    ],
+)
 def test_timm(arch, monkeypatch):
     timm = pytest.importorskip('timm')
     torch.manual_seed(0)

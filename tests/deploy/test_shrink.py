@@ -527,7 +527,11 @@ MOST = {
 
 
 @pytest.mark.parametrize(
-    'name,most', [pytest.param(n, most, marks=[pytest.mark.slow] * (n == 'vgg11_bn')) for n, most in MOST.items()]
+    'name,most',
+    [
+        pytest.param(n, most, marks=[pytest.mark.slow] * (n in ('vgg11_bn', 'regnet_y_400mf')))
+        for n, most in MOST.items()
+    ],
 )
 def test_well_known_networks(name, most):
     torch.manual_seed(0)

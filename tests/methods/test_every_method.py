@@ -33,7 +33,7 @@ from fastai.callback.all import (
     SchedCos,
     ShortEpochCallback,
 )
-from helpers import METHODS, OPTIONS, SGDM, Check, equal, zeros_and_masks_agree
+from helpers import FEW, METHODS, OPTIONS, SGDM, Check, equal, zeros_and_masks_agree
 from torch import nn
 
 from fastprune.all import (
@@ -57,8 +57,8 @@ pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to
 
 @pytest.fixture
 def quick(learner):
-    "A `learner` with 8 steps an epoch, of 32 images, for what is trained with each method"
-    return partial(learner, bs=32, data=dict(valid_pct=0.05, test_pct=0.81))
+    "For what is trained with each method"
+    return partial(learner, **FEW)
 
 
 every = pytest.mark.parametrize('method', METHODS.values(), ids=METHODS)

@@ -221,7 +221,7 @@ class Scaled(MixedPrecision):
 
 def test_mixed_precision(learner):
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
-    learn, mixed = learner(net, opt_func=SGDM), Scaled()
+    learn, mixed = learner(net, opt_func=SGDM, bs=64), Scaled()
     learn.prune(0.7)
     before = values(learn)
     retrain(learn, 2, lr=0.2, cbs=[mixed, GradientClip(1.0)])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from channel_nets import Attending, RandomNet, Tower
 from fastai.basics import Callback, load_learner, params
-from helpers import SGDM, same, stopped
+from helpers import FEW, SGDM, same, stopped
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -40,7 +40,7 @@ grouped = partial(Tower, lambda n: nn.GroupNorm(2, n))
 
 def made(learner, model=Tower, **kwargs):
     torch.manual_seed(0)
-    return learner(model(), **kwargs)
+    return learner(model(), **(kwargs if 'bs' in kwargs else FEW | kwargs))
 
 
 def fit(learn, epochs=2, *cbs, lr=0.02):
@@ -201,7 +201,7 @@ HOW = {
 @pytest.mark.parametrize(
     'model,how',
     [
-        (Tower, 'track'),
+        pytest.param(Tower, 'track', marks=pytest.mark.slow),
         (grouped, 'nested'),
         (Tower, 'three cycles'),
         pytest.param(grouped, 'track', marks=pytest.mark.slow),
@@ -214,13 +214,13 @@ def test_checkpoint_resumes_to_the_bit(learner, model, how):
         with learn.no_bar(), learn.no_logging():
             learn.fit_one_cycle(4, 0.02, cbs=[SparsifyCallback(0.5, granularity='channel', **HOW[how]), *cbs])
 
-    whole, again = stopped(lambda: made(learner, model, bs=64, opt_func=SGDM), run)
+    whole, again = stopped(lambda: made(learner, model, opt_func=SGDM), run)
     assert same(whole, again)
     assert channels(whole) == channels(again)
     cut, other = whole.keep_masks.cut, again.keep_masks.cut
     assert cut.values.keys() == other.values.keys()
     assert all(torch.equal(t, other.state(again.masks)[n]) for n, t in cut.state(whole.masks).items())
-    done = made(learner, model, bs=64, opt_func=SGDM)
+    done = made(learner, model, opt_func=SGDM)
     run(done, Checkpoint('run'))  # a finished fit is loaded
     assert same(whole, done) and channels(done) == channels(whole)
     with torch.no_grad():

@@ -209,7 +209,7 @@ def test_decoupled_under_mixup_counts_both_targets(learner):
 @pytest.mark.parametrize('name', ['soft_target', 'hint'])
 def test_accumulation(learner, name):
     kwargs, total = CASES[name]
-    check(learner, total, kwargs, GradientAccumulation(128), steps=2)
+    check(learner, total, kwargs, GradientAccumulation(64), steps=2)
 
 
 class OnCPU(MixedPrecision):
@@ -536,7 +536,7 @@ def test_errors_before_training(learner, tmp_path):
     unknown[0][0].weight.data.fill_(torch.nan)
     in_fit = dict(
         itself=(Distill(learn), 'Distill.from_dense'),
-        classes=(Distill(teacher(7)), r"its output has shape \[64, 7\], and the student's \[64, 10\]"),
+        classes=(Distill(teacher(7)), r"its output has shape \[32, 7\], and the student's \[32, 10\]"),
         inputs=(Distill(nn.Linear(3, 10)), "can't take the student's inputs, of shape"),
         near=(Distill(teacher(), 'hint', layers='1.O'), "no layer '1.O'. It has '1.2', '1.1', '1.0'"),
         of_teacher=(Distill(teacher(), 'hint', layers={'1': '9'}), "the teacher has no layer '9'"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from fastai.basics import Adam, OptimWrapper, params, ranger
 from fastai.callback.all import EarlyStoppingCallback, GradientAccumulation, SaveModelCallback
-from helpers import METHODS, SGDM, Crash, equal, same, stopped
+from helpers import FEW, METHODS, SGDM, Crash, equal, same, stopped
 from processes import Running, python
 from torch import nn
 
@@ -36,7 +36,8 @@ pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to
 def drop(learner, **kw):
     def make():
         torch.manual_seed(0)
-        return learner(nn.Sequential(digits_convnet(widths=(8, 16, 16))[:-1], nn.Dropout(0.2), nn.Linear(16, 10)), **kw)
+        model = nn.Sequential(digits_convnet(widths=(8, 16, 16))[:-1], nn.Dropout(0.2), nn.Linear(16, 10))
+        return learner(model, **(kw if 'bs' in kw else FEW | kw))
 
     return make
 
@@ -47,7 +48,7 @@ def test_every_method(learner, method):
         with learn.no_bar(), learn.no_logging():
             learn.fit_one_cycle(3, 0.02, cbs=[method(0.8), *cbs])
 
-    whole, again = stopped(drop(learner, opt_func=SGDM, wd=0.01, bs=128), fit, epoch=1, i=4)
+    whole, again = stopped(drop(learner, opt_func=SGDM, wd=0.01), fit, epoch=1, i=4)
     assert same(whole, again) and again.recorder.iters == whole.recorder.iters
     np.testing.assert_array_equal(
         np.array(whole.recorder.values, dtype=float), np.array(again.recorder.values, dtype=float)
@@ -61,11 +62,11 @@ OPTIMIZERS = {'Adam': Adam, 'ranger': ranger, 'torch AdamW': partial(OptimWrappe
     'opt,epoch,i',
     [
         ('Adam', 1, 0),
-        ('Adam', 1, 5),
-        ('ranger', 1, 5),
         ('ranger', 3, 5),
         ('torch AdamW', 1, 5),
+        pytest.param('Adam', 1, 5, marks=pytest.mark.slow),
         pytest.param('Adam', 3, 5, marks=pytest.mark.slow),
+        pytest.param('ranger', 1, 5, marks=pytest.mark.slow),
         pytest.param('ranger', 1, 0, marks=pytest.mark.slow),
         pytest.param('torch AdamW', 1, 0, marks=pytest.mark.slow),
         pytest.param('torch AdamW', 3, 5, marks=pytest.mark.slow),
@@ -76,7 +77,7 @@ def test_optimizers_and_moments(learner, opt, epoch, i):
         with learn.no_bar(), learn.no_logging():
             learn.fit_one_cycle(4, 0.01, cbs=[SparsifyCallback(0.8, schedule=cyclical(cubic, 2), track=True), *cbs])
 
-    assert same(*stopped(drop(learner, opt_func=OPTIMIZERS[opt], bs=128), fit, epoch, i))
+    assert same(*stopped(drop(learner, opt_func=OPTIMIZERS[opt]), fit, epoch, i))
 
 
 def test_accumulation_over_the_end_of_an_epoch(learner):
@@ -258,7 +259,7 @@ save_state(learn.model.state_dict(), Path(sys.argv[1])/'end.safetensors')
 '''
 
 
-@pytest.mark.parametrize('sig', [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize('sig', [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_killed_and_started_again(tmp_path, sig):
     "Wherever it is killed, what is on disk is whole, and the next start goes on"
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
