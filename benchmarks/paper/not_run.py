@@ -46,6 +46,6 @@ def rest(df, tables):
         f'alone: {"; ".join(at)}; cyc_table2 and ocp_table2 without their variants. '
         f'Not run there: {", ".join(t for t in tables if t not in some)}. **Taken back:** ocp_table2 and bimp_table2 '
         "at this scale, which train from scratch. 94% of that network's first weights are zeros, in filters that pass "
-        'channels on, and zeros of a model without masks count as pruned, so all methods began at 94% and not at 0. '
+        'channels on, and these counted as pruned, so all methods began at 94% and not at 0. They are to be run again. '
         'The other three tables start from a trained network, which has no zeros.\n\n'
     )

@@ -148,4 +148,3 @@ def check_owner(
     "Raise `ValueError` if another one has taken the method"
     if method.engine is not None and method.engine is not run:
         raise ValueError(f"method={method!r}: another Sparsifier uses it now: give each one its own")
-

@@ -6,6 +6,7 @@
 __all__ = ['MaskKeeper']
 
 # %% ../../nbs/engine/keep.ipynb #4ba296dd
+import math
 from collections.abc import Iterable
 
 import torch
@@ -15,6 +16,7 @@ from ..core.devices import is_host
 from ..core.later import count
 from ..core.masks import Masks
 from ..core.names import parameters_at
+from ..core.shards import is_dtensor
 from .cut_channels import channels_of, joined
 
 # %% ../../nbs/engine/keep.ipynb #f69686ae
@@ -73,19 +75,38 @@ class MaskKeeper:
         return parameters_at(self.model, names)
 
 # %% ../../nbs/engine/keep.ipynb #26e8566a
+def _of_identity(p, nonzero):
+    """Which rows [n] of a weight are as an identity has them: one number each, the same in all of them? A pruned row
+    may have one number left, but a number of its own"""
+    if p.ndim < 2 or not p.is_floating_point() or p.dtype.itemsize < 2 or is_dtensor(p):
+        return None
+    one, value = nonzero.flatten(1).sum(1) == 1, p.detach().flatten(1).sum(1)
+    lowest, highest = value.where(one, math.inf).min(), value.where(one, -math.inf).max()
+    return one & (lowest == highest) & (one.sum() > 1)
+
+
+def _with_identity(p, nonzero):
+    "The mask, without the zeros of rows of an identity"
+    rows = _of_identity(p, nonzero)
+    return nonzero if rows is None else nonzero | rows.view(-1, *[1] * (p.ndim - 1))
+
+
 def present_masks(
     masks: dict | None,  # Name -> current mask
     weights: dict,  # Name -> parameter
 ) -> Masks:
-    "The current masks; a weight without a mask gets one from its zeros"
+    "The current masks; a weight without a mask gets one from its zeros, but for those of an initialisation"
     masks = masks or {}
 
     def mask_of(n, p):
         if n in masks:
             return masks[n]
         if not is_host(p):  # without a read: True everywhere if there are only zeros
-            return (nonzero := p.detach() != 0).logical_or(~nonzero.any())
+            return _with_identity(p, nonzero := p.detach() != 0).logical_or(~nonzero.any())
         nonzero = p.detach().bool()
-        return nonzero if count(nonzero) else torch.ones_like(nonzero)
+        kept = count(nonzero)
+        if kept in (0, p.numel()):
+            return torch.ones_like(nonzero)
+        return _with_identity(p, nonzero)
 
     return Masks({n: mask_of(n, p) for n, p in weights.items()})
