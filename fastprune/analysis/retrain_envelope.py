@@ -48,13 +48,13 @@ def envelope(
     axes = check_cycles(cycles, lengths, seeds)
     asked = inspect.signature(Learner.retrain).bind(self, max(lengths), **kwargs)
     asked.apply_defaults()
-    _check_asked(self, asked.arguments)
     check_number('a fraction of zeros in (0,1)', '(0,1)', sparsity=sparsity)
     if self.masks is not None:
         raise ValueError("the Learner is pruned already: load a dense network, or call `learn.remove_masks()` first")
     metric = choose_metric(metric, ['valid_loss', *(m.name for m in self.metrics)])
     if smaller_is_better(metric):
         raise ValueError(f"metric={metric!r}: needs a metric of which larger is better, such as accuracy")
+    _check_asked(self, asked.arguments)
     state = state_of(self)
 
     def fit(cycles, length, seed):

@@ -358,7 +358,7 @@ def test_learners_envelope_refuses():
     ):
         with pytest.raises(ValueError, match=message):
             learn.envelope(*args, **kwargs)
-    with pytest.raises(RuntimeError, match='none on record: give them as `history`'):
+    with pytest.raises(ValueError, match='none on record: give them as `history`'):
         make().envelope((1,), (1,), 0.9)
 
 

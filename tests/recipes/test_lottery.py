@@ -230,7 +230,10 @@ def test_comparison_leaves_the_learner_alone():
     assert all(equal(x, before[n]) for n, x in learn.model.state_dict().items()) and learn.masks == masks
     assert len(table) == 8 and set(table.kind) == {'ticket', 'reinit', 'shuffle', 'dense'} and len(table.summary()) == 4
     assert table[table.kind == 'dense'].sparsity.eq(0).all()
-    for bad, msg in ((dict(seeds=()), 'needs at least'), (dict(kinds=('best',)), "'best' is unknown")):
+    for bad, msg in (
+        (dict(seeds=()), r'seeds=\(\): needs a whole number'),
+        (dict(kinds=('best',)), "'best' is unknown"),
+    ):
         with pytest.raises(ValueError, match=msg):
             learn.compare_tickets(t[1], fit, **bad)
 
@@ -421,9 +424,9 @@ def test_stability_of_tickets_keeps_their_masks():
 
     table = learn.instability_by_round({'classic': tickets}, watched, n=3)
     kept = [t.masks.n_kept for t in tickets]
-    assert [s for m in range(3) for s in seen[3 * m + 1 : 3 * m + 3]] == [
+    assert [s for m in range(3) for s in seen[3 * m + 2 : 3 * m + 4]] == [
         k for k in kept for _ in range(2)
-    ]  # a dry run, and two copies of each
+    ]  # a dry run; and for each a dry run, and two copies
     assert list(table['round']) == [0, 1, 2] and (table.instability >= 0).all()
     assert learn.masks == tickets[-1].masks
 
