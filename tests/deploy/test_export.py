@@ -185,7 +185,7 @@ def test_onnx_of_a_tabular_learner_within_a_fit(ort, tmp_path):
     )
 
 
-@pytest.mark.parametrize('name', [pytest.param('test_vit', marks=pytest.mark.slow), 'test_convnext'])
+@pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.slow) for n in ('test_vit', 'test_convnext')])
 def test_onnx_of_timm_models(ort, tmp_path, name):
     timm = pytest.importorskip('timm')
     if not timm.is_model(name):

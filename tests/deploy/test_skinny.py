@@ -65,6 +65,7 @@ def test_not_on_a_cpu():
     assert list(forms.layer_forms(layer)[0]) == ['dense', 'csr', 'sparse'] and forms.layer_forms(layer, 1)[1] == {}
 
 
+@pytest.mark.slow
 def test_interpreted():
     "Triton has to be told before it is imported, so it is another process"
     env = os.environ | {'TRITON_INTERPRET': '1'}

@@ -228,7 +228,9 @@ def test_early_stopping_leaves_zeros_and_masks_in_agreement(learner, fit):
     assert Masks.from_zeros(prunable_weights(learn.model)) == learn.masks
 
 
+@pytest.mark.slow
 def test_unet(fit, tmp_path):
+    "A smaller one is in the cookbook's page about segmentation"
     from fastai.vision.all import SegmentationDataLoaders, resnet18, unet_learner
     from PIL import Image
 
