@@ -47,9 +47,13 @@ def callback(name, run, number):
     return methods[name](run.sparsity, scope='global'), number
 
 
+def learner(run, valid_pct=0.0):
+    return run.learner(bs=128, validate=run.epochs, valid_pct=valid_pct, prunes_from_scratch=True)
+
+
 def train(name, run, number, valid_pct=0.0):
     "Accuracy, sparsity, theoretical speed-up, and training images a second"
-    learn = run.learner(bs=128, validate=run.epochs, valid_pct=valid_pct)
+    learn = learner(run, valid_pct)
     start = time.perf_counter()
     try:
         if name == 'BIMP':
@@ -73,7 +77,7 @@ def measured(run, learn, seconds):
 
 @method('dense, on the budget')
 def dense(run):
-    learn = run.learner(bs=128, validate=run.epochs)
+    learn = learner(run)
     start = time.perf_counter()
     learn.fit(run.epochs, wd=usual_wd, cbs=ParamScheduler({'lr': lr_decay(lr)}))
     return measured(run, learn, time.perf_counter() - start)

@@ -268,7 +268,17 @@ class Run:
         self.network.batches(dls)
         return dls
 
-    def learner(self, bs=128, opt=sgd, wd=1e-4, moms=(0.9, 0.9, 0.9), trained=None, valid_pct=0.0, validate=1):
+    def learner(
+        self,
+        bs=128,
+        opt=sgd,
+        wd=1e-4,
+        moms=(0.9, 0.9, 0.9),
+        trained=None,
+        valid_pct=0.0,
+        validate=1,
+        prunes_from_scratch=False,
+    ):
         """A new Learner; from the network that was trained for so many epochs, if `trained`. It validates at every
         `validate`th epoch while it trains"""
         set_seed(self.seed)
@@ -283,6 +293,8 @@ class Run:
             cbs=SeldomValidate(validate),
         )
         self.network.ready(learn)
+        if prunes_from_scratch:
+            self.network.no_zeros(learn)
         if not weights_count_most(self.cell):
             learn.add_cb(Precision(compiles(self.cell, self.scale)))
         learn.remove_cb(ProgressCallback)

@@ -23,6 +23,7 @@ class Network:
     fit: Callable = one_cycle  # (learn, epochs)
     batches: Callable = noop  # changes the DataLoaders
     ready: Callable = noop  # changes the Learner, before all else
+    no_zeros: Callable = noop  # the same, where a table prunes from scratch
     scaled: bool = False  # does the paper scale its images up?
     moves_weights: bool = False  # more than images, on a CPU, which then is faster in float32 and not compiled
     compiles: bool = True  # is it faster on a CPU when compiled?
@@ -46,6 +47,7 @@ NETWORKS = {
         airbench.fit,
         airbench.shift_less,
         airbench.whiten,
+        airbench.random_filters,
         compiles=False,
     ),
 }

@@ -41,7 +41,7 @@ fused = partial(
 
 
 def learner(run, opt=Adam, valid_pct=0.0):
-    return run.learner(bs=64, opt=opt, wd=1e-2, moms=(0.95, 0.85, 0.95), valid_pct=valid_pct)
+    return run.learner(bs=64, opt=opt, wd=1e-2, moms=(0.95, 0.85, 0.95), valid_pct=valid_pct, prunes_from_scratch=True)
 
 
 def train(run, cb, opt=Adam, valid_pct=0.0):
