@@ -50,7 +50,7 @@ def _make_folder(path):
 
 # %% ../nbs/cli.ipynb #d9333b9e
 def _run(flags):
-    "Train dense and pruned, and write what came out. Returns the table to print, and the files"
+    "Train dense and pruned, print a table, and write what came out. Returns the files"
     check_flags(flags)
     saves = check_saves(flags.save)
     runs, learn = {'dense': make_learner(flags, check=True)}, make_learner(flags)
@@ -76,7 +76,8 @@ def _run(flags):
         rows.append(row + [report.get('channels', {}).get('total', '')] * tied)
     columns = ['run', 'sparsity', 'accuracy', 'weights left', 'seconds'] + ['channels left'] * tied
     figures = dict(training=_plot_training(cb, accuracies), layers=plot_layers(learn.sparsity_report()).figure)
-    return pd.DataFrame(rows, columns=columns), write_files(learn, out, cb, figures, saves, tied)
+    print(f'\n{pd.DataFrame(rows, columns=columns).to_string(index=False)}\n')
+    return write_files(learn, out, cb, figures, saves, tied, runs['dense'])
 
 # %% ../nbs/cli.ipynb #0936d5e6
 _words = 'report', 'compare'
@@ -97,7 +98,7 @@ fastprune --data images --arch resnet18 --distill --save sparse,onnx,report,depl
 fastprune --granularity channel --sparsity 0.5             # a smaller network: half of the channels
 fastprune --schedule agp --scope global --criterion taylor --exclude '0.*'
 fastprune report fastprune_out/model.pth
-fastprune compare fastprune_out/model.pth other.pth
+fastprune compare fastprune_out/dense.pth fastprune_out/model.pth    # after a run with --save dense
 '''
 _report_groups = {'file': 'file', 'network': 'arch classes size', 'page': 'out seconds pictures'}
 _report_examples = '''
@@ -179,8 +180,9 @@ def main(
     seed: int = 42,  # Seed of split, weights and batches
     device: str = None,  # cpu, cuda, cuda:1, mps, ...; a GPU if there is one, if not given
     out: str = 'fastprune_out',  # Folder to write to: model.pth, report.csv, training.png and layers.png
-    # More files to write, separated by commas: sparse (the weights without zeros), onnx (for other programs), report (a
-    # page for a browser), deploy (to load and predict without fastprune)
+    # More files to write, separated by commas: sparse (the weights without zeros), dense (the weights of the dense run,
+    # to compare with), deploy (to load and predict without fastprune), onnx (for other programs) and report (a page for
+    # a browser); the last two need the extras fastprune[onnx,report]
     save: str = None,
 ) -> None:
     """Train a network dense and pruned with the same budget, print a table, and write the pruned network, a table
@@ -192,8 +194,8 @@ def main(
     if matplotlib.get_backend().lower() != 'agg' and not hasattr(sys, 'ps1'):
         matplotlib.use('agg')
     with stopping(*vars(flags)):
-        table, files = _run(flags)
-        print(f'\n{table.to_string(index=False)}\n\n{files.text()}')
+        files = _run(flags)
+        print(files.text())
         files.check()
 
 # %% ../nbs/cli.ipynb #7c1e0a05

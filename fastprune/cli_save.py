@@ -33,16 +33,24 @@ class Saved(NamedTuple):
     what: str  # What it is for
     write: Callable  # Function (learn, path, callback)
     smaller: bool = False  # Written after channels have been cut out?
+    of_dense: bool = False  # Of the dense network?
     packages: tuple = ()  # Packages that it needs, of the extra that has its name
 
 
 _seconds = 5.0  # time to measure latency for a report
+_smaller = 'shrunk.safetensors'
 
 SAVED = {
     'sparse': Saved(
         'sparse.safetensors',
         'the same without zeros: learn.load_sparse, or fastprune.files.load_sparse',
         lambda learn, path, cb: learn.save_sparse(path),
+    ),
+    'dense': Saved(
+        'dense.pth',
+        'the weights of the dense run: fastprune compare',
+        lambda learn, path, cb: _plain(learn, path),
+        of_dense=True,
     ),
     'report': Saved(
         'report.html',
@@ -85,12 +93,12 @@ class Files:
     "The files in a folder, as they are written"
 
     def __init__(self, out: Path):
-        self.out, self.lines, self.failed = out, [], []
+        self.out, self.lines, self.failed, self.written = out, [], [], set()
 
     def write(
         self,
         name: str,  # Of the file
-        what: str,  # What it is for
+        what: str | Callable,  # What it is for; or a function that says it once the file is written
         write: Callable,  # Function that writes to a path
     ) -> None:
         "Write a file, and remember it"
@@ -102,16 +110,35 @@ class Files:
             return
         n = path.stat().st_size
         size = f'{n / 1e6:,.1f} MB' if n >= 1e6 else f'{n / 1e3:,.1f} kB'
-        self.lines.append(f'  {name:<20}{size:>10}  {what}')
+        self.written.add(name)
+        self.lines.append(f'  {name:<20}{size:>10}  {what() if callable(what) else what}')
 
     def text(self) -> str:
-        "A line a file, with its size"
-        return '\n'.join([f'in {self.out}:', *self.lines])
+        "A line a file, with its size; and which of `SAVED` are there from before"
+        known = [*(o.file for o in SAVED.values()), _smaller]
+        old = [n for n in known if n not in self.written and (self.out / n).exists()]
+        older = [f'  of an earlier run: {", ".join(old)}'] if old else []
+        return '\n'.join([f'in {self.out}:', *self.lines, *older])
 
     def check(self) -> None:
         "Raise `ValueError` if one could not be written"
         if self.failed:
             raise ValueError(f"could not be written: {'; '.join(self.failed)}. All other files are in {self.out}")
+
+
+def _write_smaller(files, learn):
+    "Cut the channels or heads out that are pruned, and write what is left"
+    tables = []
+
+    def write(path):
+        tables.append(learn.shrink(repeats=0).loc['total'])
+        save_shrunk(learn, path)
+
+    def what():
+        n, before = tables[0].weights_after, tables[0].weights
+        return f'the smaller network, {n:,} of {before:,} weights: load_shrunk'
+
+    files.write(_smaller, what, write)
 
 
 def _plain(learn, path):
@@ -126,7 +153,8 @@ def write_files(
     callback: Callable,  # The `SparsifyCallback` of the last fit
     figures: dict,  # Name -> figure
     saves: dict,  # From `check_saves`
-    cut: bool = False,  # Does it have masks of channels?
+    cut: bool = False,  # Is it to have masks of channels?
+    dense: Learner | None = None,  # The dense one, for files of it
 ) -> Files:
     "Write the network, its table, the pictures and what else is asked for"
     files, layers = Files(out), learn.sparsity_report()
@@ -136,11 +164,11 @@ def write_files(
         files.write(f'{name}.png', 'a picture', partial(atomically, partial(fig.savefig, dpi=110, format='png')))
     for o in saves.values():
         if not o.smaller:
-            files.write(o.file, o.what, lambda path, o=o: o.write(learn, path, callback))
-    if cut:
-        table = learn.shrink(repeats=0).loc['total']
-        what = f'the smaller network, {table.weights_after:,} of {table.weights:,} weights: load_shrunk'
-        files.write('shrunk.safetensors', what, partial(save_shrunk, learn))
+            files.write(o.file, o.what, lambda path, o=o: o.write(dense if o.of_dense else learn, path, callback))
+    if cut and learn.masks:
+        _write_smaller(files, learn)
+    elif cut:
+        files.lines.append('  nothing to cut: at this sparsity all channels or heads are left')
     for o in saves.values():
         if o.smaller:
             files.write(o.file, o.what, lambda path, o=o: o.write(learn, path, callback))

@@ -7,6 +7,7 @@ __all__ = ['check_device', 'check_flags', 'make_learner', 'make_callback', 'trai
 
 # %% ../nbs/cli_train.ipynb #3cd9f58b
 import time
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,8 @@ import torch
 from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, accuracy, set_seed
 from fastai.callback import schedule as schedule  # adds learn.fit_one_cycle
 
-from .core.checks import check_choice, check_fraction, check_number
+from .core.checks import check_choice, check_number
+from .core.generators import forked_rng
 from .core.granularity import check_granularity, unfit_weights
 from .core.layouts import transposed_groups
 from .core.targets import check_sparsity
@@ -22,7 +24,7 @@ from .core.weights import prunable_weights
 from .criteria.registry import CRITERIA
 from .schedules.sparsity import SCHEDULES, window
 from .training.callback import SparsifyCallback
-from .zoo.data import digits_dls
+from .zoo.data import check_split, digits_dls
 from .zoo.folders import folder_dls
 from .zoo.make import make_model
 from .zoo.models import digits_convnet
@@ -50,15 +52,14 @@ def check_flags(
     for name in ('data', 'arch', 'out'):
         if getattr(flags, name) == '':
             raise ValueError(f"{name}='': needs a name, or leave the flag out")
-    check_number('a number of at least 0', '[0,inf)', seed=flags.seed)
-    check_fraction(within='(0,1)', valid_pct=flags.valid_pct)
+    check_split(flags.valid_pct, flags.seed)
     check_device(flags.device)
     if Path(flags.out).exists() and not Path(flags.out).is_dir():
         raise ValueError(f"out={flags.out!r} is a file: needs a folder")
     if flags.pretrained:
         if not flags.arch:
             raise ValueError("pretrained needs a network: give its name with --arch")
-        make_model(flags.arch, 2, flags.size or 224)
+        make_model(flags.arch, 2, _image_size(flags))
 
 # %% ../nbs/cli_train.ipynb #5456f088
 def _image_size(flags):
@@ -88,13 +89,35 @@ def _pretrained_learner(dls, arch, **kwargs):
     from torchvision import models
 
     try:
-        return vision_learner(dls, getattr(models, arch, arch), **kwargs)
+        learn = vision_learner(dls, getattr(models, arch, arch), **kwargs)
     except OSError as e:
         raise OSError(f"pretrained: the weights of arch={arch!r} can't be downloaded: {e}") from e
     except (StopIteration, NotImplementedError, RuntimeError, AttributeError, TypeError, IndexError) as e:
         raise ValueError(
             f"pretrained: fastai can't cut arch={arch!r} into body and head: {e or type(e).__name__}. "
             "Use another network, such as resnet18, or leave the flag out"
+        ) from e
+    learn.dls.to(learn.dls.device)  # with the statistics that `vision_learner` has added
+    learn.unfreeze()  # what can be pruned is all of it; `fine_tune` freezes by itself
+    return learn
+
+
+def _check_images(model, dls, flags, size):
+    "Try a batch, and a single image if training has a batch of one; raises `ValueError`"
+    x = dls.valid.one_batch()[0].to(next(model.parameters()).device)
+    try:
+        model.eval()(x)
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f"arch={flags.arch!r} can't take images of size={size}: {e}") from e
+    n = len(dls.train_ds)
+    if flags.bs > 1 and (n % flags.bs != 1 or dls.train.drop_last):
+        return
+    try:
+        with forked_rng():
+            deepcopy(model).train()(x[:1])
+    except ValueError as e:
+        raise ValueError(
+            f"bs={flags.bs}: leaves a batch of one of {n} images, which this network can't train on: {e}"
         ) from e
 
 # %% ../nbs/cli_train.ipynb #a447ce91
@@ -107,16 +130,13 @@ def make_learner(
     size, kwargs = _image_size(flags), dict(loss_func=CrossEntropyLossFlat(), metrics=accuracy)
     dls = _data(flags, size, check)
     if flags.pretrained:
-        return _pretrained_learner(dls, flags.arch, **kwargs)
-    if flags.arch:
-        model = make_model(flags.arch, dls.c, size)
+        learn = _pretrained_learner(dls, flags.arch, **kwargs)
+    elif flags.arch:
+        learn = Learner(dls, make_model(flags.arch, dls.c, size), **kwargs)
     else:
-        model = digits_convnet(c_in=3 if flags.data else 1, n_out=dls.c)
-    try:
-        model.eval()(dls.valid.one_batch()[0].to(next(model.parameters()).device))
-    except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"arch={flags.arch!r} can't take images of size={size}: {e}") from e
-    return Learner(dls, model, **kwargs)
+        learn = Learner(dls, digits_convnet(c_in=3 if flags.data else 1, n_out=dls.c), **kwargs)
+    _check_images(learn.model, dls, flags, size)
+    return learn
 
 # %% ../nbs/cli_train.ipynb #09e7441b
 _best_start = {'one_shot': 0.4, 'iterative': 0.2, 'cubic': 0.2, 'agp': 0.2}  # Hubens et al. 2021, section 4

@@ -1,9 +1,11 @@
 "The fastprune command, as a process"
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 from sysconfig import get_path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ from processes import python
 
 from fastprune.all import digits_convnet
 from fastprune.cli import main as command_line
+from fastprune.cli_train import make_callback, make_learner
 from fastprune.deploy.shrunk_file import load_shrunk
 from fastprune.zoo.make import make_model
 
@@ -149,13 +152,15 @@ def test_flags(tmp_path, flags):
         (dict(epochs=0), 'epochs=0: needs a number above 0'),
         (dict(start=1.0), 'start=1.0, end=1.0: a window needs 0 <= start < end <= 1'),
         (dict(pretrained=True), 'pretrained needs a network'),
-        (dict(seed=-1), 'seed=-1: needs a number of at least 0'),
+        (dict(seed=-1), 'seed=-1: needs a whole number of at least 0'),
         (dict(valid_pct=0.0), '--valid-pct=0.0: needs a fraction in (0,1)'),
         (dict(out=__file__), 'is a file: needs a folder'),
         (dict(arch='inception_v3', size=32), "arch='inception_v3' can't take images of size=32"),
         (dict(arch='vit_b_16', size=33), "arch='vit_b_16' can't be made for images of size=33"),
         (dict(lr=float('inf')), 'lr=inf: needs a number above 0'),
         (dict(seed=2**40), 'seed=1099511627776: needs a whole number below 2**32'),
+        (dict(seed=2**64), 'seed=18446744073709551616: needs a whole number below 2**32'),
+        (dict(bs=4, arch='resnet18'), '--bs=4: leaves a batch of one of 1437 images'),
         (dict(valid_pct=0.001), '--valid-pct=0.001: leaves 2 of 1797 images'),
         (dict(valid_pct=0.999), '--valid-pct=0.999: leaves 1 of 1797 images to train on'),
         (dict(data=''), "data='': needs a name"),
@@ -184,23 +189,42 @@ def test_wrong_flags_of_the_process(tmp_path):
     assert r.returncode == 2 and 'fastprune: --sparsity=90.0' in r.stderr and 'Traceback' not in r.stderr
 
 
-def test_pretrained_weights_are_loaded(tmp_path, images, monkeypatch):
-    "The download is replaced by weights made here; the head is new, the body starts from them"
-    import torchvision
-
-    made = torchvision.models.resnet18(weights=None)
+@pytest.fixture
+def downloads(monkeypatch):
+    "The addresses of weights that were asked for; they are made here"
     asked = []
 
     def fake(url, *args, **kwargs):
         asked.append(url)
-        return made.state_dict()
+        return make_model(url.rpartition('/')[2].partition('-')[0], 1000, 224).state_dict()
 
     monkeypatch.setattr('torchvision.models._api.load_state_dict_from_url', fake)
+    return asked
+
+
+def test_pretrained_weights_are_loaded(tmp_path, images, downloads):
+    "The head is new, the body starts from them"
     out = tmp_path / 'out'
     main(data=str(images), arch='resnet18', pretrained=True, epochs=1, size=32, bs=8, sparsity=0.6, out=str(out))
-    assert asked and 'resnet18' in asked[0]
+    assert downloads and 'resnet18' in downloads[0]
     report = pd.read_csv(out / 'report.csv', index_col='name')
     assert report.sparsity['total'] == pytest.approx(0.6, abs=1e-4)
+
+
+@pytest.mark.parametrize('how', [dict(granularity='filter'), dict(exclude='1.*'), dict(granularity='channel')])
+def test_a_pretrained_body_is_pruned_also_before_it_is_unfrozen(downloads, recwarn, how):
+    "It is frozen in the first epoch alone"
+    flags = SimpleNamespace(**{k: p.default for k, p in inspect.signature(main).parameters.items()})
+    flags.__dict__.update(arch='resnet18', pretrained=True, sparsity=0.5, **how)
+    cb, _ = make_callback(learn := make_learner(flags), flags)
+    assert 'frozen' not in ' '.join(str(w.message) for w in recwarn)
+    assert any(n.startswith('0.7.1.conv2') for n in cb.targets(learn.model, learn)[0])
+
+
+def test_a_size_that_a_pretrained_network_cannot_take(tmp_path, downloads, capsys):
+    with pytest.raises(SystemExit, match="arch='squeezenet1_1' can't take images of size=4"):
+        main(arch='squeezenet1_1', pretrained=True, size=4, out=str(tmp_path / 'out'))
+    assert 'epoch' not in capsys.readouterr().out and not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize('arch', ['vit_b_32', 'googlenet', 'mobilenet_v3_small', 'vit_tiny_patch16_224', 'resnet10t'])

@@ -80,6 +80,8 @@ def test_an_image_that_cannot_be_read(tmp_path, capsys, content):
             'a folder for each of at least two classes, with images',
         ),
         (lambda d: [f.unlink() for f in (d / 'valid').rglob('*.png')], {}, "there are no images below"),
+        (lambda d: (d / 'train' / 'a' / '0.png').rename(d / 'train' / '0.png'), {}, 'is not in the folder of a class'),
+        (lambda d: (d / 'valid' / 'a').rename((d / 'valid' / 'b' / 'old')), {}, 'is not in the folder of a class'),
         (lambda d: (d / 'valid' / 'a').rename(d / 'valid' / 'z'), {}, 'has images of a class that has none in'),
     ],
 )

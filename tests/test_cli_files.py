@@ -20,15 +20,19 @@ def test_all_files(tmp_path, monkeypatch, capsys):
     pytest.importorskip('onnxscript', reason='it writes ONNX')
     pytest.importorskip('plotly', reason='reports need plotly')
     monkeypatch.setattr(cli_save, '_seconds', 0.0)
-    train(epochs=1, sparsity=0.8, out=str(tmp_path), save='deploy,report, onnx,sparse', device='cpu')
+    train(epochs=1, sparsity=0.8, out=str(tmp_path), save='deploy,report, onnx,sparse,dense', device='cpu')
     said = capsys.readouterr().out
     state = torch.load(tmp_path / 'model.pth', weights_only=True)
     for p in tmp_path.iterdir():
         n = p.stat().st_size
         size = f'{n / 1e6:,.1f} MB' if n >= 1e6 else f'{n / 1e3:,.1f} kB'
         assert re.search(rf'  {re.escape(p.name)} +{re.escape(size)}  \w', said), p.name
-    names = 'deploy.pkl layers.png model.onnx model.pth report.csv report.html sparse.safetensors training.png'
+    names = (
+        'dense.pth deploy.pkl layers.png model.onnx model.pth report.csv report.html sparse.safetensors training.png'
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == names.split()
+    dense = torch.load(tmp_path / 'dense.pth', weights_only=True)
+    assert dense['5.weight'].all() and not state['5.weight'].all()
     sparse = load_sparse(tmp_path / 'sparse.safetensors')
     assert all(torch.equal(t, sparse[n]) for n, t in state.items())
     assert '80%' in (tmp_path / 'report.html').read_text() and (tmp_path / 'model.onnx').stat().st_size > 1000
@@ -46,6 +50,27 @@ def test_channels_give_an_ordinary_smaller_network(tmp_path, capsys):
     assert model[0][0].out_channels == 16 and type(model[0][0]) is torch.nn.Conv2d
     assert torch.allclose(model(x), wide.eval()(x), atol=1e-4)
     assert 'the smaller network, 24,058 of' in capsys.readouterr().out
+
+
+def test_what_cuts_no_channel_ends_well(tmp_path, capsys):
+    "And files of an earlier run are named"
+    (tmp_path / 'shrunk.safetensors').write_bytes(b'older')
+    train(epochs=1, sparsity=0.0, granularity='channel', out=str(tmp_path), save='deploy', device='cpu')
+    said = capsys.readouterr().out
+    assert 'nothing to cut' in said and 'of an earlier run: shrunk.safetensors' in said
+    assert load_learner(tmp_path / 'deploy.pkl').model[0][0].out_channels == 32
+
+
+def test_channels_that_cannot_be_cut_leave_table_and_files(tmp_path, capsys, monkeypatch):
+    def fails(self, **kwargs):
+        raise ValueError('gives other outputs without these channels')
+
+    monkeypatch.setattr('fastai.basics.Learner.shrink', fails)
+    with pytest.raises(SystemExit):
+        train(epochs=1, sparsity=0.5, granularity='channel', out=str(tmp_path), save='deploy', device='cpu')
+    said = capsys.readouterr()
+    assert 'shrunk.safetensors: gives other outputs' in said.err and 'weights left' in said.out
+    assert (tmp_path / 'deploy.pkl').exists() and 'deploy.pkl' in said.out
 
 
 def test_the_dense_network_teaches(tmp_path, monkeypatch):

@@ -180,7 +180,12 @@ def file_learner(
     size = size or 224
     make = _maker(file, arch, size)
     classes = classes or _count_classes(file, make, arch)
-    model = load_shrunk(file.path, lambda: make(classes)) if file.shrunk else _load(make(classes), file, arch)
+    try:
+        model = load_shrunk(file.path, lambda: make(classes)) if file.shrunk else _load(make(classes), file, arch)
+    except ValueError as e:
+        if (there := _count_classes(file, make, arch)) == classes:
+            raise
+        raise ValueError(f"classes={classes}: {file.path} has {there}") from e
     learn = _learner_on_noise(model, arch, size)
     if file.masks:
         learn.masks = Masks(file.masks)

@@ -18,9 +18,11 @@ from .images import TRAIN_FOLDERS, first_folder, read_image
 
 # %% ../../nbs/zoo/folders.ipynb #6d20f090
 def _labelled(path, extensions):
-    "Images by class: the name of their folder, as in fastai's `parent_label`"
+    "Images by class, the name of their folder. Raises `ValueError` for an image elsewhere"
     res = {}
     for f in get_files(path, extensions=extensions):
+        if f.parent.parent != path:
+            raise ValueError(f"data: {str(f)!r} is not in the folder of a class: needs {str(path)!r}/class/image")
         res.setdefault(f.parent.name, []).append(f)
     return res
 

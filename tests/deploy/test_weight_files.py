@@ -157,6 +157,8 @@ def test_networks_of_vision_learner(tmp_path):
         assert loaded.sparsity_report().loc['total'].sparsity == pytest.approx(0.5, abs=1e-4)
     with pytest.raises(ValueError, match=r"is not of arch='resnet18': '0.0.weight' is missing in the file"):
         file_learner(read_weight_file(files[0]), 'resnet18')
+    with pytest.raises(ValueError, match=r'classes=7: .* has 3$'):
+        file_learner(read_weight_file(files[0]), 'squeezenet1_1', classes=7, size=64)
 
 
 def test_networks_of_vision_learner_with_timm(tmp_path):
