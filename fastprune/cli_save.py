@@ -73,7 +73,7 @@ SAVED = {
     ),
 }
 
-
+# %% ../nbs/cli_save.ipynb #9bc8aa6f
 def check_saves(
     save: str | None,  # Names in `SAVED`, separated by commas
 ) -> dict:  # Name -> `Saved`, in the order of `SAVED`

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from fastai.basics import Learner, find_bs, patch
 from fastcore.meta import delegates
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .states import check_states, state_from
@@ -83,7 +82,7 @@ def hessian_spectrum(
     self: Learner,
     k: int = 1,  # Number of eigenvalues
     n_batches: int | None = 1,  # Training batches for the loss; an epoch if None
-    include: str | list | nn.Module | None = None,  # Name, glob pattern or module, or a list; all trainable if None
+    include: str | type | list | None = None,  # Name, glob pattern or class, or a list; all trainable if None
     tol: float = 1e-3,  # Relative accuracy of the eigenvalues
     seed: int = 0,  # For the first vector of the search, and for the choice of batches
 ) -> np.ndarray:  # [k], largest first

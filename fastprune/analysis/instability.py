@@ -30,11 +30,9 @@ from ..training.callback import SparsifyCallback
 
 # %% ../../nbs/analysis/instability.ipynb #07a64253
 def _start_of(learn, start):
-    "A Ticket with copies of the state to start from. The state may be the model's own"
-    if start is None:
-        start = Ticket(state_of(learn), learn.masks or {})
-    elif not isinstance(start, Ticket):
-        start = Ticket(state_from(start, 'start'), {})
+    "A Ticket with copies of the state to start from. The state may be the model's own; it has the Learner's masks"
+    if not isinstance(start, Ticket):
+        start = Ticket(state_of(learn) if start is None else state_from(start, 'start'), learn.masks or {})
     return start.replace(state={n: t.clone() if isinstance(t, torch.Tensor) else t for n, t in start.state.items()})
 
 
@@ -92,7 +90,7 @@ def _pairs(seeds):
 @delegates(Learner.linear_path)
 def instability(
     self: Learner,
-    start: Ticket | dict | nn.Module | None,  # State to start from; the Learner's state and masks if None
+    start: Ticket | dict | nn.Module | None,  # Start, with the Learner's masks or a ticket's; its present state if None
     fit: Callable,  # Function (learn, cbs) that trains
     seeds: tuple | list = (0, 1),  # Seeds of the SGD noise, one for each copy
     n: int = 11,  # Number of points on the path

@@ -6,7 +6,7 @@
 __all__ = ['paper_methods']
 
 # %% ../../nbs/analysis/paper_methods.ipynb #7e729a91
-from functools import partial
+from functools import partial, wraps
 
 from ..core.checks import check_number, check_whole
 from ..criteria.flows import synflow
@@ -36,12 +36,25 @@ def _cyclical(cycles, epochs, lr, learn, sparsity, seed):
     learn.fit_cyclical(cycles, epochs // cycles, sparsity, lr_max=lr, scope='global')
 
 
+def _or_dense(method):
+    "A method that has nothing to do at sparsity 0, where all epochs are one training"
+
+    @wraps(method)
+    def run(*args):
+        *_, epochs, lr, learn, sparsity, _ = args
+        return method(*args) if sparsity else learn.fit_one_cycle(epochs, lr)
+
+    return run
+
+
+@_or_dense
 def _rounds(rewind, rounds, epochs, lr, learn, sparsity, seed):
     rewind_to = len(learn.dls.train) // 2 if rewind == 'weights' else 0
     kwargs = dict(prune_rate=1 - (1 - sparsity) ** (1 / rounds), seed=1000 * seed)
     learn.iterative_prune(rounds, epochs // (rounds + 1), lr=lr, rewind=rewind, rewind_to=rewind_to, **kwargs)
 
 
+@_or_dense
 def _imp(rounds, epochs, lr, learn, sparsity, seed):
     kwargs = dict(prune_rate=1 - (1 - sparsity) ** (1 / rounds), seed=1000 * seed)
     learn.iterative_prune(rounds, epochs // (rounds + 1), lr=lr, rewind='weights', **kwargs)
@@ -63,6 +76,7 @@ def _sculpt(cycles, epochs, lr, learn, sparsity, seed):
     )
 
 
+@_or_dense
 def _bimp(epochs, lr, learn, sparsity, seed):
     learn.fit_bimp(epochs, sparsity, lr_max=lr)
 
@@ -75,7 +89,8 @@ def paper_methods(
     """The papers' methods under one budget. 'one_shot', 'iterative', 'agp', 'ocp': schedules with one-cycle training.
     'cyclical': Cyclical Pruning, 4 cycles. 'imp', 'wr', 'lrr': 3 rounds that rewind weights to the start, rewind them
     to half an epoch, or rewind only the rate. 'snip', 'synflow', 'random_erk': masks before training.
-    'cyclic_random': a random mask, 4 cycles. 'sculpt': from twice the density, 3+1 cycles. 'bimp': Budgeted IMP"""
+    'cyclic_random': a random mask, 4 cycles. 'sculpt': from twice the density, 3+1 cycles. 'bimp': Budgeted IMP. At
+    sparsity 0 rounds and 'bimp' train by one cycle"""
     check_whole('epochs, one for each cycle or round', 4, epochs=epochs)
     check_number('the largest rate, a number above 0', '(0,inf)', lr=lr)
     if isinstance(names, str):

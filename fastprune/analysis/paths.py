@@ -20,7 +20,7 @@ from ..core.checks import check_n_batches, check_whole
 from ..core.displays import HtmlText, svg_lines
 from ..core.names import unwrap
 from ..core.plotting import add_grid, axes_or_new
-from ..learner.evaluate import as_model_state, evaluate_points, evaluating
+from ..learner.evaluate import as_model_state, evaluate_points, evaluating, evaluation_dl
 from ..learner.states import smaller_is_better
 from ..recipes.ticket import Ticket
 
@@ -32,6 +32,9 @@ class Barrier(float):
         self = super().__new__(cls, loss)
         self.loss, self.error = float(loss), float(error)
         return self
+
+    def __getnewargs__(self):
+        return self.loss, self.error
 
     def __repr__(self):
         return f"Barrier(loss={self.loss:.4g}, error={self.error:.4g})"
@@ -148,7 +151,7 @@ def _as_metrics(metrics):
 
 
 def _in_order(dl):
-    "A DataLoader of all items, in order"
+    "A DataLoader of all items, in order; one that is not of fastai as it is"
     return dl.new(shuffle=False, drop_last=False) if hasattr(dl, 'new') else dl
 
 # %% ../../nbs/analysis/paths.ipynb #a17e9b0b
@@ -169,6 +172,7 @@ def linear_path(
     """Loss and metrics on the straight line between two states (Frankle et al. 2020). The Learner's own weights are
     restored at the end, also after an interruption"""
     check_path(n, bn=bn, n_batches=n_batches)
+    dl = evaluation_dl(self, dl)
     a, b = state_from(a, 'a'), state_from(b, 'b')
     check_states(unwrap(self.model).state_dict(), a=a, b=b)
     states = [as_model_state(s, self) for s in (a, b)]
@@ -185,7 +189,7 @@ def linear_path(
     with evaluating(self) as target:
         self.model.eval()
         put = point_setter(self, target, states, points, bn, n_batches, memory)
-        path = evaluate(self.dls.valid if dl is None else dl)
+        path = evaluate(dl)
         if train:
             path.train = evaluate(_in_order(self.dls.train))
     return path

@@ -12,11 +12,11 @@ from fastai.basics import DataLoader, Learner, patch, store_attr
 from torch import nn
 
 from .states import check_bn, check_states, point_setter, state_from
-from ..core.checks import check_n_batches, check_whole
+from ..core.checks import check_n_batches, check_number, check_whole
 from ..core.devices import wide
 from ..core.names import state_names, unwrap
 from ..core.plotting import axes_or_new
-from ..learner.evaluate import as_model_state, evaluate_points, evaluating
+from ..learner.evaluate import as_model_state, evaluate_points, evaluating, evaluation_dl
 from ..recipes.ticket import Ticket
 
 # %% ../../nbs/analysis/plane.ipynb #11229f06
@@ -69,7 +69,10 @@ def plane(
 ) -> Plane:  # With `.losses`, `.plot()`
     """The loss on the plane through three states (Garipov et al. 2018). The Learner's own weights and masks are
     restored at the end"""
-    check_whole(least=2, needs='at least 2 points along each axis, a whole number', n=int(n) if n == int(n) else n)
+    whole = int(n) if isinstance(n, float) and n.is_integer() else n
+    check_whole(least=2, needs='at least 2 points along each axis, a whole number', n=whole)
+    check_number('a number of at least 0', '[0,inf)', margin=margin)
+    dl = evaluation_dl(self, dl)
     check_bn(bn)
     check_n_batches(n_batches)
     named = dict(a=state_from(a, 'a'), b=state_from(b, 'b'), c=state_from(c, 'c'))
@@ -79,7 +82,7 @@ def plane(
     u, v = (torch.cat([wide(s[k] - states[0][k]).flatten() for k in names]) for s in states[1:])
     x, along = float(u.norm()), float(u @ v) / max(float(u.norm()), 1e-12)
     y = float((v - u * (along / max(x, 1e-12))).norm())
-    if min(x, y) < 1e-9:
+    if min(x, y) <= 1e-6 * max(x, float(v.norm())):
         raise ValueError("the three states are on one line, and span no plane: use `linear_path`")
     axis = lambda lo, hi: np.linspace(lo - margin * (hi - lo), hi + margin * (hi - lo), int(n))
     xs, ys = axis(min(0, along), max(x, along)), axis(0, y)
@@ -93,5 +96,5 @@ def plane(
     with evaluating(self) as target:
         self.model.eval()
         put = point_setter(self, target, states, points, bn, n_batches, memory)
-        losses, _ = evaluate_points(self, self.dls.valid if dl is None else dl, points, put, [], memory)
+        losses, _ = evaluate_points(self, dl, points, put, [], memory)
     return Plane(xs, ys, losses.reshape(len(ys), len(xs)), np.array([(0, 0), (x, 0), (along, y)]))

@@ -12,7 +12,6 @@ from numbers import Number
 import pandas as pd
 import torch
 from fastai.basics import DataLoader, Learner, patch
-from torch import nn
 
 from ..core.compute import compute_masks
 from ..core.granularity import check_granularity, fitting_weights
@@ -25,7 +24,7 @@ from ..criteria.ranking import ranked
 from ..criteria.weights import magnitude
 from ..engine.channel_targets import channel_targets
 from ..learner.channels import LearnerChannels
-from ..learner.evaluate import evaluate_points, evaluating
+from ..learner.evaluate import evaluate_points, evaluating, evaluation_dl
 from ..learner.fit import parameters_of
 
 # %% ../../nbs/analysis/sensitivity.ipynb #d5864025
@@ -114,8 +113,8 @@ def sensitivity(
     granularity: str = 'weight',  # As for `compute_masks`
     metric: str | None = None,  # Name of a metric, or 'loss'; the first metric if None
     dl: DataLoader | None = None,  # DataLoader to evaluate on; the validation set if None
-    include: str | list | nn.Module | None = None,  # Name, glob pattern or module, or a list; all prunable ones if None
-    exclude: str | list | nn.Module | None = None,  # Name, glob pattern or module to leave out, or a list
+    include: str | type | list | None = None,  # Name, glob pattern or class, or a list; all prunable ones if None
+    exclude: str | type | list | None = None,  # Name, glob pattern or class to leave out, or a list
     memory: int = 2**30,  # Bytes of batches in memory at once
 ) -> Sensitivity:  # With `.plot()`
     """Measure the metric after pruning each tensor alone, or each group of channels, within the weights that
@@ -131,9 +130,10 @@ def sensitivity(
     scores, absolute = ranked(criterion, weights, self.model, learn=self)
     names, masks = _masks_of(scores, absolute, sparsities, units, self.masks or {}, members, self.model)
     points, put = [(None, 0.0), *[(n, s) for n in names for s in sparsities]], _pruner(members, masks)
+    dl = evaluation_dl(self, dl)
     with evaluating(self):
         self.model.eval()
-        losses, metrics = evaluate_points(self, self.dls.valid if dl is None else dl, points, put, self.metrics, memory)
+        losses, metrics = evaluate_points(self, dl, points, put, self.metrics, memory)
     values = dict(zip(points, losses if metric == 'loss' else metrics[metric], strict=True))
     res = Sensitivity(
         [[values[None, 0.0], *[values[n, s] for s in sparsities]] for n in names],

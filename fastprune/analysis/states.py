@@ -109,8 +109,9 @@ def point_setter(
     memory: int = 2**30,  # Bytes of batches in memory at once
 ) -> Callable:  # Function (coefficients)
     "A function that sets the model to a weighted sum of states"
-    tied = tied_names(learn.model)  # masks of a ticket are those of the first name
-    states = [{n: s[tied.get(n, n)].to(t.device) for n, t in target.items()} for s in states]  # they may be from a file
+    tied = tied_names(learn.model)  # masks of a ticket are those of the first name, and other names are its memory
+    target = {n: t for n, t in target.items() if n not in tied}
+    states = [{n: s[n].to(t.device) for n, t in target.items()} for s in states]  # they may be from a file
     put = lambda coefs: _mix(target, states, coefs)
     if bn == 'interpolate':
         return put

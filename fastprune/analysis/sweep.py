@@ -70,6 +70,21 @@ class Sweep(pd.DataFrame):
         return add_grid(ax, legend='outside')
 
 # %% ../../nbs/analysis/sweep.ipynb #1285edd0
+def _measured(values, row, path):
+    "What `measure` returned, with numbers of NumPy and torch as Python's. Raises `ValueError` for an unfit column"
+    if not isinstance(values, dict):
+        raise ValueError(f"measure(learn) returned a {type(values).__name__}: needs a dict of columns")
+    if taken := [k for k in values if k in row]:
+        raise ValueError(f"measure(learn) has {taken[0]!r}, which is a column of each row: use another name")
+    values = {k: v.item() if hasattr(v, 'item') and getattr(v, 'ndim', 1) == 0 else v for k, v in values.items()}
+    for k, v in values.items() if path else ():
+        try:
+            json.dumps({k: v})
+        except (TypeError, ValueError) as e:
+            raise ValueError(f"measure(learn) has {k!r}, which can't be saved in `folder`: {e}") from e
+    return values
+
+
 @preserved_rng()
 def _run_one(make, name, method, sparsity, seed, n_threads, path, identity, measure):
     "Execute one run, in any process. Returns its row, and writes it to `path`"
@@ -89,7 +104,7 @@ def _run_one(make, name, method, sparsity, seed, n_threads, path, identity, meas
         names = ['valid_loss', *[m.name for m in learn.metrics]]
         row = dict(method=name, sparsity=sparsity, seed=seed, reached=masks.sparsity)
         row.update({k: float(v) for k, v in zip(names, values, strict=False)}, seconds=round(seconds, 3))
-        row.update(measure(learn) if measure else {})
+        row.update(_measured(measure(learn), row, path) if measure else {})
     except Exception as e:
         raise RuntimeError(
             f"the run of method {name!r} at sparsity {sparsity:g} with seed {seed} failed: {type(e).__name__}: {e}"

@@ -71,8 +71,11 @@ class SignFlips(Callback):
             self._last = None
 
     def before_train(self) -> None:
+        now = self._snapshot()
         if self._last is None:
-            self.iters, self.flips, self._last, self._t = [], [], self._snapshot(), 0
+            self.iters, self.flips, self._last, self._t = [], [], now, 0
+        elif any(self._last[n].shape != w.shape for n, w in now.items()):
+            self._last = now  # channels were cut out after the last epoch
 
     def after_batch(self) -> None:
         self._t += 1
@@ -159,8 +162,8 @@ class WeightHistogram:
 @patch
 def weight_histogram(
     self: Learner,
-    include: str | list | nn.Module | None = None,  # Name, glob pattern or module, or a list; all prunable ones if None
-    exclude: str | list | nn.Module | None = None,  # Name, glob pattern or module to leave out, or a list
+    include: str | type | list | None = None,  # Name, glob pattern or class, or a list; all prunable ones if None
+    exclude: str | type | list | None = None,  # Name, glob pattern or class to leave out, or a list
 ) -> WeightHistogram:  # With `.df` and `.plot()`
     "The distribution of the kept weights of each tensor"
     masks = self.masks or {}

@@ -46,8 +46,8 @@ def _why_dense(p, places, dtype):
 
 def semi_structured_layers(
     model: nn.Module,  # Any module, on any device
-    include: str | list | nn.Module | None = None,  # Name, glob pattern or module, or a list; all prunable ones if None
-    exclude: str | list | nn.Module | None = None,  # The same, to stay dense
+    include: str | type | list | None = None,  # Name, glob pattern or class, or a list; all prunable ones if None
+    exclude: str | type | list | None = None,  # The same, to stay dense
     dtype: torch.dtype | None = None,  # The type that it will have, torch.float16 or torch.bfloat16; its own if None
 ) -> pd.DataFrame:  # A row a weight, by name: shape, became ('2:4' or 'dense'), and why it stays dense
     "Which weights `to_semi_structured` can pack; needs no GPU"
@@ -165,8 +165,8 @@ def _fastest(dense, report, names, inputs, seconds):
 # %% ../../nbs/deploy/semi_structured.ipynb #228e6407
 def to_semi_structured(
     model: nn.Module,  # A module on a GPU; left as it is
-    include: str | list | nn.Module | None = None,  # Name, glob pattern or module to convert, or a list; all if None
-    exclude: str | list | nn.Module | None = None,  # The same, to stay dense
+    include: str | type | list | None = None,  # Name, glob pattern or class to convert, or a list; all if None
+    exclude: str | type | list | None = None,  # The same, to stay dense
     dtype: torch.dtype | None = None,  # Type of the copy, torch.float16 or torch.bfloat16; the model's own if None
     # An input as it will come: a tensor, a tuple of inputs, or a dict of them by name; floats are cast to `dtype`.
     # Without one nothing is timed, with a warning

@@ -61,7 +61,7 @@ class Run:
     ):
         check_whole(total_steps=total_steps)
         self.model, self.method, self.total_steps, self.optimizer = model, method, total_steps, optimizer
-        self.steps_per_epoch = steps_per_epoch or total_steps
+        self.steps_per_epoch, self.knows_epochs = steps_per_epoch or total_steps, steps_per_epoch is not None
         self.first_step = self.t = first_step
         self.epoch = first_step // self.steps_per_epoch
         self.keeper, self.given = keeper or MaskKeeper(model), given or {}

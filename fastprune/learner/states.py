@@ -21,7 +21,7 @@ from fastai.callback.training import GradientAccumulation
 
 from ..core.checks import check_whole
 from ..core.names import tied_names, unwrap
-from .batches import is_distributed, train_loader
+from .batches import is_distributed, preserved_rng, train_loader
 from .fit import is_frozen
 from .keep import set_masks
 
@@ -37,25 +37,37 @@ def load_into(learn: Learner, state: dict) -> None:
     )
 
 
+_RATES = '_fit_lrs', '_fit_groups', '_retrained'
+
+
 @contextlib.contextmanager
 def restoring(learn: Learner) -> Iterator[None]:
-    """A context for other trainings with a Learner. It restores weights, masks and the rates on record at the end,
-    however that comes, and leaves a new optimizer"""
+    """A context for other trainings with a Learner. At the end, however that comes, it restores weights, masks, what
+    `retrain` needs to know, all random states and the order of training batches to come. It leaves a new optimizer"""
     if is_frozen(learn):
         raise ValueError("the Learner is frozen: call `learn.unfreeze()` first")
     state, masks = state_of(learn), masks_of(learn)
-    rates = {k: learn.__dict__[k] for k in ('_fit_lrs', '_retrained') if k in learn.__dict__}
+    rates = {k: learn.__dict__[k] for k in _RATES if k in learn.__dict__}
+    change = masks and learn.keep_masks.change
+    rng = getattr(train_loader(learn), 'rng', None)
+    order = rng and rng.getstate()
     try:
-        yield
+        with preserved_rng():
+            yield
     finally:
         load_into(learn, state)
         restore_masks(learn, masks)
         learn.opt = None
-        for k in ('_fit_lrs', '_retrained'):
+        for k in _RATES:
             learn.__dict__.pop(k, None)
         learn.__dict__.update(rates)
+        if masks:
+            learn.keep_masks.change = change
+        if rng:
+            rng.setstate(order)
+            train_loader(learn).rng = rng
 
-
+# %% ../../nbs/learner/states.ipynb #3c0fbb2d
 def masks_of(learn: Learner) -> tuple | None:  # Masks, their origin, and a copy of the values of cut channels
     "The masks of a Learner, for `restore_masks`; None if it has none"
     if learn.masks is None:

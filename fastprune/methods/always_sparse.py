@@ -12,7 +12,6 @@ from bisect import bisect
 
 import torch
 from fastai.basics import patch
-from torch import nn
 
 from ..core.checks import check_fraction, check_whole
 from ..core.mask_counts import kept_of_each
@@ -37,8 +36,8 @@ class AlwaysSparse(Moves):
         end: float,
         scope: str,
         seed: int,
-        include: str | list | nn.Module | None,
-        exclude: str | list | nn.Module | None,
+        include: str | type | list | None,
+        exclude: str | type | list | None,
     ):
         super().__init__(sparsity, schedule=one_shot, scope=scope, interval=interval, include=include, exclude=exclude)
         check_fraction("the drop fraction of each tensor's weights, in (0,1]", '(0,1]', fraction=fraction)
@@ -114,8 +113,8 @@ class RigL(AlwaysSparse):
         end: float = 0.75,  # Fraction of training in which weights move, in (0,1]
         scope: str = 'erk',  # Distribution of the sparsity over tensors: 'erk', 'local', 'balanced', 'global'
         seed: int = 0,  # Seed of the first mask, if it is drawn
-        include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
-        exclude: str | list | nn.Module | None = None,  # The same, for weights to leave dense
+        include: str | type | list | None = None,  # Name, glob pattern or class to prune, or a list; all if None
+        exclude: str | type | list | None = None,  # The same, for weights to leave dense
     ):
         super().__init__(sparsity, fraction, interval, end, scope, seed, include, exclude)
 
@@ -139,8 +138,8 @@ class SET(AlwaysSparse):
         end: float = 1.0,  # Fraction of training in which weights move, in (0,1]
         scope: str = 'erk',  # As for `RigL`
         seed: int = 0,  # Seed of the first mask, if it is drawn, and of the weights that grow
-        include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
-        exclude: str | list | nn.Module | None = None,  # The same, for weights to leave dense
+        include: str | type | list | None = None,  # Name, glob pattern or class to prune, or a list; all if None
+        exclude: str | type | list | None = None,  # The same, for weights to leave dense
     ):
         super().__init__(sparsity, fraction, interval, end, scope, seed, include, exclude)
 
@@ -171,8 +170,8 @@ class SNFS(AlwaysSparse):
         momentum: float = 0.9,  # Decay of the average of gradients, in [0,1)
         scope: str = 'local',  # Distribution of the sparsity over tensors at the start, as for `RigL`
         seed: int = 0,  # Seed of the first mask, if it is drawn
-        include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
-        exclude: str | list | nn.Module | None = None,  # The same, for weights to leave dense
+        include: str | type | list | None = None,  # Name, glob pattern or class to prune, or a list; all if None
+        exclude: str | type | list | None = None,  # The same, for weights to leave dense
     ):
         check_fraction('a number in [0,1)', momentum=momentum)
         super().__init__(sparsity, fraction, interval, end, scope, seed, include, exclude)

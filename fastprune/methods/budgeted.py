@@ -71,7 +71,8 @@ class BudgetedCallback(SparseMethod):
     def update_masks(self, weights: dict) -> None:
         if not self.engine.is_due():
             return
-        before = {n: p.detach().clone() for n, p in weights.items()}
+        old = self.engine.present()  # the step that was just made has moved pruned weights, too
+        before = {n: p.detach() * old[n] for n, p in weights.items()}
         super().update_masks(weights)
         was, now = (sum(counts(list(ps.values()))) for ps in (before, weights))
         pruned = was > now

@@ -142,6 +142,10 @@ class LC(DenseUntilEnd):
     def initial_masks(self, weights: dict) -> dict | None:
         if not any(h.get('wd') for h in self.engine.optimizer.hypers):
             raise ValueError('LC needs weight decay, and the optimizer has none: `learn.fit(..., wd=1e-3)`')
+        if self.growth != 1 and not self.engine.knows_epochs:
+            raise ValueError(
+                f"growth={self.growth}: is from epoch to epoch, so give `steps_per_epoch` to the Sparsifier"
+            )
         return super().initial_masks(weights)
 
     def before_step(self, weights: dict) -> None:

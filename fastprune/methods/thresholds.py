@@ -54,8 +54,8 @@ class ThresholdRule(HardEnd, DenseBehind):
         self,
         sparsity: float | None,
         scope: str,
-        include: str | list | nn.Module | None,
-        exclude: str | list | nn.Module | None,
+        include: str | type | list | None,
+        exclude: str | type | list | None,
         decay: float | None,
     ):
         kwargs = dict(scope=scope, interval=1, include=include, exclude=exclude, recover=False)
@@ -199,8 +199,8 @@ class STR(LearnedThresholds):
         # Weight decay of s, by its gradient (>= 0); the optimizer's if None (paper: 2.3e-5)
         decay: float | None = None,
         scope: str = 'global',  # Scope of the last step, which prunes to `sparsity`; as for `SparsifyCallback`
-        include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
-        exclude: str | list | nn.Module | None = None,  # The same, for weights to leave dense
+        include: str | type | list | None = None,  # Name, glob pattern or class to prune, or a list; all if None
+        exclude: str | type | list | None = None,  # The same, for weights to leave dense
     ):
         check_number('a number, such as -3200, or -5 for short trainings', '(-inf,inf)', s_init=s_init)
         super().__init__(sparsity, scope, include, exclude, decay)
@@ -230,8 +230,8 @@ class DST(LearnedThresholds):
         alpha: float = 1e-6,  # Strength of the sparse regulariser (>= 0; paper: 1e-9 to 1e-3)
         decay: float | None = None,  # Weight decay of thresholds, by their gradients (>= 0); the optimizer's if None
         scope: str = 'global',  # Scope of the last step, which prunes to `sparsity`; as for `SparsifyCallback`
-        include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
-        exclude: str | list | nn.Module | None = None,  # The same, for weights to leave dense
+        include: str | type | list | None = None,  # Name, glob pattern or class to prune, or a list; all if None
+        exclude: str | type | list | None = None,  # The same, for weights to leave dense
     ):
         check_number('the strength of the regulariser, at least 0', '[0,inf)', alpha=alpha)
         super().__init__(sparsity, scope, include, exclude, decay)

@@ -14,7 +14,6 @@ from functools import partial
 from fastai.basics import Callback, Learner, patch
 from fastai.callback.schedule import ParamScheduler
 from fastcore.meta import delegates
-from torch import nn
 
 from ..core.checks import check_fraction, check_whole
 from ..core.targets import check_sparsity
@@ -183,8 +182,8 @@ def fit_sculpt(
     n_batches: int | None = None,  # Training batches for the criterion, as for `learn.prune`
     wd: float | None = None,  # Weight decay; the Learner's if None
     cbs: list | Callback | None = None,  # More callbacks
-    include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
-    exclude: str | list | nn.Module | None = None,  # Name, glob pattern or module to leave alone, or a list
+    include: str | type | list | None = None,  # Name, glob pattern or class to prune, or a list; all if None
+    exclude: str | type | list | None = None,  # Name, glob pattern or class to leave alone, or a list
 ) -> SparsifyCallback:  # With `.plot()`
     """SCULPT (Gadhikar et al. 2024): cyclic training of a sparse mask, one step of magnitude pruning to the target, and
     one more cycle, all in one fit"""

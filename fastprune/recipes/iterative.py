@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from fastai.basics import Callback, DataLoader, Learner, patch
 from fastcore.meta import delegates
-from torch import nn
 
 from ..core.files import load_state, save_state
 from ..core.names import unwrap
@@ -186,8 +185,8 @@ def iterative_prune(
     granularity: str = 'weight',  # As for `compute_masks`
     rewind: str = 'lr',  # 'lr', 'finetune' or 'weights'
     rewind_to: int | float | str = 0,  # State to rewind to: steps of the first round, a fraction, or '1 epoch'
-    include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
-    exclude: str | list | nn.Module | None = None,  # Name, glob pattern or module to leave alone, or a list
+    include: str | type | list | None = None,  # Name, glob pattern or class to prune, or a list; all if None
+    exclude: str | type | list | None = None,  # Name, glob pattern or class to leave alone, or a list
     n_batches: int = 10,  # Training batches to sum gradients over, for criteria other than magnitude
     monitor: str = 'valid_loss',  # Loss or metric for early stopping
     early_stop: bool = False,  # End each round at its best epoch on the validation set?

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from fastai.basics import DataLoader, Learner, patch
 from fastcore.meta import delegates
-from torch import nn
 
 from ..core.checks import check_choice
 from ..core.files import save_state
@@ -224,8 +223,8 @@ def find_tickets(
     schedule: Callable = one_shot,  # Sparsity schedule within a round; `one_shot` prunes at its end
     criterion: Callable = magnitude,  # Function from {name: weight} to {name: score}, larger = keep
     granularity: str = 'weight',  # As for `compute_masks`
-    include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
-    exclude: str | list | nn.Module | None = None,  # Name, glob pattern or module to leave alone, or a list
+    include: str | type | list | None = None,  # Name, glob pattern or class to prune, or a list; all if None
+    exclude: str | type | list | None = None,  # Name, glob pattern or class to leave alone, or a list
     max_lr: Callable | float | None = None,  # Rate to call `fit` with, or a function from completed rounds to it
     n_batches: int = 10,  # Training batches to sum gradients over, for criteria other than magnitude
     seed: int = 0,  # Round m (from 0) starts with the random seed `seed+m`

@@ -12,7 +12,6 @@ from itertools import count
 
 from fastai.basics import Learner, patch
 from fastcore.meta import delegates
-from torch import nn
 
 from ..core.checks import check_choice, check_fraction, check_n_batches, check_whole
 from ..core.describe import describe
@@ -179,8 +178,8 @@ class RoundPruning:
         scope: str = 'global',  # 'global', 'local', 'erk' or 'balanced'
         granularity: str = 'weight',  # As for `compute_masks`
         n_batches: int | None = 10,  # Training batches to sum gradients over, for criteria other than magnitude
-        include: str | list | nn.Module | None = None,  # Name, glob pattern or module to prune, or a list; all if None
-        exclude: str | list | nn.Module | None = None,  # Name, glob pattern or module to leave alone, or a list
+        include: str | type | list | None = None,  # Name, glob pattern or class to prune, or a list; all if None
+        exclude: str | type | list | None = None,  # Name, glob pattern or class to leave alone, or a list
         recover: bool | str | None = None,  # May weights come back that an earlier round has pruned? No if None
         **kwargs,  # For `SparsifyCallback` within rounds
     ):
