@@ -64,7 +64,7 @@ class Namer:
         m: nn.Module,
         n: int,  # Channels of its output
     ) -> torch.Tensor | None:  # int64 [n]; None if it has another number of channels in an earlier call
-        "The numbers of a module's channels, of which it makes some from nothing"
+        "The numbers of a module's channels, where no tensor of its own or of its input has them all"
         ids = self.units.axis(self.modules[m], (n,), 0, 'padding')
         if len(ids) == n:
             return ids
@@ -99,10 +99,23 @@ def channel_dim(
     return len(shape) - 1
 
 # %% ../../nbs/core/channel_layers.ipynb #0156c0b9
+def _others(m):
+    "Names of a subclass's own tensors beside weight, bias and statistics"
+    known = {'weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked'}
+    tensors = {**m._parameters, **m._buffers}
+    return [n for n, t in tensors.items() if n not in known and t is not None and t.ndim]
+
+
+def _one_a_row(m, name):
+    "Has a tensor of a layer one number for each row of its weight, as broadcasting has it?"
+    t, w = getattr(m, name), m.weight
+    return t.shape == (w.shape[0], *[1] * (w.ndim - 1)) and not isinstance(m, TransposedConvolution)
+
+
 def _linear(namer, m, x, shape):
     rows = namer.axis(m, 'weight', 0, 'filter')
     read(namer.units, x, namer.axis(m, 'weight', 1, 'input'), -1)
-    namer.beside(rows, m, ('bias',))
+    namer.beside(rows, m, ('bias', *_others(m)))
     return along(rows, -1, len(shape))
 
 
@@ -121,7 +134,7 @@ def _embedding(namer, m, x, shape):
 def _one_input_a_block(namer, m, x, shape, dim):
     "A convolution of each channel for itself, such as a depthwise one: k filters a channel"
     own = namer.axis(m, 'weight', 0, 'filter')
-    namer.beside(own, m, ('bias',))
+    namer.beside(own, m, ('bias', *_others(m)))
     k = m.out_channels // m.in_channels
     first = own.view(-1, k)[:, 0]
     namer.units.join(first.repeat_interleave(k), own)
@@ -141,7 +154,7 @@ def _convolution(namer, m, x, shape):
     read(namer.units, x, columns, dim)
     if 'Std' in type(m).__name__:
         namer.units.keep(columns)  # its weights are standardised over the columns
-    namer.beside(rows, m, ('bias',))
+    namer.beside(rows, m, ('bias', *_others(m)))
     namer.units.in_blocks(rows, m.groups)
     namer.units.in_blocks(columns, m.groups)
     return along(rows, dim, len(shape))
@@ -157,7 +170,11 @@ def _passed_on(namer, m, x, shape, n, attributes, statistics=()):
 
 
 def _batch_norm(namer, m, x, shape):
-    return _passed_on(namer, m, x, shape, m.num_features, ('weight', 'bias'), ('running_mean', 'running_var'))[1]
+    statistics = 'running_mean', 'running_var'
+    ids, res = _passed_on(namer, m, x, shape, m.num_features, ('weight', 'bias'), statistics)
+    if m.weight is None and m.running_mean is None and (own := namer.padding(m, m.num_features)) is not None:
+        namer.units.join(ids, own)  # its number of channels is in no tensor
+    return res
 
 
 def _prelu(namer, m, x, shape):
@@ -256,7 +273,8 @@ def layer_rule(
     if rule is None:
         return _padded if has_channel_padding(m) else None
     computed = hasattr(m, 'weight') and 'weight' not in m._parameters
-    return _opaque if computed else rule
+    unknown = _others(m) and not (rule in (_linear, _convolution) and all(_one_a_row(m, n) for n in _others(m)))
+    return _opaque if computed or unknown else rule
 
 
 def is_layer(m: nn.Module) -> bool:

@@ -75,9 +75,9 @@ class Units:
         ids: torch.Tensor,  # int64 [n], in order
         n_blocks: int,  # The first n/n_blocks are the first block, and so on
     ) -> None:
-        "Let each block lose equally many"
-        if 1 < n_blocks < len(ids):
-            self.blocks.append((ids, n_blocks))
+        "Let each block lose equally many; blocks of one stay"
+        if n_blocks > 1:
+            self.keep(ids) if n_blocks == len(ids) else self.blocks.append((ids, n_blocks))
 
     def components(self) -> np.ndarray:  # int [numbers]
         "A label for each number, the same for those that go together; that of what has to stay is the first"

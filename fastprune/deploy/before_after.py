@@ -70,6 +70,8 @@ def plot(
     shown = self.texts()
     metrics = [n for n, u in self.unit.items() if not u]
     costs = pd.DataFrame(self)[(self.unit != '') & (self.before > 0) & self.after.notna()]
+    if costs.empty:
+        raise ValueError("there is nothing to draw: the dense network's costs are not known, so compare with `dense`")
     ax = axes_or_new(ax, figsize=(6.5, 1.2 + 0.32 * len(costs)))
     left = 100 * costs.after / costs.before
     ax.barh(range(len(costs)), left, color=[_colours[u] for u in costs.unit])

@@ -76,7 +76,10 @@ def _fit_norm(m, dim, stay):
 
 
 def _fit_padding(m, stay):
-    "How many channels of zeros a module puts before and after its input"
+    "How many channels a norm without tensors has, or a module puts before and after its input"
+    if hasattr(m, 'num_features'):
+        m.num_features = int(stay.sum())
+        return
     before, after = m.channel_padding
     m.channel_padding = int(stay[:before].sum()), int(stay[len(stay) - after :].sum())
 

@@ -172,9 +172,11 @@ def _onnx_bytes(model, inputs, dynamic_batch, sparse, in_names, out_names):
         inputs = n_items(inputs, max(2, batch_size(inputs)))  # torch.export takes a batch of 1 for a constant
     with _quiet_eval(model):
         n = len(output_tensors(model, inputs))
-        ins = check_names(in_names or argument_names(model, inputs), len(tensors_in(inputs)), 'input_names')
+        ins = check_names(
+            argument_names(model, inputs) if in_names is None else in_names, len(tensors_in(inputs)), 'input_names'
+        )
         usual = ['output'] if n == 1 else [f'output_{i}' for i in range(n)]
-        outs = check_names(out_names or usual, n, 'output_names')
+        outs = check_names(usual if out_names is None else out_names, n, 'output_names')
         doing(f'tracing {type(model).__name__}')
         proto = _traced(with_stand_ins(model), inputs, dynamic_batch, input_names=ins, output_names=outs)
         for node in proto.graph.node:

@@ -174,6 +174,8 @@ def is_sortable(op: Op, after: Op, shapes: dict) -> bool:
     "Can a convolution of one image write what the next one reads, sorted by phase?"
     if (op.kind, after.kind, tuple(after.stride)) != ('conv', 'conv', (2, 2)) or op.act not in ('none', 'clamp'):
         return False
+    if after.inputs[0] != op.out or op.out in after.inputs[1:]:
+        return False  # a residual is added as it lies
     before, shape = shapes[op.inputs[0]], shapes[op.out]
     return len(op.inputs) == 1 and is_direct(op, before, shape) and shape[2] > (WIDTH - 1) * LANES
 

@@ -39,10 +39,10 @@ def attempt(
     f: Callable,  # Function that measures something
     *args,  # Its arguments
 ) -> Attempt:
-    "Call `f`. An error that says that it can't be measured, `ValueError` or `RuntimeError`, is the reason"
+    "Call `f`. An error, also one of a user's metric or of a full disk, is the reason why there is no number"
     try:
         return Attempt(f(*args))
-    except (ValueError, RuntimeError) as e:
+    except Exception as e:  # metrics may raise any
         return Attempt(why=str(e).strip().split('\n')[0] or type(e).__name__)
 
 

@@ -265,6 +265,8 @@ class SparseConv(_Sparse):
     ):
         if layer.padding_mode != 'zeros':
             raise ValueError(f"the sparse kernel pads by zeros, and the layer by {layer.padding_mode!r}")
+        if len(layer.kernel_size) > 2:
+            raise ValueError(f"the sparse kernel has one or two dimensions, and the layer {len(layer.kernel_size)}")
         super().__init__(layer.weight, layer.bias)
         looks_like(self, layer)
         self.dims = len(layer.kernel_size)

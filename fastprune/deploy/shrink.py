@@ -169,7 +169,8 @@ def shrink(
     repeats: int = 20,  # Timed runs of each model
     # Masks of channels that the model was trained with, such as those of a `Sparsifier`; None to find filters of zeros
     masks: dict | None = None,
-    round_to: int | None = None,  # With `masks`: keep zeros so that widths are multiples of it
+    # With `masks`: keep zeros so that widths are multiples of it, but for heads and norms that average over channels
+    round_to: int | None = None,
 ) -> tuple:  # The smaller model, and a DataFrame with a row for each layer concerned and 'total'
     """Cut out what is zero, with all that belongs to it: channels that `masks` prune, or filters that are entirely
     zero. Outputs, modes, dtypes and devices stay the same. Raises `ValueError` for a model that can't be copied or

@@ -94,7 +94,8 @@ def shrink(
     tol: float = 1e-4,  # Largest difference of outputs, relative to the largest output, in (0,1)
     repeats: int = 20,  # Timed runs of each model
     example: torch.Tensor | tuple | dict | None = None,  # A batch of inputs, by name if a dict; from `dls` if None
-    # With masks of channels: let as many pruned channels stay, as zeros, that widths are multiples of this (>= 1)
+    # With masks of channels: let as many pruned channels stay, as zeros, that widths are multiples of this (>= 1).
+    # Heads, and channels of norms that average over them, are left out: `SparsifyCallback(round_to=)` rounds these
     round_to: int | None = None,
 ) -> pd.DataFrame:  # A row for each layer that had filters of zeros or got smaller, and 'total'
     """Cut what the masks prune out of the model, in place: channels with all that belongs to them, or filters that are

@@ -6,6 +6,7 @@
 __all__ = ['module_sizes', 'save_shrunk', 'load_shrunk', 'is_shrunk', 'name_remedy']
 
 # %% ../../nbs/deploy/shrunk_file.ipynb #862238c3
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -25,15 +26,19 @@ def _is_size(v):
     return type(v) is int or type(v) is tuple and bool(v) and all(type(o) is int for o in v)
 
 
+def _sizes(m):
+    "Those of a module. What a class of others counts, and is no argument of it, says nothing about the architecture"
+    of_torch = type(m).__module__.startswith('torch.')
+    given = _widths if of_torch else {*_widths, *inspect.signature(type(m).__init__).parameters}
+    sizes = {a: v for a, v in vars(m).items() if a[:1] != '_' and _is_size(v) and (of_torch or a in given)}
+    return {a: list(v) if isinstance(v, tuple) else v for a, v in sizes.items()}
+
+
 def module_sizes(
     model: nn.Module,  # Any module
 ) -> dict:  # Name of a module -> [name of its class, {attribute: number or numbers}]
     "The whole numbers that modules have as attributes"
-    listed = lambda v: list(v) if isinstance(v, tuple) else v
-    return {
-        n: [type(m).__name__, {a: listed(v) for a, v in vars(m).items() if a[:1] != '_' and _is_size(v)}]
-        for n, m in model.named_modules()
-    }
+    return {n: [type(m).__name__, _sizes(m)] for n, m in model.named_modules()}
 
 
 def _unsaved(model, state):
@@ -106,7 +111,7 @@ def _fit_sizes(model, modules):
             raise ValueError(f'{n!r} is a {kind} in the file, and a {old_kind} in make_model()')
         m = model.get_submodule(n)
         for a, v in sizes.items():
-            if v == old.get(a):
+            if v == old.get(a) or a not in old and a not in _widths and a in vars(m):
                 continue
             if a not in _widths or a not in old or not _no_wider(v, old[a], least=a != 'channel_padding'):
                 raise ValueError(f'{a} of {n!r} is {v} in the file, and {old.get(a)} in make_model()')
@@ -195,6 +200,7 @@ def load_shrunk(
         _fill(model, tensors)
     except (ValueError, AttributeError) as e:
         raise ValueError(f"{path} is of another architecture than make_model(): {error_line(e, 200)}") from e
+    name_remedy(model)
     return model
 
 # %% ../../nbs/deploy/shrunk_file.ipynb #e080054f
