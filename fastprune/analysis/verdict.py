@@ -24,11 +24,12 @@ class PairedVerdict:
     error: float  # Standard error of the mean difference
     low: float  # Lower end of the interval
     high: float  # Upper end of the interval
-    verdict: str  # 'holds', "doesn't" or "can't tell"
+    verdict: str  # 'holds', "doesn't", "can't tell", or 'no verdict: ' and why
 
     def __repr__(self):
         d = self._digits
-        return f'{self.difference:+.{d}f} ({self.low:.{d}f} to {self.high:.{d}f}): {self.verdict}'
+        interval = f'({self.low:.{d}f} to {self.high:.{d}f})'
+        return f'{self.difference:+.{d}f} ± {self.error:.{d}f} {interval}: {self.verdict}'
 
     @property
     def _digits(self):
@@ -82,9 +83,10 @@ def paired_verdict(
     bar: float = 0.0,  # Difference that `a` must exceed, in the unit of the values; -1 for 'loses less than a point'
     floor: float | None = None,  # "can't tell" where neither mean is above it; such as twice the accuracy of chance
     level: float = 0.9,  # Level of the interval, in (0,1)
-) -> PairedVerdict:  # Prints as 'difference (interval): verdict'; with `.row` for tables
+    no_verdict: str = '',  # Why nothing may be told, if so: 'starts not searched', 'other sparsities', ...
+) -> PairedVerdict:  # Prints as 'difference ± standard error (interval): verdict'; with `.row` for tables
     """Is `a` above `b`? A paired t-test over seeds: 'holds' if the interval of the mean difference is above `bar`,
-    "doesn't" if it is below, else "can't tell" """
+    "doesn't" if it is below, else "can't tell". With `no_verdict` the difference is told alone"""
     from scipy.special import stdtrit
 
     check_number('one number', bar=bar)
@@ -100,4 +102,6 @@ def paired_verdict(
     if floor is None or max(map(statistics.mean, (a, b))) > floor:
         verdict = 'holds' if difference - half > bar else verdict
         verdict = "doesn't" if difference + half < bar else verdict
+    if no_verdict:
+        verdict = f'no verdict: {no_verdict}'
     return PairedVerdict(n, difference, error, difference - half, difference + half, verdict)
