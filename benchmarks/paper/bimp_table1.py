@@ -69,7 +69,8 @@ source = (
     "Zimmer et al. 2023, table 1, which has a ResNet-50 on ImageNet: its figures stand here for "
     "the order of schedules, not for the values; all start from the same trained network. "
     "Retraining for 2.22, 5.55 and 11.11% of the original epochs, at least one; those are 180 "
-    "times the scale's `times`, 18 at least. The rate has its last drop at 8/9 of them, so in these budgets LRW is FT"
+    "times the scale's `times`, 18 at least. The rate has its last drop at 8/9 of them, so in these budgets LRW is FT. "
+    "SGD with momentum 0.9, weight decay 5e-4 and a largest rate of 0.1; all layers are pruned together"
 )
 paper = {
     'FT': ('73.51', '73.98', '74.44', '70.45', '71.81', '72.68', '56.75', '61.60', '64.61'),

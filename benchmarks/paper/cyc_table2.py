@@ -135,7 +135,8 @@ source = (
     'trained network, of seed 0 (at scale gpu, from that of their own seed); in gradual pruning '
     'sparsity rises over the first 80% of the '
     'training, as it does in a cycle; and masks change every 100 iterations ("about 100" in the '
-    'paper) where there are 100 epochs, every 10 in shorter trainings'
+    'paper) where there are 100 epochs, every 10 in shorter trainings. Weight decay 1e-4; images are '
+    'flipped and shifted'
 )
 paper = {
     0.9: ('90.10 ± 0.2', '90.78 ± 0.4', '90.90 ± 0.1'),

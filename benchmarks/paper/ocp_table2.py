@@ -151,7 +151,7 @@ title = 'One-Cycle Pruning, table 2: ResNet-18'
 source = (
     'Hubens et al. 2021, table 2: 50 epochs from scratch on images scaled to 224, one-cycle rate up to 1e-3. The '
     'paper searched the starts at its 50 epochs: one-shot at 40%, iterative and AGP at 20%, OCP at 0 by its '
-    'definition. Here they are searched at the epochs that are run, of '
+    'definition. Where a column says so they are searched here at the epochs that are run, of '
     + ', '.join(f'{100 * x:g}' for x in CHOICES)
     + '% of the training, with two seeds of their own (one where there are 50,000 images), measured on a fifth of the '
     'training images that is not trained on; the paper\'s own starts stand '

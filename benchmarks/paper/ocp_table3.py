@@ -86,8 +86,8 @@ source = (
         'before pruning stay those of the base budget, here for AGP too; the steps of iterative '
         'pruning take all that comes after them, and the cycle of the learning rate takes the whole '
         'budget. The optimizer is PyTorch\'s fused AdamW, with which a training takes two thirds of the time '
-        'on a CPU, and which also decays norms and biases. Starts are those that are searched for table 2, at the '
-        'base budget. The target is 90%, or what OCP '
+        'on a CPU, and which also decays norms and biases. Starts are those of table 2 at the base budget, '
+        'once they are searched at this scale. The target is 90%, or what OCP '
         'reaches with the base budget if that is less. Budgets tried are '
     )
     + ', '.join(f'{r:g}' for r in LADDER)

@@ -86,7 +86,7 @@ title = 'One-Cycle Pruning, table 4 and figure 3: tickets of a ResNet-18'
 source = (
     'Hubens et al. 2021, section 5: rounds of training from the first weights, each layer to the '
     'same sparsity, 95% after the last round; masks change every 10 iterations; starts within a round are those '
-    'that are searched for table 2 at 95% and a round\'s epochs; the optimizer is '
+    'of table 2 at 95% and a round\'s epochs, once they are searched at this scale; the optimizer is '
     'PyTorch\'s fused AdamW; two trainings of each ticket, and the error of the weights half-way '
     'between them'
 )
@@ -126,7 +126,7 @@ def show(df):
         side_by_side('', list(SCHEDULES), [('accuracy (%)', [(paper[n], ours(last[n][-1])) for n in SCHEDULES])]),
         (
             'Instability, the error half-way between two trainings, less the mean error of the two (points), by round. '
-            'About 0: the two are linearly connected.'
+            'About 0: the two are linearly connected. The paper\'s figure 3 has the error half-way itself.'
         ),
         table(lambda n: above_ends(df, n)),
     ]

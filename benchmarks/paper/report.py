@@ -64,7 +64,7 @@ def judged(df):
             for c in table.claims(rows):
                 larger = found.get(c.text)
                 if c.compared and larger and larger.section:
-                    larger.others.append((called(scale, rows), c.kind(scale)))
+                    larger.others.append((called(scale, rows), c.verdict(scale)))
                 elif c.compared:
                     found[c.text] = Judged(table, c, scale, called(scale, rows))
         yield from found.values()
