@@ -34,7 +34,7 @@ def _recorded(learn, original_epochs):
             "retrain needs the rates of the original training, and this Learner has none on record: give them as "
             "`history`, a list with one for each epoch"
         )
-    rates = np.array(learn._fit_groups)
+    rates = np.array(learn.__dict__.get('_fit_groups', [1.0]))  # an older export has none
     epochs = len(lrs) / len(learn.dls.train) if original_epochs is None else original_epochs
     return lrs, epochs, rates / rates[-1] if rates.min() > 0 else 1.0
 
