@@ -240,9 +240,11 @@ def draw_claims(claims, path):
     ax.set_xscale('function', functions=(lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda x: np.sign(x) * x**2))
     ax.axvline(0, color='k', lw=0.8)
     ax.axvline(-1, color='k', lw=0.5, ls=':')
-    ticks = [-20, -10, -5, -1, 0, 1, 5, 10, 20]
+    ends = [x for j in shown for c in j.claim.compared for x in (c.low, c.high)]
+    low, high = min(-30, *ends, 0), max(30, *ends, 0)
+    ticks = [x for x in (-80, -40, -20, -10, -5, -1, 0, 1, 5, 10, 20, 40, 80) if low <= x <= high]
     ax.set_xticks(ticks, map(str, ticks), fontsize=7)
-    ax.set_xlim(-30, 30)
+    ax.set_xlim(1.02 * low, 1.02 * high)
     labels = [o if isinstance(o, str) else textwrap.shorten(o.claim.text, 72, placeholder=' …') for o in lines]
     for label, o in zip(ax.set_yticks(range(len(lines)), labels, fontsize=7), lines, strict=True):
         label.label1.set_fontweight('bold' if isinstance(o, str) else 'normal')
