@@ -118,7 +118,7 @@ def test_devices(monkeypatch, there):
 @pytest.mark.parametrize(
     'args,message',
     [
-        (dict(save='spars'), "--save='spars': 'spars' is unknown: use some of sparse, report, onnx, deploy"),
+        (dict(save='spars'), "--save='spars': 'spars' is unknown: use some of sparse, dense, report, onnx, deploy"),
         (dict(save=''), "--save='': '' is unknown"),
         (dict(save='sparse,,onnx'), "'' is unknown"),
         (dict(device='gpu'), "--device='gpu': needs one of the devices here: cpu"),

@@ -31,10 +31,14 @@ def _classes(folder):
     return [p for p in folder.iterdir() if p.is_dir()]
 
 
+def _check_classes(path, found):
+    if len(found) < 2:
+        raise ValueError(f"data: {str(path)!r} needs a folder for each of at least two classes, with images")
+
+
 def _check_labelled(path, parts, images):
     "Check that there are images of at least two classes in each part, and none of other classes to validate on"
-    if len(_classes(parts[0])) < 2 or len(images[0]) < 2:
-        raise ValueError(f"data: {str(path)!r} needs a folder for each of at least two classes, with images")
+    _check_classes(path, images[0])
     if not images[-1]:
         raise ValueError(f"data: there are no images below {str(parts[-1])!r}")
     if new := sorted(images[-1].keys() - images[0].keys()):
@@ -63,6 +67,7 @@ def folder_dls(
         raise ValueError(f"data: there are no images below {str(path)!r}")
     train, valid = first_folder(path, TRAIN_FOLDERS), first_folder(path, ('valid', 'val', 'validation', 'test'))
     parts = [path / train, path / valid] if train and valid else [path]
+    _check_classes(path, _classes(parts[0]))
     images = [_labelled(p, image_extensions) for p in parts]
     _check_labelled(path, parts, images)
     files = [f for part in images for fs in part.values() for f in fs]
