@@ -4387,6 +4387,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'fastprune/learner/evaluate.py'),
                                             'fastprune.learner.evaluate.evaluation_dl': ( 'learner/evaluate.html#evaluation_dl',
                                                                                           'fastprune/learner/evaluate.py'),
+                                            'fastprune.learner.evaluate.has_validation': ( 'learner/evaluate.html#has_validation',
+                                                                                           'fastprune/learner/evaluate.py'),
                                             'fastprune.learner.evaluate.validation_values': ( 'learner/evaluate.html#validation_values',
                                                                                               'fastprune/learner/evaluate.py')},
             'fastprune.learner.files': { 'fastprune.learner.files.Learner.load_sparse': ( 'learner/files.html#learner.load_sparse',

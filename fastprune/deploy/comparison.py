@@ -32,7 +32,7 @@ from .timing import latency
 from .weight_file import read_weights
 from ..learner import flops as flops  # adds learn.flops
 from ..learner.batches import in_fit, undisturbed
-from ..learner.evaluate import evaluate_points, evaluating
+from ..learner.evaluate import evaluate_points, evaluating, has_validation
 from ..learner.inputs import batch_size, learner_inputs, n_items, shapes_of
 
 # %% ../../nbs/deploy/comparison.ipynb #0c96edb1
@@ -70,7 +70,7 @@ def dense_model(
 @torch.no_grad()
 def _scores(learn, model):
     "Name -> loss or metric on the validation set; empty without one"
-    if len(learn.dls.loaders) < 2 or not len(learn.dls.valid):
+    if not has_validation(learn):
         return {}
     with without_ours(learn, model), evaluating(learn):
         learn.model.eval()

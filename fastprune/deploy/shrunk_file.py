@@ -36,9 +36,10 @@ def _is_size(v):
 
 def _sizes(m):
     "Those of a module. What a class of others counts, and is no argument of it, says nothing about the architecture"
-    of_torch = type(m).__module__.startswith('torch.')
-    given = _widths if of_torch else {*_widths, *inspect.signature(type(m).__init__).parameters}
-    sizes = {a: v for a, v in vars(m).items() if a[:1] != '_' and _is_size(v) and (of_torch or a in given)}
+    sizes = {a: v for a, v in vars(m).items() if a[:1] != '_' and _is_size(v)}
+    if not type(m).__module__.startswith('torch.'):
+        given = {*_widths, *inspect.signature(type(m).__init__).parameters}
+        sizes = {a: v for a, v in sizes.items() if a in given}
     return {a: list(v) if isinstance(v, tuple) else v for a, v in sizes.items()}
 
 
