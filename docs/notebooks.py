@@ -5,10 +5,11 @@ import base64
 import html
 import json
 import re
+import textwrap
 from dataclasses import dataclass, field
 from functools import cached_property
 
-DIRECTIVE = re.compile(r'#\|\s*(\w+)\s*:?\s*(.*)')
+DIRECTIVE = re.compile(r'#\|\s*([\w-]+)\s*:?\s*(.*)')
 FENCED = r'^(?P<f>`{3,}|~{3,})[^\n]*\n.*?^(?P=f)[ \t]*$'
 FENCES = re.compile(FENCED, re.DOTALL | re.MULTILINE)
 CODE = re.compile(FENCED + r'|(?P<t>`+)(?!`)(?:(?!\n[ \t]*\n).)+?(?<!`)(?P=t)(?!`)', re.DOTALL | re.MULTILINE)
@@ -46,6 +47,10 @@ class Cell:
     @property
     def hidden(self):
         return 'hide' in self.directives or self.directives.get('include') == 'false'
+
+    @property
+    def folded(self):
+        return self.directives.get('code-fold') == 'true'
 
 
 @dataclass
@@ -137,6 +142,12 @@ def fence(text, classes):
     "A code block that may contain code blocks"
     ticks = '`' * max([3, *(len(t) + 1 for t in re.findall('`{3,}', text))])
     return f'{ticks} {classes}\n{text}\n{ticks}'
+
+
+def folded(cell):
+    "Code that a click opens, under its `#| code-summary`"
+    summary = cell.directives.get('code-summary', 'Code')
+    return f'??? example "{summary}"\n\n' + textwrap.indent(fence(cell.source, '{ .python }'), '    ')
 
 
 def _shown_html(text):
@@ -245,7 +256,7 @@ def notebook_page(path, link, before=lambda cell: ''):
             parts.append(prose(cell.source, link))
             continue
         if cell.source and cell.directives.get('echo') != 'false':
-            parts += [before(cell), fence(cell.source, '{ .python }')]
+            parts += [before(cell), folded(cell) if cell.folded else fence(cell.source, '{ .python }')]
         texts, pictures = outputs_of(cell, f'{path.stem}_files/{i}', f'Output of the code above, in: {plain(heading)}')
         parts += texts
         files.update(pictures)

@@ -1,5 +1,6 @@
 "Pages of the cookbook are short, have one form, and are all in its table. That they run is tested in test_project.py"
 
+import ast
 import json
 import re
 from functools import cache
@@ -23,13 +24,14 @@ def prose(page):
     return '\n\n'.join(source for kind, source in cells(page) if kind == 'markdown')
 
 
-def is_hidden(source):
-    return source.startswith('#| hide')
+def is_aside(source):
+    "Is it hidden on the site, or folded?"
+    return source.startswith(('#| hide', '#| code-fold: true'))
 
 
 def lines(page):
     "The lines of code that a reader sees"
-    shown = [source for kind, source in cells(page) if kind == 'code' and not is_hidden(source)]
+    shown = [source for kind, source in cells(page) if kind == 'code' and not is_aside(source)]
     return [line for source in shown for line in source.splitlines() if line.strip() and not line.startswith('#|')]
 
 
@@ -39,10 +41,21 @@ def test_at_most_20_lines_of_code(page):
 
 
 @each_page
-def test_one_hidden_cell_without_fastprune(page):
-    hidden = [source for kind, source in cells(page) if kind == 'code' and is_hidden(source)]
-    assert len(hidden) <= 1
-    assert 'fastprune' not in ''.join(hidden)
+def test_one_cell_aside_without_fastprune(page):
+    aside = [source for kind, source in cells(page) if kind == 'code' and is_aside(source)]
+    assert len(aside) <= 1
+    assert 'fastprune' not in ''.join(aside)
+
+
+@each_page
+def test_what_is_used_is_shown(page):
+    "A cell that the site hides defines nothing that a later one uses"
+    code = [source for kind, source in cells(page) if kind == 'code']
+    hidden = [node for source in code if source.startswith('#| hide') for node in ast.parse(source).body]
+    made = {t.id for n in hidden if isinstance(n, ast.Assign) for t in n.targets}
+    made |= {n.name for n in hidden if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    used = {n.id for source in code for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name)}
+    assert not made & used
 
 
 @each_page

@@ -60,6 +60,7 @@ def test_a_page_has_what_the_notebook_shows(tmp_path):
         tmp_path,
         cell('#| hide\nsecret = 1'),
         cell('#| export\nx = 1'),
+        cell('#| code-fold: true\n#| code-summary: The data\nif True:\n\n    y = 2'),
         cell('#| echo: false\nquiet()', outputs=[stream('one\n'), stream('two\n')]),
         cell('plot()', outputs=[shown(image_png=picture, text_plain='<Figure>')]),
         cell('table', outputs=[shown(text_html='<style>a</style><table border="1"></table>', text_plain='t')]),
@@ -69,8 +70,10 @@ def test_a_page_has_what_the_notebook_shows(tmp_path):
     assert (page.title, page.description) == ('A title', 'What it is for')
     assert 'secret' not in page.text and '#|' not in page.text and 'quiet()' not in page.text
     assert '``` { .python }\nx = 1\n```' in page.text
+    opened = '??? example "The data"\n\n    ``` { .python }\n    if True:\n\n        y = 2\n    ```'
+    assert opened in page.text and '\ny = 2' not in page.text
     assert '``` { .text .output }\none\ntwo\n```' in page.text
-    assert page.files == {'n_files/4-0.png': b'picture'} and '](n_files/4-0.png)' in page.text
+    assert page.files == {'n_files/5-0.png': b'picture'} and '](n_files/5-0.png)' in page.text
     assert '>\n<table></table>\n</div>' in page.text and 'progress' not in page.text
     assert '[b](to/b.ipynb) and `[c](c)`' in page.text
 
