@@ -5,6 +5,8 @@ import os
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from fastai.vision.augment import Brightness
 from PIL import Image
 
 from fastprune.all import CRITERIA, digits_dls, folder_dls
@@ -42,6 +44,15 @@ def test_fewer_images_than_a_batch_are_one_batch(tmp_path, capsys):
     dls = folder_dls(tmp_path / 'd', bs=64, size=16, num_workers=0)
     assert [len(y) for _, y in dls.train] == [13] and [len(y) for _, y in dls.valid] == [3]
     assert [len(y) for _, y in folder_dls(tmp_path / 'd', bs=4, size=16, num_workers=0).train] == [4, 4, 4]
+
+
+def test_images_are_augmented_if_asked(tmp_path):
+    folder, kwargs = images(tmp_path / 'd', 8), dict(bs=13, size=16, num_workers=0)
+    darker = folder_dls(folder, batch_tfms=Brightness(p=1.0, draw=0.1), **kwargs)
+    (x, _), (dark, _) = folder_dls(folder, **kwargs).train.one_batch(), darker.train.one_batch()
+    assert dark.mean() < 0.5 * x.mean()
+    (x, _), (same, _) = folder_dls(folder, **kwargs).valid.one_batch(), darker.valid.one_batch()
+    assert torch.equal(x, same)
 
 
 @pytest.mark.parametrize('criterion', ['snip', 'grasp', 'synflow', 'wanda'])

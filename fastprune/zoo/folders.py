@@ -6,6 +6,7 @@
 __all__ = ['folder_dls']
 
 # %% ../../nbs/zoo/folders.ipynb #2c611d54
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def folder_dls(
     seed: int = 42,  # Seed of the random split
     num_workers: int | None = None,  # Processes that load images; fastai's default if None
     check: bool = False,  # Read all images first, to name one that can't be read?
+    batch_tfms: Callable | list | None = None,  # Transforms of batches, such as fastai's `aug_transforms()`
 ) -> DataLoaders:
     "`DataLoaders` of an image folder, made by fastai's `ImageDataLoaders`. Raises `ValueError` for an unfit folder"
     check_split(valid_pct, seed, bs=bs, size=size)
@@ -82,7 +84,8 @@ def folder_dls(
         split['num_workers'] = num_workers
     try:
         with forked_rng():  # the seed of the split is not that of a training
-            dls = ImageDataLoaders.from_folder(path, bs=bs, item_tfms=Resize(size), **split)
+            tfms = dict(item_tfms=Resize(size), batch_tfms=batch_tfms)
+            dls = ImageDataLoaders.from_folder(path, bs=bs, **tfms, **split)
     except KeyError as e:
         raise ValueError(f"data: {str(path)!r}: {e.args[0]}") from e
     if (n := len(dls.train_ds)) < 2:
