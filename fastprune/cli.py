@@ -162,8 +162,8 @@ def main(
     # Fraction of zeros at the end, in [0,1); of channels with granularity channel, of heads with head
     sparsity: float = 0.9,
     schedule: str = 'ocp',  # one_shot, iterative, linear, cosine, cubic, agp or ocp
-    # Position in training, in [0,1), at which pruning starts; if not given, the best one in the OCP paper: one_shot
-    # 0.4, iterative, cubic and agp 0.2, others 0
+    # Position in training, in [0,1), at which pruning starts; if not given, the best of 50 epochs in the OCP paper:
+    # one_shot 0.4, iterative, cubic and agp 0.2, others 0. Shorter trainings want smaller ones
     start: float = None,
     # local: each layer reaches the sparsity; global, erk or balanced: all of them together do
     scope: str = 'local',

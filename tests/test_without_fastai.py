@@ -23,7 +23,7 @@ def block(contains):
 
 
 def loop():
-    return block('in batches:')
+    return block('in loader:')
 
 
 def callback():
@@ -51,10 +51,10 @@ def check_exact(sparsifier, parameters, method):
     assert all((weights[n][~m] == 0).all() for n, m in masks.items())
 
 
-batches = '''
+loader = '''
 import sys, torch
 torch.manual_seed(0)
-batches = [(torch.randn(16, 1, 8, 8), torch.randint(10, (16,))) for _ in range(20)]
+loader = [(torch.randn(16, 1, 8, 8), torch.randint(10, (16,))) for _ in range(4)]
 '''
 
 
@@ -66,14 +66,14 @@ for n, m in sparsifier.masks.items():
     assert int((~m).sum()) == round(0.9 * m.numel()) and (model.get_parameter(n)[~m] == 0).all()
 assert len(sparsifier.masks) == 2 and sparsifier.method.iters == list(range(20))
 '''
-    r = subprocess.run([sys.executable, '-c', batches + loop() + check], capture_output=True, text=True)
+    r = subprocess.run([sys.executable, '-c', loader + loop() + check], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
 
 
 @sparsities
 def test_loop_is_exact(method):
     names = dict(RigL=RigL)
-    exec(batches + with_method(loop(), method), names)
+    exec(loader + with_method(loop(), method), names)
     check_exact(names['sparsifier'], names['model'].named_parameters(), method)
     assert len(names['sparsifier'].method.iters) == 20
 
@@ -149,7 +149,7 @@ def test_trainer_callback_has_ten_lines_and_is_exact(method, tmp_path):
 def test_files_of_the_page_give_the_same_state(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
-    exec(batches + loop(), names)
+    exec(loader + loop(), names)
     before = {n: w.clone() for n, w in names['model'].state_dict().items()}
     exec(block('save_sparse'), names)
     assert (tmp_path / 'model.safetensors').exists()
