@@ -1146,6 +1146,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'fastprune/core/json_files.py'),
                                            'fastprune.core.json_files.parse_json': ( 'core/json_files.html#parse_json',
                                                                                      'fastprune/core/json_files.py'),
+                                           'fastprune.core.json_files.printable': ( 'core/json_files.html#printable',
+                                                                                    'fastprune/core/json_files.py'),
                                            'fastprune.core.json_files.read_json': ( 'core/json_files.html#read_json',
                                                                                     'fastprune/core/json_files.py'),
                                            'fastprune.core.json_files.size_of': ( 'core/json_files.html#size_of',

@@ -20,6 +20,8 @@ from importlib.metadata import version
 import torch
 from fastcore.docments import docments
 
+from .core.json_files import printable
+
 # %% ../nbs/cli_flags.ipynb #8c82b1fe
 _values = re.compile(r'^(\w+)(?=[=:])')
 
@@ -33,7 +35,7 @@ class Stop(SystemExit):
         flags: tuple = (),  # Names of arguments that are flags
         code: int = 2,  # Status of the process
     ):
-        text = ' '.join(str(why).split()) or type(why).__name__
+        text = printable(' '.join(str(why).split())) or type(why).__name__
         text = _values.sub(lambda m: _flag(m[1]) if m[1] in flags else m[1], text)
         super().__init__(f'fastprune: {text}')
         sys.stderr.write(f'{self}\n')

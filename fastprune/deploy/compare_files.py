@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from ..core.checks import check_number
+from ..core.json_files import printable
 from ..core.masks import Masks, nonzeros
 from ..core.weights import prunable_weights
 from .headline import attempt, file_sizes
@@ -93,10 +94,13 @@ def _times(learners, seconds):
     return res
 
 # %% ../../nbs/deploy/compare_files.ipynb #1c111d84
+_widest = 80  # characters of a name or shape that are shown
+
+
 def _cell(column, v):
     "A number of the table of layers"
     if isinstance(v, str):
-        return v
+        return printable(v, _widest)
     if math.isnan(v):
         return '–'
     if 'sparsity' in column:
@@ -113,10 +117,11 @@ class FileComparison(NamedTuple):
     files: pd.DataFrame  # Rows bytes, bytes without zeros, numbers, FLOPs, FLOPs kept, ms, ms kept; columns a and b
 
     def __str__(self):
-        layers = pd.DataFrame({c: [_cell(c, v) for v in self.layers[c]] for c in self.layers}, self.layers.index)
+        names = [printable(n, _widest) for n in self.layers.index]
+        layers = pd.DataFrame({c: [_cell(c, v) for v in self.layers[c]] for c in self.layers}, names)
         rows = [[number_text(v, n.split()[0]) for v in row] for n, *row in self.files.itertuples()]
-        files = pd.DataFrame(rows, self.files.index, self.files.columns)
-        return f'{layers.rename_axis(None).to_string()}\n\n{files.to_string()}'
+        files = pd.DataFrame(rows, self.files.index, [printable(n) for n in self.files.columns])
+        return f'{layers.to_string()}\n\n{files.to_string()}'
 
 # %% ../../nbs/deploy/compare_files.ipynb #b693621b
 @progress()

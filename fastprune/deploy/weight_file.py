@@ -16,7 +16,7 @@ from torch import nn
 
 from ..core.checks import check_whole
 from ..core.files import begins_as_torchs, load_tensors
-from ..core.json_files import error_line
+from ..core.json_files import error_line, printable
 from ..core.masks import Masks
 from ..core.names import shape_of
 from ..core.sparse_files import read_sparse
@@ -80,7 +80,7 @@ def read_weight_file(
         if kind == 'fastprune sparse state':
             res = WeightFile(path, *read_sparse(path, state, meta))
         elif kind.startswith('fastprune'):
-            raise ValueError(f"{path} is a file of {kind}: needs a model's state_dict")
+            raise ValueError(f"{path} is a file of {printable(kind, 80)}: needs a model's state_dict")
         elif res.shrunk:
             res.state = {n: t for n, t in state.items() if _is_network(n)}
     if len(res.state) > _most_tensors:

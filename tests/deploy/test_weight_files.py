@@ -24,6 +24,7 @@ from fastprune.all import (
     save_sparse,
     save_state,
 )
+from fastprune.cli_flags import stopping
 from fastprune.core.files import load_tensors, state_crc
 from fastprune.core.json_files import read_json
 from fastprune.deploy.compare_files import compare_files
@@ -371,3 +372,21 @@ def test_a_file_of_no_weights(tmp_path):
     torch.save({'bias': torch.ones(3)}, tmp_path / 'a.pth')
     with pytest.raises(ValueError, match=r'a\.pth has no weights that can be pruned'):
         compare_files(tmp_path / 'a.pth', tmp_path / 'a.pth')
+
+
+def test_what_strangers_write_is_not_obeyed_by_a_terminal(tmp_path, capsys):
+    "Names, kinds of files and classes are shown with escapes, and never wider than a line or two"
+    clear = '\x1b[2J\x07'
+    save_file({clear: torch.ones(2, 2), 'w' * 10**6: torch.ones(2, 2)}, tmp_path / 'a')
+    text = str(compare_files(tmp_path / 'a', tmp_path / 'a'))
+    assert '\x1b' not in text and r'\x1b[2J\x07' in text and max(map(len, text.splitlines())) < 400
+    save_file({'w': torch.ones(2, 2)}, tmp_path / 'b', {'format': f'fastprune {clear}'})
+    with pytest.raises(ValueError, match=r'is a file of fastprune \\x1b\[2J\\x07: needs'):
+        read_weight_file(tmp_path / 'b')
+    meta = {'format': 1, 'model': clear, 'modules': {}}
+    save_state({'w': torch.ones(2, 2)}, tmp_path / 'c', {'shrunk': json.dumps(meta)})
+    with pytest.raises(ValueError, match=r'it is a \\x1b\[2J\\x07, and make_model\(\) a Linear'):
+        load_shrunk(tmp_path / 'c', lambda: nn.Linear(2, 2))
+    with pytest.raises(SystemExit), stopping():
+        raise ValueError(f'{clear} is wrong')
+    assert capsys.readouterr().err == 'fastprune: \\x1b[2J\\x07 is wrong\n'
