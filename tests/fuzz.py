@@ -17,6 +17,7 @@ import resource
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -43,6 +44,8 @@ from fastprune.all import (
 )
 from fastprune.core.files import state_crc
 from fastprune.core.sparse_files import load_sparse_masks
+from fastprune.deploy.compare_files import compare_files
+from fastprune.deploy.report_file import report_file
 from fastprune.deploy.weight_file import read_weights
 
 SECONDS, TIMES, MORE = 2.0, 80, 2**20
@@ -159,6 +162,13 @@ def saved(zipped):
     return lambda folder: torch.save(state_dict(), folder / 'it', _use_new_zipfile_serialization=zipped)
 
 
+def show(path):
+    "The page about a file, and its comparison with itself, as the command makes them"
+    tempfile.tempdir = str(path.parent)
+    report_file(path, out=path.parent / 'page.html', seconds=0)
+    str(compare_files(path, path))
+
+
 FORMATS = dict(
     masks=Format(lambda d: Masks(kept(state_dict())).save(d / 'it'), Masks.load),
     state=Format(lambda d: save_state(state_dict(), d / 'it'), load_state),
@@ -171,6 +181,7 @@ FORMATS = dict(
         lambda p: read_weights(p)[0],
         checked=False,
     ),
+    shown=Format(lambda d: save_sparse(state_dict(), d / 'it'), show, checked=False, more=80 * MORE),
     learner=Format(pruned_learner, load_learner, checked=False, more=8 * MORE),
     rounds=Format(rounds, lambda p: rounds(p.parent), '*.*', False, 24 * MORE),
     tickets=Format(tickets, lambda p: tickets(p.parent), '*.*', False, 24 * MORE),
@@ -557,8 +568,6 @@ def summary(results):
 
 
 if __name__ == '__main__':
-    import tempfile
-
     from hostile import HOSTILE
 
     with tempfile.TemporaryDirectory() as d:

@@ -163,6 +163,21 @@ SPARSE = {
     'lists in lists': edited(names='[' + ('[' * 50 + ']' * 50 + ',') * 5000 + '0]'),
 }
 
+
+def one_tensor(names, t):
+    "A file in which one tensor has many names"
+    return sparse(['w', *names], {n: {'as': 'w'} for n in names}, {'dense w': t})
+
+
+EIGHT = torch.ones(400, 400).to(torch.float8_e4m3fn)
+SHOWN = {
+    'one tensor of float8': sparse(['w'], {}, {'dense w': EIGHT}),
+    '4,000 names of a tensor of float8': one_tensor([f'{i}' for i in range(4000)], EIGHT),
+    '4,000 names of a small tensor': one_tensor([f'{i}' for i in range(4000)], torch.eye(140)),
+    '19,000 names of a tensor of float8': one_tensor([f'{i}' for i in range(19_000)], EIGHT),
+    'a name of 300,000 letters': one_tensor(['x' * 300_000, *(f'{i}' for i in range(500))], torch.eye(9)),
+}
+
 MASKS = {
     **{
         f'the shape {s[:9]!r}': edited(**{'shape w': s})
@@ -493,6 +508,7 @@ HOSTILE = dict(
     sparse={**headers, **SPARSE},
     ticket={**headers, **TICKET},
     foreign=headers,
+    shown=SHOWN,
     pth=PTH,
     legacy=LEGACY,
     learner={k: SPARSE[k] for k in ('a name 200,000 times', 'all zeros, as much as a bit can be')},

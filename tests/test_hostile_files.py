@@ -3,7 +3,7 @@
 import fuzz
 import pytest
 import torch
-from hostile import HOSTILE
+from hostile import HOSTILE, SHOWN
 
 FILES = ('masks', 'state', 'sparse', 'ticket', 'pth', 'legacy', 'foreign', 'learner')
 FOLDERS = ('rounds', 'tickets', 'sweep')
@@ -57,3 +57,10 @@ def test_a_report_of_a_hostile_file(tmp_path):
     with pytest.raises(ValueError, match='it is not of arch'):
         report_file(tmp_path / 'it', 'resnet18', out=tmp_path / 'page.html', size=32, seconds=0)
     assert not (tmp_path / 'page.html').exists()
+
+
+def test_what_is_shown_of_hostile_files(tmp_path):
+    "A page and a comparison take no more than the file, however many names its tensors have"
+    pytest.importorskip('plotly')
+    loads = check(fuzz.run(0, tmp_path, 0, ['shown'], HOSTILE))
+    assert [r.name.removeprefix('shown ') for r in loads] == [f'{n} it' for n in SHOWN if '19,000' not in n]

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..core.checks import check_number
 from ..core.json_files import printable
-from ..core.masks import Masks, nonzeros
+from ..core.masks import nonzeros
 from ..core.weights import prunable_weights
 from .headline import attempt, file_sizes
 from .inference import sparse_inference
@@ -29,17 +29,64 @@ from ..learner.progress import doing, part, progress
 _columns = ['shape', 'weights a', 'weights b', 'nonzero a', 'nonzero b', 'sparsity a', 'sparsity b', 'mask distance']
 
 
-def _kept(file, n, t):
-    "Which weights of a tensor are kept"
-    return file.masks[n] if n in file.masks else t != 0
+class _Side:
+    "The weights of a file. What a tied weight takes is made once for all its names"
+
+    def __init__(self, file, names):
+        self.weights, patterns = file.numbers(names), {}
+        self.kept = {}  # name -> mask, or where the weight isn't 0
+        for n, t in self.weights.items():
+            if n not in file.masks and id(t) not in patterns:
+                patterns[id(t)] = t != 0
+            self.kept[n] = file.masks[n] if n in file.masks else patterns[id(t)]
+        self.nonzero = {i: nonzeros(t) for i, t in {id(t): t for t in self.weights.values()}.items()}
+        self.left = {i: nonzeros(k) for i, k in {id(k): k for k in self.kept.values()}.items()}
+
+        self.own = {id(t): n for n, t in reversed(self.weights.items())}  # tensor -> the first of its names
+
+    def first(self, n):
+        "The first name of a tied weight"
+        return self.own[id(self.weights[n])]
+
+    def cells(self, names):
+        "Weights, those that aren't zero, and the fraction that is pruned"
+        size = sum(self.weights[n].numel() for n in names)
+        nonzero, left = (
+            sum(counts[id(tensors[n])] for n in names)
+            for counts, tensors in ((self.nonzero, self.weights), (self.left, self.kept))
+        )
+        return size, nonzero, 1 - left / max(1, size)
 
 
-def _side(kept, weights):
-    "Weights, those that aren't zero, and the fraction that is pruned"
-    size, left = sum(t.numel() for t in weights), sum(nonzeros(t) for t in weights)
-    return size, left, 1 - sum(int(k.count_nonzero()) for k in kept) / max(1, size)
+def _tied(sides, n):
+    "Of which weight it is another name"
+    firsts = [s.first(n) if n in s.weights else None for s in sides]
+    both = {f for f in firsts if f is not None}
+    if len(both) == 1:
+        return '' if n in both else both.pop()
+    return ', '.join(f'{f} in {side}' for f, side in zip(firsts, 'ab', strict=True) if f != n)
+
+# %% ../../nbs/deploy/compare_files.ipynb #8da7b4ed
+def _overlaps(a, b, names):
+    "Name -> how many weights both sides keep, and how many either keeps, where the shapes agree"
+    found, res = {}, {}
+    for n in names:
+        if n in a.kept and n in b.kept and a.kept[n].shape == b.kept[n].shape:
+            x, y = a.kept[n], b.kept[n]
+            if (key := (id(x), id(y))) not in found:
+                found[key] = nonzeros(x & y), nonzeros(x | y)
+            res[n] = found[key]
+    return res
 
 
+def _distance(overlaps):
+    "Jaccard's, of one or several masks; no number without a mask"
+    if not overlaps:
+        return math.nan
+    both, either = map(sum, zip(*overlaps, strict=True))
+    return 1 - both / either if either else 0.0
+
+# %% ../../nbs/deploy/compare_files.ipynb #6ba1c62f
 def _row(shape, sides, distance):
     empty = math.nan, math.nan, math.nan
     pairs = zip(*[o or empty for o in sides], strict=True)
@@ -48,27 +95,24 @@ def _row(shape, sides, distance):
 
 def _layer_table(files, names):
     "A row for each weight of any of the files, and 'total'"
-    weights = [{n: f.state[n] for n in names if n in f.state} for f in files]
-    kept = [{n: _kept(f, n, t) for n, t in ws.items()} for f, ws in zip(files, weights, strict=True)]
-    rows, shared = {}, [Masks(), Masks()]
+    sides = [_Side(f, names) for f in files]
+    overlaps, rows = _overlaps(*sides, names), {}
     for n in names:
-        shapes = list(dict.fromkeys('x'.join(map(str, ws[n].shape)) for ws in weights if n in ws))
-        sides = [n in ws and _side([ks[n]], [ws[n]]) for ks, ws in zip(kept, weights, strict=True)]
-        distance = math.nan
-        if all(sides) and len(shapes) == 1:
-            distance = Masks({n: kept[0][n]}).jaccard({n: kept[1][n]})
-            for masks, ks in zip(shared, kept, strict=True):
-                masks[n] = ks[n]
-        rows[n] = _row(', '.join(shapes), sides, distance)
-    sides = [_side(ks.values(), ws.values()) for ks, ws in zip(kept, weights, strict=True)]
-    rows['total'] = _row('', sides, shared[0].jaccard(shared[1]) if shared[0] else math.nan)
-    return pd.DataFrame.from_dict(rows, 'index', columns=_columns).rename_axis('name')
+        shapes = dict.fromkeys('x'.join(map(str, s.weights[n].shape)) for s in sides if n in s.weights)
+        cells = [n in s.weights and s.cells([n]) for s in sides]
+        rows[n] = _row(', '.join(shapes), cells, _distance([overlaps[n]] if n in overlaps else []))
+    own = {n for s in sides for n in s.own.values()}
+    total = _distance([o for n, o in overlaps.items() if n in own])
+    rows['total'] = _row('', [s.cells(s.own.values()) for s in sides], total)
+    table = pd.DataFrame.from_dict(rows, 'index', columns=_columns).rename_axis('name')
+    tied = [_tied(sides, n) for n in names]
+    return table.assign(**{'same as': [*tied, '']}) if any(tied) else table
 
 # %% ../../nbs/deploy/compare_files.ipynb #8404d342
 def _sizes(file):
     "Bytes, and numbers"
     sparse = attempt(file_sizes, file.state, file.masks).value
-    numbers = sum(t.numel() for t in file.tensors().values())
+    numbers = sum(t.numel() for t in {id(t): t for t in file.tensors().values()}.values())  # tied ones once
     return {'bytes': file.path.stat().st_size, 'bytes without zeros': sparse and sparse[1], 'numbers': numbers}
 
 
@@ -112,7 +156,8 @@ class FileComparison(NamedTuple):
     "What `compare_files` finds. As a text: both tables"
 
     # A row for each weight and 'total': of a and b its weights, those that aren't 0, and sparsity; and the distance of
-    # the masks (Jaccard): 0 if both keep the same, 1 if they have nothing in common
+    # the masks (Jaccard): 0 if both keep the same, 1 if they have nothing in common. The total counts a tied
+    # weight once; then a column 'same as' has its first name, in the rows of the others
     layers: pd.DataFrame
     files: pd.DataFrame  # Rows bytes, bytes without zeros, numbers, FLOPs, FLOPs kept, ms, ms kept; columns a and b
 
@@ -139,7 +184,7 @@ def compare_files(
     check_number('a number of seconds, or 0 to measure no latency', '[0,inf)', seconds=seconds)
     files = [read_weight_file(o) for o in (a, b)]
     learners = [file_learner(f, arch, classes, size) for f in files] if arch else []
-    weights = [prunable_weights(l.model) for l in learners] or [f.weights() for f in files]
+    weights = [prunable_weights(l.model) for l in learners] or [f.weight_names() for f in files]
     names = list(dict.fromkeys(n for ws in weights for n in ws))
     doing('counting', 0.05)
     columns = [_sizes(f) for f in files]

@@ -23,6 +23,7 @@ from ..core.names import unwrap
 from ..core.sparse_files import save_sparse
 from .inference import sparse_inference
 from .page import flops_text, html_card, improvement_text, megabytes_text
+from .page_layers import own_rows
 from .timing import latency
 from ..learner.batches import undisturbed
 from ..learner.inputs import batch_size, learner_inputs, n_items, tensors_in
@@ -101,7 +102,7 @@ def measure_latency(
 
 # %% ../../nbs/deploy/headline.ipynb #8a9bc196
 def _sparsity_card(layers):
-    weights, kept = int(layers.weights.sum()), int(layers.kept.sum())
+    weights, kept = (int(own_rows(layers)[c].sum()) for c in ('weights', 'kept'))
     sparsity, text = 100 * (1 - kept / max(1, weights)), f'{kept:,} of {weights:,} weights kept'
     return html_card('sparsity', f'{sparsity:.4g}%', text, 'of those that can be pruned')
 

@@ -13,11 +13,11 @@ import pandas as pd
 from ..core.masks import nonzeros
 from .charts import plotly_js
 from .headline import Attempt
+from .page_layers import own_rows
 from .report import PageData, check_report, write_report
 from .weight_file import check_network, file_learner, read_weight_file
 
 # %% ../../nbs/deploy/report_file.ipynb #804ea849
-_most_rows = 5_000  # weights on a page
 _how_weights_are_told = (
     'Without a network, names decide: all that has two dimensions or more counts as a weight, also an embedding, '
     'unless it is called a bias, norm, scale, token, position or the like.'
@@ -25,26 +25,29 @@ _how_weights_are_told = (
 
 
 def _file_layers(weights, masks):
-    "A row a weight; a tensor that has several names is counted once"
-    counts, rows = {}, []
+    "A row a weight; of a tensor that has several names, a column 'same as' has the first one in the others' rows"
+    counts, rows, firsts = {}, [], {}
     for n, t in weights.items():
+        firsts.setdefault(id(t), n)
         kept = masks.get(n, t)
         if id(kept) not in counts:
             counts[id(kept)] = nonzeros(kept)
         k = counts[id(kept)]
         rows.append(('x'.join(map(str, t.shape)), t.numel(), k, 1 - k / max(1, t.numel())))
     index = pd.Index(list(weights), name='name')
-    return pd.DataFrame(rows, index=index, columns=['shape', 'weights', 'kept', 'sparsity'])
+    layers = pd.DataFrame(rows, index=index, columns=['shape', 'weights', 'kept', 'sparsity'])
+    tied = ['' if firsts[id(t)] == n else firsts[id(t)] for n, t in weights.items()]
+    return layers.assign(**{'same as': tied}) if any(tied) else layers
 
 
 def _report_tensors(file, out, pictures, js):
     "Write a page about a file's tensors, without their network"
-    weights, masks, state = file.weights(), file.masks, file.tensors()
-    if len(weights) > _most_rows:
-        raise ValueError(f"{file.path} has {len(weights):,} weights: a page takes {_most_rows:,} at most")
+    weights, masks, state = file.numbers(file.weight_names()), file.masks, file.tensors()
     unrun = Attempt(why='not measured: a file of weights is no network to run. Name it by --arch')
-    data = PageData(_file_layers(weights, masks), weights, masks, state, masks, unrun, unrun)
-    counted = f'{sum(t.numel() for t in state.values()):,} numbers in {len(state)} tensors.'
+    layers, once = _file_layers(weights, masks), {id(t): t for t in state.values()}.values()
+    own = {n: weights[n] for n in own_rows(layers).index}
+    data = PageData(layers, own, masks, state, masks, unrun, unrun)
+    counted = f'{sum(t.numel() for t in once):,} numbers in {len(once)} tensors.'
     return write_report(out, file.path.name, data, js, f'{counted} {_how_weights_are_told}', pictures)
 
 # %% ../../nbs/deploy/report_file.ipynb #2f6c1d0e

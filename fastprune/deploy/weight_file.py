@@ -27,7 +27,7 @@ from ..learner import keep as keep  # adds learn.masks
 from ..zoo.make import make_model, make_vision_model
 
 # %% ../../nbs/deploy/weight_file.ipynb #a69fe6ab
-_most_tensors = 20_000  # of a file
+_most_tensors, _most_rows = 20_000, 5_000  # of a file, and of its weights in a table
 
 
 @dataclass
@@ -43,13 +43,26 @@ class WeightFile:
         "Name -> tensor, without the extra state of modules"
         return {n: t for n, t in self.state.items() if isinstance(t, torch.Tensor)}
 
-    def weights(self) -> dict:
-        "Name -> tensor, of those that are weights by mask or name"
+    def weight_names(self) -> list:
+        "Names of the weights, by mask or name. Raises `ValueError` if there are none, or too many for a table"
         masked = lambda n, t: n in self.masks and t.is_floating_point()
-        weights = {n: t for n, t in self.tensors().items() if masked(n, t) or named_as_weight(n, t)}
-        if not weights:
+        names = [n for n, t in self.tensors().items() if masked(n, t) or named_as_weight(n, t)]
+        if not names:
             raise ValueError(f"{self.path} has no weights that can be pruned")
-        return {n: t.float() if t.dtype.itemsize < 2 else t for n, t in weights.items()}  # float8 can't be compared
+        if len(names) > _most_rows:
+            raise ValueError(f"{self.path} has {len(names):,} weights: a table takes {_most_rows:,} at most")
+        return names
+
+    def numbers(
+        self,
+        names: list,  # Of tensors; those that aren't there are left out
+    ) -> dict:
+        "Name -> tensor whose numbers can be compared: float32 for float8. One object for all names of a tied weight"
+        tensors, made = self.tensors(), {}
+        for n in names:
+            if (t := tensors.get(n)) is not None and id(t) not in made:
+                made[id(t)] = t.float() if t.is_floating_point() and t.dtype.itemsize < 2 else t
+        return {n: made[id(tensors[n])] for n in names if n in tensors}
 
 # %% ../../nbs/deploy/weight_file.ipynb #9a417c52
 def _is_network(n):

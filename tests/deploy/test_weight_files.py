@@ -390,3 +390,30 @@ def test_what_strangers_write_is_not_obeyed_by_a_terminal(tmp_path, capsys):
     with pytest.raises(SystemExit), stopping():
         raise ValueError(f'{clear} is wrong')
     assert capsys.readouterr().err == 'fastprune: \\x1b[2J\\x07 is wrong\n'
+
+
+@pytest.mark.parametrize('write', [torch.save, save_sparse])
+def test_tied_weights_are_counted_once(tmp_path, write):
+    "As in GPT-2, whose output layer is its embedding; a table has a row for each name"
+    pytest.importorskip('plotly')
+    w, other = torch.eye(40), torch.ones(10, 40)
+    write({'wte.weight': w, 'fc.weight': other, 'head.weight': w}, tmp_path / 'a')
+    write({'wte.weight': w, 'fc.weight': other, 'head.weight': w.clone()}, tmp_path / 'b')
+    found = compare_files(tmp_path / 'a', tmp_path / 'b')
+    assert found.files.loc['numbers'].tolist() == [2000, 3600]
+    total = found.layers.loc['total']
+    assert total[['weights a', 'nonzero a', 'weights b', 'nonzero b']].tolist() == [2000, 440, 3600, 480]
+    assert total['sparsity a'] == pytest.approx(1 - 440 / 2000) and total['mask distance'] == 0
+    assert found.layers['same as'].tolist() == ['', '', 'wte.weight in a', '']
+    assert compare_files(tmp_path / 'a', tmp_path / 'a').layers['same as'].tolist() == ['', '', 'wte.weight', '']
+    page = report_file(tmp_path / 'a', out=tmp_path / 'page.html', seconds=0).read_text()
+    assert '2,000 numbers in 2 tensors' in page and '440 of 2,000 weights kept' in page and '>same as<' in page
+    assert '<td>2,000</td><td>440</td>' in page
+
+
+def test_comparison_of_float8(tmp_path):
+    w = torch.eye(4).to(torch.float8_e4m3fn)
+    torch.save({'a.weight': w, 'b.weight': torch.ones(4, 4)}, tmp_path / 'a.pth')
+    torch.save({'a.weight': w, 'b.weight': torch.eye(4)}, tmp_path / 'b.pth')
+    found = compare_files(tmp_path / 'a.pth', tmp_path / 'b.pth').layers
+    assert found['nonzero a'].tolist() == [4, 16, 20] and found['mask distance'].tolist() == [0, 0.75, 0.6]
