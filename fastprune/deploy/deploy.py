@@ -6,6 +6,7 @@
 __all__ = ['deployed_model', 'write_deployed']
 
 # %% ../../nbs/deploy/deploy.ipynb #4688dd5d
+from functools import partial
 from pathlib import Path
 
 import cloudpickle
@@ -14,6 +15,7 @@ from fastai.basics import Learner, patch, rank_distrib
 from torch import nn
 
 from ..core.channels import kept_channels
+from ..core.files import atomically
 from ..core.names import unwrap
 from .channel_shrink import cut_copy
 from .compact_file import compact_pickle
@@ -103,6 +105,7 @@ def export(
     dls, opt = self.dls, self.opt
     try:
         self.dls, self.opt = dls.new_empty(), None
-        torch.save(self, self.path / fname, pickle_module=pickle_module, pickle_protocol=pickle_protocol)
+        save = partial(torch.save, self, pickle_module=pickle_module, pickle_protocol=pickle_protocol)
+        atomically(save, self.path / fname)
     finally:
         self.dls, self.opt = dls, opt

@@ -325,3 +325,14 @@ def test_tensors_with_a_graph_are_written_as_usual():
     pickler.dump([w, w.detach().to_sparse(), torch.zeros(64, 64, dtype=torch.int64)])
     a, b, c = pickle.loads(buffer.getvalue())
     assert a.requires_grad and b.is_sparse and c.dtype == torch.int64 and not c.any()
+
+
+def test_an_export_that_fails_leaves_the_old_file(learner, tmp_path):
+    learn = learner()
+    learn.model.requires_grad_(False)
+    learn.export()
+    whole = (tmp_path / 'export.pkl').read_bytes()
+    learn.model.odd = (o for o in ())
+    with pytest.raises(TypeError, match='generator'):
+        learn.export()
+    assert (tmp_path / 'export.pkl').read_bytes() == whole and not list(tmp_path.glob('*.part'))
