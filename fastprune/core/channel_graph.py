@@ -31,7 +31,8 @@ def call_model(
     model: nn.Module,
     inputs: object,  # A tensor, a tuple of arguments or a dict of keyword arguments
 ) -> object:  # What it returns
-    "Call a model"
+    "Call a model on copies of the tensors, since it may change them"
+    inputs = map_tensors(torch.clone, inputs)
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)

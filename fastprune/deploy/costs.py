@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..core.channel_cost import FlopCount, plain_operations
-from ..learner.inputs import call_model, tensors_in
+from ..learner.inputs import call_model, fresh_inputs, tensors_in
 
 # %% ../../nbs/deploy/costs.ipynb #cb67198b
 def megabytes(
@@ -39,9 +39,10 @@ def milliseconds(
     times = [[] for _ in models]
     for k in range(repeats + 1):
         for m, t in zip(models, times, strict=True):
+            given = fresh_inputs(inputs)
             _wait(gpus)
             start = time.perf_counter()
-            call_model(m, inputs)
+            call_model(m, given, fresh=True)
             _wait(gpus)
             if k:  # the first pass warms up
                 t.append(1000 * (time.perf_counter() - start))

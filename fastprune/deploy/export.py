@@ -25,7 +25,16 @@ from ..core.names import unwrap
 from .onnx_inputs import argument_names, check_names, dynamic_shapes, onnx_inputs, output_tensors
 from .stand_ins import with_stand_ins
 from ..learner.batches import undisturbed
-from ..learner.inputs import at_most, batch_size, error_line, learner_inputs, n_items, shapes_of, tensors_in
+from fastprune.learner.inputs import (
+    at_most,
+    batch_size,
+    error_line,
+    fresh_inputs,
+    learner_inputs,
+    n_items,
+    shapes_of,
+    tensors_in,
+)
 from ..learner.progress import doing, progress
 
 # %% ../../nbs/deploy/export.ipynb #10ff9fa4
@@ -85,7 +94,7 @@ _one_size = "Use dynamic_batch=False, for batches of the example's size"
 def _traced(model, inputs, dynamic_batch, **names):
     "The model in ONNX's format; an error says what can be done"
     try:
-        return _program(model, inputs, dynamic_batch, **names)
+        return _program(model, fresh_inputs(inputs), dynamic_batch, **names)
     except Exception as e:
         error = e
     what = f"{type(model).__name__} can't be exported to ONNX{' with dynamic_batch=True' if dynamic_batch else ''}"
@@ -95,7 +104,7 @@ def _traced(model, inputs, dynamic_batch, **names):
     )
     if dynamic_batch:
         with contextlib.suppress(Exception):
-            _program(model, inputs, False, **names)
+            _program(model, fresh_inputs(inputs), False, **names)
             remedy = _one_size
     raise ValueError(f"{what}: {error_line(error.__cause__ or error)}. {remedy}") from error
 

@@ -25,11 +25,6 @@ from .modules import has_hooks, layer_kind, replace_module
 from ..learner.inputs import Inputs, as_inputs, at_most, call_model, n_items
 
 # %% ../../nbs/deploy/graph_trace.ipynb #d00a0dd2
-def _fresh(inputs):
-    "Copies, since a model may change its inputs"
-    return Inputs(*map_tensors(torch.clone, tuple(inputs)))
-
-
 def _larger(inputs):
     "With images of 32 more rows and columns"
     return Inputs(*map_tensors(lambda t: F.pad(t, (0, 32, 0, 32)) if t.ndim == 4 else t, tuple(inputs)))
@@ -42,7 +37,7 @@ def _longer(inputs):
 
 def _takes(model, inputs):
     try:
-        call_model(model, _fresh(inputs))
+        call_model(model, inputs)
     except Exception:  # the model's own code, for a size that it isn't made for
         return False
     return True
@@ -67,7 +62,7 @@ def _structure(o):
 
 
 def _gives_the_same(new, old, inputs):
-    a, b = call_model(new, _fresh(inputs)), call_model(old, _fresh(inputs))
+    a, b = call_model(new, inputs), call_model(old, inputs)
     if _structure(a) != _structure(b):
         return False
     pairs = [(x, y) for x, y in zip(tensors_in(a), tensors_in(b), strict=True) if y.numel()]
@@ -95,7 +90,7 @@ class _Calls:
 def _calls(model, inputs):
     "Module -> the arguments of its last call"
     with _Calls(model) as calls:
-        call_model(model, _fresh(inputs))
+        call_model(model, inputs)
     return calls.inputs
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..core.checks import check_number
 from .forms import FORM_ERRORS
-from ..learner.inputs import as_inputs, call_example, call_model, error_line, tensors_in
+from ..learner.inputs import as_inputs, call_example, call_model, error_line, fresh_inputs, tensors_in
 from ..learner.progress import doing
 
 # %% ../../nbs/deploy/timing.ipynb #1c8729ef
@@ -148,9 +148,10 @@ def latency(
         start = time.perf_counter()
         while len(next(iter(times.values()))) < 5 or time.perf_counter() - start < seconds:
             for n, m in models.items():
+                given = fresh_inputs(inputs)
                 _wait(device)
                 t = time.perf_counter()
-                call_model(m, inputs)
+                call_model(m, given, fresh=True)
                 _wait(device)
                 times[n].append(time.perf_counter() - t)
             doing('timing the whole model', (time.perf_counter() - start) / seconds)

@@ -1,10 +1,14 @@
 "Functions that need a batch take `example=`, and batches may be tuples and dicts"
 
+import copy
+
 import pytest
 import torch
 from fastai.basics import DataLoader, DataLoaders, F, Learner, load_learner, nn, partial
 
-from fastprune.all import latency, shrink, sparse_inference
+from fastprune.all import latency, shrink, sparse_inference, to_onnx
+from fastprune.core.channel_cost import flop_counts
+from fastprune.core.channel_graph import call_model as find_channels_call
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -162,3 +166,38 @@ def test_nested_batches(kind, tmp_path):
     report = learn.shrink(repeats=0)
     assert (report.loc['a', 'filters_after'], report.loc['b', 'filters_after']) == (12, 12)
     same(out(learn.model), want)
+
+
+class InPlace(nn.Module):
+    "Changes its input"
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.b(self.a(x.sub_(0.5)).relu_())
+
+
+def test_models_that_change_their_input(tmp_path):
+    "Each pass gets the same numbers, and the user's tensors stay as they are"
+    model, x = InPlace().eval(), torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    given, want = x.clone(), model(x.clone()).detach()
+    assert torch.allclose(sparse_inference(model, given, seconds=0.01)(x.clone()), want, atol=1e-4)
+    latency({'a': model}, given, seconds=0.01)
+    shrink(copy.deepcopy(model), given)
+    dl = DataLoader([(o, 0) for o in x], bs=4)
+    learn = Learner(DataLoaders(dl, dl), model, loss_func=F.cross_entropy, path=tmp_path)
+    assert learn.flops(example=given).dense['total'] == 2 * (4 * 16 + 16 * 10)
+    assert flop_counts([], model, lambda m: find_channels_call(m, given))[0]
+    learn.prune(0.5, granularity='channel')
+    learn.shrink(example=given)
+    assert torch.equal(given, x)
+
+
+def test_an_onnx_file_of_a_model_that_changes_its_input(tmp_path):
+    pytest.importorskip('onnxruntime')
+    pytest.importorskip('onnxscript')
+    x = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    to_onnx(InPlace(), given := x.clone(), tmp_path / 'a.onnx')
+    assert torch.equal(given, x)
