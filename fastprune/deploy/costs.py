@@ -55,6 +55,6 @@ def count_flops(
     inputs: tuple,  # As from `as_inputs`
 ) -> int:
     "FLOPs of a forward pass"
-    with plain_operations(), FlopCount({}) as counted:
+    with plain_operations(), FlopCount() as counted:
         call_model(model, inputs)
     return sum(counted.flops.values())

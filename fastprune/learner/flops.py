@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 from fastai.basics import Learner, patch
 
-from ..core.channel_cost import FlopCount, plain_operations, storage_names
+from ..core.channel_cost import FlopCount, plain_operations
+from ..core.computed import in_use
 from ..core.later import counts
 from ..core.names import check_not_fast
 from ..core.weights import prunable_weights
@@ -34,9 +35,10 @@ def flops(
     with undisturbed(self), torch.no_grad(), plain_operations():
         inputs = at_most(learner_inputs(self, example), 1)
         self.model.eval()
-        with FlopCount(storage_names(weights)) as counted:
+        with FlopCount(weights, self.model) as counted:
             call_example(self.model, inputs)
-    used = {n: weights[n] for n in counted.flops if n in weights}
+        computed = in_use(self.model)
+        used = {n: computed[n](weights[n]) if n in computed else weights[n] for n in counted.flops if n in weights}
     nonzero = dict(zip(used, counts(list(used.values())), strict=True))
     rows = {n: (k, round(k * nonzero[n] / used[n].numel()) if n in used else k) for n, k in counted.flops.items()}
     df = pd.DataFrame(
