@@ -1154,6 +1154,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'fastprune/core/json_files.py'),
                                            'fastprune.core.json_files.is_number': ( 'core/json_files.html#is_number',
                                                                                     'fastprune/core/json_files.py'),
+                                           'fastprune.core.json_files.lacks_memory': ( 'core/json_files.html#lacks_memory',
+                                                                                       'fastprune/core/json_files.py'),
                                            'fastprune.core.json_files.parse_json': ( 'core/json_files.html#parse_json',
                                                                                      'fastprune/core/json_files.py'),
                                            'fastprune.core.json_files.printable': ( 'core/json_files.html#printable',

@@ -20,7 +20,7 @@ from importlib.metadata import version
 import torch
 from fastcore.docments import docments
 
-from .core.json_files import printable
+from .core.json_files import error_line, lacks_memory, printable
 
 # %% ../nbs/cli_flags.ipynb #8c82b1fe
 _values = re.compile(r'^(\w+)(?=[=:])')
@@ -54,11 +54,13 @@ def stopping(
     "A context in which wrong values, missing files and packages end the command, as Ctrl-C does"
     try:
         yield
-    except torch.OutOfMemoryError as e:
-        remedy = ' or '.join(_flag(n) for n in ('bs', 'size') if n in flags)
-        raise Stop(f'out of memory: use a smaller {remedy}: {e}') from None
     except (ValueError, ImportError, OSError) as e:
         raise Stop(e, flags) from None
+    except (RuntimeError, MemoryError) as e:
+        if not lacks_memory(e) and not isinstance(e, torch.OutOfMemoryError):
+            raise
+        smaller = [_flag(n) for n in ('bs', 'size') if n in flags] + ['file'] * bool({'file', 'a'} & set(flags))
+        raise Stop(f"out of memory: use a smaller {' or '.join(smaller)}: {error_line(e)}") from None
     except KeyboardInterrupt:
         raise Stop('stopped', code=130) from None
 

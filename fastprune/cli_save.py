@@ -105,8 +105,10 @@ class Files:
         path = self.out / name
         try:
             write(path)
-        except (ValueError, ImportError, OSError) as e:
-            self.failed.append(f'{path}: {e}')
+        except (
+            Exception
+        ) as e:  # of any kind, as for lack of memory: the training is done, and other files can be written
+            self.failed.append(f'{path}: {str(e) or type(e).__name__}')
             return
         n = path.stat().st_size
         size = f'{n / 1e6:,.1f} MB' if n >= 1e6 else f'{n / 1e3:,.1f} kB'

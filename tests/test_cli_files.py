@@ -89,9 +89,10 @@ def test_the_dense_network_teaches(tmp_path, monkeypatch):
     assert len(teachers) == 1 and not torch.equal(a['5.weight'], b['5.weight'])
 
 
-def test_one_file_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('error', [ValueError, RuntimeError])
+def test_one_file_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys, error):
     def fails(learn, path, cb):
-        raise ValueError('there is a loop in it')
+        raise error('there is a loop in it')
 
     monkeypatch.setitem(cli_save.SAVED, 'onnx', cli_save.SAVED['onnx']._replace(write=fails, packages=()))
     with pytest.raises(SystemExit) as e:
@@ -245,7 +246,15 @@ def test_stop_and_lack_of_memory(capsys):
     for error, code, message in (
         (KeyboardInterrupt(), 130, 'fastprune: stopped\n'),
         (torch.OutOfMemoryError('of 24 GB'), 2, 'out of memory: use a smaller --bs or --size: of 24 GB'),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 GB\n1"),
+            2,
+            "--size: DefaultCPUAllocator: can't al",
+        ),
+        (MemoryError(), 2, 'out of memory: use a smaller --bs or --size: MemoryError\n'),
     ):
         with pytest.raises(SystemExit) as e, cli_flags.stopping('bs', 'size'):
             raise error
         assert e.value.code == code and message in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match='shapes'), cli_flags.stopping('bs', 'size'):
+        raise RuntimeError('shapes differ')

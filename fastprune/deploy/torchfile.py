@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from ..core.files import unpack_bits
-from ..core.json_files import error_line, size_of
+from ..core.json_files import error_line, lacks_memory, size_of
 from .torch_objects import CompactTensor, ObjectPickle, compact_tensor, learner_model, stored_state
 from .torch_pickle import OtherObject, StoredNumbers, StoredTensor, TensorPickle
 
@@ -193,6 +193,8 @@ def _why(e):
     "What is wrong with a file, from an error of any kind: damaged files make zipfile, zlib and pickle raise them all"
     if isinstance(e, (ValueError, OSError, zipfile.BadZipFile, pickle.UnpicklingError)):
         return error_line(e, 200)
+    if lacks_memory(e):
+        return 'there is not enough memory for it'
     if isinstance(e, zlib.error):
         return 'its compressed bits are not what was written'
     if isinstance(e, EOFError):

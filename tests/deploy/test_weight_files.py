@@ -417,3 +417,14 @@ def test_comparison_of_float8(tmp_path):
     torch.save({'a.weight': w, 'b.weight': torch.eye(4)}, tmp_path / 'b.pth')
     found = compare_files(tmp_path / 'a.pth', tmp_path / 'b.pth').layers
     assert found['nonzero a'].tolist() == [4, 16, 20] and found['mask distance'].tolist() == [0, 0.75, 0.6]
+
+
+def test_lack_of_memory_is_no_damage(tmp_path, monkeypatch):
+    torch.save({'w': torch.ones(3, 3)}, tmp_path / 'a.pth')
+
+    def fails(f, n):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr('fastprune.deploy.torchfile._bytes', fails)
+    with pytest.raises(ValueError, match='there is not enough memory for it'):
+        load_torch(tmp_path / 'a.pth')
