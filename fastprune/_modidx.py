@@ -2194,6 +2194,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'fastprune/deploy/channel_learner.py'),
                                                   'fastprune.deploy.channel_learner._cut_state': ( 'deploy/channel_learner.html#_cut_state',
                                                                                                    'fastprune/deploy/channel_learner.py'),
+                                                  'fastprune.deploy.channel_learner.check_masters': ( 'deploy/channel_learner.html#check_masters',
+                                                                                                      'fastprune/deploy/channel_learner.py'),
                                                   'fastprune.deploy.channel_learner.cut_copies': ( 'deploy/channel_learner.html#cut_copies',
                                                                                                    'fastprune/deploy/channel_learner.py'),
                                                   'fastprune.deploy.channel_learner.cut_learner': ( 'deploy/channel_learner.html#cut_learner',

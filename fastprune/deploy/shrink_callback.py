@@ -17,7 +17,7 @@ from ..core.checks import check_number, check_whole
 from ..core.displays import constructor_call
 from ..core.granularity import check_granularity
 from ..core.names import unwrap
-from .channel_learner import cut_learner, drop_whole_masks
+from .channel_learner import check_masters, cut_learner, drop_whole_masks
 from .channel_shrink import cut_copy
 from .shrunk_file import name_remedy
 from ..engine.hooks import Hooks
@@ -89,6 +89,7 @@ class ShrinkCallback(Callback):
             )
         self.items_per_s, self.weights = [], []
         for cb in self.learn.cbs:
+            check_masters(cb)
             if hasattr(type(cb), 'is_checkpoint') or isinstance(cb, SaveModelCallback) and not cb.at_end:
                 raise ValueError(
                     f'ShrinkCallback: {type(cb).__name__} loads weights of other shapes: call '

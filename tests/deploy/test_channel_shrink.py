@@ -556,3 +556,24 @@ def test_cuts_need_channels():
     with pytest.raises(ValueError, match="granularity='weight': use granularity='channel'"):
         learn.fit(1, cbs=[SparsifyCallback(0.5), ShrinkCallback()])
     assert learn.masks is None
+
+
+class Flat(Callback):
+    "As NonNativeMixedPrecision(flat_master=True), which needs a GPU"
+
+    flat_master = True
+
+    def before_fit(self):
+        self.master_pgs, self.model_pgs = [[]], [[]]
+
+
+def test_one_tensor_for_all_parameters_is_an_error_before_anything_is_cut():
+    learn, fitted = learner(), Callback()
+    state = {n: t.shape for n, t in learn.model.state_dict().items()}
+    fitted.after_batch = lambda: pytest.fail('it trains')
+    with pytest.raises(ValueError, match='flat_master=True'), learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-2, cbs=[ShrinkCallback(), Flat(), fitted])
+    learn.add_cb(Flat()).flat.before_fit()
+    with pytest.raises(ValueError, match='flat_master=True'):
+        learn.shrink(repeats=0)
+    assert {n: t.shape for n, t in learn.model.state_dict().items()} == state
