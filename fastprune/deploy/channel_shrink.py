@@ -20,6 +20,7 @@ from ..core.generators import forked_rng
 from .channel_cut import cut_groups
 from .constants import model_outputs, output_distance, similar_inputs
 from .costs import count_flops, megabytes, milliseconds
+from ..learner.inputs import at_most
 from ..learner.progress import doing, progress
 
 # %% ../../nbs/deploy/channel_shrink.ipynb #477808c1
@@ -70,12 +71,12 @@ def shrink_table(
     inputs: tuple,  # As from `as_inputs`
     repeats: int,  # Timed runs of each model
 ) -> pd.DataFrame:
-    "A row for each layer that got smaller, and 'total'"
+    "A row for each layer that got smaller, and 'total', with milliseconds for the batch and FLOPs for one item"
     rows = _rows(before, cuts)
     filters = [sum(r[i] for r in rows.values()) for i in (0, 1)]
     weights = [sum(p.numel() for p in m.parameters()) for m in (before, after)]
     costs = [megabytes(before), megabytes(after), *milliseconds([before, after], inputs, repeats)]
-    flops = [count_flops(m, inputs) for m in (before, after)]
+    flops = [count_flops(m, at_most(inputs, 1)) for m in (before, after)]
     rows = {n: [*r, *[''] * 6] for n, r in rows.items()}
     rows['total'] = [*filters, *weights, *(round(v, 3) for v in costs), *flops]
     names = 'filters', 'weights', 'MB', 'ms', 'FLOPs'

@@ -577,3 +577,11 @@ def test_one_tensor_for_all_parameters_is_an_error_before_anything_is_cut():
     with pytest.raises(ValueError, match='flat_master=True'):
         learn.shrink(repeats=0)
     assert {n: t.shape for n, t in learn.model.state_dict().items()} == state
+
+
+def test_the_table_counts_flops_for_one_item():
+    "As `learn.flops` does, for whatever number of items is timed"
+    learn = learner()
+    dense = learn.flops().dense['total']
+    table = learn.shrink(n_items=4, repeats=0)
+    assert table.loc['total', ['FLOPs', 'FLOPs_after']].tolist() == [dense, learn.flops().dense['total']]
