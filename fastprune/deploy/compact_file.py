@@ -36,7 +36,7 @@ class FileCall:
 
 def compact_call(
     t: torch.Tensor,  # Whose values take a part of its memory without gaps
-) -> FileCall | None:  # Makes the tensor, with the same strides and bits; None where it would save nothing
+) -> FileCall | None:  # Makes the tensor, with the same strides, equal, +0.0 for -0.0; None where it would save nothing
     "A tensor as a call, which has the values that are not 0"
     n = t.numel()
     flat = t.as_strided((1, n), (n, 1))
