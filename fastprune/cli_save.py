@@ -105,9 +105,7 @@ class Files:
         path = self.out / name
         try:
             write(path)
-        except (
-            Exception
-        ) as e:  # of any kind, as for lack of memory: the training is done, and other files can be written
+        except Exception as e:  # of any kind: the training is done, and other files can be written
             self.failed.append(f'{path}: {str(e) or type(e).__name__}')
             return
         n = path.stat().st_size
