@@ -20,6 +20,7 @@ from ..core.foreach import copy_all
 from ..core.later import read
 from ..core.names import unwrap
 from fastprune.learner.batches import (
+    copied,
     device_of,
     is_distributed,
     mean_over_processes,
@@ -183,7 +184,8 @@ def evaluate_points(
             put(point)
             reset_state(learn)
             for i, b in enumerate(chunk):
-                total.add(learn, i, b)
+                # a model or callback may change a batch in place
+                total.add(learn, i, copied(b) if len(points) > 1 else b)
     if not sum(totals[0].sizes):
         raise ValueError("the DataLoader has no batches to evaluate on")
     values = [t.values() for t in totals]

@@ -18,7 +18,7 @@ from ..core.checks import check_n_batches, check_whole
 from ..core.foreach import clones, copy_all
 from ..core.later import check_flags, read
 from ..core.names import unwrap
-from .batches import device_of, in_fit, is_distributed
+from .batches import copied, device_of, in_fit, is_distributed
 from .evaluate import batch_chunks, evaluating
 from .fit import keeper_of
 
@@ -112,7 +112,8 @@ def recalibrated(
                     _restart(layers, stats[i])
                     present = i
                 for j, b in enumerate(chunk):
-                    learn.one_batch(j, b)
+                    # a model or callback may change a batch in place
+                    learn.one_batch(j, copied(b) if len(points) > 1 else b)
                 if len(points) > 1:
                     stats[i] = [tuple(map(torch.clone, bn_statistics(m))) for m in layers]
         if present is None:

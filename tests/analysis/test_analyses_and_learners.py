@@ -192,6 +192,27 @@ def test_data_to_evaluate_on(look):
         look(learn)
 
 
+class Normalises(nn.Module):
+    "A model that changes its input in place"
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(self.norm(x.sub_(0.5).div_(0.5)))
+
+
+def test_a_model_that_changes_batches_in_place():
+    learn = make(model=Normalises())
+    loss = learn.validate()[0]
+    assert learn.linear_path(learn, learn, n=3).losses == pytest.approx([loss] * 3)
+    with learn.no_logging():
+        learn.recalibrate()
+    losses = learn.linear_path(learn, learn, n=3, bn='recalibrate').losses
+    assert losses == pytest.approx([learn.validate()[0]] * 3)
+
+
 def test_three_states_on_a_line():
     learn = make()
     a, b = learn.model.state_dict(), make(seed=1).model.state_dict()
