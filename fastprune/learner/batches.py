@@ -23,6 +23,8 @@ from fastcore.foundation import L
 from ..core.dense import sparse_embeddings
 from ..core.foreach import clones, copy_all
 from ..core.generators import forked_rng
+from ..core.nested import map_tensors
+from .order import drawing_loader, preserved_order, separate_loader
 from .restored import restored_callbacks
 
 # %% ../../nbs/learner/batches.ipynb #434717f9
@@ -44,8 +46,7 @@ def in_pass(learn: Learner) -> bool:
 
 def train_loader(learn: Learner) -> DataLoader:
     "The training DataLoader whose generator shuffles; in a distributed fit, the one that is wrapped"
-    dl = learn.dls.train
-    return dl.dl if type(dl).__name__ == 'DistributedDL' else dl
+    return drawing_loader(learn.dls.train)
 
 
 @contextlib.contextmanager
@@ -60,26 +61,51 @@ def preserved_rng() -> Iterator[None]:
         np.random.set_state(npy)
 
 # %% ../../nbs/learner/batches.ipynb #21e5bcf4
+_of_modules = frozenset(vars(torch.nn.Module()))
+
+
+def _carried_state(learn):
+    """What the model carries from batch to batch of a fit, apart from buffers: modules and their attributes. The model
+    goes on with copies"""
+    modules = [m for m in learn.model.modules() if hasattr(m, 'reset')] if in_fit(learn) else []
+    carried = [(m, {k: v for k, v in vars(m).items() if k not in _of_modules}) for m in modules]
+    for m, attributes in carried:
+        vars(m).update({k: map_tensors(torch.clone, v) for k, v in attributes.items()})
+    return carried
+
+
+@contextlib.contextmanager
+def _separate_batches(loaders):
+    "A context in which passes have a training DataLoader of their own. It restores the order of batches at its end"
+    train = loaders[0]
+    with preserved_order(*loaders):
+        loaders[0] = separate_loader(train)
+        try:
+            yield
+        finally:
+            loaders[0] = train
+
+
 @contextlib.contextmanager
 def undisturbed(learn: Learner) -> Iterator[None]:
-    """A context that restores the model's modes, buffers and gradients, and all random states, at its end. Within it,
-    gradients of embeddings are dense"""
+    """A context that restores the model's modes, buffers and gradients, the order of batches, and all random states, at
+    its end; in a fit, also what the model carries from batch to batch. Within it, gradients of embeddings are dense,
+    and `learn.dls.train` is a copy, whose passes leave the running epoch alone"""
     modes, grads = [(m, m.training) for m in learn.model.modules()], [(p, p.grad) for p in learn.model.parameters()]
     buffers = [(m, n, b) for m in learn.model.modules() for n, b in m._buffers.items() if b is not None]
     saved = clones([b for *_, b in buffers])
     sparse = sparse_embeddings(learn.model)
     for m in sparse:
         m.sparse = False  # sparse gradients have no second derivative and support few operations
+    carried = _carried_state(learn)
     reset_state(learn)
-    dl = train_loader(learn)
-    gen = getattr(dl, 'generator', None)  # a torch DataLoader may have one of its own
-    drawn = gen and gen.get_state()
-    rng = getattr(dl, 'rng', None)  # a torch DataLoader has none
-    state = rng and rng.getstate()
     try:
-        with preserved_rng():
+        with preserved_rng(), _separate_batches(learn.dls.loaders):
             yield
     finally:
+        reset_state(learn)
+        for m, attributes in carried:
+            vars(m).update(attributes)
         for m, n, b in buffers:
             moved = m._buffers.get(n)  # the model may have moved to another device
             if moved is None or moved.device == b.device:
@@ -91,12 +117,6 @@ def undisturbed(learn: Learner) -> Iterator[None]:
             m.training = mode
         for m in sparse:
             m.sparse = True
-        if rng:
-            dl.rng = rng
-            rng.setstate(state)
-        if gen:
-            gen.set_state(drawn)
-        reset_state(learn)
 
 # %% ../../nbs/learner/batches.ipynb #82d45ab8
 def is_distributed(learn: Learner) -> bool:

@@ -8,7 +8,6 @@ __all__ = ['load_into', 'restoring', 'masks_of', 'restore_masks', 'state_of', 's
 
 # %% ../../nbs/learner/states.ipynb #d37caf31
 import contextlib
-import random
 import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -24,6 +23,7 @@ from ..core.names import tied_names, unwrap
 from .batches import is_distributed, preserved_rng, train_loader
 from .fit import is_frozen
 from .keep import set_masks
+from .order import draw_order, preserved_order, seed_order
 
 # %% ../../nbs/learner/states.ipynb #46ccc659
 def load_into(learn: Learner, state: dict) -> None:
@@ -49,10 +49,8 @@ def restoring(learn: Learner) -> Iterator[None]:
     state, masks = state_of(learn), masks_of(learn)
     rates = {k: learn.__dict__[k] for k in _RATES if k in learn.__dict__}
     change = masks and learn.keep_masks.change
-    rng = getattr(train_loader(learn), 'rng', None)
-    order = rng and rng.getstate()
     try:
-        with preserved_rng():
+        with preserved_rng(), preserved_order(*learn.dls.loaders):
             yield
     finally:
         load_into(learn, state)
@@ -63,9 +61,6 @@ def restoring(learn: Learner) -> Iterator[None]:
         learn.__dict__.update(rates)
         if masks:
             learn.keep_masks.change = change
-        if rng:
-            rng.setstate(order)
-            train_loader(learn).rng = rng
 
 # %% ../../nbs/learner/states.ipynb #3c0fbb2d
 def masks_of(learn: Learner) -> tuple | None:  # Masks, their origin, and a copy of the values of cut channels
@@ -111,8 +106,7 @@ def seed_round(
     set_seed(seed)
     for p in learn.model.parameters():
         p.grad = None
-    if hasattr(dl := train_loader(learn), 'rng'):
-        dl.rng = random.Random(seed)
+    seed_order(train_loader(learn), seed)
 
 
 def smaller_is_better(
@@ -203,13 +197,6 @@ def end_before_training(learn: Learner) -> None:
             cb.run = False  # fastai sets it to True at the end of the fit
     raise CancelFitException
 
-# %% ../../nbs/learner/states.ipynb #1920c5d9
-def _draw_order(dl):
-    "Draw the order of data, as training an epoch would"
-    if hasattr(dl, 'randomize'):
-        dl.randomize()
-        dl.get_idxs()
-
 # %% ../../nbs/learner/states.ipynb #17249f7c
 class StartAt(Callback):
     """Starts a training in its middle, from the model's present state. It skips the first `batches` without a forward
@@ -238,7 +225,7 @@ class StartAt(Callback):
         self.left -= skip
         learn.train_iter += skip
         if skip == n:
-            _draw_order(learn.dl)
+            draw_order(learn.dl)
         if skip == n and learn.epoch < learn.n_epoch - 1:
             self._skip_epoch()
         if self.left == 0:

@@ -1,0 +1,171 @@
+"The order of batches follows from the seed, and passes on the side leave it alone"
+
+import pytest
+import torch
+from fastai.basics import Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner
+from fastai.callback.rnn import ModelResetter
+from fastai.text.data import LMDataLoader
+from helpers import quietly
+from torch import nn
+from torch.utils.data import BatchSampler, IterableDataset, RandomSampler
+
+from fastprune.all import SparsifyCallback, prunable_weights, snip
+from fastprune.learner.batches import undisturbed
+from fastprune.learner.states import StartAt, restoring, seed_round
+
+pytestmark = pytest.mark.usefixtures('deterministic')
+
+ITEMS = [(torch.full((4,), i / 20), torch.tensor(i % 3)) for i in range(20)]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(ITEMS)
+
+
+class Words(nn.Module):
+    "A language model that carries its state from batch to batch"
+
+    def __init__(self):
+        super().__init__()
+        self.emb, self.rnn, self.out = nn.Embedding(20, 6), nn.LSTM(6, 6, batch_first=True), nn.Linear(6, 20)
+        self.hidden = None
+        self.register_buffer('seen', torch.zeros(()))
+
+    def reset(self):
+        self.hidden = None
+        self.seen.zero_()
+
+    def forward(self, x):
+        self.seen += 1
+        out, hidden = self.rnn(self.emb(x), self.hidden)
+        self.hidden = tuple(t.detach() for t in hidden)
+        return self.out(out)
+
+
+def fastais():
+    return DataLoader(ITEMS, bs=4, shuffle=True)
+
+
+def torchs(**kwargs):
+    return torch.utils.data.DataLoader(
+        ITEMS, batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(7), **kwargs
+    )
+
+
+def sampled():
+    sampler = RandomSampler(ITEMS, generator=torch.Generator().manual_seed(7))
+    return torch.utils.data.DataLoader(ITEMS, batch_sampler=BatchSampler(sampler, 4, False))
+
+
+def persistent():
+    return torchs(num_workers=1, persistent_workers=True)
+
+
+def streamed():
+    return DataLoader(Stream(), bs=4, n=20)
+
+
+def texts():
+    docs = [(torch.arange(i, i + 6),) for i in range(14)]
+    return LMDataLoader(docs, bs=4, seq_len=5, shuffle=True, lens=[6] * 14)
+
+
+SHUFFLED = [fastais, torchs, sampled, texts]
+
+
+def make(loader):
+    torch.manual_seed(0)
+    train, text = loader(), loader is texts
+    dls = DataLoaders(train, train.new(shuffle=False) if text else fastais())
+    model = Words() if text else nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    return Learner(dls, model, loss_func=CrossEntropyLossFlat(), cbs=ModelResetter() if text else None)
+
+
+class Seen(Callback):
+    "The inputs of training, and what the model has carried to them"
+
+    order = 90
+
+    def __init__(self):
+        self.batches, self.carried = [], []
+
+    def before_batch(self):
+        if self.training:
+            self.batches.append(self.xb[0].clone())
+            hidden = getattr(self.model, 'hidden', None) or ()
+            self.carried.append([*hidden, *(b.clone() for b in self.model.buffers())])
+
+
+class Looks(Callback):
+    "Asks for scores after each step"
+
+    order = 95
+
+    def after_step(self):
+        snip(prunable_weights(self.model), self.learn)
+
+
+def trained(learn, n_epoch, cbs=()):
+    seen = Seen()
+    quietly(learn, learn.fit, n_epoch, 0.1, cbs=[seen, *cbs])
+    return seen
+
+
+def same(a, b):
+    return len(a) == len(b) and all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize('loader', SHUFFLED)
+def test_the_order_follows_from_the_seed(loader):
+    learn = make(loader)
+    seed_round(learn, 3)
+    first = trained(learn, 2).batches
+    assert not same(first[: len(first) // 2], first[len(first) // 2 :])
+    seed_round(learn, 3)
+    assert same(trained(learn, 2).batches, first)
+
+
+@pytest.mark.parametrize('loader', SHUFFLED)
+@pytest.mark.parametrize('context', [restoring, undisturbed])
+def test_trainings_and_passes_on_the_side_leave_the_order_alone(loader, context):
+    learn, seen = make(loader), []
+    for aside in (False, True):
+        seed_round(learn, 3)
+        if aside:
+            with context(learn):
+                list(learn.dls.train)
+        seen.append(trained(learn, 1).batches)
+    assert same(*seen)
+
+
+@pytest.mark.parametrize('loader', [*SHUFFLED, persistent])
+def test_skipped_epochs_draw_their_order(loader):
+    learn = make(loader)
+    n = len(learn.dls.train)
+    seed_round(learn, 3)
+    whole = trained(learn, 3).batches
+    learn = make(loader)
+    seed_round(learn, 3)
+    assert same(trained(learn, 3, [StartAt(n + 1)]).batches, whole[n + 1 :])
+
+
+@pytest.mark.parametrize('loader', [*SHUFFLED, persistent, streamed])
+def test_a_criterion_leaves_the_running_epoch_alone(loader):
+    seen = []
+    for looks in ([], [Looks()]):
+        learn = make(loader)
+        seed_round(learn, 3)
+        seen.append(trained(learn, 2, looks))
+    a, b = seen
+    assert len(a.batches) == 2 * len(learn.dls.train) and same(a.batches, b.batches)
+    for x, y in zip(a.carried, b.carried, strict=True):
+        assert same(x, y)
+
+
+@pytest.mark.parametrize('loader', [persistent, streamed, texts])
+def test_pruning_by_data_in_training(loader):
+    learn = make(loader)
+    seen = trained(learn, 1, [SparsifyCallback(0.5, criterion=snip, interval=1)])
+    assert len(seen.batches) == len(learn.dls.train)
+    assert learn.masks.sparsity == pytest.approx(0.5, abs=0.02)
