@@ -37,17 +37,19 @@ def load_into(learn: Learner, state: dict) -> None:
     )
 
 
-_RATES = '_fit_lrs', '_fit_groups', '_retrained'
+_RECORDS = '_fit_lrs', '_fit_groups', '_retrained', '_frozen_in_turn'
 
 
 @contextlib.contextmanager
 def restoring(learn: Learner) -> Iterator[None]:
-    """A context for other trainings with a Learner. At the end, however that comes, it restores weights, masks, what
-    `retrain` needs to know, all random states and the order of training batches to come. It leaves a new optimizer"""
+    """A context for other trainings with a Learner. At the end, however that comes, it restores weights, masks, which
+    parameters are frozen, what `retrain` needs to know, all random states and the order of training batches to come. It
+    leaves a new optimizer"""
     if is_frozen(learn):
         raise ValueError("the Learner is frozen: call `learn.unfreeze()` first")
     state, masks = state_of(learn), masks_of(learn)
-    rates = {k: learn.__dict__[k] for k in _RATES if k in learn.__dict__}
+    trainable = {n: p.requires_grad for n, p in unwrap(learn.model).named_parameters()}
+    records = {k: learn.__dict__[k] for k in _RECORDS if k in learn.__dict__}
     change = masks and learn.keep_masks.change
     try:
         with preserved_rng(), preserved_order(*learn.dls.loaders):
@@ -56,9 +58,11 @@ def restoring(learn: Learner) -> Iterator[None]:
         load_into(learn, state)
         restore_masks(learn, masks)
         learn.opt = None
-        for k in _RATES:
+        for n, p in unwrap(learn.model).named_parameters():
+            p.requires_grad_(trainable.get(n, p.requires_grad))
+        for k in _RECORDS:
             learn.__dict__.pop(k, None)
-        learn.__dict__.update(rates)
+        learn.__dict__.update(records)
         if masks:
             learn.keep_masks.change = change
 

@@ -86,6 +86,22 @@ def test_random_states_and_the_order_of_data_are_as_before():
     assert state() == before and learn.dls.train.rng is rng and rng.getstate() == order
 
 
+def stopped_while_frozen(learn, cbs):
+    learn.freeze()
+    learn.fit(1, 0.01, cbs=cbs)
+    raise KeyboardInterrupt
+
+
+def test_the_same_parameters_are_frozen_after_other_trainings():
+    learn = make(splitter=lambda m: [params(m[0]), params(m[2])])
+    learn.model[0].bias.requires_grad_(False)
+    with pytest.raises(KeyboardInterrupt):
+        learn.instability(None, stopped_while_frozen)
+    assert [p.requires_grad for p in learn.model.parameters()] == [True, False, True, True]
+    learn.instability(None, lambda learn, cbs: learn.fine_tune(1, cbs=cbs), n=2)
+    assert [p.requires_grad for p in learn.model.parameters()] == [True, False, True, True]
+
+
 def test_a_plain_state_has_the_masks_of_the_learner():
     learn, kept = make(), []
     learn.prune(0.9)
