@@ -4557,6 +4557,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fastprune.learner.keep._look_up': ('learner/keep.html#_look_up', 'fastprune/learner/keep.py'),
                                         'fastprune.learner.keep._replace_masks': ( 'learner/keep.html#_replace_masks',
                                                                                    'fastprune/learner/keep.py'),
+                                        'fastprune.learner.keep.drop_masks': ('learner/keep.html#drop_masks', 'fastprune/learner/keep.py'),
                                         'fastprune.learner.keep.set_masks': ('learner/keep.html#set_masks', 'fastprune/learner/keep.py')},
             'fastprune.learner.order': { 'fastprune.learner.order._documents': ( 'learner/order.html#_documents',
                                                                                  'fastprune/learner/order.py'),

@@ -13,7 +13,7 @@ from fastai.basics import Learner, patch
 from ..core import sparse_files
 from ..core.masks import Masks
 from ..core.names import from_state_names, shape_of, to_state_names, unwrap
-from .keep import set_masks
+from .keep import drop_masks, set_masks
 
 # %% ../../nbs/learner/files.ipynb #ef5ae94f
 @patch
@@ -45,7 +45,7 @@ def load_sparse(
         Masks(masks).check(dict(unwrap(self.model).named_parameters()))
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e
-    self.remove_masks()
+    drop_masks(self)
     unwrap(self.model).load_state_dict(state)
     if masks:
         set_masks(self, masks)

@@ -22,14 +22,14 @@ from ..core.checks import check_whole
 from ..core.names import tied_names, unwrap
 from .batches import is_distributed, preserved_rng, train_loader
 from .fit import is_frozen
-from .keep import set_masks
+from .keep import drop_masks, set_masks
 from .order import draw_order, preserved_order, seed_order
 
 # %% ../../nbs/learner/states.ipynb #46ccc659
 def load_into(learn: Learner, state: dict) -> None:
     """Load a `state_dict` into the model of `learn`, and remove its masks. A tied parameter gets the value of its first
     name, the one that masks have"""
-    learn.remove_masks()
+    drop_masks(learn)
     tied = tied_names(learn.model)
     state = {n: state.get(tied.get(n), t) for n, t in state.items()}
     unwrap(learn.model).load_state_dict(
@@ -37,7 +37,7 @@ def load_into(learn: Learner, state: dict) -> None:
     )
 
 
-_RECORDS = '_fit_lrs', '_fit_groups', '_retrained', '_frozen_in_turn'
+_RECORDS = '_fit_lrs', '_fit_groups', '_retrained', '_frozen_in_turn', '_zeros_known'
 
 
 @contextlib.contextmanager

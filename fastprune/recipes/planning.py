@@ -68,6 +68,7 @@ def _dry_run(learn, fit, args, plan):
         learn.load = learn.save = lambda *a, **k: learn  # a SaveModelCallback must not write or read files here
         with restoring(learn), learn.removed_cbs(own), learn.no_bar(), learn.no_logging():
             learn.opt = None
+            learn._zeros_known = True  # nothing is trained, so there is no warning of zeros
             fit(learn, [_Probe(plan, own)], *args)
     finally:
         del learn.__dict__['load'], learn.__dict__['save']

@@ -30,7 +30,7 @@ from ..criteria.layer_inputs import InputSums, linear_maps
 from ..learner import criteria as criteria  # batches of a Learner
 from ..learner.batches import forward, preserved_rng, reset_state
 from ..learner.fit import keeper_of, parameters_of
-from ..learner.keep import set_masks
+from ..learner.keep import drop_masks, set_masks
 from ..learner.recalibrate import bn_layers, check_recalibrate
 
 # %% ../../nbs/training/reconstruct.ipynb #e29263b4
@@ -283,15 +283,12 @@ def pruned_or_unchanged(
         return
     keeper, masks = keeper_of(learn), learn.masks
     state = (keeper.origin, keeper.change) if keeper else None
-    known = '_zeros_known' in learn.__dict__
     saved = dict(zip(weights, clones([p.detach() for p in weights.values()]), strict=True))
     try:
         yield saved
     except BaseException:
         if masks is None:
-            learn.remove_masks()
-            if not known:
-                del learn._zeros_known
+            drop_masks(learn)
         else:
             set_masks(learn, masks, state[0])
             learn.keep_masks.change = state[1]

@@ -39,6 +39,8 @@ from fastprune.all import (
     prunable_weights,
     window,
 )
+from fastprune.learner.states import load_into, state_of
+from fastprune.recipes.planning import plan_of
 
 pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
 
@@ -465,6 +467,31 @@ def test_not_where_masks_were_removed():
     learn.prune(0.9)
     learn.remove_masks()
     assert not revived(fit(learn, 1))
+
+
+def once_more(learn, cbs):
+    learn.fit(1, 0.01, cbs=cbs)
+
+
+def stability(learn):
+    learn.instability(None, once_more, n=2)
+
+
+@pytest.mark.parametrize(
+    'aside',
+    [lambda l: l.remove_masks(), lambda l: plan_of(l, once_more), stability, lambda l: load_into(l, state_of(l))],
+    ids=['no masks', 'plan', 'instability', 'state'],
+)
+def test_told_also_after_other_trainings(aside, tmp_path):
+    learn = toy(tmp=tmp_path)
+    learn.prune(0.9)
+    learn.save('pruned')
+    again = toy(tmp=tmp_path)
+    again.load('pruned')
+    with again.no_logging(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        aside(again)
+    assert len(revived(fit(again, 1))) == 1
 
 
 def eye(m):
