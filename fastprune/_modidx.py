@@ -5165,6 +5165,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'fastprune/recipes/pruning.py'),
                                            'fastprune.recipes.pruning.RoundSparsity.target_after': ( 'recipes/pruning.html#roundsparsity.target_after',
                                                                                                      'fastprune/recipes/pruning.py'),
+                                           'fastprune.recipes.pruning._batches_for': ( 'recipes/pruning.html#_batches_for',
+                                                                                       'fastprune/recipes/pruning.py'),
                                            'fastprune.recipes.pruning._check_left': ( 'recipes/pruning.html#_check_left',
                                                                                       'fastprune/recipes/pruning.py'),
                                            'fastprune.recipes.pruning._check_rounds': ( 'recipes/pruning.html#_check_rounds',

@@ -184,6 +184,7 @@ def try_criterion(
     weights: dict,  # Name -> parameter
     learn: object = None,  # Learner, for a criterion that needs batches
     batches: Batches | None = None,  # `Batches`, if there is no Learner
+    n_batches: int | None = None,  # Training batches for the criterion; its default if None
 ) -> None:
     """Call `criterion` once, with gradients of 1, and restore gradients and random numbers; raises `ValueError` if its
     scores are invalid"""
@@ -196,7 +197,7 @@ def try_criterion(
             p.grad = torch.ones_like(p) if p.requires_grad else None  # a GAN trains only some weights at a time
         with forked_rng():
             try:
-                given = dict(learn=learn, batches=batches, initial=weights, previous=weights)
+                given = dict(learn=learn, batches=batches, n_batches=n_batches, initial=weights, previous=weights)
                 check_nan(_score(criterion, weights, given))
             except TypeError as e:
                 raise ValueError(

@@ -187,7 +187,8 @@ def iterative_prune(
     rewind_to: int | float | str = 0,  # State to rewind to: steps of the first round, a fraction, or '1 epoch'
     include: str | type | list | None = None,  # Name, glob pattern or class to prune, or a list; all if None
     exclude: str | type | list | None = None,  # Name, glob pattern or class to leave alone, or a list
-    n_batches: int = 10,  # Training batches to sum gradients over, for criteria other than magnitude
+    # Training batches for the criterion or its gradients. If None: 10 for gradients, or the criterion's default
+    n_batches: int | None = None,
     monitor: str = 'valid_loss',  # Loss or metric for early stopping
     early_stop: bool = False,  # End each round at its best epoch on the validation set?
     patience: int | None = None,  # Stop a round after this many epochs without improvement; implies `early_stop`

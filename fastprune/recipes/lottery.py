@@ -226,7 +226,8 @@ def find_tickets(
     include: str | type | list | None = None,  # Name, glob pattern or class to prune, or a list; all if None
     exclude: str | type | list | None = None,  # Name, glob pattern or class to leave alone, or a list
     max_lr: Callable | float | None = None,  # Rate to call `fit` with, or a function from completed rounds to it
-    n_batches: int = 10,  # Training batches to sum gradients over, for criteria other than magnitude
+    # Training batches for the criterion or its gradients. If None: 10 for gradients, or the criterion's default
+    n_batches: int | None = None,
     seed: int = 0,  # Round m (from 0) starts with the random seed `seed+m`
     measure: str = 'last',  # Tickets to train once more only for their metrics: 'last', 'all' or 'none'
     ends: bool = False,  # Store the state after training a ticket as its `.end`?

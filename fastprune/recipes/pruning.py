@@ -17,10 +17,11 @@ from ..core.checks import check_choice, check_fraction, check_n_batches, check_w
 from ..core.describe import describe
 from ..core.granularity import count_units
 from ..core.layouts import transposed_groups
-from ..core.protocol import ranks_magnitude
+from ..core.protocol import asks_for, ranks_magnitude
 from ..core.scopes import layer_counts
 from ..core.targets import check_sparsity
 from ..core.unit_counts import counted
+from ..criteria.ranking import try_criterion
 from ..criteria.weights import magnitude
 from ..learner.fit import parameters_of
 from ..schedules.sparsity import check_schedule, one_shot
@@ -163,6 +164,13 @@ def _check_left(weights, after, m, scope, granularity, transposed):
     raise ValueError(f"round {m} would leave no weight{where} fewer rounds, a lower sparsity or a smaller prune_rate")
 
 # %% ../../nbs/recipes/pruning.ipynb #3fc3f7c4
+def _batches_for(criterion, n_batches):
+    "The number of batches for a criterion, None for its default; without one, 10 for a criterion that reads gradients"
+    if ranks_magnitude(criterion):
+        return None
+    return 10 if n_batches is None and not asks_for(criterion) else n_batches
+
+
 class RoundPruning:
     "Prunes a Learner from round to round"
 
@@ -177,7 +185,8 @@ class RoundPruning:
         criterion: Callable = magnitude,  # Function from {name: weight} to {name: score}, larger = keep
         scope: str = 'global',  # 'global', 'local', 'erk' or 'balanced'
         granularity: str = 'weight',  # As for `compute_masks`
-        n_batches: int | None = 10,  # Training batches to sum gradients over, for criteria other than magnitude
+        # Training batches for the criterion or its gradients. If None: 10 for gradients, or the criterion's default
+        n_batches: int | None = None,
         include: str | type | list | None = None,  # Name, glob pattern or class to prune, or a list; all if None
         exclude: str | type | list | None = None,  # Name, glob pattern or class to leave alone, or a list
         recover: bool | str | None = None,  # May weights come back that an earlier round has pruned? No if None
@@ -193,12 +202,14 @@ class RoundPruning:
         check_n_batches(n_batches)
         self.learn, self.schedule, self.criterion, self.options = learn, schedule, criterion, options
         self.within_training = schedule is not one_shot
-        self.n_batches = None if ranks_magnitude(criterion) else n_batches
+        self.n_batches = _batches_for(criterion, n_batches)
         self._arguments = dict(criterion=criterion, granularity=granularity, **{'recover': False, **options})
         self._selection = dict(scope=scope, include=include, exclude=exclude)
         end = 1 - (1 - prune_rate) ** rounds if target is None else target
         first = SparsifyCallback(end, schedule, **self._selection, **self._arguments)
         self.weights, _, self.units = first.choose(learn.model, learn)
+        if self.n_batches and 'n_batches' in asks_for(criterion):
+            try_criterion(criterion, self.weights, learn, n_batches=self.n_batches)
         self.scope, self.left_out = first.scope, first.left_out
         self.members = counted(self.units).members(parameters_of(learn), self.weights)
         self.sparsity = RoundSparsity(

@@ -16,6 +16,7 @@ from torch import nn
 from fastprune.all import (
     SparsifyCallback,
     digits_dls,
+    grasp,
     linear,
     lr_constant,
     lr_rounds,
@@ -24,6 +25,7 @@ from fastprune.all import (
     state_of,
     window,
 )
+from fastprune.core.protocol import needs
 from fastprune.recipes.round_training import REWINDS
 from fastprune.schedules.rates import at_prune_rate
 
@@ -147,6 +149,26 @@ def test_both_check_the_same(search, rounds, kw, says):
     for name in ('initial', 'nothing'):
         with pytest.raises(TypeError, match=f'no argument {name!r}'):
             search(learn, 1, **{name: 0.1})
+
+
+@pytest.mark.parametrize('search', [tickets, table])
+def test_a_criterion_has_its_own_number_of_batches(search):
+    seen = []
+
+    @needs('n_batches')
+    def counts(weights, n_batches=None):
+        seen.append(n_batches)
+        return {n: p.detach().abs() for n, p in weights.items()}
+
+    search(make(), 1, criterion=counts)
+    assert set(seen) == {None}
+    search(make(), 1, criterion=counts, n_batches=3)
+    assert seen[-1] == 3
+    search(make(), 1, criterion=partial(grasp, per_class=2))
+    learn = make()
+    with pytest.raises(ValueError, match='per_class=2 and n_batches=3: give one of them'):
+        search(learn, 1, criterion=partial(grasp, per_class=2), n_batches=3)
+    assert not learn.opt  # nothing has been trained
 
 
 # A schedule inside of rounds
