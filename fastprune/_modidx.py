@@ -5239,6 +5239,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                'fastprune/recipes/round_training.py'),
                                                   'fastprune.recipes.round_training._ConstantRate.before_batch': ( 'recipes/round_training.html#_constantrate.before_batch',
                                                                                                                    'fastprune/recipes/round_training.py'),
+                                                  'fastprune.recipes.round_training._check_validation': ( 'recipes/round_training.html#_check_validation',
+                                                                                                          'fastprune/recipes/round_training.py'),
                                                   'fastprune.recipes.round_training._last_rate': ( 'recipes/round_training.html#_last_rate',
                                                                                                    'fastprune/recipes/round_training.py')},
             'fastprune.recipes.rounds': { 'fastprune.recipes.rounds.RoundSearch': ( 'recipes/rounds.html#roundsearch',

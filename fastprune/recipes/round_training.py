@@ -18,7 +18,7 @@ from fastai.callback.schedule import ParamScheduler
 from ..core.checks import check_choice, check_whole
 from ..core.describe import describe
 from ..core.names import to_state_names
-from ..learner.evaluate import check_targets
+from ..learner.evaluate import check_targets, has_validation
 from ..learner.states import BestEpoch, StateAt, seed_round, starting_at, steps_by_epoch
 from fastprune.recipes.fitting import (
     callback_list,
@@ -38,6 +38,12 @@ from ..training.identity import loader_identity
 REWINDS = ('weights', 'lr', 'finetune')
 
 # %% ../../nbs/recipes/round_training.ipynb #7fb6431a
+def _check_validation(learn, argument, remedy):
+    "Raise `ValueError` if there is no validation set, which an argument needs"
+    if not has_validation(learn):
+        raise ValueError(f"{argument} needs a validation set, and this Learner has none: give it one, or {remedy}")
+
+
 class RoundTraining:
     "Trains a Learner in rounds. A subclass defines the fit of a round"
 
@@ -66,6 +72,8 @@ class RoundTraining:
         names = ['train_loss', 'valid_loss', *[m.name for m in self.learn.metrics]]
         if monitor not in names:
             raise ValueError(f"monitor={monitor!r} is not measured: use one of {', '.join(names)}")
+        if monitor != 'train_loss' and (self.early_stop or hasattr(self.max_lr, 'best')):
+            _check_validation(self.learn, f'monitor={monitor!r}', "use monitor='train_loss'")
         check_unfrozen(self.learn)
         check_targets(self.learn, test_dl=test_dl)
 
@@ -159,6 +167,8 @@ class EpochTraining(RoundTraining):
             raise ValueError(
                 f"rewind_to={self.rewind_to}: there is no first training to rewind to, since train_first is False"
             )
+        if not train_first:
+            _check_validation(self.learn, 'train_first=False', 'train first')
         self.step = rewind_step(self.rewind_to, steps_by_epoch(self.learn, epochs, self.cbs))
         self.group_rates = group_rates(self.learn, lr)
         self.top = float(np.max(self.group_rates))

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy
+from fastai.basics import SGD, Callback, CrossEntropyLossFlat, DataLoaders, Learner, accuracy
 from helpers import equal, quietly
 from torch import nn
 
@@ -149,6 +149,26 @@ def test_both_check_the_same(search, rounds, kw, says):
     for name in ('initial', 'nothing'):
         with pytest.raises(TypeError, match=f'no argument {name!r}'):
             search(learn, 1, **{name: 0.1})
+
+
+@pytest.mark.parametrize(
+    'search, kw',
+    [
+        (tickets, dict(early_stop=True)),
+        (table, dict(patience=1)),
+        (table, dict(train_first=False)),
+        (oracle, dict(monitor='accuracy')),
+    ],
+)
+def test_what_needs_a_validation_set_says_so(search, kw):
+    learn = make()
+    learn.dls = DataLoaders(learn.dls.train, learn.dls.valid.new([]))
+    before = state_of(learn)
+    with pytest.raises(ValueError, match='needs a validation set, and this Learner has none'):
+        search(learn, 1, **kw)
+    assert all(equal(t, before[n]) for n, t in learn.model.state_dict().items())
+    if 'train_first' not in kw:
+        search(learn, 1, **{**kw, 'monitor': 'train_loss'})  # the remedy
 
 
 @pytest.mark.parametrize('search', [tickets, table])
