@@ -28,6 +28,7 @@ from fastprune.learner.batches import (
     reset_state,
     undisturbed,
 )
+from .order import preserved_order
 from .states import state_of
 
 # %% ../../nbs/learner/evaluate.ipynb #eb781d90
@@ -130,7 +131,7 @@ def check_targets(
     for name, dl in dls.items():
         if dl is None:
             continue
-        with preserved_rng():
+        with preserved_rng(), preserved_order(dl):
             batch = dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl))
         if isinstance(batch, (tuple, list)) and len(batch) <= getattr(learn.dls, 'n_inp', 1 if len(batch) == 1 else 0):
             raise ValueError(f"{name}: its batches have no targets: make it by `dls.test_dl(items, with_labels=True)`")

@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler, IterableDataset, RandomSampler
 
 from fastprune.all import SparsifyCallback, prunable_weights, snip
 from fastprune.learner.batches import undisturbed
+from fastprune.learner.evaluate import check_targets
 from fastprune.learner.states import StartAt, restoring, seed_round
 
 pytestmark = pytest.mark.usefixtures('deterministic')
@@ -135,6 +136,17 @@ def test_trainings_and_passes_on_the_side_leave_the_order_alone(loader, context)
         if aside:
             with context(learn):
                 list(learn.dls.train)
+        seen.append(trained(learn, 1).batches)
+    assert same(*seen)
+
+
+@pytest.mark.parametrize('loader', SHUFFLED)
+def test_a_look_at_the_targets_leaves_the_order_alone(loader):
+    learn, seen = make(loader), []
+    for looks in (False, True):
+        seed_round(learn, 3)
+        if looks:
+            check_targets(learn, dl=learn.dls.train)
         seen.append(trained(learn, 1).batches)
     assert same(*seen)
 
