@@ -8,6 +8,7 @@ __all__ = ['LearnerBatches']
 # %% ../../nbs/learner/criteria.ipynb #3182e41d
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator
 
 import torch
@@ -42,6 +43,21 @@ def _classes_of(learn):
     return None if isinstance(loss, BaseLoss) and loss.floatify else y
 
 
+def _batch_size(dl):
+    "The batch size of a DataLoader of fastai or torch; None for one that takes batches as they are"
+    return getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None)
+
+
+def _parts(items, size):
+    "Cut a list into as few parts of at most `size` items as possible, of nearly equal length: each item counts alike"
+    if not items:
+        return []
+    n = math.ceil(len(items) / (size or len(items)))
+    least, longer = divmod(len(items), n)
+    ends = [k * least + min(k, longer) for k in range(n + 1)]
+    return [items[a:b] for a, b in itertools.pairwise(ends)]
+
+
 def _balanced(learn, per_class):
     "Batches with `per_class` items of each class, classes alternating; None if targets are not classes"
     items, found, n_classes = [], {}, getattr(learn.dls, 'c', None)
@@ -58,9 +74,7 @@ def _balanced(learn, per_class):
         if len(found) == n_classes and min(found.values()) == per_class:
             break
     items = [tensors for *_, tensors in sorted(items, key=lambda o: o[:2])]
-    size = getattr(learn.dls.train, 'bs', None) or len(items)
-    starts = range(0, len(items), size) if items else ()
-    return [tuple(map(torch.stack, zip(*items[a : a + size], strict=True))) for a in starts]
+    return [tuple(map(torch.stack, zip(*part, strict=True))) for part in _parts(items, _batch_size(learn.dls.train))]
 
 # %% ../../nbs/learner/criteria.ipynb #07ba9ac1
 class _Temperature(Callback):

@@ -1,11 +1,13 @@
 "GraSP as its authors run it: a balanced batch, and a temperature"
 
+import math
 import warnings
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
-from fastai.basics import CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, MSELossFlat
+from fastai.basics import CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, MSELossFlat, before_batch_cb
 from helpers import quietly
 from torch import nn
 from torch.nn import functional as F
@@ -56,10 +58,8 @@ def balanced(learn, per_class, size):
             found[c].append(i)
     seed_round(learn, 0)
     rows = [(found[c][j], c) for j in range(per_class) for c in range(10)]
-    return [
-        (torch.stack([x for x, _ in rows[a : a + size]]), torch.tensor([c for _, c in rows[a : a + size]]))
-        for a in range(0, len(rows), size)
-    ]
+    parts = [rows[k[0] : k[-1] + 1] for k in np.array_split(range(len(rows)), math.ceil(len(rows) / size))]
+    return [(torch.stack([x for x, _ in part]), torch.tensor([c for _, c in part])) for part in parts]
 
 
 def close(a, b):
@@ -79,6 +79,19 @@ def test_balanced_batch_and_temperature_by_hand(given, per_class, temperature):
     learn = make()
     want = by_hand(learn, balanced(learn, per_class, 64), lambda out, y: F.cross_entropy(out / temperature, y))
     assert close(scores(learn, **given), want)
+
+
+@pytest.mark.parametrize('loader', [DataLoader, partial(torch.utils.data.DataLoader, batch_size=16)])
+def test_no_batch_is_much_smaller_than_another(loader):
+    "33 items, for BatchNorm, which can't train on a single one"
+    items = [(torch.randn(64), torch.tensor(i % 3)) for i in range(33)]
+    bs = dict(bs=16) if loader is DataLoader else {}
+    model = nn.Sequential(nn.Linear(64, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    learn = Learner(DataLoaders(*[loader(items, **bs)] * 2), model, loss_func=CrossEntropyLossFlat())
+    seen = []
+    learn.add_cb(before_batch_cb(lambda self, xb, yb: seen.append(len(yb[0])) or (xb, yb)))
+    assert scores(learn).isfinite().all()
+    assert set(seen) == {11}
 
 
 @pytest.mark.parametrize('given,temperature', [({}, 1), (dict(temperature=200), 200)])
