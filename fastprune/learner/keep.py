@@ -256,7 +256,7 @@ def _broadcast_masks(masks):
         torch.distributed.broadcast(m.view(torch.uint8), 0)
     return masks
 
-
+# %% ../../nbs/learner/keep.ipynb #5c0e31a8
 def drop_masks(learn: Learner) -> None:
     "Remove the masks. A later fit still warns if it brings back weights that were pruned"
     if (keeper := keeper_of(learn)) and keeper.cut:
