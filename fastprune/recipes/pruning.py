@@ -163,14 +163,14 @@ def _check_left(weights, after, m, scope, granularity, transposed):
     where = f" of the {sizes[empty[0]]} in {empty[0]!r}: use `exclude`, scope='global'," if empty[0] else ': use'
     raise ValueError(f"round {m} would leave no weight{where} fewer rounds, a lower sparsity or a smaller prune_rate")
 
-# %% ../../nbs/recipes/pruning.ipynb #3fc3f7c4
+# %% ../../nbs/recipes/pruning.ipynb #7d1e40b3
 def _batches_for(criterion, n_batches):
     "The number of batches for a criterion, None for its default; without one, 10 for a criterion that reads gradients"
     if ranks_magnitude(criterion):
         return None
     return 10 if n_batches is None and not asks_for(criterion) else n_batches
 
-
+# %% ../../nbs/recipes/pruning.ipynb #3fc3f7c4
 class RoundPruning:
     "Prunes a Learner from round to round"
 
