@@ -25,6 +25,7 @@ from fastprune.all import (
     GradualL2,
     Masks,
     RigL,
+    SparseMethod,
     SparsifyCallback,
     cubic,
     cyclical,
@@ -37,6 +38,16 @@ from fastprune.training.optimizer_state import opt_state
 from fastprune.training.state import pack
 
 SGDM = partial(SGD, mom=0.9)
+
+
+class OwnStep(SparseMethod):
+    "A method that replaces the optimizer's step, by the same step"
+
+    def before_step(self, weights):
+        self.engine.optimizer.inner.step()
+        return False
+
+
 METHODS = {
     'OCP': SparsifyCallback,
     'PGD': partial(SparsifyCallback, schedule=one_shot, interval=1, refresh=True, scope='global'),
@@ -57,6 +68,7 @@ METHODS = {
     'SNFS': SNFS,
     'SET': SET,
     'SET global': partial(SET, interval=5, scope='global'),
+    'own step': OwnStep,
 }
 OPTIONS = {
     'PGD',

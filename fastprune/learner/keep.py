@@ -40,7 +40,7 @@ class KeepMasks(Callback):
     origin = None  # source of the masks: criterion, scope, granularity
     cut = None  # `CutChannels`, if the masks cut channels
     _fresh = False  # Have new masks just been applied, in this step?
-    _open = False  # Has a step begun without its `after_step`, because another callback has cancelled it?
+    _open = False  # Has a step begun without its `after_step`?
     change = None  # relative change of the weights by `learn.prune`, for ALLR; None once they are trained again
     _averages, _versions = None, ()  # averages of weights during a fit, and the counts of their changes before a step
     _swapped = False  # Did the last validation mask weights that another callback had swapped in?
@@ -70,6 +70,9 @@ class KeepMasks(Callback):
         if self._averages:
             self._versions = versions_of(self._averages)
 
+    def after_cancel_step(self) -> None:  # there may have been no `before_step`
+        self._fresh, self._open = False, True
+
     def after_step(self) -> None:
         if not self._fresh:
             self.project()
@@ -77,13 +80,17 @@ class KeepMasks(Callback):
                 self._averages and versions_of(self._averages) != self._versions
             ):  # updated before the weights were masked
                 self.project_averages(anew=False)
-        self._open = False
+        self._fresh = self._open = False
 
-    def after_cancel_batch(self) -> None:
+    def after_cancel_batch(self) -> None:  # a callback that cancels may have made a step of its own
+        self._fresh = False
+        self.after_step()
+
+    after_cancel_train = after_cancel_batch
+
+    def after_cancel_epoch(self) -> None:
         if self._open:
             self.after_step()
-
-    after_cancel_train = after_cancel_epoch = after_cancel_batch
 
     def __setstate__(self, data):
         "Rename attributes of exports of version 0.1.0"

@@ -30,7 +30,7 @@ from fastai.basics import (
     ranger,
 )
 from fastai.callback.all import CSVLogger, GradientAccumulation, ProgressCallback, SaveModelCallback, ShortEpochCallback
-from helpers import Check, zeros_and_masks_agree
+from helpers import Check, OwnStep, zeros_and_masks_agree
 
 from fastprune.all import (
     CRITERIA,
@@ -174,6 +174,43 @@ def test_skipped_steps_change_nothing(learner, fit):
     cb = SparsifyCallback(0.9, schedule=linear, interval=1)
     learn = fit(learner(), 1, cbs=[cb, Skip(), Same()])
     assert cb.iters == [*range(0, 12, 2), 11] and zeros_and_masks_agree(learn)
+
+
+def test_a_replaced_step_is_a_step(learner, fit):
+    "A method that replaces the step by the optimizer's own trains as one that does not, to the bit"
+    check = Check()
+    own, plain = (fit(learner(), 2, cbs=[m(0.9, interval=5), check]) for m in (OwnStep, SparsifyCallback))
+    assert check.steps == 48 and own.masks == plain.masks
+    for a, b in zip(own.model.state_dict().values(), plain.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    'event,exc',
+    [
+        ('before_step', CancelStepException),
+        ('before_step', CancelBatchException),
+        ('before_batch', CancelBatchException),
+        ('after_backward', CancelBatchException),
+    ],
+)
+def test_steps_that_another_callback_makes_are_masked(learner, fit, event, exc):
+    def step(self):
+        if self.training:
+            with torch.no_grad():
+                for p in self.learn.model.parameters():
+                    p.add_(1)
+            raise exc()
+
+    class Zeros(Callback):
+        order = 95
+
+        def after_batch(self):
+            assert zeros_and_masks_agree(self.learn)
+
+    learn = learner()
+    learn.prune(0.9)
+    fit(learn, 1, cbs=[type('Steps', (Callback,), {event: step})(), Zeros()])
 
 
 class Boom(Callback):
