@@ -204,7 +204,7 @@ class Checkpoint(FitFile):
 
     def before_train(self) -> None:
         "Restore the state, after other callbacks have planned the fit"
-        self._trained = True
+        self._trained = self._running
         if self._left is not None:
             state, self._left = self._left, None
             restore_fit(self.learn, state)

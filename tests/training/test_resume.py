@@ -177,6 +177,19 @@ def test_every_second_epoch_and_fastais_own_checkpoint(learner, tmp_path):
     assert same(whole, learn)
 
 
+def test_lr_find_writes_nothing(learner, tmp_path):
+    learn = learner(cbs=Checkpoint('run'), **FEW)
+    weights, path = [p.detach().clone() for p in learn.model.parameters()], tmp_path / 'models/run.safetensors'
+    with learn.no_bar(), learn.no_logging():
+        learn.lr_find(num_it=20, show_plot=False)  # 3 epochs
+        assert not path.exists()
+        assert all(torch.equal(a, b) for a, b in zip(weights, learn.model.parameters(), strict=True))
+        learn.fit(1, 0.02)
+        written = path.read_bytes()
+        learn.lr_find(num_it=20, show_plot=False)
+    assert path.read_bytes() == written
+
+
 def test_bad_files_and_arguments(learner, tmp_path):
     with pytest.raises(ValueError, match='every=0'):
         Checkpoint('run', every=0)
