@@ -4184,6 +4184,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'fastprune/engine/plan.py'),
                                        'fastprune.engine.plan.Plan.is_due': ('engine/plan.html#plan.is_due', 'fastprune/engine/plan.py'),
                                        'fastprune.engine.plan.Plan.reach': ('engine/plan.html#plan.reach', 'fastprune/engine/plan.py'),
+                                       'fastprune.engine.plan.Plan.restart': ('engine/plan.html#plan.restart', 'fastprune/engine/plan.py'),
                                        'fastprune.engine.plan.Plan.sparsity': ( 'engine/plan.html#plan.sparsity',
                                                                                 'fastprune/engine/plan.py'),
                                        'fastprune.engine.plan.Plan.updates_every': ( 'engine/plan.html#plan.updates_every',

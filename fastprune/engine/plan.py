@@ -31,14 +31,20 @@ class Plan:
         self.first_fall = falls[0] if falls else T
         self.cycle_end = self.first_fall - 1 if falls else self.progress.index(1)
         self.updates = self.updates_every(interval)
+        self.scheduled = self.progress, self.cycle_end
 
     def reach(
         self,
         t: int,  # Step, from 0, after the last fall of progress
     ) -> None:
         "Reach the target after step `t` already, and stay there"
-        self.progress[t:] = [1.0] * (self.total_steps - t)
+        self.progress = [*self.progress[:t], *[1.0] * (self.total_steps - t)]
         self.cycle_end = min(self.cycle_end, self.progress.index(1))
+        self.updates = self.updates_every(self.interval)
+
+    def restart(self) -> None:
+        "Undo `reach`"
+        self.progress, self.cycle_end = self.scheduled
         self.updates = self.updates_every(self.interval)
 
     def updates_every(

@@ -34,6 +34,7 @@ def largest_gap(
 def plan_end(run: Run) -> None:
     "Find the end of the ramp, and reach the target in the epoch in which it lies"
     plan, t = run.plan, run.total_steps - 1
+    plan.restart()  # a resumed training knows its start only now
     first, later = (largest_gap(run, o) for o in (run.state.start_sparsity, dict.fromkeys(run.target, 0.0)))
     gap_at = lambda t: later if t >= plan.first_fall else first
     near = lambda t: round(1 - plan.progress[t], 9) <= gap_at(t) or is_final(run, run.scheduled(t))

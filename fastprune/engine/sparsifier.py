@@ -294,6 +294,6 @@ def load_state_dict(
         restore(self.state if name in vars(self.state) else self.method, name, state[name], t, self.members)
     self.held.count(self.masks)
     if self.exact_epochs:
-        plan_end(self)  # the start is known only now
+        plan_end(self)
     self.t = min(self.state.last_step + 1, self.total_steps - 1)
     self.epoch = self.t // self.steps_per_epoch

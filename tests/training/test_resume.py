@@ -157,6 +157,23 @@ def test_trackers_remember(learner):
     assert same(whole, again) and len(again.recorder.values) == len(whole.recorder.values) == 3
 
 
+def test_a_tracker_in_the_same_learner(learner):
+    "The stopped fit has left it sparse, which changes nothing in the plan"
+
+    def fit(learn, *cbs):
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(5, 0.02, cbs=[SparsifyCallback(0.8), SaveModelCallback(), *cbs])
+
+    make = drop(learner, opt_func=SGDM)
+    whole = make()
+    fit(whole)
+    again = make()
+    with pytest.raises(RuntimeError, match='power'):
+        fit(again, Checkpoint('run'), Crash(2, 6))
+    fit(again, Checkpoint('run'))
+    assert same(whole, again)
+
+
 def test_every_second_epoch_and_fastais_own_checkpoint(learner, tmp_path):
     make = drop(learner, opt_func=SGDM)
 
