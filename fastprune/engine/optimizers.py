@@ -141,6 +141,8 @@ class Guests:
             t = self.parameters[n]
             group.pop(next(i for i, q in enumerate(group) if q is t))
             states[n] = self.optimizer.state.pop(t, {})
+        if self.groups:
+            self.optimizer.trim()
         self.groups = {}
 
     def group(self, name: str, p: torch.Tensor) -> list:

@@ -183,7 +183,6 @@ class LearnedThresholds(ThresholdRule):
         super().close()
         if self.guests:
             self.guests.leave(self.threshold_states)
-            self.engine.optimizer.trim()
         self.thresholds, self.threshold_states, self.guests = None, {}, None
 
 # %% ../../nbs/methods/thresholds.ipynb #1efa1e36

@@ -194,9 +194,7 @@ class Adapters:
 
     def leave(self) -> None:
         "Remove them again"
-        if self.guests.groups:
-            self.guests.leave(self.states)
-            self.guests.optimizer.trim()
+        self.guests.leave(self.states)
 
     def zero_grad(self) -> None:
         "Drop the gradients"

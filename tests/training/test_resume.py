@@ -80,6 +80,17 @@ def test_optimizers_and_moments(learner, opt, epoch, i):
     assert same(*stopped(drop(learner, opt_func=OPTIMIZERS[opt]), fit, epoch, i))
 
 
+@pytest.mark.parametrize('method', [METHODS['STR'], METHODS['DST']])
+def test_thresholds_with_lookahead(learner, method):
+    "It has slow weights of what joins the optimizer, for as long as that has joined"
+
+    def fit(learn, *cbs):
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(2, 0.01, cbs=[method(0.8), *cbs])
+
+    assert same(*stopped(drop(learner, opt_func=ranger), fit, 1, 3))
+
+
 def test_accumulation_over_the_end_of_an_epoch(learner):
     def fit(learn, *cbs):
         with learn.no_bar(), learn.no_logging():
