@@ -47,6 +47,16 @@ def method_plan(
     return plan
 
 
+def hold_zeros(
+    run: Run,
+    present: Masks,  # The masks that the model has
+) -> None:
+    "Hold zeros of a model as masks where it has none. Called last, so that a training that is refused holds nothing"
+    held, origin = run.keeper.masks or {}, run.keeper.origin if run.keeper.masks else None
+    if new := {n: m for n, m in present.items() if n not in held}:
+        run.keeper.hold(new, origin)
+
+
 def sparse_gradients_of(run: Run) -> dict:  # Name -> parameter
     "Weights of embeddings with sparse gradients. Pruning needs dense ones, and an optimizer that accepts them"
     sparse = {id(m.weight) for m in sparse_embeddings(run.model)}

@@ -17,7 +17,7 @@ from ..core.dense import dense_gradients
 from ..core.later import Checks, delayed_checks, later
 from ..core.masks import Masks
 from ..core.names import unwrap
-from .begin import initial_sparsity, method_plan, sparse_gradients_of
+from .begin import hold_zeros, initial_sparsity, method_plan, sparse_gradients_of
 from .hooks import Hooks, check_owner
 from .method import Method
 from .optimizers import TorchOptimizer
@@ -71,9 +71,7 @@ class Sparsifier(Run):
             float(self.counted.sparsity_later(present)),
         )
         if sparsity > 0:
-            current, origin = self.keeper.masks or {}, self.keeper.origin if self.keeper.masks else None
-            if not present.keys() <= current.keys():
-                self.keeper.hold(present, origin)
+            origin = self.keeper.origin if self.keeper.masks else None
             # masks that were made in another way have to change, even at the same sparsity
             if origin != self.origin and (origin or not self.granularity.single):
                 counts = None
@@ -89,6 +87,8 @@ class Sparsifier(Run):
         masks = method.initial_masks(self.weights)
         if masks is not None:
             self.hold(masks, self.asked, self.origin)
+        if sparsity > 0:
+            hold_zeros(self, present)
 
 # %% ../../nbs/engine/sparsifier.ipynb #cc9977d9
 @patch

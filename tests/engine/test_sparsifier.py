@@ -28,6 +28,7 @@ from fastprune.all import (
     one_shot,
     snip,
 )
+from fastprune.engine.keep import MaskKeeper
 from fastprune.engine.method import Method
 from fastprune.engine.sparsifier import Sparsifier
 
@@ -233,6 +234,26 @@ class Half(Method):
 def test_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    'method, message',
+    [
+        (LC(0.9), 'LC needs weight decay'),
+        (RigL(0.1), 'already sparser'),
+        (SNFS(0.1), 'already sparser'),
+        (STR(0.9, decay=0.1), 'apply their own decay'),
+        (Method(0.9, initial={'wrong': 0.5}), 'wrong'),
+    ],
+)
+def test_a_training_that_is_refused_holds_nothing(method, message):
+    model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 3))
+    with torch.no_grad():
+        model[0].weight[:20] = 0
+    opt, keeper = torch.optim.SGD(model.parameters(), lr=0.1), MaskKeeper(model)
+    with pytest.raises(ValueError, match=message):
+        Sparsifier(model, method, 4, opt, keeper=keeper)
+    assert keeper.masks is None and method.engine is None
 
 
 @pytest.mark.parametrize(
