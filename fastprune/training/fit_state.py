@@ -53,8 +53,8 @@ def fit_state(learn: Learner) -> dict:  # Dicts, lists, numbers and tensors
     model, rec, scaler = unwrap(learn.model), learn.__dict__.get('recorder'), learn.__dict__.get('scaler')
     dense_gradients(model.parameters())
     grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    # others than 0 are there during gradient accumulation
-    grads = {n: g for (n, g), k in zip(grads.items(), counts(list(grads.values())), strict=True) if k}
+    # gradients accumulate over the end of an epoch; optimizers also step parameters whose gradient is 0
+    nonzero = dict(zip(grads, counts(list(grads.values())), strict=True))
     kept = lambda cb: cb.state_dict() if hasattr(type(cb), 'state_dict') else plain_state(cb)
     return dict(
         epoch=learn.epoch,
@@ -63,7 +63,8 @@ def fit_state(learn: Learner) -> dict:  # Dicts, lists, numbers and tensors
         opt=opt_state(learn),
         masks=learn.masks and dict(learn.masks),
         cut=cut_values(learn),
-        grads=grads,
+        grads={n: g for n, g in grads.items() if nonzero[n]},
+        zero_grads=[n for n, k in nonzero.items() if not k],
         callbacks=[[type(cb).__name__, kept(cb)] for cb in resumed(learn)],
         recorder=rec
         and {
@@ -143,6 +144,9 @@ def check_fit_state(
             isinstance(kept, dict) and kept.keys() <= params.keys(), f"the names of {what} are not those of parameters"
         )
         need(all(is_like(t, params[n], dtype) for n, t in kept.items()), f"{what} have other shapes or types")
+    zero = state.get('zero_grads', [])  # files of earlier versions have none
+    ok = isinstance(zero, list) and all(isinstance(n, str) and n in params for n in zero)
+    need(ok, 'the names of zero gradients are not those of parameters')
     if (cut := state.get('cut')) is not None:  # files of earlier versions have none
         tensors = {**params, **dict(model.named_buffers())}
         ok = isinstance(cut, dict) and cut.keys() <= tensors.keys()
@@ -194,7 +198,8 @@ def restore_fit(
             vars(cb).update({k: v for k, v in kept.items() if k in live_attributes(cb)})
     load_best_masks(learn, state.get('best'))
     for n, p in model.named_parameters():
-        p.grad = to_device(state['grads'][n], p.device) if n in state['grads'] else None
+        zero = torch.zeros_like(p) if n in state.get('zero_grads', ()) else None
+        p.grad = to_device(state['grads'][n], p.device) if n in state['grads'] else zero
     if state['recorder'] and 'recorder' in learn.__dict__:
         for k in _records:
             setattr(

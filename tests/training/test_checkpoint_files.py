@@ -266,6 +266,7 @@ def change(**kw):
         'masks': lambda s: s['masks'].update({'0.weight': torch.ones(8, 16)}),
         'mask of nothing': lambda s: s['masks'].update({'x': torch.ones(1, dtype=torch.bool)}),
         'grads': change(grads={'0.weight': torch.ones(3)}),
+        'zero gradients': change(zero_grads=[['0.weight']]),
         'hypers': lambda s: s['opt']['hypers'][0].update(lr='x'),
         'rate': lambda s: s['opt']['hypers'][0].update(lr=float('nan')),
         'more hypers': lambda s: s['opt']['hypers'][0].update(x=1.0),

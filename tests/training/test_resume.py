@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from fastai.basics import Adam, OptimWrapper, params, ranger
+from fastai.basics import Adam, Callback, OptimWrapper, params, ranger
 from fastai.callback.all import EarlyStoppingCallback, GradientAccumulation, SaveModelCallback
 from helpers import FEW, METHODS, SGDM, Crash, equal, same, stopped
 from processes import Running, python
@@ -89,6 +89,37 @@ def test_thresholds_with_lookahead(learner, method):
             learn.fit(2, 0.01, cbs=[method(0.8), *cbs])
 
     assert same(*stopped(drop(learner, opt_func=ranger), fit, 1, 3))
+
+
+class Branch(nn.Module):
+    "A layer that does not run after the first epoch"
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.branch, self.on = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), nn.Linear(10, 10), True
+
+    def forward(self, x):
+        x = self.body(x)
+        return x + self.branch(x) if self.on else x
+
+
+class TurnOff(Callback):
+    def before_epoch(self):
+        self.model.on = self.epoch == 0
+
+
+def test_zero_gradients(learner):
+    "fastai's optimizers step parameters that have them, by momentum and decay, and not those without gradients"
+
+    def make():
+        torch.manual_seed(0)
+        return learner(Branch(), opt_func=SGDM, wd=0.01, cbs=TurnOff(), **FEW)
+
+    def fit(learn, *cbs):
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(3, 0.1, cbs=[SparsifyCallback(0.8, criterion=taylor), *cbs])
+
+    assert same(*stopped(make, fit, 1, 3))
 
 
 def test_accumulation_over_the_end_of_an_epoch(learner):
