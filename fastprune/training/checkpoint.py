@@ -18,9 +18,10 @@ from ..core.files import load_tensors, save_state
 from ..core.masks import Masks
 from ..core.names import unwrap
 from ..engine.state import is_whole
-from ..learner.batches import gathered, in_fit
+from ..learner.batches import gathered
 from ..learner.keep import set_masks
 from ..learner.states import end_before_training, load_into
+from .events import in_epoch
 from fastprune.training.fit_state import (
     check_fit_state,
     fit_state,
@@ -172,7 +173,7 @@ class Checkpoint(FitFile):
     is_checkpoint = True
 
     def before_epoch(self) -> None:
-        if in_fit(self.learn) and self.epoch < self._at:
+        if in_epoch(self.learn) and self.epoch < self._at:
             raise CancelEpochException
 
     def begin_fit(self) -> None:
@@ -213,10 +214,12 @@ class Checkpoint(FitFile):
 @patch
 def after_epoch(self: Checkpoint) -> None:
     "Write the file, if it is due"
-    if in_fit(self.learn) and self.epoch == self._at - 1:
+    if not in_epoch(self.learn):
+        return
+    if self.epoch == self._at - 1:
         run_others(self, True)
         start_bars(self.learn)
-    if not self._trained or not in_fit(self.learn):
+    if not self._trained:
         return
     self._trained = False
     if (self.epoch + 1) % self.every and self.epoch + 1 < self.n_epoch:

@@ -6,7 +6,11 @@
 __all__ = []
 
 # %% ../../nbs/training/events.ipynb #3661bdd5
-from fastai.basics import Callback, CancelStepException
+import contextlib
+
+from fastai.basics import Callback, CancelStepException, ContextManagers, Learner, patch
+
+from ..learner.batches import in_fit
 
 # %% ../../nbs/training/events.ipynb #884273ef
 _renamed = {'before_step': 'begin_step', 'after_step': 'end_step'}
@@ -75,3 +79,30 @@ class EngineEvents(Callback):
         self.after_cancel_batch()
         if self.engine and self.epoch == self.n_epoch - 1:
             self.engine.finish(close=False)
+
+# %% ../../nbs/training/events.ipynb #6b1f0c22
+def in_epoch(learn: Learner) -> bool:
+    "Is an epoch of a fit running? False in a `validate` or `get_preds` inside of it"
+    return in_fit(learn) and not learn.__dict__.get('_beside_fit', False)
+
+
+@contextlib.contextmanager
+def _beside_fit(learn):
+    "A context that leaves the position in the fit and the Recorder as they are"
+    names = ('epoch', 'iter', 'n_iter', 'train_iter', 'pct_train')
+    kept = [(vars(learn), {'_beside_fit': False, **{k: v for k, v in vars(learn).items() if k in names}})]
+    if recorder := learn.__dict__.get('recorder'):
+        kept += [(vars(o), dict(vars(o))) for o in (recorder, recorder.smooth_loss)]
+    learn._beside_fit = True
+    try:
+        yield
+    finally:
+        for attributes, old in kept:
+            attributes.update(old)
+
+
+@patch
+def validation_context(self: Learner, cbs: list | None = None, inner: bool = False) -> ContextManagers:
+    "As fastai's. Inside of a fit, this leaves the fit as it is"
+    res = self._orig_validation_context(cbs, inner)
+    return ContextManagers([_beside_fit(self), *res.default]) if in_epoch(self) else res

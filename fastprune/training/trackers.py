@@ -14,7 +14,7 @@ from ..core.masks import Masks
 from ..engine.run import Run
 from ..learner.batches import in_fit
 from ..learner.states import masks_of, restore_masks
-from .events import EngineEvents
+from .events import EngineEvents, in_epoch
 
 # %% ../../nbs/training/trackers.ipynb #3d65de29
 def compares(cb: Callback) -> bool:
@@ -49,7 +49,9 @@ def __call__(
     self: TrackerCallback,
     event_name: str,  # Name of the event
 ) -> object:  # Result of the tracker's method
-    "As for each callback, but epochs before the final sparsity are left out"
+    "As for each callback, but epochs before the final sparsity are left out, and validations inside of an epoch"
+    if in_fit(self.learn) and not in_epoch(self.learn):
+        return None
     if not self.run or not compares(self):
         return self._orig___call__(event_name)
     starts, resets = event_name == 'before_fit' and not in_fit(self.learn), vars(self).get('reset_on_fit', True)

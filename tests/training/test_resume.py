@@ -216,6 +216,35 @@ def test_a_tracker_in_the_same_learner(learner):
     assert same(whole, again)
 
 
+class Validates(Callback):
+    "Validates inside of an epoch, as for another data set"
+
+    order, inside = 0, False
+
+    def validate(self):
+        if not self.inside:
+            self.inside = True
+            with torch.random.fork_rng(devices=[]):
+                self.learn.validate()
+            self.inside = False
+
+
+@pytest.mark.parametrize('event', ['before_epoch', 'after_train', 'after_epoch'])
+def test_a_validation_inside_of_an_epoch(learner, event):
+    "It is no epoch: Checkpoint and trackers leave it out"
+    here = type('Here', (Validates,), {event: Validates.validate})
+    make = drop(learner, opt_func=SGDM)
+
+    def fit(learn, *cbs):
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(3, 0.02, cbs=[SparsifyCallback(0.8), SaveModelCallback(), *cbs])
+
+    alone = make()
+    fit(alone)
+    whole, again = stopped(make, lambda learn, *cbs: fit(learn, here(), *cbs), 1, 3)
+    assert same(alone, whole) and same(whole, again)
+
+
 def test_every_second_epoch_and_fastais_own_checkpoint(learner, tmp_path):
     make = drop(learner, opt_func=SGDM)
 
