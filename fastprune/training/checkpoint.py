@@ -66,6 +66,7 @@ class FitFile(Callback):
         self.file, self.every, self.resume = file, every, resume
         self.phase, self.fits, self.left_over = -1, [], set()  # number of the fit, identities of the fits so far
         self.skipped = False  # Has a finished fit been skipped before this one?
+        self._off = []  # callbacks that wait for the resumed epoch
         self._at, self._left, self._trained, self._running, self._ended = 0, None, False, False, False
 
     @property
@@ -118,11 +119,18 @@ def read_fit(cb: FitFile) -> dict:
         raise cb.damaged(e) from e
 
 # %% ../../nbs/training/checkpoint.ipynb #c0ffee04
-def run_others(cb: FitFile, run: bool) -> None:
-    "Turn the other callbacks on or off"
-    for other in cb.learn.cbs:
-        if other is not cb:
-            other.run = run
+def turn_off_others(cb: FitFile) -> None:
+    "Turn off the other callbacks that are on"
+    cb._off = [other for other in cb.learn.cbs if other is not cb and other.run]
+    for other in cb._off:
+        other.run = False
+
+
+def turn_on_others(cb: FitFile) -> None:
+    "Turn them on again"
+    for other in cb._off:
+        other.run = True
+    cb._off = []
 
 
 def start_bars(learn: Learner) -> None:
@@ -151,7 +159,7 @@ def resume_fit(
     cb._at = state['epoch'] + 1
     if cb._at < cb.n_epoch:
         cb._left = state
-        run_others(cb, False)  # until the resumed epoch: they have seen the epochs before
+        turn_off_others(cb)  # until the resumed epoch: they have seen the epochs before
     else:
         load_into(cb.learn, state['model'])
         if state['masks'] is not None:
@@ -217,7 +225,7 @@ def after_epoch(self: Checkpoint) -> None:
     if not in_epoch(self.learn):
         return
     if self.epoch == self._at - 1:
-        run_others(self, True)
+        turn_on_others(self)
         start_bars(self.learn)
     if not self._trained:
         return

@@ -245,6 +245,20 @@ def test_a_validation_inside_of_an_epoch(learner, event):
     assert same(alone, whole) and same(whole, again)
 
 
+def test_a_callback_that_is_off_stays_off(learner):
+    class Off(Callback):
+        run = False
+
+        def after_step(self):
+            raise AssertionError('it is off')
+
+    def fit(learn, *cbs):
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(2, 0.02, cbs=[Off(), *cbs])
+
+    stopped(drop(learner), fit, 1, 3)
+
+
 def test_every_second_epoch_and_fastais_own_checkpoint(learner, tmp_path):
     make = drop(learner, opt_func=SGDM)
 
