@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core.checks import check_n_batches, check_number, check_whole
 from ..core.devices import is_host
-from ..core.foreach import extremes
+from ..core.foreach import extremes, widened
 from ..core.later import check_flags, read
 from ..core.nested import map_tensors, tensors_in
 from ..core.protocol import Batches, as_batches, needs
@@ -52,7 +52,7 @@ def _check_not_all_zero(grads, error):
 
 def _absolute_products(weights, grads):
     "|weight * gradient|, by name"
-    ps = [p.detach() for p in weights.values()]
+    ps, grads = [widened(p.detach()) for p in weights.values()], list(map(widened, grads))
     if any(map(is_dtensor, ps)):
         return {n: (p * g).abs() for n, p, g in zip(weights, ps, grads, strict=True)}
     products = torch._foreach_mul(ps, grads)
@@ -185,7 +185,7 @@ def grasp(
 
         with second_derivatives('grasp'):
             products = _sums(batches, taken, temperature, product)
-        return {n: p.detach() * o for (n, p), o in zip(weights.items(), products, strict=True)}
+        return {n: widened(p.detach()) * widened(o) for (n, p), o in zip(weights.items(), products, strict=True)}
 
 # %% ../../nbs/criteria/gradients.ipynb #5d1f7ac0
 def _groups(batch, size):

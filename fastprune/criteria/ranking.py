@@ -16,7 +16,7 @@ from ..core.compute import check_nan, check_scores
 from ..core.computed import computes_weights, in_use, normed_rows
 from ..core.dense import dense_gradients
 from ..core.devices import is_host
-from ..core.foreach import extremes
+from ..core.foreach import extremes, widened
 from ..core.generators import forked_rng
 from ..core.granularity import check_granularity
 from ..core.later import changed_errors
@@ -128,7 +128,7 @@ def _alive_filters(mask, groups=0):
 
 def _behind(scores, absolute):
     "A function that puts a tensor of scores below all others, and keeps its order"
-    smaller = lambda s: s * 2.0**-64  # far from an underflow in float32 or bfloat16
+    smaller = lambda s: widened(s) * 2.0**-64  # far from an underflow in float32 or bfloat16
     if absolute or not scores:
         return smaller
     if all(map(is_host, scores)):
@@ -136,10 +136,10 @@ def _behind(scores, absolute):
         if low >= 0:
             return smaller
         span = 2 * (max(float(s.max()) for s in scores) - low) or 1.0
-        return lambda s: s - span
+        return lambda s: widened(s) - span
     low, high = (f(x) for f, x in zip((torch.amin, torch.amax), extremes(scores), strict=True))
     span = torch.where(low == high, 1, 2 * (high - low))
-    return lambda s: torch.where(low.to(s.device) >= 0, smaller(s), s - span.to(s))
+    return lambda s: torch.where(low.to(s.device) >= 0, smaller(s), widened(s) - span.to(widened(s)))
 
 
 def _dead_last(scores, masks, absolute, transposed):

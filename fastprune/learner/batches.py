@@ -21,6 +21,7 @@ from fastai.losses import BaseLoss
 from fastcore.foundation import L
 
 from ..core.dense import sparse_embeddings
+from ..core.describe import is_fastai
 from ..core.foreach import clones, copy_all
 from ..core.generators import forked_rng
 from ..core.nested import map_tensors
@@ -172,6 +173,8 @@ def takes_part(cb: Callback) -> bool:
         return hasattr(type(cb), 'in_loss')
     if getattr(cb, 'remove_on_fetch', False):
         return False
+    if is_fastai(cb, 'BnFreeze'):
+        return True
     if any(c.__name__ in _excluded or vars(c).get('order', 0) >= Recorder.order for c in fastais):
         return False
     return any(hasattr(cb, e) for e in _events)
@@ -224,6 +227,8 @@ def as_in_fit(
         with restored_callbacks(cbs):
             if outside:
                 learn(['before_fit', 'before_epoch', f'before_{phase}'])
+            elif train:
+                L(cbs).filter(lambda cb: is_fastai(cb, 'BnFreeze')).map(lambda cb: cb.before_train())
             try:
                 yield
             finally:

@@ -140,15 +140,15 @@ class LearnerBatches:
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         "A context in which the model runs as in training"
+        to_model(self.learn)
         with as_in_fit(self.learn):
-            to_model(self.learn)
             yield
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         "A context in which the model runs as in validation"
+        to_model(self.learn, False)
         with as_in_fit(self.learn, False):
-            to_model(self.learn, False)
             yield
 
     def summed_gradients(

@@ -10,6 +10,7 @@ import math
 from functools import partial
 
 import numpy as np
+from fastai.callback.schedule import ParamScheduler
 from fastcore.meta import delegates
 
 from ..core.checks import check_fraction, check_whole
@@ -56,6 +57,8 @@ class BudgetedCallback(SparseMethod):
         self.discounts, self.budget = [], (1 - dense) / cycles / dense
 
     def initial_masks(self, weights: dict) -> None:
+        if any(isinstance(cb, ParamScheduler) and 'lr' in cb.scheds for cb in self.learn.cbs):
+            raise ValueError("BudgetedCallback sets the rates itself, and another callback schedules 'lr': use `learn.fit`")
         self.discounts = []
 
     def before_forward(self, weights: dict) -> None:

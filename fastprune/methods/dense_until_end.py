@@ -146,6 +146,12 @@ class LC(DenseUntilEnd):
             raise ValueError(
                 f"growth={self.growth}: is from epoch to epoch, so give `steps_per_epoch` to the Sparsifier"
             )
+        trained = {id(p) for ps in self.engine.optimizer.groups for p in ps}
+        if missing := [n for n, p in weights.items() if id(p) not in trained]:
+            raise ValueError(
+                f"{missing[0]!r} is not in the optimizer, so LC can't correct its decay: call `learn.create_opt()`, or "
+                '`exclude` it'
+            )
         return super().initial_masks(weights)
 
     def before_step(self, weights: dict) -> None:

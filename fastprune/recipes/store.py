@@ -122,6 +122,8 @@ def add(
         save_state(unwrap(learn.model).state_dict(), self.path('state', m))
         if learn.masks:
             atomically(learn.masks.save, self.path('masks', m))
+        else:
+            self.path('masks', m).unlink(missing_ok=True)  # of an earlier run
         for kind, ts in tensors.items():
             save_state(ts, self.path(kind, m))
     self.put(m, row)

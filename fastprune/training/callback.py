@@ -9,11 +9,13 @@ __all__ = ['SparsifyCallback', 'SparseMethod']
 import math
 import warnings
 from functools import partial
+from inspect import signature, unwrap
 from traceback import walk_stack
 
 from fastai.basics import Learner, Recorder, patch
 from torch import nn
 
+from ..core.displays import short_text
 from ..core.mask_counts import kept_of_each
 from ..core.masks import Masks
 from ..core.plotting import Axes, axes_or_new, legend_above
@@ -61,7 +63,7 @@ class SparsifyCallback(Method, EngineEvents):
         self._planned = True
         if not is_frozen(self.learn):
             plan_fit(self)
-        elif not any(f.f_code.co_name == 'fine_tune' for f, _ in walk_stack(None)):
+        elif not any(f.f_code is unwrap(Learner.fine_tune).__code__ for f, _ in walk_stack(None)):
             warnings.warn(
                 'The Learner is frozen, so SparsifyCallback prunes nothing in this fit: '
                 'call `learn.unfreeze()` first, or use `learn.fine_tune`',
@@ -146,17 +148,25 @@ def total_sparsity(learn: Learner) -> float:
     return Masks({**masks, **rest}).sparsity
 
 # %% ../../nbs/training/callback.ipynb #ae48bee2
+def _prune_call(cb: SparsifyCallback) -> str:
+    "The call of `learn.prune` that makes what a callback asks for, as text"
+    names = 'criterion', 'scope', 'granularity', 'include', 'exclude', 'min_channels', 'round_to', 'cost', 'flops'
+    defaults = signature(SparsifyCallback).parameters
+    changed = {k: v for k in names if (v := getattr(cb, k)) is not defaults[k].default and v != defaults[k].default}
+    given = [] if cb.flops else [repr(cb.sparsity)]
+    return f"learn.prune({', '.join(given + [f'{k}={short_text(v)}' for k, v in changed.items()])})"
+
+
 def end_notes(cb: SparsifyCallback) -> list:
     "Warnings about the end of a fit: target missed, or layers without weights"
     run, notes = cb.engine, []
     masks = run.masks or {}
     if run.falls_short:
-        again = f'flops={cb.flops:g}, granularity={cb.granularity!r}' if cb.flops else repr(cb.sparsity)
         target = sum(s * run.sizes[n] for n, s in run.target.items()) / max(1, run.size)
         notes.append(
             f'the fit was stopped after {run.state.last_step + 1} of {run.total_steps} iterations, so the '
             f'sparsity is {run.sparsity:.4g} instead of {target:.4g}: a callback that stops a fit ignores the '
-            f'schedule, unless it is a TrackerCallback. Prune without it, or call `learn.prune({again})` now'
+            f'schedule, unless it is a TrackerCallback. Prune without it, or call `{_prune_call(cb)}` now'
         )
     kept = kept_of_each(masks)
     if empty := [n for n, m in masks.items() if m.numel() and not kept[n]]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fastprune.all import (
     CRITERIA,
+    Masks,
     SparsifyCallback,
     compute_masks,
     digits_convnet,
@@ -33,7 +34,7 @@ from fastprune.all import (
 )
 from fastprune.core.protocol import Batches, asks_for, needs, ranks_magnitude, usual_iterations
 from fastprune.core.scopes import layer_counts
-from fastprune.criteria.ranking import ranked
+from fastprune.criteria.ranking import _dead_last, ranked
 from fastprune.criteria.weights import large_init, small_magnitude
 from fastprune.learner.batches import undisturbed
 from fastprune.learner.states import seed_round
@@ -555,3 +556,18 @@ def test_needs_by_the_names_of_parameters_for_one_release(how):
         assert bool(said) == (len(masks) < 2)
         masks.append(learn.masks)
     assert masks[0] == masks[1] == masks[2]
+
+
+def test_scores_of_float16_do_not_underflow():
+    "Products of weights and gradients that float16 has no numbers for"
+    weight = nn.Parameter((1e-3 * (1 + torch.rand(10, 64))).half())
+    weight.grad = 1e-6 * (1 + torch.rand(10, 64)).half()
+    scores = taylor({'w': weight})['w']
+    assert torch.equal(scores, (weight.detach().float() * weight.grad.float()).abs()) and scores.all()
+
+
+def test_dead_filters_keep_their_order_in_float16():
+    scores = torch.tensor([[1e-3, 2e-3, 3e-3], [1.0, 2.0, 3.0]], dtype=torch.float16)
+    masks = Masks({'w': torch.tensor([[False] * 3, [True] * 3])})
+    last = _dead_last({'w': scores}, masks, True, {})['w']
+    assert (last[0].diff() > 0).all() and last[0].max() < last[1].min()

@@ -30,6 +30,7 @@ from fastai.callback.all import (
 )
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.rnn import rnn_cbs
+from fastai.callback.training import BnFreeze
 from helpers import equal, quietly
 from torch import nn
 from torch.nn import functional as F
@@ -227,6 +228,22 @@ def test_who_takes_part():
         'pick_logits',
         'callback',
     }
+
+
+@pytest.mark.parametrize('inside', [False, True])
+@pytest.mark.parametrize('criterion', [snip, grasp, partial(taylor)], ids=['snip', 'grasp', 'taylor'])
+def test_frozen_norms_run_as_in_training(criterion, inside):
+    "BnFreeze keeps norms without gradients in evaluation mode, in passes, too"
+    model, modes = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.Linear(12, 10)), []
+    for p in model[2].parameters():
+        p.requires_grad_(False)
+    learn = make(model, BnFreeze())
+    model[2].register_forward_hook(lambda m, *_: modes.append(m.training) if learn.__dict__.get('_in_pass') else None)
+    if inside:
+        quietly(learn, learn.fit, 1, 1e-3, cbs=SparsifyCallback(0.5, criterion=criterion, interval=10))
+    else:
+        learn.prune(0.5, criterion=criterion, n_batches=1)
+    assert not any(modes) and (modes or inside and criterion.__class__ is partial)
 
 
 class Counts(Callback):

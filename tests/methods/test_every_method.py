@@ -51,6 +51,7 @@ from fastprune.all import (
     one_shot,
     prunable_weights,
 )
+from fastprune.methods.budgeted import BudgetedCallback
 
 pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
 
@@ -454,6 +455,16 @@ def test_what_does_not_fit_the_learner(learner, fit):
         fit(learner(opt_func=partial(OptimWrapper, opt=torch.optim.SGD), wd=0.1), 1, cbs=STR(decay=0.1))
     with pytest.warns(UserWarning, match='weight decay'):
         fit(learner(opt_func=SGDM), 1, cbs=GSM(0.8))
+    learn = learner(opt_func=SGDM, wd=1e-3)
+    first = next(iter(learn.model.parameters()))
+    first.requires_grad_(False)
+    learn.create_opt()
+    first.requires_grad_(True)
+    for method in (LC(0.8), STR(0.8, s_init=-5)):
+        with pytest.raises(ValueError, match=r'is not in the optimizer.*`learn.create_opt\(\)`'):
+            fit(learn, 1, cbs=method)
+    with pytest.raises(ValueError, match='BudgetedCallback sets the rates itself.*use `learn.fit`'):
+        learner().fit_one_cycle(2, 0.1, cbs=BudgetedCallback(0.8, dense=0.5, cycles=1, lr_max=0.1))
     learn = learner(opt_func=SGDM)
     learn.prune(0.9)
     with pytest.raises(ValueError, match='sparser'):

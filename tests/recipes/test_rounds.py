@@ -417,3 +417,16 @@ def test_a_folder_of_the_version_before_goes_on(tmp_path, search):
     path.write_text(json.dumps(old))
     with pytest.raises(ValueError, match='another version of fastprune wrote it: it does not record criterion'):
         search(make(), 3, prune_rate=0.5, folder=tmp_path)
+
+
+@pytest.mark.parametrize('search', [table, oracle])
+def test_masks_of_an_earlier_run_are_not_taken_over(tmp_path, search):
+    "A dense round 0, in a folder where a run has left files and no table"
+    want = search(make(), 2, prune_rate=0.5)
+    search(make(), 2, prune_rate=0.5, folder=tmp_path)
+    (tmp_path / 'rounds.json').unlink()
+    (old,) = tmp_path.glob('masks*1.safetensors')
+    (stale := tmp_path / old.name.replace('1.', '0.')).write_bytes(old.read_bytes())
+    search(make(), 1, prune_rate=0.5, folder=tmp_path)
+    again = search(make(), 2, prune_rate=0.5, folder=tmp_path)
+    assert not stale.exists() and kept(again) == kept(want)

@@ -336,8 +336,14 @@ def test_fine_tune_prunes_once(learner, fit, groups):
 def test_frozen_fit_says_so(learner, fit):
     learn = learner(splitter=lambda m: [params(m[:2]), params(m[2:])])
     learn.freeze()
-    with pytest.warns(UserWarning, match='The Learner is frozen, so SparsifyCallback prunes nothing'):
+
+    def fine_tune():
+        "Of that name, but not fastai's, which unfreezes the Learner"
         fit(learn, 1, cbs=SparsifyCallback(0.9))
+
+    for train in (fine_tune, lambda: fit(learn, 1, cbs=SparsifyCallback(0.9))):
+        with pytest.warns(UserWarning, match='The Learner is frozen, so SparsifyCallback prunes nothing'):
+            train()
     assert learn.masks is None and learn.recorder.values[-1][-1] == 0
     learn.unfreeze()
     fit(learn, 1, cbs=SparsifyCallback(0.9))

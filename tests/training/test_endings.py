@@ -35,6 +35,7 @@ from fastprune.all import (
     cyclical,
     linear,
     magnitude,
+    magnitude_increase,
     one_shot,
     prunable_weights,
     window,
@@ -373,6 +374,24 @@ def test_a_fit_that_is_stopped(method, told):
     assert len(notes) == told
     if told:
         assert 'after 16 of 32 iterations' in notes[0] and 'instead of 0.' in notes[0] and '`learn.prune(' in notes[0]
+
+
+@pytest.mark.parametrize(
+    'cb,call',
+    [
+        (SparsifyCallback(0.5, granularity='row', exclude='2'), "0.5, granularity='row', exclude='2'"),
+        (
+            SparsifyCallback(0.9, criterion=magnitude_increase, scope='global'),
+            "0.9, criterion=magnitude_increase, scope='global'",
+        ),
+        (GMP(0.9), "0.9, scope='global'"),
+        (SparsifyCallback({'0': 0.9}, include='0'), "{'0': 0.9}, include='0'"),
+    ],
+    ids=str,
+)
+def test_a_stopped_fit_names_the_call_that_ends_it(cb, call):
+    (note,) = short(fit(toy(), 4, cb, stopping(1)))
+    assert note.endswith(f'call `learn.prune({call})` now')
 
 
 def test_a_stop_before_the_end_is_told():
