@@ -18,6 +18,38 @@ from torch import nn
 from .state import is_number
 
 # %% ../../nbs/engine/optimizers.ipynb #da659b0a
+def _state_after_step(inner, q, **changed):
+    "The state of a parameter after one step of a new optimizer of the same class"
+    accepted = inspect.signature(type(inner)).parameters
+    new = type(inner)([q], **{k: v for k, v in {**inner.defaults, **changed}.items() if k in accepted})
+    new.step()
+    return dict(new.state[q])
+
+
+_shrinking = {torch.optim.AdamW: True}  # class of an optimizer -> does it shrink weights directly?
+
+
+def _shrinks_weights(inner):
+    """Does an optimizer shrink weights directly, so that its state is the same without weight decay? No if it keeps no
+    state, or can't be tried"""
+    if (kind := type(inner)) not in _shrinking:
+        states = []
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                for wd in (0.0, 0.1):
+                    q = nn.Parameter(torch.ones(2, 2, device='cpu'))
+                    q.grad = torch.zeros_like(q)
+                    states.append(_state_after_step(inner, q, weight_decay=wd))
+            pairs = [(a, b) for a, b in zip(*(s.values() for s in states), strict=True) if isinstance(a, torch.Tensor)]
+            kept = [(a, b) for a, b in pairs if a.numel() > 1]
+            _shrinking[kind] = bool(kept) and all(torch.equal(a, b) for a, b in kept)
+        except Exception:
+            _shrinking[kind] = isinstance(
+                inner, torch.optim.AdamW
+            )  # a user's own, which needs more than this step gives
+    return _shrinking[kind]
+
+# %% ../../nbs/engine/optimizers.ipynb #992c8a53
 class TorchOptimizer:
     "A torch optimizer, with the members that methods use"
 
@@ -56,7 +88,7 @@ class TorchOptimizer:
     ) -> bool:
         "Is weight decay added to the gradients?"
         decoupled = self.inner.param_groups[i].get('decoupled_weight_decay')
-        return not isinstance(self.inner, torch.optim.AdamW) and not decoupled
+        return not _shrinks_weights(self.inner) if decoupled is None else not decoupled
 
     def trim(self) -> None:
         "Drop the state of parameters that are in no group any more"
@@ -65,16 +97,22 @@ class TorchOptimizer:
 @patch
 @contextlib.contextmanager
 def coupled_decay(self: TorchOptimizer) -> Iterator[None]:
-    "A context that adds weight decay to the gradients, and does not shrink weights directly"
-    groups = [g for g in self.inner.param_groups if 'decoupled_weight_decay' in g]
-    before = [g['decoupled_weight_decay'] for g in groups]
+    "A context of one step that adds weight decay to the gradients, and does not shrink weights directly"
+    groups = [g for i, g in enumerate(self.inner.param_groups) if not self.couples_decay(i)]
+    before = [dict(g) for g in groups]
     for g in groups:
-        g['decoupled_weight_decay'] = False
+        if 'decoupled_weight_decay' in g:
+            g['decoupled_weight_decay'] = False
+            continue
+        for p in g['params']:
+            if p.grad is not None:
+                p.grad.add_(p.detach(), alpha=g['weight_decay'])
+        g['weight_decay'] = 0.0
     try:
         yield
     finally:
-        for g, decoupled in zip(groups, before, strict=True):
-            g['decoupled_weight_decay'] = decoupled
+        for g, old in zip(groups, before, strict=True):
+            g.update({k: old[k] for k in ('decoupled_weight_decay', 'weight_decay') if k in old})
 
 
 @patch
@@ -85,11 +123,7 @@ def state_after_step(
     mom: float | None = None,  # Momentum; the optimizer's own if None
 ) -> dict:
     "The optimizer state of a parameter after one step"
-    accepted = inspect.signature(type(self.inner)).parameters
-    given = {**self.inner.defaults, **({} if mom is None or 'momentum' not in accepted else {'momentum': mom})}
-    new = type(self.inner)([q], **{k: v for k, v in given.items() if k in accepted})
-    new.step()
-    return dict(new.state[q])
+    return _state_after_step(self.inner, q, **({} if mom is None else {'momentum': mom}))
 
 # %% ../../nbs/engine/optimizers.ipynb #1bcd0c60
 def group_of(

@@ -10,6 +10,8 @@ import warnings
 from bisect import bisect
 from collections.abc import Callable
 
+from fastcore.basics import patch
+
 from ..schedules.sparsity import check_schedule, progress_at, update_steps
 
 # %% ../../nbs/engine/plan.ipynb #3df37d29
@@ -30,8 +32,8 @@ class Plan:
         falls = [t for t, (a, b) in enumerate(zip(self.progress, self.progress[1:], strict=False), 1) if b < a]
         self.first_fall = falls[0] if falls else T
         self.cycle_end = self.first_fall - 1 if falls else self.progress.index(1)
-        self.updates = self.updates_every(interval)
         self.scheduled = self.progress, self.cycle_end
+        self.updates = self.updates_every(interval)
 
     def reach(
         self,
@@ -63,20 +65,22 @@ class Plan:
         "May masks change after step `t`?"
         return bisect(self.updates, t) > bisect(self.updates, last)
 
-    def sparsity(
-        self,
-        t: int,  # Step, from 0
-        start: dict,  # Name -> sparsity at the start
-        target: dict,  # Name -> sparsity at the end
-    ) -> dict:  # Name -> sparsity
-        """The sparsity after step `t`. From the first fall of progress on, the start counts as 0, so that later
-        cycles begin at a fraction of the target"""
-        p = self.progress[t]
-        if p == 1:
-            return dict(target)
-        if t >= self.first_fall:
-            start = dict.fromkeys(target, 0.0)
-        return {n: start[n] + (end - start[n]) * p for n, end in target.items()}
+# %% ../../nbs/engine/plan.ipynb #df808cf5
+@patch
+def sparsity(
+    self: Plan,
+    t: int,  # Step, from 0
+    start: dict,  # Name -> sparsity at the start
+    target: dict,  # Name -> sparsity at the end
+) -> dict:  # Name -> sparsity
+    """The sparsity after step `t`. From the first fall of progress on, the start counts as 0, so that later
+    cycles begin at a fraction of the target"""
+    p = self.progress[t]
+    if p == 1:
+        return dict(target)
+    if t >= self.first_fall:
+        start = dict.fromkeys(target, 0.0)
+    return {n: start[n] + (end - start[n]) * p for n, end in target.items()}
 
 # %% ../../nbs/engine/plan.ipynb #c5f3982c
 def warn_of_few(

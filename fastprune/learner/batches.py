@@ -25,7 +25,7 @@ from ..core.describe import is_fastai
 from ..core.foreach import clones, copy_all
 from ..core.generators import forked_rng
 from ..core.nested import map_tensors
-from .order import drawing_loader, preserved_order, separate_loader
+from .order import drawing_loader, separate_batches
 from .restored import restored_callbacks
 
 # %% ../../nbs/learner/batches.ipynb #434717f9
@@ -76,18 +76,6 @@ def _carried_state(learn):
 
 
 @contextlib.contextmanager
-def _separate_batches(loaders):
-    "A context in which passes have a training DataLoader of their own. It restores the order of batches at its end"
-    train = loaders[0]
-    with preserved_order(*loaders):
-        loaders[0] = separate_loader(train)
-        try:
-            yield
-        finally:
-            loaders[0] = train
-
-
-@contextlib.contextmanager
 def undisturbed(learn: Learner) -> Iterator[None]:
     """A context that restores the model's modes, buffers and gradients, the order of batches, and all random states, at
     its end; in a fit, also what the model carries from batch to batch. Within it, gradients of embeddings are dense,
@@ -101,7 +89,7 @@ def undisturbed(learn: Learner) -> Iterator[None]:
     carried = _carried_state(learn)
     reset_state(learn)
     try:
-        with preserved_rng(), _separate_batches(learn.dls.loaders):
+        with preserved_rng(), separate_batches(learn.dls.loaders):
             yield
     finally:
         reset_state(learn)
@@ -227,8 +215,8 @@ def as_in_fit(
         with restored_callbacks(cbs):
             if outside:
                 learn(['before_fit', 'before_epoch', f'before_{phase}'])
-            elif train:
-                L(cbs).filter(lambda cb: is_fastai(cb, 'BnFreeze')).map(lambda cb: cb.before_train())
+            elif train and (bn := learn.cbs.filter(lambda cb: is_fastai(cb, 'BnFreeze'))):
+                bn[0].before_train()
             try:
                 yield
             finally:

@@ -40,7 +40,6 @@ class KeepMasks(Callback):
     origin = None  # source of the masks: criterion, scope, granularity
     cut = None  # `CutChannels`, if the masks cut channels
     _fresh = False  # Have new masks just been applied, in this step?
-    _open = False  # Has a step begun without its `after_step`?
     change = None  # relative change of the weights by `learn.prune`, for ALLR; None once they are trained again
     _averages, _versions = None, ()  # averages of weights during a fit, and the counts of their changes before a step
     _swapped = False  # Did the last validation mask weights that another callback had swapped in?
@@ -66,31 +65,26 @@ class KeepMasks(Callback):
         self.project_averages(anew=not in_fit(self.learn))
 
     def before_step(self) -> None:
-        self._fresh, self._open = False, True
+        self._fresh = False
         if self._averages:
             self._versions = versions_of(self._averages)
 
     def after_cancel_step(self) -> None:  # there may have been no `before_step`
-        self._fresh, self._open = False, True
+        self._fresh = False
 
     def after_step(self) -> None:
         if not self._fresh:
             self.project()
-            if (
-                self._averages and versions_of(self._averages) != self._versions
-            ):  # updated before the weights were masked
+            # updated before the weights were masked
+            if self._averages and versions_of(self._averages) != self._versions:
                 self.project_averages(anew=False)
-        self._fresh = self._open = False
+        self._fresh = False
 
     def after_cancel_batch(self) -> None:  # a callback that cancels may have made a step of its own
         self._fresh = False
         self.after_step()
 
-    after_cancel_train = after_cancel_batch
-
-    def after_cancel_epoch(self) -> None:
-        if self._open:
-            self.after_step()
+    after_cancel_train = after_cancel_epoch = after_cancel_batch
 
     def __setstate__(self, data):
         "Rename attributes of exports of version 0.1.0"
@@ -124,11 +118,10 @@ def project_averages(
     mask_averages(found, self._masks, self.cut)
 
 
-@patch
-def _restore(self: KeepMasks, reason):
+def _restore(keeper, reason):
     "As `project`, with a warning if pruned weights were not zero, for example after loading weights"
-    n = sum(_alive(self._weights, self._masks).values())
-    self.project()
+    n = sum(_alive(keeper._weights, keeper._masks).values())
+    keeper.project()
     if n:
         note = f'{n} weights that `learn.masks` prunes were not zero, {reason}. They are set to 0'
         warnings.warn(note, stacklevel=2)
@@ -153,7 +146,7 @@ def before_fit(self: KeepMasks) -> None:
 def before_train(self: KeepMasks) -> None:  # not in before_fit, which `learn.validate` calls too
     if self._weights is None:
         self._weights = _look_up(self)
-        self._restore(
+        _restore(self, 
             "as after loading weights from before they were pruned: to train them, call `learn.remove_masks()` first"
         )
 
@@ -166,7 +159,7 @@ def begin_epoch(self: KeepMasks) -> None:
         self.cut.hold(self.learn.model, None, self._masks, False)  # norms may be new modules
     self.project_averages()
     if new := [n for n, p in self._weights.items() if p is not old.get(n, p)]:
-        return self._restore(f"since {listed(new)} was replaced in the middle of the fit")
+        return _restore(self, f"since {listed(new)} was replaced in the middle of the fit")
     self.project()
 
 # %% ../../nbs/learner/keep.ipynb #5a0b11c3
@@ -212,7 +205,7 @@ def finish(
     if self._swapped:
         self.project()
     else:
-        self._restore(
+        _restore(self, 
             "as after a callback has loaded an epoch that had other masks, or an average of weights: "
             "validate again, and set `learn.masks` with the weights"
         )

@@ -33,7 +33,7 @@ def _geometric(sparsity, dense, cycles, pos):
     k = _after(dense, cycles, pos)[0] + 1
     return min(1.0, (1 - (1 - sparsity) ** (k / cycles)) / sparsity) if k < cycles else 1.0
 
-
+# %% ../../nbs/methods/budgeted.ipynb #b07fd193
 class BudgetedCallback(SparseMethod):
     "Budgeted IMP in one fit: `SparsifyCallback` that also sets the rates; `discounts` has the d of each cycle"
 
@@ -58,7 +58,9 @@ class BudgetedCallback(SparseMethod):
 
     def initial_masks(self, weights: dict) -> None:
         if any(isinstance(cb, ParamScheduler) and 'lr' in cb.scheds for cb in self.learn.cbs):
-            raise ValueError("BudgetedCallback sets the rates itself, and another callback schedules 'lr': use `learn.fit`")
+            raise ValueError(
+                "BudgetedCallback sets the rates itself, and another callback schedules 'lr': use `learn.fit`"
+            )
         self.discounts = []
 
     def before_forward(self, weights: dict) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import SGD, Callback, DataLoaders, Learner, MSELossFlat
+from fastai.optimizer import OptimWrapper
 from helpers import quietly
 from torch import nn
 from torch.nn import functional as F
@@ -30,6 +31,7 @@ from fastprune.all import (
     random_score,
     search_strength,
 )
+from fastprune.engine.optimizers import TorchOptimizer
 from fastprune.methods.moves import shared_out
 from fastprune.zoo.data import TensorData
 
@@ -109,22 +111,26 @@ def slow_gmp(learn, s):
     return r.ws
 
 
-def slow_gsm(learn, s, wd):
+def slow_gsm(learn, s, wd, biases=()):  # fastai decays none
     r = Slow(learn, s)
     for x, y in batches:
         gs = r.grads(r.ws, x, y)
         for i, m in zip((0, 2), r.top([(r.ws[i] * gs[i]).abs() for i in (0, 2)]), strict=True):
             gs[i] = gs[i] * m + wd * r.ws[i]
+        for i in biases:
+            gs[i] = gs[i] + wd * r.ws[i]
         r.ws = [r.step(i, w, gr) for i, (w, gr) in enumerate(zip(r.ws, gs, strict=False))]
     return r.hard()
 
 
-def slow_lc(learn, s, wd, growth, coupled):
+def slow_lc(learn, s, wd, growth, coupled, biases=()):  # fastai decays none
     r = Slow(learn, s)
     for t, (x, y) in enumerate(batches):
         gs = r.grads(r.ws, x, y)
         keep = dict(zip((0, 2), r.top([r.ws[0].abs(), r.ws[2].abs()]), strict=True))
-        for i in keep:  # fastai does not decay biases
+        for i in biases:
+            r.ws[i] = r.ws[i] - LR * wd * r.ws[i]
+        for i in keep:
             d = wd * growth ** (t // 3) * ~keep[i]
             if coupled:
                 gs[i] = gs[i] + d * r.ws[i]
@@ -265,6 +271,41 @@ def test_gsm_coupled():
 
 def test_lc_decoupled():
     check(make(), LC(0.7, growth=1.5), slow_lc(make(), 0.7, 0.5, 1.5, False), wd=0.5)
+
+
+class DirectSGD(torch.optim.SGD):
+    "Shrinks weights directly, and has no flag that says so"
+
+    def step(self):
+        decays = [g['weight_decay'] for g in self.param_groups]
+        with torch.no_grad():
+            for g in self.param_groups:
+                for p in g['params']:
+                    p.mul_(1 - g['lr'] * g['weight_decay'])
+                g['weight_decay'] = 0.0
+        super().step()
+        for g, wd in zip(self.param_groups, decays, strict=True):
+            g['weight_decay'] = wd
+
+
+direct = partial(OptimWrapper, opt=DirectSGD, momentum=MOM)
+
+
+def test_gsm_and_lc_with_an_optimizer_that_shrinks_weights():
+    check(make(opt=direct), GSM(0.7), slow_gsm(make(), 0.7, 0.5, (1, 3)), wd=0.5)
+    check(make(opt=direct), LC(0.7, growth=1.5), slow_lc(make(), 0.7, 0.5, 1.5, False, (1, 3)), wd=0.5)
+
+
+@pytest.mark.parametrize(
+    'kind,coupled',
+    [('Adafactor', False), ('AdamW', False), ('Muon', False), ('Adam', True), ('RMSprop', True), ('SGD', True)],
+)
+def test_how_optimizers_decay(kind, coupled):
+    if not hasattr(torch.optim, kind):
+        pytest.skip(f'this version of torch has no {kind}')
+    more = dict(momentum=0.9) if kind == 'SGD' else {}
+    optimizer = getattr(torch.optim, kind)([torch.nn.Parameter(torch.ones(3, 3))], lr=0.1, weight_decay=0.1, **more)
+    assert TorchOptimizer(optimizer).couples_decay(0) is coupled
 
 
 def test_lc_coupled():
