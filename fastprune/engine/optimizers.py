@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import math
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from fastcore.basics import patch
@@ -26,28 +27,23 @@ def _state_after_step(inner, q, **changed):
     return dict(new.state[q])
 
 
-_shrinking = {torch.optim.AdamW: True}  # class of an optimizer -> does it shrink weights directly?
-
-
 def _shrinks_weights(inner):
     """Does an optimizer shrink weights directly, so that its state is the same without weight decay? No if it keeps no
     state, or can't be tried"""
-    if (kind := type(inner)) not in _shrinking:
-        states = []
-        try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                for wd in (0.0, 0.1):
-                    q = nn.Parameter(torch.ones(2, 2, device='cpu'))
-                    q.grad = torch.zeros_like(q)
-                    states.append(_state_after_step(inner, q, weight_decay=wd))
-            pairs = [(a, b) for a, b in zip(*(s.values() for s in states), strict=True) if isinstance(a, torch.Tensor)]
-            kept = [(a, b) for a, b in pairs if a.numel() > 1]
-            _shrinking[kind] = bool(kept) and all(torch.equal(a, b) for a, b in kept)
-        except Exception:
-            _shrinking[kind] = isinstance(
-                inner, torch.optim.AdamW
-            )  # a user's own, which needs more than this step gives
-    return _shrinking[kind]
+    if isinstance(inner, torch.optim.AdamW):
+        return True
+    states = []
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            for wd in (0.0, 0.1):
+                q = nn.Parameter(torch.ones(2, 2, device='cpu'))
+                q.grad = torch.zeros_like(q)
+                states.append(_state_after_step(inner, q, weight_decay=wd))
+        pairs = [(a, b) for a, b in zip(*(s.values() for s in states), strict=True) if isinstance(a, torch.Tensor)]
+        kept = [(a, b) for a, b in pairs if a.numel() > 1]
+        return bool(kept) and all(torch.equal(a, b) for a, b in kept)
+    except Exception:
+        return False  # a user's own optimizer, which needs more than this step gives
 
 # %% ../../nbs/engine/optimizers.ipynb #992c8a53
 class TorchOptimizer:
@@ -62,6 +58,11 @@ class TorchOptimizer:
         while hasattr(optimizer, 'optimizer') and hasattr(optimizer.optimizer, 'param_groups'):
             optimizer = optimizer.optimizer
         self.inner = optimizer
+
+    @cached_property
+    def shrinks_weights(self) -> bool:
+        "Does it shrink weights directly, where its groups don't say?"
+        return _shrinks_weights(self.inner)
 
     @property
     def groups(self) -> list:
@@ -88,7 +89,7 @@ class TorchOptimizer:
     ) -> bool:
         "Is weight decay added to the gradients?"
         decoupled = self.inner.param_groups[i].get('decoupled_weight_decay')
-        return not _shrinks_weights(self.inner) if decoupled is None else not decoupled
+        return not (self.shrinks_weights if decoupled is None else decoupled)
 
     def trim(self) -> None:
         "Drop the state of parameters that are in no group any more"

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from fastai.basics import Callback, Learner
 from fastai.losses import BaseLoss
@@ -30,6 +31,7 @@ from fastprune.learner.batches import (
     undisturbed,
 )
 from .gradients import loss_of, summed_gradients
+from .order import items_in_batch
 
 # %% ../../nbs/learner/criteria.ipynb #7a2f792a
 _regression = nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss
@@ -43,19 +45,12 @@ def _classes_of(learn):
     return None if isinstance(loss, BaseLoss) and loss.floatify else y
 
 
-def _batch_size(dl):
-    "The batch size of a DataLoader of fastai or torch; None for one that takes batches as they are"
-    return getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None)
-
-
 def _parts(items, size):
     "Cut a list into as few parts of at most `size` items as possible, of nearly equal length: each item counts alike"
     if not items:
         return []
     n = math.ceil(len(items) / (size or len(items)))
-    least, longer = divmod(len(items), n)
-    ends = [k * least + min(k, longer) for k in range(n + 1)]
-    return [items[a:b] for a, b in itertools.pairwise(ends)]
+    return [[items[i] for i in part] for part in np.array_split(np.arange(len(items)), n)]
 
 
 def _balanced(learn, per_class):
@@ -74,7 +69,7 @@ def _balanced(learn, per_class):
         if len(found) == n_classes and min(found.values()) == per_class:
             break
     items = [tensors for *_, tensors in sorted(items, key=lambda o: o[:2])]
-    return [tuple(map(torch.stack, zip(*part, strict=True))) for part in _parts(items, _batch_size(learn.dls.train))]
+    return [tuple(map(torch.stack, zip(*part, strict=True))) for part in _parts(items, items_in_batch(learn.dls.train))]
 
 # %% ../../nbs/learner/criteria.ipynb #07ba9ac1
 class _Temperature(Callback):

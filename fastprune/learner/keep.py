@@ -146,8 +146,9 @@ def before_fit(self: KeepMasks) -> None:
 def before_train(self: KeepMasks) -> None:  # not in before_fit, which `learn.validate` calls too
     if self._weights is None:
         self._weights = _look_up(self)
-        _restore(self, 
-            "as after loading weights from before they were pruned: to train them, call `learn.remove_masks()` first"
+        _restore(
+            self,
+            "as after loading weights from before they were pruned: to train them, call `learn.remove_masks()` first",
         )
 
 
@@ -205,9 +206,10 @@ def finish(
     if self._swapped:
         self.project()
     else:
-        _restore(self, 
+        _restore(
+            self,
             "as after a callback has loaded an epoch that had other masks, or an average of weights: "
-            "validate again, and set `learn.masks` with the weights"
+            "validate again, and set `learn.masks` with the weights",
         )
     self.project_averages()
     self._weights = None

@@ -23,7 +23,7 @@ from ..core.names import tied_names, unwrap
 from .batches import is_distributed, preserved_rng, train_loader
 from .fit import is_frozen
 from .keep import drop_masks, set_masks
-from .order import draw_order, preserved_order, seed_order
+from .order import draw_order, items_in_batch, preserved_order, seed_order
 
 # %% ../../nbs/learner/states.ipynb #46ccc659
 def load_into(learn: Learner, state: dict) -> None:
@@ -275,7 +275,7 @@ def steps_by_epoch(
     "The number of optimizer steps of a fit after each epoch, also with `GradientAccumulation`"
     dl, n = learn.dls.train, len(learn.dls.train)
     accumulates = next((cb.n_acc for cb in [*learn.cbs, *cbs] if isinstance(cb, GradientAccumulation)), None)
-    bs = getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None)
+    bs = items_in_batch(dl)
     if accumulates is None or bs is None:
         return [(e + 1) * n for e in range(n_epoch)]
     sizes, res, steps, items = [bs] * n, [], 0, 0

@@ -28,6 +28,7 @@ from ..core.targets import expand_sparsity
 from ..core.weights import prunable_weights
 from ..learner.batches import train_loader
 from ..learner.describe import describe_items, describe_transforms
+from ..learner.order import items_in_batch
 from .callback import SparsifyCallback
 from .trackers import compares
 
@@ -35,7 +36,7 @@ from .trackers import compares
 def loader_identity(dl: object) -> dict:
     "A description of a DataLoader: size and items of its dataset, batches and transforms. It draws no batch"
     ds = getattr(dl, 'dataset', None)
-    bs = getattr(dl, 'bs', getattr(dl, 'batch_size', None))
+    bs = items_in_batch(dl)
     return dict(
         items=len(ds) if hasattr(ds, '__len__') else None,
         bs=bs,
