@@ -155,6 +155,26 @@ def test_a_seed_counts_once():
         values(df, 'a')
 
 
+def test_trainings_on_different_machines_are_no_pair():
+    from tell import compare, each, values
+
+    df = pd.DataFrame(
+        [
+            dict(method=m, what='accuracy', step='', sparsity=0.9, epochs=1, seed=seed, value=v + seed, machine=where)
+            for m, v, at in (('a', 80.0, 'xxxx'), ('b', 70.5, 'xxyx'), ('c', 70.0, 'yyxy'))
+            for seed, where in enumerate(at)
+        ]
+    )
+    df.loc[0, 'machine'] = 'x, compiled'  # another rounding alone
+    a, b, c = (values(df, m) for m in 'abc')
+    found = compare('here', a, b)
+    assert found.seeds == 3 and found.elsewhere == 1 and found.verdict == 'holds'
+    assert str(found).endswith('(9.5 to 9.5), without 1 of different machines')
+    assert str(compare('here', a, c)) == 'here: on different machines' and compare('here', a, c).difference is None
+    assert compare('here', each(lambda x: x - 1, a), b).seeds == 3  # what is made of numbers has their machine
+    assert compare('here', each(lambda x, y: x + y, a, c), b).difference is None
+
+
 def search_rows(name, found):
     "Rows of a search: number -> (accuracy, sparsity)"
     import harness
@@ -200,6 +220,33 @@ def test_trainings_wait_for_their_search(tmp_path):
     assert more == {'train iterative, start at 0.1', 'train AGP, start at 0.1'}  # one-shot has the paper's start
     cell = harness.Cell('resnet18', 'train AGP, start at 0.1')
     assert harness.method_of(cell).keywords == {'number': 0.1}
+
+
+def test_bimp_has_the_best_start_for_its_best_strength(tmp_path):
+    import bimp_table2
+    import harness
+
+    scale, results = harness.SCALES['trained'], harness.Results(tmp_path / 'x.csv', 'jpg')
+
+    def try_all(best):
+        cells = [c for c in bimp_table2.cells(scale, results.df) if c.method.startswith('search BIMP')]
+        for c in cells:
+            if (c.method,) not in set(results.df[['method']].itertuples(index=False, name=None)):
+                rows = [('', 'sparsity', 0.9), ('', 'accuracy', 70.0 + 9 * (c.method == best))]
+                results.add(c, scale, rows, 1.0)
+        return {c.method for c in cells}
+
+    first = try_all('search BIMP, strength at 0.003')
+    assert len(first) == 5 and bimp_table2.chosen(results.df, 'BIMP', 0.9, scale) is None
+    more = {f'search BIMP from {s}, strength at 0.003' for s in (0.5, 0.9)}
+    assert try_all('search BIMP from 0.5, strength at 0.003') == first | more
+    assert bimp_table2.chosen(results.df, 'BIMP', 0.9, scale) == 'BIMP, strength at 0.003'  # 79 each: the first
+    df = results.df
+    df.loc[(df.method == 'search BIMP from 0.5, strength at 0.003') & (df.what == 'accuracy'), 'value'] += 1
+    name = bimp_table2.chosen(df, 'BIMP', 0.9, scale)
+    assert name == 'BIMP from 0.5, strength at 0.003'
+    assert [c.seed for c in bimp_table2.cells(scale, df) if c.method == name] == list(range(scale.seeds))
+    assert harness.method_of(harness.Cell('resnet56', name)).args == ('BIMP from 0.5',)
 
 
 def test_starts_that_were_not_searched_are_said(tmp_path):
@@ -334,6 +381,24 @@ def test_a_verdict_is_of_the_largest_scale_that_compares(tmp_path):
     page = report.report_on(results.path).read_text()
     assert page.index('**Scale gpu (jpg).**') < page.index('**Scale small (jpg).**')
     assert {p.name for p in (tmp_path / 'figures').iterdir()} == {'claims.png', 'cyc_table2_gpu_jpg.png'}
+
+
+def test_a_scale_without_a_verdict_leaves_it_to_a_smaller_one(tmp_path):
+    "Where a cycle is one epoch nothing is told of cycles"
+    import harness
+    import report
+
+    results = harness.Results(tmp_path / 'results.csv', 'jpg')
+    for scale, better in (('small', 40.0), ('eighth', 60.0), ('trained', 40.0)):
+        model = harness.SCALES[scale].model('resnet20')
+        for m, v in (('cyclical', better), ('one-shot', 50.0)):
+            for seed in range(3):
+                cell = harness.Cell(model, m, 0.99, 100, seed)
+                results.add(cell, harness.SCALES[scale], [('', 'accuracy', v + seed)], 1.0)
+    (found,) = [j for j in report.judged(results.df) if j.section]
+    none = 'no verdict: a cycle is one epoch, of 20 in the paper'
+    assert (found.scale, found.verdict) == ('eighth', 'holds')
+    assert found.others == [('trained (jpg)', none), ('small (jpg)', none)]
 
 
 def test_searches_alone_are_no_table(tmp_path):

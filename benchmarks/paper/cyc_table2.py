@@ -96,6 +96,11 @@ def epochs(scale):
     return 5 * scale.epochs_of(20)
 
 
+def lacks(df):
+    "What cycles lack for a verdict, at scales where one is an epoch: in so short ones the network falls to chance"
+    return 'a cycle is one epoch, of 20 in the paper' if len(df) and round(20 * df.times.iloc[0]) <= 1 else ''
+
+
 def needs(scale):
     return dense_cells(scale.model('resnet20'), scale)
 
@@ -170,7 +175,8 @@ notes = [
     ),
     (
         "At scale *trained* a training has 5 epochs, so a cycle is one epoch, of 196 iterations; in the paper it is 20 "
-        "epochs. What cycles do needs that time, so look at the verdicts of the other scales, too."
+        "epochs. Pruned to 99% in one, networks fall to chance, so there is no verdict on cycles at scales that have "
+        "such short ones. The rate is the paper's for a ResNet-20, and was not searched for this network."
     ),
 ]
 
@@ -269,16 +275,20 @@ def claims(df):
     pairs = lambda a, b, at: [(f'{100 * s:g}%', values(df, a, s), values(df, b, s)) for s in at]
     usual = interval(1.0 if df.empty else df.times.iloc[0])
     updates = {n: at_interval(n, usual) for n in intervals}
+    of_cycles = lambda a, b: lacks(df) if 'cyclical' in (a, b) else ''
     how_often = lambda n: f"with masks at every {f'{n}th ' * (n > 1)}iteration"
     return [
         *(
-            Claim(f'{a.capitalize()} is better than {b} at {100 * s:g}%', pairs(a, b, (s,)))
+            Claim(f'{a.capitalize()} is better than {b} at {100 * s:g}%', pairs(a, b, (s,)), lacks=of_cycles(a, b))
             for s in (0.98, 0.99)
             for a, b in order
         ),
         Claim('Gradual is better than one-shot at 90 and 95%', pairs('gradual', 'one-shot', (0.9, 0.95))),
         Claim(
-            'Cyclical is no worse than gradual at 90 and 95%', pairs('cyclical', 'gradual', (0.9, 0.95)), no_worse=True
+            'Cyclical is no worse than gradual at 90 and 95%',
+            pairs('cyclical', 'gradual', (0.9, 0.95)),
+            no_worse=True,
+            lacks=lacks(df),
         ),
         Claim(
             'gradual with masks at every iteration is better than one-shot at 99%',
@@ -307,12 +317,14 @@ def claims(df):
             'cyclical at 99% is better where dead filters come last',
             pairs(alive['cyclical'], 'cyclical', (0.99,)),
             of_paper=False,
+            lacks=lacks(df),
         ),
         *(
             Claim(
                 f"{a} with dead filters last is better than {b}{' with dead filters last' * (b in alive)} at 99%",
                 pairs(alive[a], alive.get(b, b), (0.99,)),
                 of_paper=False,
+                lacks=of_cycles(a, b),
             )
             for a, b in order
         ),

@@ -5,7 +5,7 @@ from functools import partial
 
 import airbench
 import cyc_table2
-from cyc_table2 import by_cycle, epochs
+from cyc_table2 import by_cycle, epochs, lacks
 from harness import METHODS, Cell
 from tell import Claim, line, ours, rows_of, side_by_side, values
 
@@ -58,16 +58,17 @@ def show(df):
 
 
 def claims(df):
+    claim = partial(Claim, lacks=lacks(df))
     return [
-        Claim(
+        claim(
             'Accuracy rises from the first cycle to the last, whatever the schedule',
             [(labels[m], at(df, m, 5), at(df, m, 1)) for m in methods[:3]],
         ),
-        Claim(
+        claim(
             'Cubic is better than linear and step, after the last cycle',
             [(labels[m], at(df, 'cyclical', 5), at(df, m, 5)) for m in methods[1:3]],
         ),
-        Claim(
+        claim(
             'Cycles of pruning are better than cycles of fine-tuning alone',
             [('last cycle', at(df, 'cyclical', 5), at(df, 'cyclical fine-tune', 5))],
         ),

@@ -349,8 +349,12 @@ def search_cells(name, numbers, model, sparsity, epochs, seeds=SEARCH_SEEDS):
 def searched(df, name, sparsity, epochs, numbers, within=1.0):
     """The number that is best on the validation split; None if some is not tried yet. With `within`, only numbers with
     a sparsity of at most so much above `sparsity` count, if there are any"""
+    return best_of(df, {x: at_number(SEARCHES + name, x) for x in numbers}, sparsity, epochs, within)
+
+
+def best_of(df, names, sparsity, epochs, within=1.0):
+    "As `searched`; `names`: what to choose from -> the method that tried it"
     seeds = search_seeds(df.images.max())
-    names = {x: at_number(SEARCHES + name, x) for x in numbers}
     df = df[df.method.isin(names.values()) & (df.epochs == epochs) & df.seed.isin(seeds)]
     df = df[(df.sparsity - sparsity).abs() < 1e-9]
     accuracies, sparsities = (df[df.what == w].groupby('method').value for w in ('accuracy', 'sparsity'))

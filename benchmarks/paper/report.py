@@ -41,7 +41,7 @@ class Judged:
     claim: Claim
     scale: str = ''
     section: str = ''  # The scale and the files, as `called`; '' where nothing was run
-    others: list = field(default_factory=list)  # (section, verdict) at smaller scales
+    others: list = field(default_factory=list)  # (section, verdict) at other scales
 
     @property
     def paper(self):
@@ -57,16 +57,20 @@ class Judged:
 
 
 def judged(df):
-    "Each claim of each table, at the largest scale where something was compared"
+    """Each claim of each table, at the largest scale where it was compared and nothing keeps it from a verdict; where
+    there is none, at the largest where it was compared"""
     for table in TABLES.values():
         found = {c.text: Judged(table, c) for c in table.claims(pd.DataFrame(columns=columns))}
         for scale, rows in at_scales(df, table):
             for c in table.claims(rows):
-                larger = found.get(c.text)
-                if c.compared and larger and larger.section:
-                    larger.others.append((called(scale, rows), c.verdict(scale)))
-                elif c.compared:
-                    found[c.text] = Judged(table, c, scale, called(scale, rows))
+                larger, section = found.get(c.text), called(scale, rows)
+                if not c.compared:
+                    continue
+                if larger and larger.section and (c.problem or not larger.claim.problem):
+                    larger.others.append((section, c.verdict(scale)))
+                    continue
+                others = [(larger.section, larger.verdict), *larger.others] if larger and larger.section else []
+                found[c.text] = Judged(table, c, scale, section, others)
         yield from found.values()
 
 
@@ -198,8 +202,8 @@ def text_of(df, name, folder, every):
 
 {counts(every)}
 
-One verdict a claim, from the largest scale where it was compared. Green: holds; red: doesn't; grey: can't tell; \
-hollow: no verdict, since a control failed or a method was not given its chance.
+One verdict a claim, from the largest scale where it was compared and nothing keeps it from one. Green: holds; red: \
+doesn't; grey: can't tell; hollow: no verdict, since a control failed or a method was not given its chance.
 
 ## What was not run
 

@@ -12,8 +12,8 @@ LEVEL = 0.9  # Of the intervals
 KINDS = ('holds', "doesn't", "can't tell", 'no verdict', 'not run')
 
 RULE = f"""**The rule.** A claim is one or more comparisons of two methods, over the seeds that both have at one \
-scale. Of each comparison we take the differences by seed, in the direction that is claimed: their mean, the \
-standard error of the mean, and the {100 * LEVEL:.0f}% interval of Student's t.
+scale, on one machine and in one precision. Of each comparison we take the differences by seed, in the direction \
+that is claimed: their mean, the standard error of the mean, and the {100 * LEVEL:.0f}% interval of Student's t.
 
 - *holds*: the interval is above 0 in every comparison. *doesn't*: it is below 0 in some comparison. *can't tell*: \
 anything else; also with fewer than two common seeds, where neither mean is above {FLOOR:.0f}% (twice chance), and at \
@@ -22,15 +22,33 @@ the scale *tiny*, which is there to try that everything runs.
 of 0. One holds where the whole interval is above -{MARGIN:.0f}, and doesn't where it is below.
 - *no verdict*: a control failed or was not run, or a method was not given its chance; the reason stands beside it, \
 and the differences too.
-- *not run*: no two methods of the claim were trained. In brackets: what was compared, where that is less than the \
-claim.
+- *not run*: no two methods of the claim were trained, or not on one machine. In brackets: what was compared, where \
+that is less than the claim.
 
 With three seeds the interval is 2.9 standard errors to each side, with five 2.1. So tables whose trainings take less \
 than five minutes need five seeds; the page says where there are fewer."""
 
 
+class BySeed(dict):
+    "Seed -> number, with the machine that it is of"
+
+    def __init__(self, numbers, machines=()):
+        super().__init__(numbers)
+        self.machines = dict(machines)
+
+    @classmethod
+    def of(cls, rows):
+        "Of rows of the CSV; a compiled network counts as the same"
+        seeds = rows.seed.tolist()
+        machines = [str(m).replace(', compiled', '') for m in rows.machine] if 'machine' in rows else [''] * len(seeds)
+        return cls(zip(seeds, rows.value.tolist(), strict=True), zip(seeds, machines, strict=True))
+
+    def machine(self, seed):
+        return self.machines.get(seed, '')
+
+
 def values(df, method, sparsity=None, what='accuracy', step='', epochs=None):
-    "Seed -> number, by seed; `df` has the rows of one scale"
+    "`BySeed`; `df` has the rows of one scale"
     at = (df.method == method) & (df.what == what) & (df.step == str(step))
     if sparsity is not None:
         at &= (df.sparsity - sparsity).abs() < 1e-9
@@ -39,7 +57,7 @@ def values(df, method, sparsity=None, what='accuracy', step='', epochs=None):
     rows = df[at].sort_values('seed')
     if rows.seed.duplicated().any():
         raise ValueError(f'{method!r}: seed {rows.seed[rows.seed.duplicated()].iloc[0]} occurs at two scales or epochs')
-    return dict(zip(rows.seed.tolist(), rows.value.tolist(), strict=True))
+    return BySeed.of(rows)
 
 
 def rows_of(df, model, methods, also=()):
@@ -48,10 +66,10 @@ def rows_of(df, model, methods, also=()):
 
 
 def by_step(df, method, sparsity, what):
-    "For each step, such as a round: seed -> number"
+    "For each step, such as a round, its `BySeed`"
     df = df[(df.method == method) & (df.what == what) & ((df.sparsity - sparsity).abs() < 1e-9)]
     groups = sorted(df.sort_values('seed').groupby('step'), key=lambda o: int(o[0]))
-    return [dict(zip(rows.seed.tolist(), rows.value.tolist(), strict=True)) for _, rows in groups]
+    return [BySeed.of(rows) for _, rows in groups]
 
 
 def mean(vals):
@@ -60,7 +78,9 @@ def mean(vals):
 
 def each(f, *vals):
     "A function of numbers, seed by seed"
-    return {s: f(*(v[s] for v in vals)) for s in sorted(set.intersection(*map(set, vals)))}
+    seeds = sorted(set.intersection(*map(set, vals)))
+    machines = {s: ' and '.join(dict.fromkeys(v.machine(s) for v in vals)) for s in seeds}
+    return BySeed({s: f(*(v[s] for v in vals)) for s in seeds}, machines)
 
 
 def ours(vals, digits=2):
@@ -103,17 +123,26 @@ class Comparison:
     low: float | None = None  # Ends of the interval
     high: float | None = None
     verdict: str = "can't tell"
+    elsewhere: int = 0  # Seeds that both have, on different machines: left out
 
     def __str__(self):
         if self.difference is None:
-            return f'{self.where}: {"one seed" if self.seeds else "not run"}'
-        return f'{self.where}: {self.difference:+.2f} ± {self.error:.2f} ({self.low:.1f} to {self.high:.1f})'
+            why = 'on different machines' if self.elsewhere else 'one seed' if self.seeds else 'not run'
+            return f'{self.where}: {why}'
+        left_out = f', without {self.elsewhere} of different machines' if self.elsewhere else ''
+        return f'{self.where}: {self.difference:+.2f} ± {self.error:.2f} ({self.low:.1f} to {self.high:.1f}){left_out}'
 
 
 def compare(where, a, b, bar=0.0, floor=FLOOR):
-    "Is `a` above `b` by more than `bar`? Both are seed -> number"
-    n = len(set(a) & set(b))
-    return Comparison(where, n) if n < 2 else Comparison(where, **asdict(paired_verdict(a, b, bar, floor, LEVEL)))
+    "Is `a` above `b` by more than `bar`? Both are seed -> number; trainings on different machines are no pair"
+    machine = lambda values, seed: values.machine(seed) if isinstance(values, BySeed) else ''
+    both = set(a) & set(b)
+    pairs = sorted(s for s in both if machine(a, s) == machine(b, s))
+    elsewhere = len(both) - len(pairs)
+    if len(pairs) < 2:
+        return Comparison(where, len(pairs), elsewhere=elsewhere)
+    found = paired_verdict({s: a[s] for s in pairs}, {s: b[s] for s in pairs}, bar, floor, LEVEL)
+    return Comparison(where, **asdict(found), elsewhere=elsewhere)
 
 
 @dataclass
