@@ -34,7 +34,7 @@ STRENGTHS = {
     'DNW': WEIGHT_DECAYS,
     'GSM': (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),  # its weight decay and LC's, which have to bring weights to 0
     'LC': (1e-2, 3e-2, 1e-1, 3e-1, 1.0),
-    'STR': (3e-4, 1e-3, 2e-3, 3e-3, 1e-2),  # decay of the thresholds: 2e-3 takes them from .007 to .06
+    'STR': (1e-3, 2e-3, 3e-3, 5e-3, 1e-2),  # decay of the thresholds: 2e-3 takes them from .007 to .06
     'DST': (1e-5, 1e-4, 1e-3, 1e-2, 3e-2),  # strength of the regulariser
 }  # for 600 iterations
 by_sparsity = ('STR', 'DST')  # Their sparsity follows from the strength, so each sparsity has a search

@@ -73,8 +73,16 @@ def _pruning(learn):
     return next((cb for cb in learn.cbs if isinstance(cb, SparsifyCallback) and cb.active), None)
 
 
+def _listed(needs, **arg):
+    "The items of an argument. Raises `ValueError` if it has none"
+    ((name, value),) = arg.items()
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ValueError(f"{name}={value!r}: needs {needs}")
+    return list(value)
+
+
 def _check_pair(seeds):
-    pair = [check_seeds(s)[0] for s in seeds]
+    pair = [check_seeds(s)[0] for s in _listed('two, one for each copy', seeds=seeds)]
     if len(pair) != 2:
         raise ValueError(f"seeds={seeds!r}: needs two, one for each copy")
     return tuple(pair)
@@ -82,7 +90,7 @@ def _check_pair(seeds):
 
 def _pairs(seeds):
     "A list of pairs of seeds, from one pair or several"
-    seeds = tuple(seeds)
+    seeds = tuple(_listed('two seeds, or pairs of them', seeds=seeds))
     return [_check_pair(s) for s in ([seeds] if all(isinstance(s, Number) for s in seeds) else seeds)]
 
 # %% ../../nbs/analysis/instability.ipynb #52d03d8e
@@ -194,7 +202,7 @@ def instability_by_rewind(
     train the steps after it, with the same rates, positions in the data and, if `fit` prunes, sparsities. Each copy
     has a new optimizer, as in the authors' code. After the last step nothing is left to train, and the barrier is 0.
     The Learner's own weights and masks are restored at the end"""
-    steps, pairs = list(steps), _pairs(seeds)
+    steps, pairs = _listed('a list of whole numbers, of at least 0', steps=steps), _pairs(seeds)
     check_path(n, **kwargs)
     check_targets(self, dl=kwargs.get('dl'))
     if not steps or not all(isinstance(o, Integral) and o >= 0 for o in steps):

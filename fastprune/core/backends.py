@@ -13,11 +13,14 @@ import warnings
 import torch
 
 from .devices import is_host, runs_cuda
-from .selection_host import CompiledSelection, Projecting
+from .selection_host import CompiledSelection, HostSelection, Projecting
 from .selection_triton import TritonSelection
 from .triton_programs import has_memory
 
 # %% ../../nbs/core/backends.ipynb #b07d056f
+_most_sorted = 2**31 - 1  # what CUDA sorts at once
+
+
 def _below(x, k, inside):
     "Mask of the `k` lowest numbers of a flat tensor; what is not `inside` counts as the lowest"
     n = x.numel()
@@ -58,6 +61,8 @@ class TorchSelection(Projecting):
         nan = torch.stack([o.any() for o in nan]) if nan else torch.zeros(0, dtype=torch.bool, device='cpu')
         if absolute:
             xs = [x.abs() for x in xs]
+        if isinstance(ks, int) and sum(x.numel() for x in xs) > _most_sorted:
+            return HostSelection().lowest(tensors, ks, absolute, keep, zeros)[0], nan
         if isinstance(ks, int):
             inside = None if keep is None else torch.cat(insides)
             below = _below(torch.cat(xs), ks, inside).split([x.numel() for x in xs]) if xs else []

@@ -16,7 +16,7 @@ import re
 import secrets
 import stat
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +127,8 @@ def check_state(
     state: dict,  # A `state_dict`
 ) -> None:
     """Check that a model's state can be saved: tensors, and extra state that JSON can hold. Raises `ValueError`"""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"state={type(state).__name__}: needs a `state_dict`, name -> tensor: `model.state_dict()`")
     for n, v in state.items():
         if isinstance(v, torch.Tensor):
             check_tensor(n, v)

@@ -22,6 +22,20 @@ class Scores(dict):
 
     absolute = False
 
+
+def _without_gradients(criterion, weights, *args, **given):
+    "As `ranked`, where there is no gradient, or all are 0: by magnitude, if the criterion fails without"
+    gradients = {n: p.grad for n, p in weights.items()}
+    try:
+        for p in weights.values():
+            p.grad = None
+        return ranked(criterion, weights, *args, **given)
+    except Exception:
+        return ranked(magnitude, weights, *args, **given)
+    finally:
+        for n, p in weights.items():
+            p.grad = gradients[n]
+
 # %% ../../nbs/engine/hooks.ipynb #b7d2c402
 def _written(weight, mask):
     "The mask of a weight that may have the zeros of a newer mask, or none since the optimizer's step"
@@ -77,11 +91,11 @@ class MaskHooks:
     ) -> dict:  # Name -> score, larger = keep
         "Scores by the criterion; after a skipped step by magnitude, if the criterion reads gradients"
         run = self.engine
-        ranks = run.in_step or has_gradients(weights) or asks_for(self.criterion)
-        criterion = self.criterion if ranks else magnitude
+        can_rank = run.in_step or has_gradients(weights) or asks_for(self.criterion)
         alive = run.present() if self.recover == 'alive' else None
         given = {**run.given, 'initial': run.state.first_weights, 'previous': run.state.last_weights}
-        scores, absolute = ranked(criterion, weights, run.model, alive, **given)
+        rank = ranked if can_rank else _without_gradients
+        scores, absolute = rank(self.criterion, weights, run.model, alive, **given)
         res = Scores(scores)
         res.absolute = absolute
         return res

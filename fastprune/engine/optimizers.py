@@ -10,12 +10,13 @@ import contextlib
 import inspect
 import math
 from collections.abc import Iterator
-from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import torch
 from fastcore.basics import patch
 from torch import nn
 
+from ..core.devices import is_host
 from .state import is_number
 
 # %% ../../nbs/engine/optimizers.ipynb #da659b0a
@@ -25,6 +26,14 @@ def _state_after_step(inner, q, **changed):
     new = type(inner)([q], **{k: v for k, v in {**inner.defaults, **changed}.items() if k in accepted})
     new.step()
     return dict(new.state[q])
+
+
+_shrinking = WeakKeyDictionary()  # torch's optimizer -> does it?
+
+
+def _rate(lr):
+    "A learning rate; one that is on a device is copied, not read"
+    return lr.detach().clone() if isinstance(lr, torch.Tensor) and not is_host(lr) else float(lr)
 
 
 def _shrinks_weights(inner):
@@ -59,10 +68,16 @@ class TorchOptimizer:
             optimizer = optimizer.optimizer
         self.inner = optimizer
 
-    @cached_property
+    def step(self) -> None:
+        "Update the parameters"
+        self.inner.step()
+
+    @property
     def shrinks_weights(self) -> bool:
         "Does it shrink weights directly, where its groups don't say?"
-        return _shrinks_weights(self.inner)
+        if self.inner not in _shrinking:
+            _shrinking[self.inner] = _shrinks_weights(self.inner)
+        return _shrinking[self.inner]
 
     @property
     def groups(self) -> list:
@@ -72,16 +87,12 @@ class TorchOptimizer:
     @property
     def hypers(self) -> list:
         "The hyper-parameters of each group, with 'lr' and 'wd'"
-        return [dict(lr=float(g['lr']), wd=g.get('weight_decay', 0.0)) for g in self.inner.param_groups]
+        return [dict(lr=_rate(g['lr']), wd=g.get('weight_decay', 0.0)) for g in self.inner.param_groups]
 
     @property
     def state(self) -> dict:
         "Parameter -> its optimizer state"
         return self.inner.state
-
-    def step(self) -> None:
-        "Update the parameters"
-        self.inner.step()
 
     def couples_decay(
         self,
@@ -126,6 +137,20 @@ def state_after_step(
     "The optimizer state of a parameter after one step"
     return _state_after_step(self.inner, q, **({} if mom is None else {'momentum': mom}))
 
+
+@patch
+def place_step(
+    self: TorchOptimizer,
+    state: dict,  # Of a parameter, on its device; changed in place
+    group: list,  # Parameters of its group, of `groups`
+) -> None:
+    "Put the count of steps where torch has it: on the CPU, where no step waits for it, unless all is on the device"
+    step = state.get('step')
+    if isinstance(step, torch.Tensor) and not is_host(step):
+        options = next(g for g in self.inner.param_groups if g['params'] is group)
+        if not options.get('fused') and not options.get('capturable'):
+            state['step'] = step.cpu()
+
 # %% ../../nbs/engine/optimizers.ipynb #1bcd0c60
 def group_of(
     optimizer: TorchOptimizer,  # A `TorchOptimizer`, or an object with its members
@@ -164,6 +189,7 @@ class Guests:
         "Add the parameters to the optimizer"
         for n, t in self.parameters.items():
             self.groups[n] = self.group(n, weights[n])
+            self.optimizer.place_step(states[n], self.groups[n])
             self.groups[n].append(t)
             self.optimizer.state[t] = states[n]
 

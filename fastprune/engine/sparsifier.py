@@ -177,7 +177,7 @@ def _advance(self: Sparsifier, hook):
     of_all = lambda *parts: sum(s * n for s, n in zip(parts, sizes, strict=True)) / total
     method.asked.append(later(of_all, *asked.values()))
     method.reached.append(state.sparsity_reached)
-    method.lrs.append(self.optimizer.hypers[-1]['lr'] if self.optimizer else math.nan)
+    method.lrs.append(later(float, self.optimizer.hypers[-1]['lr']) if self.optimizer else math.nan)
 
 # %% ../../nbs/engine/sparsifier.ipynb #d9d5b78d
 @patch

@@ -14,7 +14,7 @@ from torch import nn
 from ..core.computed import check_not_torch_pruned, check_preserves_zeros
 from ..core.granularity import fitting_weights
 from ..core.layouts import transposed_groups
-from ..core.targets import asked_for, expand_sparsity, match
+from ..core.targets import asked_for, expand_sparsity
 from ..core.weights import prunable_weights
 from ..criteria.ranking import check_rows, try_criterion
 from .channel_targets import ChannelSource, channel_targets
@@ -78,12 +78,12 @@ def find_targets(
             trained,
             method.scope,
         )
-        check_frozen(method, {**dict.fromkeys(frozen), **weights}, frozen)
+        check_frozen(method, {**dict.fromkeys(frozen), **weights}, frozen, model)
         try_criterion(method.criterion, weights, learn)
         return weights, target, bound
     prunable = {n: p for n, p in prunable_weights(model, method.include, method.exclude).items() if p.numel()}
     weights = {n: p for n, p in prunable.items() if (is_trained(n, p) if is_trained else p.requires_grad)}
-    check_frozen(method, prunable, [n for n in prunable if n not in weights])
+    check_frozen(method, prunable, [n for n in prunable if n not in weights], model)
     if not weights:
         raise ValueError(
             f'nothing to prune: {"all weights are frozen (requires_grad=False)" if prunable else no_weights(model)}'
@@ -97,6 +97,7 @@ def check_frozen(
     method: object,  # A `Method`
     prunable: dict,  # Name -> parameter that can be pruned
     frozen: list,  # Names of the frozen ones
+    model: nn.Module,  # Their model
 ) -> None:
     "Raise `ValueError` if the user named a frozen weight; warn once about frozen weights that are left out"
     if not frozen:
@@ -105,7 +106,8 @@ def check_frozen(
     if isinstance(method.sparsity, dict):
         for k in method.sparsity:
             if k != '*':
-                asked.append((f'sparsity[{k!r}]', [n for n in match(k, prunable) if n in frozen]))
+                named, name = asked_for(k, 0.0, prunable, model)[0], repr(k) if isinstance(k, str) else k.__name__
+                asked.append((f'sparsity[{name}]', [n for n in named if n in frozen]))
     for argument, names in asked:
         if names:
             raise ValueError(

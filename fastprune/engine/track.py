@@ -42,7 +42,7 @@ def read_numbers(
     if isinstance(state.sparsity_reached, Pending):
         run.held.count(run.masks)
     numbers = [state.sparsity_reached, state.n_recovered, state.distance]
-    settle(method.asked, method.reached, method.recovered, method.mask_distance, numbers)
+    settle(method.asked, method.reached, method.lrs, method.recovered, method.mask_distance, numbers)
     state.sparsity_reached, state.n_recovered, state.distance = numbers
 
 

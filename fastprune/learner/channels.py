@@ -7,6 +7,7 @@ __all__ = ['LearnerChannels', 'channels_in']
 
 # %% ../../nbs/learner/channels.ipynb #66553bf9
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 
 from fastai.basics import Learner
@@ -30,7 +31,8 @@ class LearnerChannels(ChannelSource):
     def inputs(self) -> Iterator[tuple[Inputs, Callable]]:
         "A context with two items of a batch"
         with undisturbed(self.learn):
-            yield at_most(learner_inputs(self.learn), 2), call_model
+            advice = 'channels are found with a batch: give the Learner data, `learn.dls = ...`'
+            yield at_most(learner_inputs(self.learn, advice=advice), 2), call_model
 
 # %% ../../nbs/learner/channels.ipynb #0101ddff
 def channels_in(
@@ -42,7 +44,13 @@ def channels_in(
         return None
     try:
         found = LearnerChannels(learn).groups()
-    except ValueError:
+    except ValueError as e:
+        if not len(learn.dls.train):
+            warnings.warn(
+                f"masks of whole channels may be among these, and can't be known: {e}. Norms over channels would "
+                'count those that are pruned',
+                stacklevel=3,
+            )
         return None  # a model that can't be followed has no masks of channels
     groups = [g for g in found if set(member_names([g])) <= masks.keys()]
     if not groups:

@@ -58,6 +58,7 @@ def _do_fit(self: Learner):
         if ended and lrs and not hasattr(self, 'lr_finder'):
             self._fit_lrs = list(lrs)  # `validate` clears the Recorder
             self._fit_groups = [h['lr'] for h in self.opt.hypers]  # these rates are those of the last group
+            self._fit_epochs = len(lrs) / len(self.dls.train)  # the next fit may have other batches
         self._in_fit = False
         notes = [note for cb in with_event(self, 'fit_ended') for note in cb.fit_ended(ended)]
         if keeper := keeper_of(self):

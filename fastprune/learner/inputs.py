@@ -166,6 +166,7 @@ def learner_inputs(
     # Device of the result; if None, that of the DataLoaders, to which the model is moved, too
     device: torch.device | str | None = None,
     valid: bool = False,  # Take the batch from the validation set, if there is one?
+    advice: str = 'give `example=`, a batch of inputs',  # For the message where there is no batch
 ) -> Inputs:
     "A batch for the Learner's model. Use it inside of `undisturbed`. Raises `ValueError` if there is no batch"
     if example is not None:
@@ -175,4 +176,4 @@ def learner_inputs(
     try:
         return Inputs(map_tensors(_plain, a_batch(learn, device, valid)), {})
     except ValueError as e:
-        raise ValueError(f"{e}: give `example=`, a batch of inputs") from e
+        raise ValueError(f"{e}: {advice}") from e

@@ -37,7 +37,7 @@ def load_into(learn: Learner, state: dict) -> None:
     )
 
 
-_RECORDS = '_fit_lrs', '_fit_groups', '_retrained', '_frozen_in_turn', '_zeros_known'
+_RECORDS = '_fit_lrs', '_fit_groups', '_fit_epochs', '_retrained', '_frozen_in_turn', '_zeros_known'
 
 
 @contextlib.contextmanager

@@ -159,12 +159,12 @@ class LC(DenseUntilEnd):
         run, self.correction = self.engine, {}
         large = self.largest(*ranked(magnitude, weights, run.model))
         more, optimizer = self.growth**run.epoch - 1, run.optimizer
-        groups = {id(p): i for i, ps in enumerate(optimizer.groups) for p in ps}
+        groups, hypers = {id(p): i for i, ps in enumerate(optimizer.groups) for p in ps}, optimizer.hypers
         for n, p in weights.items():
             if p.grad is None:
                 continue
             i = groups[id(p)]
-            h = optimizer.hypers[i]
+            h = hypers[i]
             extra = torch.where(large[n], -p.detach(), more * p.detach())
             if optimizer.couples_decay(i):
                 p.grad.add_(extra, alpha=h['wd'])

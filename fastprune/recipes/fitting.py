@@ -70,7 +70,7 @@ def _own_hypers(learn):
 
 def fit_afresh(
     learn: Learner,
-    *args,  # For `learn.fit`
+    epochs: int,  # A number of numpy, too, with which fastai's schedules would fail
     **kwargs,  # For `learn.fit`
 ) -> None:
     "`learn.fit` with the hyper-parameters that the optimizer was created with, not those of an earlier fit"
@@ -78,7 +78,7 @@ def fit_afresh(
         learn.create_opt()
     for k, v in _own_hypers(learn).items():
         learn.opt.set_hyper(k, v)
-    learn.fit(*args, **kwargs)
+    learn.fit(int(epochs), **kwargs)
 
 
 def check_unfrozen(learn: Learner) -> None:

@@ -131,7 +131,8 @@ def first(self: TicketSearch) -> Ticket:
     learn = self.learn
     learn.remove_masks()
     self.names = _other_names(learn)
-    self.initial = weight_distributions(dict(unwrap(learn.model).named_parameters()))
+    found = weight_distributions(dict(unwrap(learn.model).named_parameters()))
+    self.initial = {n: o for n, o in found.items() if math.isfinite(o[0]) and math.isfinite(o[1])}
     masks = {n: torch.ones_like(p, dtype=torch.bool) for n, p in self.pruning.members.items()}
     return self.ticket(0, state_of(learn), masks)
 

@@ -35,8 +35,22 @@ def _recorded(learn, original_epochs):
             "`history`, a list with one for each epoch"
         )
     rates = np.array(learn.__dict__.get('_fit_groups', [1.0]))  # an older export has none
-    epochs = len(lrs) / len(learn.dls.train) if original_epochs is None else original_epochs
-    return lrs, epochs, rates / rates[-1] if rates.min() > 0 else 1.0
+    return (
+        lrs,
+        _epochs_of(learn, lrs) if original_epochs is None else original_epochs,
+        rates / rates[-1] if rates.min() > 0 else 1.0,
+    )
+
+
+def _epochs_of(learn, lrs):
+    "The epochs of the last training; an older export has not recorded them"
+    if epochs := learn.__dict__.get('_fit_epochs'):
+        return epochs
+    if not len(learn.dls.train):
+        raise ValueError(
+            "original_epochs=None: this Learner has no batches to tell how many epochs its training had: give them"
+        )
+    return len(lrs) / len(learn.dls.train)
 
 
 def _history(learn, history, original_epochs):

@@ -16,7 +16,7 @@ from fastai.basics import Learner, patch
 from ..core.differences import differences
 from ..core.files import atomically, load_state, save_state
 from ..core.folders import sole_owner
-from ..core.json_files import is_number, read_json
+from ..core.json_files import is_number, read_json, to_json
 from ..core.masks import Masks
 from ..core.names import shape_of, unwrap
 from ..learner.keep import set_masks
@@ -36,7 +36,7 @@ class RoundStore:
         older: dict | None = None,  # Name -> its value in folders of older versions without the name
         old_names: dict | None = None,  # Name in folders of older versions -> new name
     ):
-        self.folder, self.config = folder and Path(folder), json.loads(json.dumps(config))
+        self.folder, self.config = folder and Path(folder), json.loads(to_json(config))
         self.check, self.older, self.old_names = check or check_numbers, older or {}, old_names or {}
         self.rows, self.notes = [], {}
         if folder and self.table.exists():
@@ -139,7 +139,7 @@ def put(
     self.rows[m : m + 1] = [row]
     if not self.folder:
         return
-    text = json.dumps(dict(config=self.config, notes=self.notes, rows=self.rows), indent=1)
+    text = to_json(dict(config=self.config, notes=self.notes, rows=self.rows), indent=1)
     atomically(lambda p: p.write_text(text), self.table)
 
 # %% ../../nbs/recipes/store.ipynb #37e54298

@@ -6,7 +6,6 @@
 __all__ = ['Ticket', 'weight_distributions', 'weight_distribution', 'check_ticket']
 
 # %% ../../nbs/recipes/ticket.ipynb #d52e8079
-import json
 import math
 import zlib
 from numbers import Number
@@ -19,7 +18,7 @@ from ..core.checks import check_whole
 from ..core.devices import wide
 from ..core.displays import HtmlText, html_bar, html_table, short_text
 from ..core.files import load_tensors, pack_bits, save_state, unpack_bits
-from ..core.json_files import is_number, parse_json
+from ..core.json_files import is_number, parse_json, to_json
 from ..core.later import read
 from ..core.masks import Masks
 from ..core.names import shape_of, unwrap
@@ -79,6 +78,8 @@ class Ticket:
 def _moments(t):
     "The mean, the standard deviation, and the fourth moment of standardised values, on the tensor's device"
     x = wide(t.detach()).flatten()
+    if not x.numel():
+        return [x.new_zeros(())] * 3
     mean, std = x.mean(), x.std(unbiased=False) if x.numel() > 1 else x.new_zeros(())
     return mean, std, ((x - mean) / std).pow(4).mean()
 
@@ -190,7 +191,7 @@ def save(
     "Write the state to `path`, and the masks with one bit for each weight"
     bits = {f'mask {n}': pack_bits(m) for n, m in self.masks.items()}
     parts = dict(story=self.story, metrics=self.metrics, initial=self.initial, names=self.names)
-    metadata = dict(format='fastprune ticket', **{k: json.dumps(v) for k, v in parts.items()})
+    metadata = dict(format='fastprune ticket', **{k: to_json(v) for k, v in parts.items()})
     save_state({**{f'state {n}': t for n, t in self.state.items()}, **bits}, path, metadata)
 
 

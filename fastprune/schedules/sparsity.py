@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from ..core.checks import check_fraction, check_whole
+from ..core.checks import check_fraction, check_number, check_whole
 
 # %% ../../nbs/schedules/sparsity.ipynb #2c1c7099
 def one_shot(
@@ -162,6 +162,7 @@ def window(
     end: float = 1.0,  # Position at which it ends; progress is constant after it
 ) -> Callable:  # A schedule
     "Run `sched` in the part `[start,end]` of training"
+    check_number('a position in training, from 0 to 1', start=start, end=end)
     if not 0 <= start < end <= 1:
         raise ValueError(f"start={start!r}, end={end!r}: a window needs 0 <= start < end <= 1")
     return partial(_window, check_schedule(sched), start, end)

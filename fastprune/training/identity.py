@@ -22,6 +22,7 @@ from torch import nn
 
 from ..core.describe import arguments_of, crc_of, describe, tensor_crc
 from ..core.granularity import unfit_weights
+from ..core.json_files import to_json
 from ..core.layouts import transposed_groups
 from ..core.names import unwrap
 from ..core.targets import expand_sparsity
@@ -196,7 +197,7 @@ def fit_identity(
         callbacks=callbacks_identity(cbs),
         frozen=_frozen(learn),
     )
-    return json.loads(json.dumps(res))
+    return json.loads(to_json(res))
 
 # %% ../../nbs/training/identity.ipynb #5bd6d8c5
 def model_identity(learn: Learner) -> dict:  # Keys 'model' and 'layers'

@@ -89,11 +89,12 @@ def load_opt_state(learn: Learner, saved: dict) -> None:
     "Load a result of `opt_state`. Raises `ValueError`, and changes nothing, if it does not fit the Learner"
     check_opt_state(learn, saved)
     opt, names = learn.opt, names_by_id(learn)
-    state = states_of(opt)
-    for ps in opt.param_lists:
+    state, wrapped = states_of(opt), optimizer_of(opt)
+    for ps, group in zip(opt.param_lists, wrapped.groups, strict=True):
         for p in ps:
             if id(p) in names:
                 state[p] = to_device(saved['params'].get(names[id(p)], {}), p.device)
+                wrapped.place_step(state[p], group)
     for k in saved['hypers'][0]:
         opt._set_hyper(k, [h[k] for h in saved['hypers']])
     if 'slow' in saved:

@@ -42,8 +42,9 @@ from .reconstruct import check_reconstruct, pruned_or_unchanged, reconstruct_wei
 
 # %% ../../nbs/training/prune.ipynb #7a7e01f4
 def _norms(weights):
-    "The norm of each weight, on its device"
-    return [torch.linalg.vector_norm(p.detach()) for p in weights.values()]
+    "The norm of each weight, on its device, in float32 at least: ALLR subtracts norms that differ by little"
+    kind = lambda p: torch.promote_types(p.dtype, torch.float32)
+    return [torch.linalg.vector_norm(p.detach(), dtype=kind(p)) for p in weights.values()]
 
 
 def _protected(scores, absolute, keep, granularity, min_density, layouts):

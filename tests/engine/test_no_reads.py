@@ -41,10 +41,11 @@ def network(normed=False):
     )
 
 
-def train(make, on_gpu, normed=False, **kwargs):
+def train(make, on_gpu, normed=False, lr=0.05, **kwargs):
     "Train in a plain loop. With `on_gpu` the CPU passes for a GPU, and the method's part of a step must not read"
     model, gen = network(normed), torch.Generator().manual_seed(0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    lr = lr.clone() if isinstance(lr, torch.Tensor) else lr
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-3)
     method = make(0.8, **kwargs)
     step = (lambda: forbid_reads(except_in=READING)) if on_gpu else contextlib.nullcontext
     elsewhere = pretend if on_gpu else contextlib.nullcontext
@@ -67,10 +68,12 @@ def train(make, on_gpu, normed=False, **kwargs):
         if not (t + 1) % EPOCH:
             with elsewhere():
                 pruner.epoch_end()
+        if isinstance(lr, torch.Tensor):
+            lr.mul_(0.9)
     masks = pruner.masks
     with elsewhere():
         pruner.finish()
-    history = method.iters, method.asked, method.reached, method.recovered, method.mask_distance
+    history = method.iters, method.asked, method.reached, method.lrs, method.recovered, method.mask_distance
     assert all(isinstance(o, (int, float)) for os in history for o in os)
     return model.state_dict(), masks, [repr(os) for os in history], pending
 
@@ -84,6 +87,15 @@ def test_no_step_reads(name):
     assert on_gpu[2] == on_cpu[2]
     for n, w in on_cpu[0].items():
         assert torch.equal(w, on_gpu[0][n]), n
+
+
+@pytest.mark.parametrize('name', ['OCP', 'GSM', 'LC'])
+@pytest.mark.filterwarnings('ignore')
+def test_a_rate_that_is_a_tensor_is_not_read(name):
+    "It is on a GPU for graphs, and changes in place"
+    on_cpu, on_gpu = (train(METHODS[name], gpu, lr=torch.tensor(0.05)) for gpu in (False, True))
+    assert on_gpu[1] == on_cpu[1] and on_gpu[2] == on_cpu[2] and on_cpu[2][3].startswith('[0.05')
+    assert all(torch.equal(w, on_gpu[0][n]) for n, w in on_cpu[0].items())
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from fastprune.all import (
     random_score,
     search_strength,
 )
+from fastprune.engine import optimizers
 from fastprune.engine.optimizers import TorchOptimizer
 from fastprune.methods.moves import shared_out
 from fastprune.zoo.data import TensorData
@@ -294,6 +295,38 @@ direct = partial(OptimWrapper, opt=DirectSGD, momentum=MOM)
 def test_gsm_and_lc_with_an_optimizer_that_shrinks_weights():
     check(make(opt=direct), GSM(0.7), slow_gsm(make(), 0.7, 0.5, (1, 3)), wd=0.5)
     check(make(opt=direct), LC(0.7, growth=1.5), slow_lc(make(), 0.7, 0.5, 1.5, False, (1, 3)), wd=0.5)
+
+
+def test_an_optimizer_is_tried_once(monkeypatch):
+    tried, really = [], optimizers._shrinks_weights
+    monkeypatch.setattr(optimizers, '_shrinks_weights', lambda inner: tried.append(inner) or really(inner))
+    for cb in (LC(0.7), GSM(0.7)):
+        learn = make(opt=direct)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1, 0.1, wd=0.5, cbs=cb)
+        assert len(tried) == 1
+        tried.clear()
+
+
+@pytest.mark.parametrize('options, place', [({}, 'the CPU'), ({'fused': True}, 'here'), ({'capturable': True}, 'here')])
+def test_steps_of_torch_are_counted_where_torch_counts_them(monkeypatch, options, place):
+    "On the CPU, where a step does not wait for them; on the device if the optimizer is fused, or part of a graph"
+
+    class Step(torch.Tensor):
+        def cpu(self):
+            return 'the CPU'
+
+    p = nn.Parameter(torch.zeros(2))
+    opt = torch.optim.Adam([p])
+    opt.param_groups[0].update(options)
+    wrapped = optimizers.TorchOptimizer(opt)
+    monkeypatch.setattr(optimizers, 'is_host', lambda t: not isinstance(t, Step))
+    state = {'step': torch.tensor(3.0).as_subclass(Step)}
+    wrapped.place_step(state, wrapped.groups[0])
+    assert (state['step'] == 'the CPU') == (place == 'the CPU')
+    on_cpu = {'step': torch.tensor(3.0)}
+    wrapped.place_step(on_cpu, wrapped.groups[0])
+    assert on_cpu['step'].item() == 3
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from fastai.callback.all import EarlyStoppingCallback, ProgressCallback
 from helpers import Tagger
 from torch import nn
 
-from fastprune.all import Distill, prunable_weights, sweep
+from fastprune.all import Checkpoint, Distill, Ticket, linear, prunable_weights, sweep
 
 
 def make(model=None, **kwargs):
@@ -174,6 +174,28 @@ def test_seeds_are_whole_numbers_of_any_kind(tmp_path):
     assert len(learn.compare_tickets(ticket, fit, seeds=np.arange(2), kinds=('ticket',))) == 2
     learn.instability(None, fit, seeds=np.arange(2), n=2)
     learn.instability_by_round([ticket], fit, seeds=[(np.int64(0), 1)], n=2)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    learn, two = make(), np.int64(2)
+    search = partial(learn.find_tickets, 1, fit, prune_rate=np.float32(0.25), rewind_to=two, rewind='weights')
+    ticket = search(folder=tmp_path / 'a')[1]
+    ticket.reinit(np.int64(1)).save(tmp_path / 'ticket')
+    assert Ticket.load(tmp_path / 'ticket').story['rewind_to'] == 2
+    assert search(folder=tmp_path / 'a')[1].masks == ticket.masks
+    learn.fit(two, cbs=Checkpoint(tmp_path / 'fit.safetensors'))
+    rounds = partial(
+        learn.iterative_prune, None, np.int64(1), 0.5, sparsity=np.float32(0.5), schedule=linear, interval=two
+    )
+    assert len(rounds(folder=tmp_path / 'b')) == len(rounds(folder=tmp_path / 'b')) == 2
+    learn.find_tickets(1, lambda l, cbs: l.fit(two, cbs=cbs))
+
+
+def test_lists_are_lists():
+    learn = make()
+    refuses('seeds=0: needs two seeds, or pairs', learn.instability_by_rewind, learn, [0], fit, seeds=0)
+    refuses('seeds=0: needs two, one for each copy', learn.instability, learn, None, fit, seeds=0)
+    refuses('steps=5: needs a list of whole numbers', learn.instability_by_rewind, learn, 5, fit)
 
 
 def test_an_envelope_finds_what_does_not_fit_before_it_trains():

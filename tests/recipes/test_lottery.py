@@ -1,3 +1,4 @@
+import math
 from functools import partial
 from pathlib import Path
 
@@ -188,6 +189,24 @@ t.save(sys.argv[1])
         again.masks == t.masks and again.story == t.story and again.metrics == t.metrics and again.initial == t.initial
     )
     assert all(equal(x, t.state[n]) for n, x in again.state.items())
+
+
+def with_odd_parameters():
+    "Parameters without elements, and one that is not a number"
+    model = mlp()
+    model.odd, model.empty = nn.Parameter(torch.tensor([math.nan, 1.0])), nn.Parameter(torch.empty(0, 4))
+    return model
+
+
+def test_tickets_of_parameters_without_elements_travel(tmp_path):
+    learn = make(with_odd_parameters)
+    ticket = learn.find_tickets(1, fit, folder=tmp_path / 'f')[1]
+    assert ticket.initial['empty'] == (0.0, 0.0, 'constant') and 'odd' not in ticket.initial
+    ticket.save(tmp_path / 't')
+    other = Ticket.load(tmp_path / 't').reinit()
+    assert other.state['empty'].shape == (0, 4) and other.state['odd'].isnan().tolist() == [True, False]
+    again = make(with_odd_parameters).find_tickets(1, fit, folder=tmp_path / 'f')
+    assert again[1].masks == ticket.masks
 
 
 def test_size_on_disk(tmp_path):

@@ -4,7 +4,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy, params
+from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy, load_learner, params
 from helpers import equal, mlp_learner, quietly, text_learner
 from processes import python
 from torch import nn
@@ -565,6 +565,38 @@ def test_an_interrupted_retraining_is_not_the_original(learner):
     learn.remove_cb(Stop)
     quietly(learn, learn.retrain, 2, 'slr')
     assert learn._retrained['history'] == original
+
+
+def test_other_batches_leave_the_original_epochs_alone(learner):
+    learn = learner()
+    quietly(learn, learn.fit_one_cycle, 3, 0.01)
+    learn.dls = learner(bs=128).dls
+    learn.prune(0.8)
+    quietly(learn, learn.retrain, 3, 'lrw')
+    assert learn._retrained['epochs'] == 3
+
+
+def test_a_loaded_learner_without_batches_asks_for_the_original_epochs(learner, tmp_path):
+    learn = learner()
+    quietly(learn, learn.fit_one_cycle, 3, 0.01)
+    del learn._fit_epochs  # as in a file of an older version
+    learn.export()
+    loaded = load_learner(tmp_path / 'export.pkl')
+    loaded.prune(0.5)
+    with pytest.raises(ValueError, match='original_epochs=None: this Learner has no batches'):
+        loaded.retrain(1, 'ft')
+    with pytest.raises(ValueError, match='no batches: channels are found with a batch: give the Learner data'):
+        loaded.prune(0.5, granularity='channel')
+
+
+def test_the_change_of_half_precision_is_not_rounded(learner):
+    learn = learner()
+    learn.model.bfloat16()
+    before = {n: p.detach().clone() for n, p in prunable_weights(learn.model).items()}
+    learn.prune(0.2, scope='global')
+    weights = prunable_weights(learn.model)
+    pruned = sum(int((p == 0).sum()) for p in weights.values()) / sum(p.numel() for p in weights.values())
+    assert learn.keep_masks.change == pytest.approx(allr_discount(before, weights, pruned), rel=1e-3)
 
 
 def test_change_is_remembered_until_training(learner):

@@ -176,6 +176,28 @@ def test_skipped_steps_change_nothing(learner, fit):
     assert cb.iters == [*range(0, 12, 2), 11] and zeros_and_masks_agree(learn)
 
 
+@pytest.mark.parametrize('at_last', ['random', 'taylor'])
+def test_a_skipped_last_step_keeps_a_criterion_that_needs_no_gradients(learner, fit, at_last):
+    "One that needs them is replaced by magnitude"
+
+    class SkipLast(Callback):
+        order = 60
+
+        def before_step(self):
+            if self.iter == self.n_iter - 1:
+                raise CancelStepException()
+
+    def by_gradient(weights):
+        return {n: (p.grad * p.detach()).abs() for n, p in weights.items()}
+
+    criterion = partial(random_score, seed=3) if at_last == 'random' else by_gradient
+    learn = learner()
+    fit(learn, 1, cbs=[SparsifyCallback(0.9, schedule=linear, criterion=criterion), SkipLast()])
+    weights = prunable_weights(learn.model)
+    scores = random_score(weights, seed=3) if at_last == 'random' else weights
+    assert learn.masks == compute_masks(scores, 0.9, absolute=at_last != 'random')
+
+
 def test_a_replaced_step_is_a_step(learner, fit):
     "A method that replaces the step by the optimizer's own trains as one that does not, to the bit"
     check = Check()

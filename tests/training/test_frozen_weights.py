@@ -78,6 +78,11 @@ def test_a_sparsity_of_frozen_weights_is_an_error(sparsity):
         fit(toy(), 1, SparsifyCallback(sparsity))
 
 
+def test_a_sparsity_of_a_class_of_frozen_weights_is_an_error():
+    with pytest.raises(ValueError, match=r"sparsity\[Linear\]: '0.weight' can't be pruned in training"):
+        fit(toy(), 1, SparsifyCallback({nn.Linear: 0.9}))
+
+
 @pytest.mark.parametrize(
     'make',
     [
