@@ -35,7 +35,7 @@ STRENGTHS = {
     'GSM': (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),  # its weight decay and LC's, which have to bring weights to 0
     'LC': (1e-2, 3e-2, 1e-1, 3e-1, 1.0),
     'STR': (1e-3, 2e-3, 3e-3, 5e-3, 1e-2),  # decay of the thresholds: 2e-3 takes them from .007 to .06
-    'DST': (1e-5, 1e-4, 1e-3, 1e-2, 3e-2),  # strength of the regulariser
+    'DST': (1e-4, 2e-4, 3e-4, 5e-4, 1e-3),  # strength of the regulariser
 }  # for 600 iterations
 by_sparsity = ('STR', 'DST')  # Their sparsity follows from the strength, so each sparsity has a search
 usual_wd = 5e-4
