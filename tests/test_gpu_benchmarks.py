@@ -72,6 +72,61 @@ def test_the_targets_are_of_what_is_measured():
     assert sides <= set(overhead.every_side())
 
 
+def is_running(pid):
+    "Not ended, nor waiting for its parent to notice that"
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='asks /proc')
+def test_a_part_of_a_stage_ends_with_all_that_it_has_started(tmp_path, monkeypatch):
+    from gpu_stages import run as stages
+
+    script, pid = tmp_path / 'sleeps.py', tmp_path / 'pid'
+    script.write_text(
+        'import pathlib, subprocess, time\n'
+        f"pathlib.Path({str(pid)!r}).write_text(str(subprocess.Popen(['sleep', '60']).pid))\n"
+        'time.sleep(60)\n'
+    )
+    start = subprocess.Popen
+    monkeypatch.setattr(stages, 'LEAST', 0)
+    monkeypatch.setattr(stages.subprocess, 'Popen', lambda cmd, **kwargs: start([cmd[0], str(script)], **kwargs))
+    stages.Run('cpu', True, str(tmp_path)).stage('sleeps', 0.0)
+    (row,) = rows_of(tmp_path / 'checks.csv')
+    assert row['case'] == 'sleeps' and row['result'] == 'FAILED: its time is up'
+    assert not is_running(pid.read_text())
+
+
+def test_parts_share_the_time_that_is_left(monkeypatch):
+    from gpu_stages import PARTS, STAGES
+    from gpu_stages import run as stages
+
+    shares = []
+    monkeypatch.setattr(stages.Run, 'left', 90.0)
+    monkeypatch.setattr(stages.Run, 'stage', lambda self, name, seconds: shares.append((name, seconds)))
+    STAGES['deploy'](stages.Run('cpu', True, '.'))
+    assert shares == [*zip(PARTS, (30.0, 45.0, 90.0), strict=True)]
+
+
+def test_methods_without_time_are_left_out_as_soon_as_that_is_known(monkeypatch):
+    monkeypatch.syspath_prepend(str(benchmarks / 'paper'))
+    import gpu_tables
+
+    now, left = [0.0], []
+    monkeypatch.setattr(gpu_tables.time, 'monotonic', lambda: now[0])
+    trainings = {(m, seed): f'{m} {seed}' for m in ('one-shot', 'gradual', 'cyclical') for seed in (0, 1)}
+    running = [*trainings.values()]
+    report = gpu_tables.Report(trainings, running, gpu_tables.Sizes(cycle=20), limit=450.0)
+    report.add = lambda *args: None
+    for epoch in range(12):
+        now[0] += (1.0 if epoch < 9 else 2.0) * len(trainings)  # from the tenth epoch on, it goes slower
+        report(epoch)
+        left.append(len({name for name, _ in trainings}))
+    assert left == [3] * 3 + [2] * 6 + [1] * 3 and running == ['one-shot 0', 'one-shot 1']
+
+
 def run(tmp_path, stages, wheels=('torch-1-py3-none-any.whl',)):
     "Run `gpu.sh --cpu`, with wheels of nothing that is missing"
     folder, out = tmp_path / 'wheels', tmp_path / 'out'

@@ -379,8 +379,23 @@ def test_a_verdict_is_of_the_largest_scale_that_compares(tmp_path):
         'Gradual is better than one-shot at 90 and 95%': ('small', 'holds'),
     }
     page = report.report_on(results.path).read_text()
-    assert page.index('**Scale gpu (jpg).**') < page.index('**Scale small (jpg).**')
+    assert page.index('**Scale gpu (jpg).**') < page.index('**Scale small (jpg).**') and 'Run alone' not in page
     assert {p.name for p in (tmp_path / 'figures').iterdir()} == {'claims.png', 'cyc_table2_gpu_jpg.png'}
+
+
+def test_a_method_that_was_run_alone_is_shown(tmp_path):
+    import harness
+    import report
+
+    results = harness.Results(tmp_path / 'results.csv', 'jpg')
+    for scale, methods in (('small', ('gradual', 'one-shot')), ('gpu', ('one-shot',))):
+        for m in (*methods, 'dense'):
+            for seed in range(3):
+                cell = harness.Cell('resnet20', m, 0.99 * (m != 'dense'), 100, seed)
+                results.add(cell, harness.SCALES[scale], [('', 'accuracy', 40.0 + seed)], 1.0)
+    page = report.report_on(results.path).read_text()
+    line = 'nothing to compare: gpu (jpg): one-shot at 99% 41.00 ± 1.00 (dense 41.00 ± 1.00).'
+    assert line in page and '**Scale small (jpg).**' in page and '**Scale gpu' not in page
 
 
 def test_a_scale_without_a_verdict_leaves_it_to_a_smaller_one(tmp_path):

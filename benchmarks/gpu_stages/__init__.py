@@ -43,13 +43,13 @@ def _networks(run):
         unstructured_on(run.device, ['resnet50', 'Transformer encoder'], [0.9], [1, 32], 0.5, run.out)
 
 
-PARTS = {'deploy_2_of_4': _two_of_four, 'deploy_linear': _linear_layers, 'deploy_networks': _networks}
+PARTS = {'deploy_linear': _linear_layers, 'deploy_networks': _networks, 'deploy_2_of_4': _two_of_four}
 
 
 def _deploy(run):
-    "Each part in a process of its own: after some errors a process can't use its GPU any more"
-    for part in PARTS:
-        run.stage(part)
+    "Each part in a process of its own: after some errors a process can't use its GPU any more. They share the time"
+    for i, part in enumerate(PARTS):
+        run.stage(part, run.left / (len(PARTS) - i))
 
 
 def _of(module, name):

@@ -1,5 +1,8 @@
 "What the stages of gpu.py share: where they run, and where their rows go"
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -7,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import Rows
+
+LEAST = 2  # seconds for a stage, even if no time is left
 
 
 class Run(NamedTuple):
@@ -22,15 +27,20 @@ class Run(NamedTuple):
         "Seconds until the deadline"
         return self.deadline - time.monotonic()
 
-    def stage(self, name):
-        "Run another stage in a process of its own, within the time that is left"
+    def stage(self, name, seconds):
+        "Run another stage in a process of its own, which is ended after so many seconds, with all that it has started"
         script = Path(__file__).resolve().parents[1] / 'gpu.py'
-        limit = max(2, self.left - 2)
+        limit = max(LEAST, seconds - 2)
         args = ['--device', self.device, '--out', self.out, '--limit', f'{limit}', *['--small'] * self.small]
+        process = subprocess.Popen([sys.executable, str(script), name, *args], start_new_session=True)
         try:
-            subprocess.run([sys.executable, str(script), name, *args], timeout=limit + 1)
+            process.wait(limit + 1)
         except subprocess.TimeoutExpired:
             self.checks('stages')(name, 'FAILED: its time is up')
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def checks(self, stage):
         "A function (case, result, detail) that writes a row of checks.csv"

@@ -7,8 +7,8 @@
 # OUT gets results.csv, which `python benchmarks/paper/gpu_tables.py OUT/results.csv` adds to the one beside this script.
 #
 # On an H100 a step of one training takes 1.9 ms, however many there are: three trainings of 100 epochs of 50,000 images
-# took 134 s, so that the nine of table 2 need some 400 s with those they start from. Not tried there: COMPILE=1, which
-# had not compiled after 90 s.
+# took 134 s, so that the nine of table 2 need some 400 s with those they start from. In five minutes, DEADLINE=285, there
+# is time for one method: METHODS=cyclical. Not tried there: COMPILE=1, which had not compiled after 90 s.
 set -euo pipefail
 deadline=${DEADLINE:-470}
 STAGES=${STAGES:-paper:$deadline} DEADLINE=$deadline exec bash "$(dirname "$0")/../gpu.sh" "$@"

@@ -104,14 +104,13 @@ class Report:
 
     def __init__(self, trainings, running, sizes, limit):
         self.trainings, self.running, self.sizes, self.limit = trainings, running, sizes, limit
-        self.rows, self.begun = {key: [] for key in trainings}, None
+        self.rows, self.last = {key: [] for key in trainings}, None
 
     def __call__(self, epoch):
-        done, epochs = epoch + 1, CYCLES * self.sizes.cycle
-        if done == 2:  # the first ones compile kernels
-            self.begun = time.monotonic()
-        if done == 4:
-            self.drop((time.monotonic() - self.begun) / 2 * (epochs - done))
+        done, epochs, now = epoch + 1, CYCLES * self.sizes.cycle, time.monotonic()
+        if done > 3:  # the first ones compile kernels
+            self.drop((now - self.last) * (epochs - done))
+        self.last = now
         if done % self.sizes.cycle == 0:
             for (name, seed), o in self.trainings.items():
                 if name.startswith('cyclical'):
@@ -127,8 +126,9 @@ class Report:
         "Leave methods out until the rest of the training, of so many seconds, fits"
         all_of_them = len(self.trainings)
         left = self.limit - time.monotonic() - 10
-        print(f'{all_of_them} trainings need {seconds:.0f} s more, and there are {left:.0f} s', flush=True)
-        while len(self.trainings) > 1 and seconds * len(self.trainings) / all_of_them > left:
+        if seconds > left:
+            print(f'{all_of_them} trainings need {seconds:.0f} s more, and there are {left:.0f} s', flush=True)
+        while len({name for name, _ in self.trainings}) > 1 and seconds * len(self.trainings) / all_of_them > left:
             last = [*self.trainings][-1][0]
             for key in [k for k in self.trainings if k[0] == last]:
                 self.running.remove(self.trainings.pop(key))

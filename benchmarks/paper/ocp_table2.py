@@ -156,8 +156,9 @@ source = (
     + '% of the training, with two seeds of their own (one where there are 50,000 images), measured on a fifth of the '
     'training images that is not trained on; the paper\'s own starts stand '
     'beside them. Masks at every batch; Adam, weight decay 1e-2, batches of 64, five steps of iterative pruning, '
-    'flipped and shifted images without rotation or warping. Dense and fasterai (0.4.1, with the paper\'s β=5) are '
-    'not in the paper'
+    'flipped and shifted images without rotation or warping. Pruned weights may come back, but where it says '
+    '"nested": the paper doesn\'t say, and in fasterai, which it used, they stay pruned. OCP has the paper\'s α and β, '
+    'not searched here. Dense and fasterai (0.4.1, with the paper\'s β=5) are not in the paper'
 )
 paper = {
     0.8: ('93.10 ± 0.03', '93.13 ± 0.03', '93.22 ± 0.22', '93.49 ± 0.14'),

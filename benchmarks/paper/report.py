@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from harness import SCALES, SEARCHES, about, columns, here, read
 from tables import TABLES
-from tell import KINDS, RULE, Claim, markdown, sampling_error
+from tell import KINDS, RULE, Claim, markdown, ours, sampling_error, values
 
 QUICK, ENOUGH = 300, 5  # Trainings of fewer seconds need as many seeds
 OURS = 'our own claims'
@@ -163,6 +163,22 @@ def counts(claims):
     )
 
 
+def alone(table, df, shown):
+    "A line on scales that are not shown, since a single method was pruned there"
+    parts = []
+    for scale, rows in at_scales(df, table):
+        found = rows[(rows.sparsity > 0) & (rows.what == 'accuracy') & (rows.step == '')]
+        if called(scale, rows) in shown or found.method.nunique() != 1 or not has_more_than_searches(found):
+            continue
+        dense = values(rows, 'dense', 0.0)
+        parts += [
+            f'{called(scale, rows)}: {m} at {100 * s:g}% {ours(values(rows, m, s))}'
+            + f' (dense {ours(dense)})' * bool(dense)
+            for m, s in dict.fromkeys(found[['method', 'sparsity']].itertuples(index=False, name=None))
+        ]
+    return f'Run alone, so that there is nothing to compare: {"; ".join(parts)}.' if parts else ''
+
+
 def claims_table(claims):
     return markdown(
         ['claim', 'verdict', 'difference ± standard error (90% interval)', 'at other scales'],
@@ -188,6 +204,8 @@ def text_of(df, name, folder, every):
             parts += [f'## {table.title}', f'{table.source}.', *getattr(table, 'notes', ())]
             if missing := [j.claim.text for j in every if j.table is table and not j.section and j.claim.of_paper]:
                 parts.append(f'Claims that were not run: {"; ".join(missing)}.')
+            of_table = {called(s, r) for _, t, s, r, _ in shown_at if t is table}
+            parts += [line] if (line := alone(table, df, of_table)) else []
         shown = table.show(rows)
         parts += [f'**Scale {called(scale, rows)}{network_of(rows)}.** {told(rows)}', *shown]
         parts.append(claims_table(claims) if claims else 'Too little was run to compare.')
@@ -213,9 +231,10 @@ doesn't; grey: can't tell; hollow: no verdict, since a control failed or a metho
 
 `python benchmarks/paper/report.py` makes it from `{name}`, which `python benchmarks/paper/run.py --scale NAME` adds \
 to. Values are test accuracies in percent, mean ± standard deviation over seeds (how many, if fewer than three). \
-Layers are in bfloat16, with weights, masks and losses in float32; all in float32 where the machine has no fast \
-bfloat16, and a ResNet-18 on a CPU, which is faster so. Where `files` are png, they are CIFAR-10 as it is; jpg, after \
-JPEG at quality 75, which costs accuracy: compare methods with each other, not values with the papers'.
+Layers are in bfloat16, with weights, masks and losses in float32; where a machine is listed with "layers in float32", \
+all is: one without fast bfloat16, or a ResNet-18 on a CPU, which is faster so. Where `files` are png, they are \
+CIFAR-10 as it is; jpg, after JPEG at quality 75, which costs accuracy: compare methods with each other, not values \
+with the papers'.
 
 {RULE}
 

@@ -188,5 +188,5 @@ def train(trainings, after_epoch=None, limit=math.inf):
                     o.engine.finish()
         if after_epoch is not None:
             after_epoch(epoch)
-        if time.monotonic() > limit:
+        if epoch + 1 < epochs and time.monotonic() > limit:
             raise TimeoutError(f'{epoch + 1} of {epochs} epochs were done')
