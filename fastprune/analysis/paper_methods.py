@@ -93,6 +93,7 @@ def paper_methods(
     sparsity 0 rounds and 'bimp' train by one cycle"""
     check_whole('epochs, one for each cycle or round', 4, epochs=epochs)
     check_number('the largest rate, a number above 0', '(0,inf)', lr=lr)
+    epochs, lr = int(epochs), float(lr)
     if isinstance(names, str):
         names = [names]
     every = dict(

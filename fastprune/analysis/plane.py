@@ -6,6 +6,8 @@
 __all__ = ['Plane']
 
 # %% ../../nbs/analysis/plane.ipynb #b1fdcc47
+import math
+
 import numpy as np
 import torch
 from fastai.basics import DataLoader, Learner, patch, store_attr
@@ -28,7 +30,13 @@ class Plane:
         store_attr()
 
     def __repr__(self):
-        return f"Plane({len(self.xs)}x{len(self.ys)}, losses {self.losses.min():.3g} to {self.losses.max():.3g})"
+        low, high = self._ends()
+        return f"Plane({len(self.xs)}x{len(self.ys)}, losses {low:.3g} to {high:.3g})"
+
+    def _ends(self):
+        "The smallest and the largest of the losses that are finite"
+        finite = self.losses[np.isfinite(self.losses)]
+        return (finite.min(), finite.max()) if finite.size else (math.nan, math.nan)
 
     def plot(
         self,
@@ -40,9 +48,10 @@ class Plane:
         from matplotlib.colors import LogNorm
 
         ax = axes_or_new(ax, figsize=(4.5, 3.4))
-        low = max(self.losses.min(), 1e-6)
-        levels = np.geomspace(low, max(self.losses.max(), low * 1.01), levels)
-        losses = self.losses.clip(low)
+        low, high = np.nan_to_num(self._ends(), nan=1.0)
+        low = max(low, 1e-6)
+        levels = np.geomspace(low, max(high, low * 1.01), levels)
+        losses = np.ma.masked_invalid(self.losses).clip(low)
         drawn = ax.contourf(self.xs, self.ys, losses, levels, norm=LogNorm(), cmap='viridis')
         bar = ax.figure.colorbar(drawn, ax=ax, label='loss', format='%.3g')
         bar.ax.minorticks_off()

@@ -15,6 +15,7 @@ from .envelope import Envelope, check_cycles
 from .trials import run_trials
 from ..core.checks import check_number
 from ..core.plotting import choose_metric
+from ..learner.evaluate import has_validation
 from ..learner.states import load_into, restoring, seed_round, smaller_is_better, state_of
 from ..recipes.fitting import last_metrics
 from ..recipes.retrain import check_retrain, planned_rates
@@ -46,11 +47,13 @@ def envelope(
     """Iterative pruning of a trained network with every number of cycles and every length of retraining (Zimmer et al.
     2023, figure 1). The Learner's own weights are restored at the end"""
     axes = check_cycles(cycles, lengths, seeds)
-    asked = inspect.signature(Learner.retrain).bind(self, max(lengths), **kwargs)
+    asked = inspect.signature(Learner.retrain).bind(self, max(axes['length']), **kwargs)
     asked.apply_defaults()
     check_number('a fraction of zeros in (0,1)', '(0,1)', sparsity=sparsity)
     if self.masks is not None:
         raise ValueError("the Learner is pruned already: load a dense network, or call `learn.remove_masks()` first")
+    if not has_validation(self):
+        raise ValueError(f"metric={metric!r}: this Learner has no validation set to measure it on")
     metric = choose_metric(metric, ['valid_loss', *(m.name for m in self.metrics)])
     if smaller_is_better(metric):
         raise ValueError(f"metric={metric!r}: needs a metric of which larger is better, such as accuracy")

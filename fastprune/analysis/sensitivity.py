@@ -13,6 +13,8 @@ import pandas as pd
 import torch
 from fastai.basics import DataLoader, Learner, patch
 
+from ..core.channel_granularity import member_names
+from ..core.channel_norms import hold_norms, release_norms
 from ..core.compute import compute_masks
 from ..core.granularity import check_granularity, fitting_weights
 from ..core.layouts import transposed_groups
@@ -50,7 +52,25 @@ class Sensitivity(pd.DataFrame):
         return add_grid(ax, legend='outside')
 
 # %% ../../nbs/analysis/sensitivity.ipynb #e05f4c72
-def _pruner(weights, masks):
+def _norms(learn, units):
+    "A function (masks) that lets norms average over the channels that are left by the Learner's masks and by these"
+    cut = learn.keep_masks.cut if learn.masks else None
+
+    def average(masks):
+        if not units.tied:
+            return
+        release_norms(learn.model)
+        if cut and not cut.whole:
+            hold_norms(learn.model, cut.channels.index(cut.kept[0].device).norms, cut.kept)
+        if masks:
+            names = masks.keys()
+            group = units.bind([g for g in units.channels if set(member_names([g])) <= names])
+            hold_norms(learn.model, group.index(next(iter(masks.values())).device).norms, group.kept(masks))
+
+    return average
+
+
+def _pruner(weights, masks, average):
     "A function that restores what was pruned last, and prunes something else: (name, sparsity)"
     saved, changed = {n: p.detach().clone() for n, p in weights.items()}, []
 
@@ -59,6 +79,7 @@ def _pruner(weights, masks):
             weights[n].copy_(saved[n])
         changed.clear()
         n, s = point
+        average(masks.get((n, s)))
         if n is None:
             return
         for name, mask in masks[n, s].items():
@@ -67,7 +88,7 @@ def _pruner(weights, masks):
 
     return put
 
-
+# %% ../../nbs/analysis/sensitivity.ipynb #3907da7b
 def _weights_of(learn, units, include, exclude):
     "Weights to rank, all parameters that are pruned with them, and the granularity, bound to the model"
     if units.tied:
@@ -129,11 +150,14 @@ def sensitivity(
     weights, members, units = _weights_of(self, check_granularity(granularity), include, exclude)
     scores, absolute = ranked(criterion, weights, self.model, learn=self)
     names, masks = _masks_of(scores, absolute, sparsities, units, self.masks or {}, members, self.model)
-    points, put = [(None, 0.0), *[(n, s) for n in names for s in sparsities]], _pruner(members, masks)
-    dl = evaluation_dl(self, dl)
+    points, average = [(None, 0.0), *[(n, s) for n in names for s in sparsities]], _norms(self, units)
+    dl, chosen = evaluation_dl(self, dl), [m for m in self.metrics if m.name == metric][:1]
     with evaluating(self):
         self.model.eval()
-        losses, metrics = evaluate_points(self, dl, points, put, self.metrics, memory)
+        try:
+            losses, metrics = evaluate_points(self, dl, points, _pruner(members, masks, average), chosen, memory)
+        finally:
+            average(None)
     values = dict(zip(points, losses if metric == 'loss' else metrics[metric], strict=True))
     res = Sensitivity(
         [[values[None, 0.0], *[values[n, s] for s in sparsities]] for n in names],

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from fastai.basics import Learner, set_seed
 
+from .trials import over_seeds
 from ..core.checks import check_whole
 from ..core.describe import describe
 from ..core.differences import differences
@@ -28,6 +29,7 @@ from ..core.plotting import add_grid, axes_or_new, choose_metric
 from ..core.targets import check_sparsity
 from ..core.weights import prunable_weights
 from ..learner.batches import preserved_rng
+from ..learner.evaluate import single_numbers
 from ..learner.progress import bar_over
 from ..learner.states import seed_round
 
@@ -47,9 +49,9 @@ class Sweep(pd.DataFrame):
         self,
         metric: str | None = None,  # Column; the first metric that is not a loss if None
     ) -> pd.DataFrame:  # A row for each sparsity; columns method, and mean and std over seeds
-        "Mean and standard deviation over seeds"
-        by = pd.DataFrame(self).groupby(['sparsity', 'method'], sort=False)[self._metric(metric)]
-        table = by.agg(['mean', 'std']).unstack().swaplevel(axis=1)
+        "Mean and standard deviation over seeds; not a number if any seed has none"
+        runs = pd.DataFrame(self).assign(value=self[self._metric(metric)])
+        table = over_seeds(runs, ['sparsity', 'method'])[['mean', 'std']].unstack().swaplevel(axis=1)
         return table.sort_index(axis=1, level=0, sort_remaining=False)
 
     def plot(
@@ -60,11 +62,11 @@ class Sweep(pd.DataFrame):
         "Mean and standard deviation over seeds, against sparsity"
         ax = axes_or_new(ax, figsize=(6, 3.2))
         metric, levels = self._metric(metric), sorted(self.sparsity.unique())
-        df = pd.DataFrame(self)
+        df = pd.DataFrame(self).assign(value=self[metric])
         for i, (name, rows) in enumerate(df.groupby('method', sort=False)):
-            by = rows.groupby('sparsity')[metric]
-            positions = [levels.index(s) + 0.03 * (i - df.method.nunique() / 2) for s in by.mean().index]
-            ax.errorbar(positions, by.mean(), by.std().fillna(0), marker='o', ms=3, capsize=2, label=name)
+            by = over_seeds(rows, 'sparsity').sort_index()
+            positions = [levels.index(s) + 0.03 * (i - df.method.nunique() / 2) for s in by.index]
+            ax.errorbar(positions, by['mean'], by['std'].fillna(0), marker='o', ms=3, capsize=2, label=name)
         ticks = [f'{100 * s:g}' for s in levels]
         ax.set(xticks=range(len(levels)), xticklabels=ticks, xlabel='sparsity (%)', ylabel=metric)
         return add_grid(ax, legend='outside')
@@ -74,12 +76,14 @@ def _measured(values, row, path):
     "What `measure` returned, with numbers of NumPy and torch as Python's. Raises `ValueError` for an unfit column"
     if not isinstance(values, dict):
         raise ValueError(f"measure(learn) returned a {type(values).__name__}: needs a dict of columns")
+    if odd := [k for k in values if not isinstance(k, str)]:
+        raise ValueError(f"measure(learn) has a column {odd[0]!r}: needs a string as its name")
     if taken := [k for k in values if k in row]:
         raise ValueError(f"measure(learn) has {taken[0]!r}, which is a column of each row: use another name")
     values = {k: v.item() if hasattr(v, 'item') and getattr(v, 'ndim', 1) == 0 else v for k, v in values.items()}
     for k, v in values.items() if path else ():
         try:
-            json.dumps({k: v})
+            values[k] = json.loads(json.dumps(v))  # as it is read later
         except (TypeError, ValueError) as e:
             raise ValueError(f"measure(learn) has {k!r}, which can't be saved in `folder`: {e}") from e
     return values
@@ -103,7 +107,7 @@ def _run_one(make, name, method, sparsity, seed, n_threads, path, identity, meas
         masks = learn.masks or Masks.from_zeros(prunable_weights(learn.model))
         names = ['valid_loss', *[m.name for m in learn.metrics]]
         row = dict(method=name, sparsity=sparsity, seed=seed, reached=masks.sparsity)
-        row.update({k: float(v) for k, v in zip(names, values, strict=False)}, seconds=round(seconds, 3))
+        row.update(single_numbers(names, list(values)), seconds=round(seconds, 3))
         row.update(_measured(measure(learn), row, path) if measure else {})
     except Exception as e:
         raise RuntimeError(

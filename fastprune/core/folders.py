@@ -140,10 +140,13 @@ def _acquire(path, folder):
 
 
 def _release(path, fd):
+    if not fcntl:
+        os.close(fd)  # Windows removes no open file, and the file alone is the lock there
     with contextlib.suppress(OSError):
         os.unlink(path)  # before the lock is free, so that nobody else can have locked this file
-    with contextlib.suppress(OSError):
-        os.close(fd)
+    if fcntl:
+        with contextlib.suppress(OSError):
+            os.close(fd)
 
 # %% ../../nbs/core/folders.ipynb #4b490ec5
 @contextlib.contextmanager

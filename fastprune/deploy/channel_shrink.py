@@ -60,8 +60,16 @@ def _rows(model, cuts):
             w, shapes = names[0], [cuts[k].shape if k in cuts else model.get_parameter(k).shape for k in names]
             left = [cuts[k].new_shape if k in cuts else model.get_parameter(k).shape for k in names]
             size = lambda s: sum(torch.Size(o).numel() for o in s)
-            res[n or w] = [shapes[0][0], left[0][0], size(shapes), size(left)]
+            outputs = [_outputs(m, shapes[0], o) for o in (shapes[0], left[0])]
+            res[n or w] = [*outputs, size(shapes), size(left)]
     return res
+
+
+def _outputs(m, whole, shape):
+    "Outputs of a layer whose weight has this shape; `whole`: its shape before"
+    if isinstance(m, nn.modules.conv._ConvTransposeNd):
+        return shape[1] * shape[0] * m.groups // whole[0]  # as many inputs for each group as before
+    return shape[1] if isinstance(m, nn.Embedding) or type(m).__name__ == 'Conv1D' else shape[0]
 
 
 def shrink_table(
@@ -137,12 +145,14 @@ def cut_copy(
         apart, small, cuts = _difference(model, outputs, runs, groups, kept)
     except Exception as e:
         who = _culprit(model, outputs, runs, groups, kept, limit)
-        raise ValueError(f"{type(model).__name__} can't run without these channels, {who}: `exclude` them: {e}") from e
+        raise ValueError(
+            f"{type(model).__name__} can't run without these channels, {who}: `exclude` them when you prune: {e}"
+        ) from e
     if apart > limit:
         who = _culprit(model, outputs, runs, groups, kept, limit)
         raise ValueError(
             f"{type(model).__name__} gives other outputs without these channels, by {apart:.1e} of the largest: {who}. "
-            'Are all their weights, biases and norms zero, as masks make them? Else `exclude` them'
+            'Are all their weights, biases and norms zero, as masks make them? Else `exclude` them when you prune'
         )
     return small, cuts
 

@@ -24,6 +24,16 @@ def _can_fold(layer, bn, x):
     return x.ndim == layer.weight.ndim and bn.num_features == layer.out_channels
 
 
+def _with_affine(bn):
+    "A BatchNorm with a weight and a bias, which torch's fusion needs"
+    if bn.weight is not None:
+        return bn
+    mean = bn.running_mean
+    res = nn.BatchNorm1d(len(mean), eps=bn.eps, device=mean.device, dtype=mean.dtype).eval()
+    res.running_mean, res.running_var = mean, bn.running_var
+    return res
+
+
 def fold_batchnorm(
     model: nn.Module,  # A model in evaluation mode; changed in place
     inputs: tuple,  # Inputs to run it with once, as from `as_inputs`
@@ -45,7 +55,7 @@ def fold_batchnorm(
         if layer is None or uses.counts[id(x)] != 1 or id(x) in returned or not _can_fold(layer, bn, x):
             continue
         fuse = fuse_conv_bn_eval if layer_kind(layer) == 'conv' else fuse_linear_bn_eval
-        replace_module(model, names[layer], fuse(layer, bn))
+        replace_module(model, names[layer], fuse(layer, _with_affine(bn)))
         # timm's BatchNormAct2d applies an activation, too, which stays
         left = nn.Sequential(bn.drop, bn.act) if type(bn).__name__ == 'BatchNormAct2d' else nn.Identity()
         replace_module(model, name, left)

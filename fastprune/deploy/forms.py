@@ -25,12 +25,15 @@ from ..learner.inputs import error_line
 # %% ../../nbs/deploy/forms.ipynb #2285e41f
 def _as_matrix(layer):
     "The weight of a linear layer or convolution as a sparse matrix [outputs, inputs]"
-    w = layer.weight.detach()
-    if getattr(layer, 'groups', 1) > 1:
-        w = torch.block_diag(*w.flatten(1).chunk(layer.groups))
+    w, groups = layer.weight.detach().flatten(1), getattr(layer, 'groups', 1)
+    row, col = w.nonzero(as_tuple=True)
+    crow = torch.zeros(len(w) + 1, dtype=torch.int64, device=w.device)
+    crow[1:] = row.bincount(minlength=len(w)).cumsum(0)
+    size, values = (len(w), groups * w.shape[1]), w[row, col]
+    col = col + row // (len(w) // groups) * w.shape[1] if groups > 1 else col  # blocks along the diagonal
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='Sparse CSR tensor support')
-        return w.flatten(1).to_sparse_csr()
+        return torch.sparse_csr_tensor(crow, col, values, size, check_invariants=False)
 
 
 def _two(sizes, missing=1):
@@ -90,7 +93,8 @@ class CSRLayer(nn.Module):
         "The matrix times `x`, plus the bias"
         return self.weight @ x if self.bias is None else torch.addmm(self.bias.expand(-1, x.shape[1]), self.weight, x)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        x = input
         if self.linear:
             rows = x.reshape(math.prod(x.shape[:-1]), self.shape[1])
             return self.product(rows.t()).t().reshape(*x.shape[:-1], self.shape[0])

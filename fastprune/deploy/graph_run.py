@@ -68,14 +68,18 @@ class Segment(nn.Module):
     def _apply(self, *args, **kwargs):
         self.plans.clear()
         super()._apply(*args, **kwargs)
-        for i, op in self._weighted():
-            for name in _TENSORS:
-                setattr(op.sparse, name, getattr(self, f'{name}_{i}'))
+        self._take_buffers()
         return self
 
     def _load_from_state_dict(self, *args, **kwargs):
         self.plans.clear()
         super()._load_from_state_dict(*args, **kwargs)
+        self._take_buffers()
+
+    def _take_buffers(self):
+        for i, op in self._weighted():
+            for name in _TENSORS:
+                setattr(op.sparse, name, getattr(self, f'{name}_{i}'))
 
 # %% ../../nbs/deploy/graph_run.ipynb #a33bd688
 @patch

@@ -161,6 +161,8 @@ def _choose(times, layers, wrong, rtol, inside):
     why = 'the whole model is not faster with sparse layers'
     if wrong > rtol:
         why = f'sparse layers would change the outputs, by {wrong:.1g} of the largest'
+    if math.isinf(wrong):
+        why = "the model's own code can't run with sparse layers"
     for r in layers:
         r.stay_dense(why)
     return times.drop(['sparse', *GRAPHS], errors='ignore').idxmin()
@@ -199,6 +201,14 @@ def _channels_last(model, inputs, difference, rtol, seconds):
     return res if ms['channels_last'] < ms['as it is'] else None
 
 # %% ../../nbs/deploy/inference.ipynb #0c5a7e32
+def _how_wrong(model, difference):
+    "How far outputs differ; infinite if the model's own code uses a layer in a way that its form does not have"
+    try:
+        return difference(_with_parameter(model))
+    except Exception:
+        return math.inf
+
+
 def _with_parameter(model):
     "fastai reads the device off a model's first parameter: a model that has buffers alone gets one without values"
     if next(model.parameters(), None) is None:
@@ -251,7 +261,7 @@ def sparse_inference(
             models = {'sparse': sparse, list(changes)[-1]: copy_model(sparse), 'as it was': whole}
         graph = graph_candidate(sparse, inputs, min_sparsity)
         layers = fastest_layers(sparse, inputs, min_sparsity, seconds)
-        wrong = difference(sparse)
+        wrong = _how_wrong(sparse, difference)
         if wrong > rtol:
             del models['sparse']
         if graph.model is not None:

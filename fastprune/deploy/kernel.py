@@ -144,8 +144,8 @@ class SparseLinear(_Sparse):
         tile = torch.tensor([0], device='cpu'), torch.tensor([width], device='cpu')  # a chunk is one tile
         return self.offsets(self.col.long() * width, self.in_features * width), tile
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.check(x)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        self.check(x := input)
         if x.shape[-1] != self.in_features:
             raise ValueError(f"the layer takes {self.in_features} features, got an input of shape {tuple(x.shape)}")
         rows = x.resolve_neg().reshape(math.prod(x.shape[:-1]), self.in_features)
@@ -310,8 +310,8 @@ class SparseConv(_Sparse):
             self.product(source, out, b, plan.offset, plan.tiles, **steps)
         return out.as_strided((b, self.shape[0], plan.height, plan.width), (self.shape[0] * row, row, plan.row_step, 1))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.check(x)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        self.check(x := input)
         out = self.pixels(self.images(x)).contiguous()
         if self.dims == 1:
             out = out[:, :, 0]

@@ -66,6 +66,9 @@ def _why_untried(m, w, calls, min_sparsity):
     return 'it has hooks' if has_hooks(m) else None
 
 
+_ALONE = 'the model is this layer alone, which can have no other form: put it into an `nn.Sequential`'
+
+
 def _why_fastest(best, trial, missing):
     "Why a layer has got this form. `missing`: form -> why the layer can't have it"
     if best != 'dense':
@@ -134,6 +137,8 @@ def fastest_layers(
         results.append(result)
         inside = next((n for n in stay if name == n or name.startswith(n + '.')), None)
         result.why = _why_untried(m, w, calls, min_sparsity) if inside is None else stay[inside]
+        if not name and result.why is None:
+            result.why = _ALONE
         if result.why is None:
             layers[name] = m
             doing(f'making forms of {name}', 0.1 + 0.3 * i / len(modules))

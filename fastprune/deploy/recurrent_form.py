@@ -65,7 +65,7 @@ def input_products(
 ) -> tuple:  # The products [rows, row_step] with column `step * batch + sample`, and row_step, numbers between rows
     "The input's part of all gates in some steps"
     steps, batch, features = x.shape
-    rows, samples = x.reshape(-1, features), steps * batch
+    rows, samples = x.reshape(-1, features).contiguous(), steps * batch
     width = next((w for w in WIDTHS if samples <= w), TILE)
     chunks, parts, row_step = -(-samples // width), -(-features // TILE), -(-samples // width) * width + LANES
     out = x.new_empty(product.out_features * row_step + TILE)  # the last tile may read behind the last row

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..core.channel_graph import find_channels
+from ..core.channel_norms import without_norms
 from ..core.channels import kept_channels
 from ..core.checks import check_number, check_whole
 from ..core.copies import copy_model
@@ -182,7 +183,8 @@ def shrink(
         return find_cuts(model, example, tol, repeats)[1:]
     Masks(check_bool(masks)).check(dict(model.named_parameters()))
     inputs = as_inputs(example, model)
-    groups = find_channels(model, inputs, call_model)
+    with without_norms(model):
+        groups = find_channels(model, inputs, call_model)
     kept = round_widths(groups, kept_channels(groups, masks), round_to)
     small, _, table = shrink_channels(model, inputs, groups, kept, tol, repeats)
     return small, table

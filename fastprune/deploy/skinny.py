@@ -161,8 +161,8 @@ class SkinnyLinear(nn.Module):
             return False
         return not torch.is_grad_enabled() or not any(t.requires_grad for t in (x, *self.parameters()))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.takes(x):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not self.takes(x := input):
             return F.linear(x, self.weight, self.bias)
         rows = x.resolve_neg().reshape(-1, self.in_features)
         n = len(rows)

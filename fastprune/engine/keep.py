@@ -17,7 +17,7 @@ from ..core.later import count
 from ..core.masks import Masks
 from ..core.names import parameters_at
 from ..core.shards import is_dtensor
-from .cut_channels import channels_of, joined
+from .cut_channels import beside, channels_of, joined
 
 # %% ../../nbs/engine/keep.ipynb #f69686ae
 class MaskKeeper:
@@ -49,6 +49,7 @@ class MaskKeeper:
         zeroed: frozenset = frozenset(),  # Names of weights that are zero already where these masks prune them
     ) -> None:
         "Prune by these masks from now on"
+        masks = beside(self.cut, origin, masks)
         names = masks if self.masks is None else {**self.masks, **masks}
         weights = self.parameters(names)
         masks = {n: m.to(weights[n].device) for n, m in Masks(masks).check(weights).items()}

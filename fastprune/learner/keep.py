@@ -18,7 +18,7 @@ from ..core.channel_norms import release_norms
 from ..core.computed import check_preserves_zeros
 from ..core.later import counts
 from ..core.masks import Masks, check_bool
-from ..engine.cut_channels import CutChannels, channels_of, joined
+from ..engine.cut_channels import CutChannels, beside, channels_of, joined
 from ..engine.targets import listed
 from .averages import averages_of, mask_averages, release_averages, versions_of
 from .batches import in_fit, is_distributed
@@ -52,7 +52,7 @@ class KeepMasks(Callback):
     ) -> None:
         "Set pruned weights to zero, now and after each later step"
         weights = parameters_of(self.learn, masks)
-        masks = {n: m.to(weights[n].device) for n, m in masks.check(weights).items()}
+        masks = beside(self.cut, origin, {n: m.to(weights[n].device) for n, m in masks.check(weights).items()})
         old, self._masks, self.origin = self._masks, Masks(masks), origin
         if self.cut is None and origin is None and (channels := channels_in(self.learn, self._masks)):
             self.cut = CutChannels(channels)

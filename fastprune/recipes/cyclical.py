@@ -48,7 +48,7 @@ def cycle_schedule(
 
 def _repeat(f, n, pos):
     "`f` repeated `n` times in [0,1]"
-    x = round(pos * n, 9)
+    x = round(float(pos) * n, 9)
     return f(x - math.floor(x))
 
 
@@ -58,7 +58,7 @@ def repeat_rate(
 ) -> Callable:  # Learning-rate schedule of the whole training
     "A learning-rate schedule that starts again in each cycle, as in `fit_cyclical` and `fit_cycles`"
     check_whole(n_cycles=n_cycles)
-    return partial(_repeat, rate, n_cycles)
+    return partial(_repeat, rate, int(n_cycles))
 
 # %% ../../nbs/recipes/cyclical.ipynb #dfe08607
 _step_decay = partial(lr_warmup, warmup=0.0, drops=(0.75,))  # Srinivas et al. 2022, for CIFAR-10

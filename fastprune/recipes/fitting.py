@@ -12,6 +12,7 @@ import numpy as np
 from fastai.basics import Callback, Learner, OptimWrapper, even_mults
 from fastai.optimizer import detuplify_pg
 
+from ..learner.evaluate import single_numbers
 from ..learner.fit import is_frozen
 from ..schedules.sparsity import schedule_name
 
@@ -106,5 +107,5 @@ def last_metrics(
     names, left_out = learn.recorder.metric_names[1:], ('sparsity', 'recovered', 'mask_distance', 'time')
     if learn.recorder.train_metrics:  # then fastai names them otherwise
         names = [k if k == 'valid_loss' else k.removeprefix('valid_') for k in names]
-    named = zip(names, values or learn.recorder.values[-1], strict=False)
-    return {k: float(v) for k, v in named if k not in left_out and v is not None and np.ndim(v) == 0}
+    found = single_numbers(names, values or learn.recorder.values[-1])
+    return {k: v for k, v in found.items() if k not in left_out}

@@ -91,7 +91,7 @@ def restore(self: TableSearch) -> int:
         self.found = [_read_histogram(store.path('histogram', m), row) for m, row in enumerate(rows)]
     learn.rounds = Rounds(rows)
     if rows:
-        store.restore(learn, len(rows) - 1)
+        store.restore(learn, len(rows) - 1, self.pruning.origin)
     return len(store.rows)
 
 

@@ -14,7 +14,7 @@ from fastcore.meta import delegates
 
 from ..core.checks import check_number, check_values
 from ..core.renamed import renamed
-from ..learner.states import load_into, smaller_is_better, state_of
+from ..learner.states import load_into, masks_of, restore_masks, smaller_is_better, state_of
 from .iterative import TableSearch
 from .table import Rounds
 
@@ -49,14 +49,14 @@ class RateSearch:
     ) -> dict:  # The row of the table
         "Train round `m` with each rate, and leave the Learner in the final state of the best"
         learn, training = search.learn, search.training
-        start, masks, tried = state_of(learn), learn.masks, []
+        start, masks, tried = state_of(learn), masks_of(learn), []
         for lr in self.lrs:
             _load(learn, start, masks)
             row = search.train(m, lr)
             value = row[training.monitor] * (-1 if smaller_is_better(training.monitor) else 1)
             tried.append((lr, -math.inf if math.isnan(value) else value))
             if tried[-1][1] >= max(v for _, v in tried):
-                best, end = row, (state_of(learn), learn.masks)
+                best, end = row, (state_of(learn), masks_of(learn))
                 rewound = getattr(training, 'state', None)
         _load(learn, *end)
         training.state = rewound
@@ -66,8 +66,7 @@ class RateSearch:
 
 def _load(learn, state, masks):
     load_into(learn, state)
-    if masks is not None:
-        learn.masks = masks
+    restore_masks(learn, masks)
 
 # %% ../../nbs/recipes/oracle.ipynb #d7a87407
 @patch

@@ -63,7 +63,7 @@ def _dry_run(learn, fit, args, plan):
     "Call `fit` without training, to fill `plan`"
     recorder, names = getattr(learn, 'recorder', None), ('lrs', 'iters', 'losses', 'values')
     records = {k: getattr(recorder, k) for k in names if hasattr(recorder, k)}
-    own = _own_callbacks(learn)
+    own, opt = _own_callbacks(learn), learn.opt
     try:
         learn.load = learn.save = lambda *a, **k: learn  # a SaveModelCallback must not write or read files here
         with restoring(learn), learn.removed_cbs(own), learn.no_bar(), learn.no_logging():
@@ -71,6 +71,7 @@ def _dry_run(learn, fit, args, plan):
             learn._zeros_known = True  # nothing is trained, so there is no warning of zeros
             fit(learn, [_Probe(plan, own)], *args)
     finally:
+        learn.opt = opt  # the weights are those that it belongs to again
         del learn.__dict__['load'], learn.__dict__['save']
         for k, v in records.items():
             setattr(learn.recorder, k, v)

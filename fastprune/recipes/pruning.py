@@ -20,11 +20,11 @@ from ..core.layouts import transposed_groups
 from ..core.protocol import asks_for, ranks_magnitude
 from ..core.scopes import layer_counts
 from ..core.targets import check_sparsity
-from ..core.unit_counts import counted
+from ..core.unit_counts import counted, source_of
 from ..criteria.ranking import try_criterion
 from ..criteria.weights import magnitude
 from ..learner.fit import parameters_of
-from ..schedules.sparsity import check_schedule, one_shot
+from ..schedules.sparsity import check_schedule, one_shot, schedule_name
 from ..training import prune as prune
 from ..training.callback import SparsifyCallback
 
@@ -130,6 +130,15 @@ def check_options(
         elif k not in _of_channels and v:
             raise ValueError(f"{k}={v!r}: needs a `schedule` within rounds, and one_shot prunes between them")
 
+# %% ../../nbs/recipes/pruning.ipynb #9252973b
+def _check_needs(criterion):
+    "Raise `ValueError` for a criterion that pruning between trainings has nothing for"
+    if needed := sorted(asks_for(criterion) & {'initial', 'previous'}):
+        raise ValueError(
+            f"criterion {schedule_name(criterion)} asks for `{needed[0]}`, the weights at an earlier time of a "
+            "training that prunes: use a `schedule` within rounds, such as schedule=ocp"
+        )
+
 
 def _check_rounds(rounds, target):
     "Raise `ValueError` if there is not exactly one of a number of rounds and a final sparsity"
@@ -202,6 +211,8 @@ class RoundPruning:
         check_n_batches(n_batches)
         self.learn, self.schedule, self.criterion, self.options = learn, schedule, criterion, options
         self.within_training = schedule is not one_shot
+        if not self.within_training:
+            _check_needs(criterion)
         self.n_batches = _batches_for(criterion, n_batches)
         self._arguments = dict(criterion=criterion, granularity=granularity, **{'recover': False, **options})
         self._selection = dict(scope=scope, include=include, exclude=exclude)
@@ -227,6 +238,12 @@ class RoundPruning:
         return self.sparsity.prune_rate
 
 # %% ../../nbs/recipes/pruning.ipynb #522a4dd1
+@patch(as_prop=True)
+def origin(self: RoundPruning) -> tuple:
+    "Criterion, scope and granularity of the masks"
+    return self.criterion, self.scope, source_of(self.units)
+
+
 @patch
 def check(self: RoundPruning) -> None:
     "Raise `ValueError` if there is nothing to prune, or if a round leaves no weight in a tensor"

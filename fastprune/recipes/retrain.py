@@ -210,6 +210,7 @@ def fit_bimp(
     if reserved := sorted({'interval', 'schedule'} & kwargs.keys()):
         raise ValueError(f"{reserved[0]}={kwargs[reserved[0]]!r}: fit_bimp sets it, leave it out")
     check_unfrozen(self)
+    epochs, cycles, dense_epochs = int(epochs), int(cycles), float(dense_epochs)
     cb = BudgetedCallback(
         sparsity, dense_epochs / epochs, cycles, group_rates(self, lr_max, 'lr_max'), scope=scope, **kwargs
     )

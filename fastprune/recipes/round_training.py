@@ -18,7 +18,7 @@ from fastai.callback.schedule import ParamScheduler
 from ..core.checks import check_choice, check_whole
 from ..core.describe import describe
 from ..core.names import to_state_names
-from ..learner.evaluate import check_targets, has_validation
+from ..learner.evaluate import check_targets, has_validation, single_numbers
 from ..learner.states import BestEpoch, StateAt, seed_round, starting_at, steps_by_epoch
 from fastprune.recipes.fitting import (
     callback_list,
@@ -121,8 +121,7 @@ def measured(self: RoundTraining, dl: DataLoader) -> dict:
     "Loss and metrics on a DataLoader"
     with self.learn.no_bar(), self.learn.no_logging():
         values = self.learn.validate(dl=dl)
-    names = ['valid_loss', *[m.name for m in self.learn.metrics]]
-    return dict(zip(names, map(float, values), strict=True))
+    return single_numbers(['valid_loss', *[m.name for m in self.learn.metrics]], list(values))
 
 
 @patch

@@ -20,7 +20,7 @@ from ..core.json_files import is_number, read_json, to_json
 from ..core.masks import Masks
 from ..core.names import shape_of, unwrap
 from ..learner.keep import set_masks
-from ..learner.states import load_into
+from ..learner.states import load_into, state_of
 from ..training.identity import remember_start
 
 # %% ../../nbs/recipes/store.ipynb #0f610a01
@@ -46,11 +46,17 @@ class RoundStore:
     @contextlib.contextmanager
     def owned(self, learn: Learner, start: dict) -> Iterator['RoundStore']:
         """A context that locks the folder and reads its finished rounds. Another call with the final `learn` may then
-        continue as from `start`. Raises `ValueError` that names the process if another one has locked the folder"""
+        continue as from `start`; if it is interrupted before a round is finished, `learn` has its first weights again.
+        Raises `ValueError` that names the process if another one has locked the folder"""
         with sole_owner(self.folder):
             self.read()
+            first = state_of(learn) if self.folder and not self.rows else None
             try:
                 yield self
+            except BaseException:
+                if first and not self.rows:
+                    load_into(learn, first)
+                raise
             finally:
                 if self.folder:
                     remember_start(learn, self.folder, start)
@@ -109,6 +115,12 @@ def read(self: RoundStore) -> None:
     self.rows, self.notes = old['rows'], old['notes']
 
 # %% ../../nbs/recipes/store.ipynb #86aa2ffd
+def _cut_values(learn):
+    "The values of cut channels, which may come back; empty where there are none"
+    cut = learn.keep_masks.cut if learn.masks else None
+    return cut.state(learn.masks) if cut else {}
+
+
 @patch
 def add(
     self: RoundStore,
@@ -124,6 +136,10 @@ def add(
             atomically(learn.masks.save, self.path('masks', m))
         else:
             self.path('masks', m).unlink(missing_ok=True)  # of an earlier run
+        if cut := _cut_values(learn):
+            tensors = {**tensors, 'cut': cut}
+        else:
+            self.path('cut', m).unlink(missing_ok=True)
         for kind, ts in tensors.items():
             save_state(ts, self.path(kind, m))
     self.put(m, row)
@@ -188,13 +204,16 @@ def restore(
     self: RoundStore,
     learn: Learner,
     m: int,  # Round
+    origin: tuple | None = None,  # Criterion, scope and granularity that made the masks
 ) -> None:
     "Load the state and masks after round `m` into `learn`"
     model = unwrap(learn.model)
     state, masks = self.load('state', m, model.state_dict()), self.load_masks(m, dict(model.named_parameters()))
     load_into(learn, state)
     if masks is not None:
-        set_masks(learn, masks)
+        set_masks(learn, masks, origin)
+        if learn.keep_masks.cut and (path := self.path('cut', m)).exists():
+            learn.keep_masks.cut.load(load_state(path))
 
 # %% ../../nbs/recipes/store.ipynb #459c80c2
 def check_numbers(

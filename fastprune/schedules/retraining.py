@@ -77,6 +77,8 @@ def lr_retrain(
     - LLR: linear from the largest rate to 0.
     - ALLR: LLR with the largest rate multiplied by `discount`."""
     _check_arguments(history, length, discount, warmup)
+    length, discount, warmup = float(length), float(discount), float(warmup)
+    scale = scale if np.ndim(scale) else float(scale)  # fastai takes no number of numpy for a rate
     history = [float(o) for o in as_rate(history, 'history')]
     top = max(history)
     down = history[history.index(top) :]  # without the original warm-up

@@ -30,6 +30,7 @@ from ..core.weights import prunable_weights
 from ..criteria.ranking import ranked
 from ..criteria.weights import magnitude
 from ..engine.channel_targets import channel_targets
+from ..engine.cut_channels import beside
 from ..engine.method import check_arguments
 from ..engine.targets import fit_targets, no_weights
 from ..learner import criteria as criteria  # batches of a Learner, for criteria that need data
@@ -142,6 +143,7 @@ def _in_steps(learn, weights, sparsity, criterion, given, keep, iterations, kind
 # %% ../../nbs/training/prune.ipynb #25336d24
 def _set_pruned(learn, weights, masks, origin, before):
     "Set new masks, and `learn.keep_masks.change` to the relative change of the weights' norm, for ALLR"
+    masks = beside(learn.keep_masks.cut if learn.masks else None, origin, masks)
     each = dict(zip(masks, counts(list(masks.values())), strict=True))
     _warn_of_empty(masks, each.values())
     kept = sum(each[n] for n in weights)

@@ -1,3 +1,4 @@
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,8 @@ from fastprune.all import (
     state_of,
     sweep,
 )
+from fastprune.analysis.plane import Plane
+from fastprune.analysis.sweep import Sweep
 from fastprune.analysis.weights import CyclePaths
 
 pytestmark = pytest.mark.usefixtures('deterministic')  # results are compared to the bit
@@ -301,6 +304,46 @@ def test_sign_flips_of_tiny_weights_and_in_other_fits(fit):
     learn, flips = make(), SignFlips(3)
     fit(learn, 3, lr=0.1, cbs=flips, start_epoch=1)
     assert flips.iters == [3, 6, 9, 12]
+
+
+def test_sensitivity_of_channels_is_that_of_validate():
+    "Norms average over the channels that are left, also over those that the Learner's own masks leave"
+
+    def net():
+        learn = make()
+        norm = nn.GroupNorm(2, 16)
+        head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(8), nn.Linear(8, 10)
+        learn.model = nn.Sequential(nn.Conv2d(1, 16, 3), norm, nn.ReLU(), nn.Conv2d(16, 8, 3), nn.ReLU(), *head)
+        nn.init.uniform_(norm.bias)
+        return learn
+
+    learn = net()
+    learn.prune(0.25, granularity='channel', include='3')
+    table, name = learn.sensitivity((0.5,), granularity='channel', metric='loss'), '0.weight'
+    with learn.no_bar(), learn.no_logging():
+        assert table.loc[name, 0.0] == pytest.approx(learn.validate()[0], rel=1e-5)
+        learn.prune(0.5, granularity='channel', include='0')
+        assert table.loc[name, 0.5] == pytest.approx(learn.validate()[0], rel=1e-5)
+
+
+def test_a_seed_without_a_number_is_not_left_out():
+    values = dict(a=(1.0, 3.0), b=(1.0, math.nan))
+    rows = [
+        dict(method=m, sparsity=0.5, seed=s, reached=0.5, mse=v, seconds=1.0)
+        for m, vs in values.items()
+        for s, v in enumerate(vs)
+    ]
+    table = Sweep(rows)
+    found = table.summary('mse')
+    assert found['a', 'mean'].tolist() == [2.0] and found['b', 'mean'].isna().all() and found['b', 'std'].isna().all()
+    assert len(table.plot('mse').containers) == 2
+
+
+def test_a_plane_with_a_loss_that_is_not_a_number_is_drawn():
+    losses = np.array([[1.0, 2.0], [np.nan, np.inf]])
+    drawn = Plane(np.arange(2.0), np.arange(2.0), losses, np.zeros((3, 2)))
+    assert 'losses 1 to 2' in repr(drawn) and drawn.plot().collections
+    assert Plane(np.arange(2.0), np.arange(2.0), np.full((2, 2), np.nan), np.zeros((3, 2))).plot()
 
 
 def test_sensitivity_stays_inside_of_masks():

@@ -13,6 +13,7 @@ from fastai.basics import (
     CrossEntropyLossFlat,
     DataLoaders,
     Learner,
+    MSELossFlat,
     OptimWrapper,
     TfmdDL,
     load_learner,
@@ -25,12 +26,14 @@ from torch import nn
 from fastprune.all import (
     Checkpoint,
     ShrinkCallback,
+    Sparsifier,
     SparsifyCallback,
     cyclical,
     linear,
     load_shrunk,
     one_shot,
     save_shrunk,
+    shrink,
     taylor,
 )
 from fastprune.core.channel_graph import find_channels
@@ -344,6 +347,32 @@ def test_other_masks_instead_of_channels(norm):
     else:
         with pytest.raises(ValueError, match='averages over the channels that masks'):
             learn.shrink(n_items=4, repeats=0)
+
+
+def test_masks_that_norms_know_of_are_cut():
+    "Those of a Sparsifier, which leaves its hooks on norms over channels"
+    torch.manual_seed(0)
+    model, x = Tower(lambda n: nn.GroupNorm(1, n)), torch.randn(8, 1, 8, 8)
+    opt = torch.optim.SGD(model.parameters(), 0.01)
+    pruner = Sparsifier(model, SparsifyCallback(0.5, granularity='channel', schedule=linear), 3, opt, example=x)
+    for _ in range(3):
+        opt.zero_grad()
+        model(x).square().mean().backward()
+        pruner.step()
+    pruner.finish()
+    small, table = shrink(model.eval(), x, repeats=0, masks=pruner.masks)
+    assert table.loc['total', 'weights_after'] < 0.6 * table.loc['total', 'weights']
+    with torch.no_grad():
+        assert torch.allclose(small(x), model(x), atol=1e-5)
+
+
+def test_the_table_counts_outputs():
+    up = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.ConvTranspose2d(16, 8, 2), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    x, y = torch.randn(20, 1, 8, 8), torch.randn(20, 2, 7, 7)
+    learn = Learner(make_dls(x, y), up, MSELossFlat())
+    learn.prune(0.5, granularity='channel', include='2')
+    table = learn.shrink(n_items=4, repeats=0)
+    assert table.loc['2', ['filters', 'filters_after']].tolist() == [8, 4]
 
 
 def test_round_to():

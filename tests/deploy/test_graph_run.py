@@ -574,6 +574,18 @@ def test_nothing_stays_from_a_call_with_nan():
         assert torch.equal(segment(x), before)
 
 
+def test_other_weights_are_taken_over():
+    "In place, and as new tensors"
+    torch.manual_seed(0)
+    a, b = ([conv(1, (0,), 8, 8, 3, 3, sparsity=0)] for _ in range(2))
+    segment, other, x = Segment(a, [0], [1], [4]), Segment(b, [0], [1], [4]), torch.randn(3, 8, 6, 6)
+    want = other(x)
+    assert not torch.equal(segment(x), want)
+    for assign in (True, False):
+        segment.load_state_dict(other.state_dict(), assign=assign)
+        assert torch.equal(segment(x), want)
+
+
 @pytest.mark.parametrize('duplicate', [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))], ids=['copy', 'pickle'])
 def test_copies_and_pickles(duplicate):
     ops = small()

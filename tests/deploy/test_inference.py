@@ -366,6 +366,61 @@ def test_folding_takes_only_what_it_may():
         assert same(whole(x), model(x))
 
 
+def test_norms_without_a_weight_are_folded_too(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64, affine=False), nn.ReLU(), nn.Linear(64, 8))
+    model[1].running_mean.uniform_(-1, 1)
+    model[1].running_var.uniform_(0.5, 2)
+    model, x = pruned(model), torch.randn(4, 64)
+    assert fold.fold_batchnorm(whole := copy.deepcopy(model), (x,)) == ['0']
+    with torch.no_grad():
+        assert same(whole(x), model(x)) and same(forced(model, x, monkeypatch=monkeypatch)(x), model(x))
+
+
+class ByName(nn.Module):
+    "Reads its own first parameter, and calls a layer by the name of its argument"
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(64, 64), nn.Linear(64, 64), nn.Conv1d(64, 8, 1)
+
+    def forward(self, x):
+        x = self.a(input=x.to(next(self.parameters()).device)).relu()
+        return self.c(input=self.b(input=x)[..., None])
+
+
+@pytest.mark.parametrize('form', ['sparse', 'csr'])
+def test_forms_are_called_as_layers_are(monkeypatch, form):
+    torch.manual_seed(0)
+    model, x = pruned(ByName()), torch.randn(4, 64)
+    res = forced(model, x, form=form, monkeypatch=monkeypatch)
+    assert (res.inference_report.form[:-1] == form).all()
+    with torch.no_grad():
+        assert same(res(x), model(x))
+
+
+def test_a_model_that_has_no_use_for_forms_keeps_its_layers(monkeypatch):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(64, 64)
+
+        def forward(self, x):
+            return x @ self.fc.weight.T.contiguous() + self.fc(x)
+
+    torch.manual_seed(0)
+    model, x = pruned(Odd()), torch.randn(4, 64)
+    res = forced(model, x, form='csr', monkeypatch=monkeypatch)
+    assert type(res.fc) is nn.Linear
+    assert "the model's own code can't run with sparse layers" in res.inference_report.why['fc']
+
+
+def test_a_layer_alone_is_told_to_be_put_into_a_model():
+    model = pruned(nn.Linear(64, 64))
+    res = sparse_inference(model, torch.randn(4, 64), seconds=0.01)
+    assert 'put it into an `nn.Sequential`' in res.inference_report.why['']
+
+
 def test_without_kernel(monkeypatch):
     "numba or MKL missing: what is left is tried, and the report says why"
     for module in ('kernel', 'graph_choice'):

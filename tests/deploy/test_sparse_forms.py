@@ -103,6 +103,16 @@ def test_many_units_in_threads(threads):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize('first', [False, True])
+def test_inputs_that_are_views(first):
+    torch.manual_seed(0)
+    layer = pruned(nn.LSTM(8, 16, batch_first=first))
+    sparse, big = SparseRecurrent(layer), torch.randn(5, 3, 20)
+    one_step = torch.randn(1, 7, 16).chunk(2, -1)[1]
+    for x in (big[..., :8], big[:, :1, 4:12], big[:1, :, 4:12], torch.randn(1, 1, 8).expand(50, 1, 8), one_step):
+        assert_same(sparse(x), layer(x))
+
+
 def test_numbers_at_the_edges():
     torch.manual_seed(0)
     layer = pruned(nn.LSTM(8, 16))

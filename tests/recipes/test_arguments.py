@@ -12,7 +12,8 @@ from fastai.callback.all import EarlyStoppingCallback, ProgressCallback
 from helpers import Tagger
 from torch import nn
 
-from fastprune.all import Checkpoint, Distill, Ticket, linear, prunable_weights, sweep
+from fastprune.all import Checkpoint, Distill, Ticket, linear, paper_methods, prunable_weights, sweep
+from fastprune.recipes.planning import count_steps
 
 
 def make(model=None, **kwargs):
@@ -189,6 +190,30 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
     )
     assert len(rounds(folder=tmp_path / 'b')) == len(rounds(folder=tmp_path / 'b')) == 2
     learn.find_tickets(1, lambda l, cbs: l.fit(two, cbs=cbs))
+    learn.remove_masks()
+    learn.fit_cycles(two, np.int64(1))
+    learn.fit_cyclical(two, 1, 0.5)
+    learn.fit_sculpt(0.8, 0.5, two, 1)
+    learn.fit_bimp(np.int64(4), 0.9, np.float64(2))
+    learn.retrain(
+        np.int64(1), history=[0.1] * 5, discount=np.float64(0.5), lr_scale=np.float64(0.5), warmup=np.float32(0.1)
+    )
+    paper_methods(np.int64(4), np.float64(0.1), 'ocp')['ocp'](make(), 0.5, 0)
+
+
+def test_looking_at_a_fit_leaves_the_optimizer_alone():
+    learn = make()
+    learn.fit(1)
+    opt, state = learn.opt, {p: dict(s) for p, s in learn.opt.state.items()}
+    assert count_steps(learn, fit) == 4
+    assert learn.opt is opt and {p: dict(s) for p, s in opt.state.items()} == state
+
+
+def test_an_envelope_needs_a_validation_set():
+    learn = make()
+    learn.fit_one_cycle(2)
+    learn.dls = DataLoaders(learn.dls.train, learn.dls.valid.new([]))
+    refuses('metric=None: this Learner has no validation set', learn.envelope, learn, (1,), iter((1, 2)), 0.9)
 
 
 def test_lists_are_lists():

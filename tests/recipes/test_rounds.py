@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, DataLoaders, Learner, accuracy
+from fastai.metrics import AvgMetric, top_k_accuracy
 from helpers import equal, quietly
 from torch import nn
 
@@ -17,9 +18,11 @@ from fastprune.all import (
     SparsifyCallback,
     digits_dls,
     grasp,
+    large_init_large_final,
     linear,
     lr_constant,
     lr_rounds,
+    movement,
     prunable_weights,
     s_cyc_max_lr,
     state_of,
@@ -356,9 +359,12 @@ class Crash(Callback):
 
     order = 97
 
+    def __init__(self, rounds=2):
+        self.rounds = rounds
+
     def after_batch(self):
         done = getattr(self.learn, 'tickets', None) or getattr(self.learn, 'rounds', ())
-        if len(done) == 2:
+        if len(done) == self.rounds and self.train_iter > 2:
             raise InterruptedError('stopped')
 
 
@@ -387,6 +393,64 @@ def test_a_search_to_a_target_goes_on(tmp_path, search, kw):
         assert kept(search(learn, None, folder=tmp_path / str(same), **kw)) == kept(want)
     with pytest.raises(ValueError, match='sparsity was 0.9 there, and is 0.8 now'):
         search(make(), None, folder=tmp_path / 'False', **{**kw, 'sparsity': 0.8})
+
+
+@pytest.mark.parametrize('search', [table, oracle])
+def test_the_first_round_begins_again_with_the_first_weights(tmp_path, search):
+    "In the same Learner, which has trained a part of that round"
+    want = search(make(), 2, rewind='weights')
+    learn = make()
+    before = state_of(learn)
+    with pytest.raises(InterruptedError):
+        search(learn, 2, rewind='weights', folder=tmp_path, cbs=Crash(0))
+    assert all(torch.equal(t, before[n]) for n, t in learn.model.state_dict().items())
+    again = search(learn, 2, rewind='weights', folder=tmp_path)
+    assert np.array_equal(again.values, want.values)
+    assert np.array_equal(search(make(), 2, rewind='weights', folder=tmp_path).values, want.values)
+
+
+@pytest.mark.parametrize('search', [table, oracle])
+def test_channels_that_may_come_back_go_on_to_the_same_table(tmp_path, search):
+    def net():
+        learn = make()
+        torch.manual_seed(1)
+        learn.model = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 10)
+        )
+        return learn
+
+    kw = dict(granularity='channel', recover=True, prune_rate=0.4)
+    whole, learn, again = net(), net(), net()
+    want = search(whole, 3, **kw)
+    learn.add_cb(Crash())
+    with pytest.raises(InterruptedError):
+        search(learn, 3, folder=tmp_path, **kw)
+    assert np.array_equal(search(again, 3, folder=tmp_path, **kw).values, want.values)
+    assert again.masks == whole.masks
+
+
+@pytest.mark.parametrize('search', [tickets, table])
+def test_criteria_of_a_training_are_refused_before_it(search):
+    for criterion, what in ((large_init_large_final, 'initial'), (movement, 'initial|previous')):
+        learn = make()
+        before = state_of(learn)
+        with pytest.raises(ValueError, match=f'asks for `({what})`.*use a `schedule` within rounds'):
+            search(learn, 1, criterion=criterion)
+        assert all(torch.equal(t, before[n]) for n, t in learn.model.state_dict().items())
+    assert len(kept(search(make(), 1, criterion=movement, schedule=linear))) == 2
+
+
+def test_metrics_of_classes_and_of_one_name():
+    "Those that are not one number are left out, and the second of a name has a number"
+
+    class Each(AvgMetric):
+        value = property(lambda self: np.ones(3))
+
+    learn = make()
+    learn.metrics = [Each(accuracy), accuracy, partial(top_k_accuracy, k=1), top_k_accuracy]
+    df = table(learn, 1, test_dl=learn.dls.valid)
+    assert 'accuracy' not in df.columns and (df.accuracy_2 == df.test_accuracy_2).all()
+    assert (df.top_k_accuracy == df.accuracy_2).all() and (df.top_k_accuracy_2 > df.top_k_accuracy).all()
 
 
 NEW = dict(

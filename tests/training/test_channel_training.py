@@ -58,6 +58,18 @@ def channels(learn):
     return [int(k.sum()) for k in kept]
 
 
+@pytest.mark.parametrize('recover', [True, False])
+def test_groups_that_are_pruned_one_after_the_other_stay_whole(learner, recover):
+    "Neighbours share tensors"
+    learn = made(learner)
+    for name, sparsity in ((['stem', 'down'], 0.25), ('up', 0.5)):
+        learn.prune(sparsity, granularity='channel', include=name, recover=recover)
+    assert channels(learn) == [6, 6]
+    stem = learn.masks['stem.weight']
+    fit(learn, 1, SparsifyCallback(0.75, granularity='channel', include='up', recover=recover, schedule=linear))
+    assert channels(learn) == [6, 3] and torch.equal(learn.masks['stem.weight'], stem)
+
+
 class Whole(Callback):
     "Checks after each batch that groups are whole"
 
