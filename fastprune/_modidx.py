@@ -6090,6 +6090,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'fastprune/zoo/data.py'),
                                     'fastprune.zoo.data._check_parts': ('zoo/data.html#_check_parts', 'fastprune/zoo/data.py'),
                                     'fastprune.zoo.data._digits': ('zoo/data.html#_digits', 'fastprune/zoo/data.py'),
+                                    'fastprune.zoo.data._digits_split': ('zoo/data.html#_digits_split', 'fastprune/zoo/data.py'),
                                     'fastprune.zoo.data.check_split': ('zoo/data.html#check_split', 'fastprune/zoo/data.py'),
                                     'fastprune.zoo.data.digits_dls': ('zoo/data.html#digits_dls', 'fastprune/zoo/data.py')},
             'fastprune.zoo.folders': { 'fastprune.zoo.folders._check_classes': ( 'zoo/folders.html#_check_classes',

@@ -79,6 +79,9 @@ OPTIONS = {
     'LC local',
     'SET global',
 }  # of a method that is there, too
+each_class = pytest.mark.parametrize(
+    'method', [pytest.param(m, marks=[pytest.mark.slow] * (n in OPTIONS), id=n) for n, m in METHODS.items()]
+)
 
 
 def randomise(model, seed=0):

@@ -116,7 +116,7 @@ def test_folder_and_architecture(tmp_path, images):
     ids=' '.join,
 )
 def test_flags(tmp_path, flags):
-    r = command('--epochs', 2, '--out', tmp_path, *flags)
+    r = command('--epochs', 1, '--valid-pct', 0.7, '--out', tmp_path, *flags)
     assert r.returncode == 0, r.stderr
     report = pd.read_csv(tmp_path / 'report.csv', index_col='name')
     if 'filter' in flags:

@@ -57,7 +57,7 @@ def test_images_are_augmented_if_asked(tmp_path):
 
 @pytest.mark.parametrize('criterion', ['snip', 'grasp', 'synflow', 'wanda'])
 def test_criteria_that_look_at_batches(tmp_path, criterion):
-    main(criterion=criterion, epochs=1, sparsity=0.5, out=str(tmp_path))
+    main(criterion=criterion, epochs=1, valid_pct=0.7, sparsity=0.5, out=str(tmp_path))
     assert pd.read_csv(tmp_path / 'report.csv', index_col='name').sparsity['total'] == pytest.approx(0.5, abs=1e-3)
     assert criterion in CRITERIA
 

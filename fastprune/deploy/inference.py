@@ -261,8 +261,7 @@ def sparse_inference(
             models = {'sparse': sparse, list(changes)[-1]: copy_model(sparse), 'as it was': whole}
         graph = graph_candidate(sparse, inputs, min_sparsity)
         layers = fastest_layers(sparse, inputs, min_sparsity, seconds)
-        wrong = _how_wrong(sparse, difference)
-        if wrong > rtol:
+        if (wrong := _how_wrong(sparse, difference)) > rtol:
             del models['sparse']
         if graph.model is not None:
             take_forms(graph.model, sparse)

@@ -89,6 +89,19 @@ def _check_parts(n, valid_pct, test_pct):
         raise ValueError(f"valid_pct={valid_pct!r}: leaves {rest} of {n} images to train on, and there are 10 classes")
 
 
+@lru_cache
+def _digits_split(valid_pct, test_pct, seed):
+    "Indices of the images to train, validate and test on, None without those to test on"
+    from sklearn.model_selection import train_test_split
+
+    y, test = _digits()[1], None
+    train, valid = train_test_split(range(len(y)), test_size=valid_pct, stratify=y, random_state=seed)
+    if test_pct:
+        size = test_pct / (1 - valid_pct)
+        train, test = train_test_split(train, test_size=size, stratify=y[train], random_state=seed)
+    return train, valid, test
+
+
 def digits_dls(
     bs: int = 64,  # Batch size
     valid_pct: float = 0.2,  # Fraction of the images to validate on, in (0,1)
@@ -104,8 +117,6 @@ def digits_dls(
     check_fraction(test_pct=test_pct)
     if valid_pct + test_pct >= 1:
         raise ValueError(f"valid_pct={valid_pct!r} and test_pct={test_pct!r}: leave no image to train on")
-    from sklearn.model_selection import train_test_split
-
     x, y = _digits()
     device = default_device() if device is None else device
     _check_parts(len(y), valid_pct, test_pct)
@@ -113,11 +124,7 @@ def digits_dls(
         x = F.interpolate(x, size=(size, size), mode='bilinear')
     if channels != 1:
         x = x.expand(-1, channels, -1, -1)
-    train, valid = train_test_split(range(len(y)), test_size=valid_pct, stratify=y, random_state=seed)
-    test = None
-    if test_pct:
-        size = test_pct / (1 - valid_pct)
-        train, test = train_test_split(train, test_size=size, stratify=y[train], random_state=seed)
+    train, valid, test = _digits_split(valid_pct, test_pct, seed)
 
     def data(idx):
         return TensorData(x[idx], y[idx], [str(i) for i in range(10)])

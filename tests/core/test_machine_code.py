@@ -332,6 +332,8 @@ def test_bits_of_zeros(small):
 IMPORTS = """
 import sys
 from fastprune.all import *
+SparsifyCallback, ocp, digits_dls
+assert not {'torchvision', 'timm', 'spacy'} & set(sys.modules)
 import torch
 from fastprune.core.compute import compute_masks
 w = {'w': torch.randn(300, 300)}
@@ -341,6 +343,7 @@ assert not {'llvmlite', 'numba'} & set(sys.modules)
 
 
 def test_small_models_import_no_compiler():
+    "Nor libraries that they have no use for"
     r = subprocess.run([sys.executable, '-c', IMPORTS], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
 

@@ -485,7 +485,7 @@ def random_net(seed):
     return nn.Sequential(*blocks, *tail)
 
 
-@pytest.mark.parametrize('seed', range(24))
+@pytest.mark.parametrize('seed', [pytest.param(s, marks=[pytest.mark.slow] * (s > 11)) for s in range(24)])
 def test_random_networks(seed):
     torch.manual_seed(seed)
     r = random.Random(seed)

@@ -33,7 +33,7 @@ from fastai.callback.all import (
     SchedCos,
     ShortEpochCallback,
 )
-from helpers import FEW, METHODS, OPTIONS, SGDM, Check, equal, zeros_and_masks_agree
+from helpers import FEW, METHODS, SGDM, Check, each_class, equal, zeros_and_masks_agree
 from torch import nn
 
 from fastprune.all import (
@@ -63,9 +63,6 @@ def quick(learner):
 
 
 every = pytest.mark.parametrize('method', METHODS.values(), ids=METHODS)
-each_class = pytest.mark.parametrize(
-    'method', [pytest.param(m, marks=[pytest.mark.slow] * (n in OPTIONS), id=n) for n, m in METHODS.items()]
-)
 
 
 def is_exact(learn, s=0.8):
@@ -118,7 +115,7 @@ def test_exact_at_the_end_and_kept(quick, fit, method):
     assert is_exact(learn) and is_plain(learn)
 
 
-@every
+@each_class
 def test_validation_sees_the_pruned_model(quick, fit, method):
     class Seen(Callback):
         ok, n = True, 0
@@ -321,7 +318,7 @@ ALONE = {
 }  # what other tests have together with something else
 
 
-@every
+@each_class
 @pytest.mark.parametrize(
     'cbs',
     [*SKIPPED.values(), *(pytest.param(o, marks=pytest.mark.slow) for o in ALONE.values())],
@@ -336,7 +333,7 @@ def test_steps_that_do_not_happen(quick, fit, method, cbs):
 AT_ANY = ('before_batch', 'after_backward', 'before_step', 'after_step', 'after_validate')
 
 
-@every
+@each_class
 @pytest.mark.parametrize(
     'events,order',
     [

@@ -10,7 +10,7 @@ import pytest
 import torch
 from fastai.basics import Adam, Callback, OptimWrapper, params, ranger
 from fastai.callback.all import EarlyStoppingCallback, GradientAccumulation, SaveModelCallback
-from helpers import FEW, METHODS, SGDM, Crash, equal, same, stopped
+from helpers import FEW, METHODS, SGDM, Crash, each_class, equal, same, stopped
 from processes import Running, python
 from torch import nn
 
@@ -42,7 +42,7 @@ def drop(learner, **kw):
     return make
 
 
-@pytest.mark.parametrize('method', METHODS.values(), ids=METHODS)
+@each_class
 def test_every_method(learner, method):
     def fit(learn, *cbs):
         with learn.no_bar(), learn.no_logging():
