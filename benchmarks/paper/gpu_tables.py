@@ -104,17 +104,18 @@ class Report:
 
     def __init__(self, trainings, running, sizes, limit):
         self.trainings, self.running, self.sizes, self.limit = trainings, running, sizes, limit
-        self.rows, self.last = {key: [] for key in trainings}, None
+        self.rows, self.last, self.took = {key: [] for key in trainings}, None, []
 
     def __call__(self, epoch):
-        done, epochs, now = epoch + 1, CYCLES * self.sizes.cycle, time.monotonic()
+        done, epochs = epoch + 1, CYCLES * self.sizes.cycle
         if done > 3:  # the first ones compile kernels
-            self.drop((now - self.last) * (epochs - done))
-        self.last = now
+            self.took.append(time.monotonic() - self.last)
+            self.drop(min(self.took[-2:]) * (epochs - done))
         if done % self.sizes.cycle == 0:
             for (name, seed), o in self.trainings.items():
                 if name.startswith('cyclical'):
                     self.add(done // self.sizes.cycle, name, seed, o)
+        self.last = time.monotonic()
 
     def add(self, cycle, name, seed, o):
         found = {'cycle accuracy': o.accuracy(), 'cycle classes': classes(o)}
@@ -133,6 +134,7 @@ class Report:
             for key in [k for k in self.trainings if k[0] == last]:
                 self.running.remove(self.trainings.pop(key))
             print(f'{last} is left out', flush=True)
+            self.took = []
 
 
 def fill(device, data, out, sparsity=0.99, methods=None, seeds=SEEDS, sizes=None, compile=True, limit=math.inf):

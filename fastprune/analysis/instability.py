@@ -74,7 +74,7 @@ def _pruning(learn):
 
 
 def _listed(needs, **arg):
-    "The items of an argument. Raises `ValueError` if it has none"
+    "The items of an argument. Raises `ValueError` if it is no list of them"
     ((name, value),) = arg.items()
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise ValueError(f"{name}={value!r}: needs {needs}")

@@ -6,6 +6,7 @@
 __all__ = ['Sensitivity']
 
 # %% ../../nbs/analysis/sensitivity.ipynb #9071c27c
+import contextlib
 from collections.abc import Callable
 from numbers import Number
 
@@ -52,22 +53,25 @@ class Sensitivity(pd.DataFrame):
         return add_grid(ax, legend='outside')
 
 # %% ../../nbs/analysis/sensitivity.ipynb #e05f4c72
-def _norms(learn, units):
-    "A function (masks) that lets norms average over the channels that are left by the Learner's masks and by these"
-    cut = learn.keep_masks.cut if learn.masks else None
-
-    def average(masks):
-        if not units.tied:
-            return
+@contextlib.contextmanager
+def _averaging(learn, units):
+    """A context with a function (masks), after which norms average over the channels that these and the Learner's masks
+    leave"""
+    if not units.tied:
+        yield lambda masks: None
+        return
+    held, cut, parameters = learn.masks or {}, learn.keep_masks.cut if learn.masks else None, parameters_of(learn)
+    named = {g.name: g for o in (cut and cut.channels, units) if o for g in o.channels}
+    every = units.bind(list(named.values()))
+    whole, names = lambda n: torch.ones_like(parameters[n], dtype=torch.bool), member_names(every.channels)
+    present = {n: held[n] if n in held else whole(n) for n in names}
+    index = every.index(next(iter(present.values())).device)
+    try:
+        yield lambda masks: hold_norms(learn.model, index.norms, every.kept({**present, **(masks or {})}))
+    finally:
         release_norms(learn.model)
         if cut and not cut.whole:
             hold_norms(learn.model, cut.channels.index(cut.kept[0].device).norms, cut.kept)
-        if masks:
-            names = masks.keys()
-            group = units.bind([g for g in units.channels if set(member_names([g])) <= names])
-            hold_norms(learn.model, group.index(next(iter(masks.values())).device).norms, group.kept(masks))
-
-    return average
 
 
 def _pruner(weights, masks, average):
@@ -150,14 +154,11 @@ def sensitivity(
     weights, members, units = _weights_of(self, check_granularity(granularity), include, exclude)
     scores, absolute = ranked(criterion, weights, self.model, learn=self)
     names, masks = _masks_of(scores, absolute, sparsities, units, self.masks or {}, members, self.model)
-    points, average = [(None, 0.0), *[(n, s) for n in names for s in sparsities]], _norms(self, units)
+    points = [(None, 0.0), *[(n, s) for n in names for s in sparsities]]
     dl, chosen = evaluation_dl(self, dl), [m for m in self.metrics if m.name == metric][:1]
-    with evaluating(self):
+    with evaluating(self), _averaging(self, units) as average:
         self.model.eval()
-        try:
-            losses, metrics = evaluate_points(self, dl, points, _pruner(members, masks, average), chosen, memory)
-        finally:
-            average(None)
+        losses, metrics = evaluate_points(self, dl, points, _pruner(members, masks, average), chosen, memory)
     values = dict(zip(points, losses if metric == 'loss' else metrics[metric], strict=True))
     res = Sensitivity(
         [[values[None, 0.0], *[values[n, s] for s in sparsities]] for n in names],

@@ -29,7 +29,7 @@ from ..core.plotting import add_grid, axes_or_new, choose_metric
 from ..core.targets import check_sparsity
 from ..core.weights import prunable_weights
 from ..learner.batches import preserved_rng
-from ..learner.evaluate import single_numbers
+from ..learner.evaluate import has_validation, single_numbers
 from ..learner.progress import bar_over
 from ..learner.states import seed_round
 
@@ -99,6 +99,8 @@ def _run_one(make, name, method, sparsity, seed, n_threads, path, identity, meas
         learn = make(seed)
         if not isinstance(learn, Learner):
             raise ValueError(f"make(seed) returned a {type(learn).__name__}: needs a new Learner")
+        if not has_validation(learn):
+            raise ValueError("make(seed) returned a Learner without a validation set to measure on")
         seed_round(learn, seed)
         start = time.perf_counter()
         with learn.no_bar(), learn.no_logging():

@@ -44,7 +44,7 @@ def _flat(x):
 
 
 class TorchSelection(Projecting):
-    "Selection by PyTorch's sort, without waiting for the device"
+    "Selection by PyTorch's sort, without waiting for the device; in pieces where there are too many numbers to sort"
 
     def lowest(
         self,
@@ -59,10 +59,11 @@ class TorchSelection(Projecting):
         insides = [None] * len(xs) if keep is None else [m.reshape(-1) for m in keep]
         nan = [x.isnan() if m is None else x.isnan() & m for x, m in zip(xs, insides, strict=True)]
         nan = torch.stack([o.any() for o in nan]) if nan else torch.zeros(0, dtype=torch.bool, device='cpu')
+        sizes = [x.numel() for x in xs]
+        if (sum(sizes) if isinstance(ks, int) else max(sizes, default=0)) > _most_sorted:
+            return HostSelection().lowest(tensors, ks, absolute, keep, zeros)[0], nan
         if absolute:
             xs = [x.abs() for x in xs]
-        if isinstance(ks, int) and sum(x.numel() for x in xs) > _most_sorted:
-            return HostSelection().lowest(tensors, ks, absolute, keep, zeros)[0], nan
         if isinstance(ks, int):
             inside = None if keep is None else torch.cat(insides)
             below = _below(torch.cat(xs), ks, inside).split([x.numel() for x in xs]) if xs else []

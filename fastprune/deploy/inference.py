@@ -205,6 +205,8 @@ def _how_wrong(model, difference):
     "How far outputs differ; infinite if the model's own code uses a layer in a way that its form does not have"
     try:
         return difference(_with_parameter(model))
+    except torch.OutOfMemoryError:
+        raise
     except Exception:
         return math.inf
 
@@ -256,9 +258,7 @@ def sparse_inference(
         changes = {'folded': f'{len(folded)} BatchNorm folded'} if folded else {}
         if (other := _channels_last(sparse, inputs, difference, rtol, seconds)) is not None:
             sparse, changes['channels_last'] = other, 'in channels_last'
-        models = {'sparse': sparse, 'as it was': whole}
-        if changes:
-            models = {'sparse': sparse, list(changes)[-1]: copy_model(sparse), 'as it was': whole}
+        models = {'sparse': sparse, **({list(changes)[-1]: copy_model(sparse)} if changes else {}), 'as it was': whole}
         graph = graph_candidate(sparse, inputs, min_sparsity)
         layers = fastest_layers(sparse, inputs, min_sparsity, seconds)
         if (wrong := _how_wrong(sparse, difference)) > rtol:

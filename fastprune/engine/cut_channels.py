@@ -28,8 +28,15 @@ def channels_of(
     return granularity if isinstance(granularity, Channels) and granularity.channels else None
 
 # %% ../../nbs/engine/cut_channels.ipynb #64b6e767
+def _are(groups, others):
+    "Are these the same groups, in the same order?"
+    return len(groups) == len(others) and all(a is b for a, b in zip(groups, others, strict=True))
+
+# %% ../../nbs/engine/cut_channels.ipynb #076b8ae0
 class CutChannels:
     "The values of cut channels, and norms over the others, for masks that are held"
+
+    others = None  # `Channels` of the groups that the last masks left alone
 
     def __init__(self, channels: Channels):
         self.channels, self.kept = channels, None
@@ -49,6 +56,9 @@ class CutChannels:
         "Add channels of other groups"
         named = {g.name: g for g in self.channels.channels} | {g.name: g for g in channels.channels}
         if named.keys() != set(channels.group_names):
+            own = self.channels
+            if own.recover == channels.recover and _are(own.channels, named.values()):
+                return  # of some of the groups that it has
             channels = channels.bind(list(named.values()), channels.recover)
         if self.kept and channels is not self.channels:
             before, device = dict(zip(self.channels.group_names, self.kept, strict=True)), self.kept[0].device
@@ -76,20 +86,22 @@ class CutChannels:
         if not self.whole:
             hold_norms(model, index.norms, kept)
 
-    @torch.no_grad()
-    def fill(
-        self,
-        parameters: dict,  # Name -> parameter, changed in place
-        masks: dict | None,  # Name -> mask that is held
-    ) -> None:
-        "Put the values of cut channels into the parameters; masks set them to zero again"
-        if self.is_filled or not masks:
-            return
-        for n, p in self.filled(parameters, masks).items():
-            parameters[n].detach().copy_(p)
-        self.is_filled = True
-
 # %% ../../nbs/engine/cut_channels.ipynb #1b69cc0f
+@patch
+@torch.no_grad()
+def fill(
+    self: CutChannels,
+    parameters: dict,  # Name -> parameter, changed in place
+    masks: dict | None,  # Name -> mask that is held
+) -> None:
+    "Put the values of cut channels into the parameters; masks set them to zero again"
+    if self.is_filled or not masks:
+        return
+    for n, p in self.filled(parameters, masks).items():
+        parameters[n].detach().copy_(p)
+    self.is_filled = True
+
+
 @patch
 def filled(
     self: CutChannels,
@@ -174,7 +186,9 @@ def beside(
     if not others:
         return masks
     groups, kept = map(list, zip(*others.values(), strict=True))
-    held = cut.channels.bind(groups).index(kept[0].device).masked.masks(kept)
+    if cut.others is None or not _are(cut.others.channels, groups):
+        cut.others = cut.channels.bind(groups)
+    held = cut.others.index(kept[0].device).masked.masks(kept)
     return {n: m & held[n].to(m.device) if n in held else m for n, m in masks.items()}
 
 

@@ -8,8 +8,11 @@ __all__ = ['Hooks', 'check_owner']
 # %% ../../nbs/engine/hooks.ipynb #16b54022
 import contextlib
 
+import torch
+
 from ..core.compute import compute_masks
 from ..core.devices import is_host
+from ..core.later import read
 from ..core.masks import Masks
 from ..core.protocol import asks_for
 from ..criteria.gradients import has_gradients
@@ -23,18 +26,27 @@ class Scores(dict):
     absolute = False
 
 
+def _differ(scores):
+    "Is any score another than the rest? All are equal where a criterion takes no gradient for one of 0"
+    ends = [f(s) for s in scores.values() if s.numel() for f in (torch.amin, torch.amax)]
+    return len(set(read(ends))) > 1
+
+
 def _without_gradients(criterion, weights, *args, **given):
-    "As `ranked`, where there is no gradient, or all are 0: by magnitude, if the criterion fails without"
+    "As `ranked`, where there is no gradient, or all are 0: by magnitude, if the criterion needs gradients"
     gradients = {n: p.grad for n, p in weights.items()}
     try:
         for p in weights.values():
             p.grad = None
-        return ranked(criterion, weights, *args, **given)
-    except Exception:
-        return ranked(magnitude, weights, *args, **given)
+        scores, absolute = ranked(criterion, weights, *args, **given)
+        if absolute or _differ(scores):
+            return scores, absolute
+    except Exception:  # it reads gradients
+        pass
     finally:
         for n, p in weights.items():
             p.grad = gradients[n]
+    return ranked(magnitude, weights, *args, **given)
 
 # %% ../../nbs/engine/hooks.ipynb #b7d2c402
 def _written(weight, mask):

@@ -88,7 +88,7 @@ def restore_masks(
             learn.keep_masks.cut.forget()  # its values are of other weights
         set_masks(learn, masks, origin)
     if cut is not None:
-        learn.keep_masks.cut = cut
+        learn.keep_masks.cut = deepcopy(cut)  # training changes its values
     learn.keep_masks.change = None
 
 # %% ../../nbs/learner/states.ipynb #c2b10e03

@@ -20,7 +20,7 @@ from ..core.json_files import is_number, read_json, to_json
 from ..core.masks import Masks
 from ..core.names import shape_of, unwrap
 from ..learner.keep import set_masks
-from ..learner.states import load_into, state_of
+from ..learner.states import load_into, masks_of, restore_masks, state_of
 from ..training.identity import remember_start
 
 # %% ../../nbs/recipes/store.ipynb #0f610a01
@@ -38,7 +38,7 @@ class RoundStore:
     ):
         self.folder, self.config = folder and Path(folder), json.loads(to_json(config))
         self.check, self.older, self.old_names = check or check_numbers, older or {}, old_names or {}
-        self.rows, self.notes = [], {}
+        self.rows, self.notes, self.first = [], {}, None  # first: state and masks before the first round
         if folder and self.table.exists():
             with sole_owner(self.folder):
                 self.read()
@@ -50,14 +50,16 @@ class RoundStore:
         Raises `ValueError` that names the process if another one has locked the folder"""
         with sole_owner(self.folder):
             self.read()
-            first = state_of(learn) if self.folder and not self.rows else None
+            self.first = (state_of(learn), masks_of(learn)) if self.folder and not self.rows else None
             try:
                 yield self
             except BaseException:
-                if first and not self.rows:
-                    load_into(learn, first)
+                if self.first:
+                    load_into(learn, self.first[0])
+                    restore_masks(learn, self.first[1])
                 raise
             finally:
+                self.first = None
                 if self.folder:
                     remember_start(learn, self.folder, start)
 
@@ -129,7 +131,7 @@ def add(
     **tensors: dict,  # More tensors to write, by kind of file
 ) -> None:
     "Write a finished round"
-    m = len(self.rows)
+    m, self.first = len(self.rows), None
     if self.folder:
         save_state(unwrap(learn.model).state_dict(), self.path('state', m))
         if learn.masks:

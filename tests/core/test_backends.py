@@ -105,12 +105,13 @@ def test_sorting_selects_as_the_cpu_does(specs, dtypes, part, together, absolute
         assert_same_as_cpu(TorchSelection(), specs, dtypes, part, together, absolute, kept)
 
 
+@pytest.mark.parametrize('together', [True, False])
 @pytest.mark.parametrize('kept', [None, 0.5])
-def test_more_than_cuda_sorts_is_selected_in_pieces(monkeypatch, kept):
+def test_more_than_cuda_sorts_is_selected_in_pieces(monkeypatch, kept, together):
     monkeypatch.setattr(backends, '_most_sorted', 20)
     monkeypatch.setattr(backends, '_below', None)
     specs = [('normal', (7, 9), 'contiguous', 1), ('normal', (3,), 'contiguous', 2)]
-    assert_same_as_cpu(TorchSelection(), specs, [torch.float64] * 2, 0.4, True, False, kept)
+    assert_same_as_cpu(TorchSelection(), specs, [torch.float64] * 2, 0.4, together, False, kept)
 
 
 few = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

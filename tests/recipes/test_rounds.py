@@ -16,6 +16,8 @@ from torch import nn
 
 from fastprune.all import (
     SparsifyCallback,
+    cubic,
+    cyclical,
     digits_dls,
     grasp,
     large_init_large_final,
@@ -398,15 +400,21 @@ def test_a_search_to_a_target_goes_on(tmp_path, search, kw):
 @pytest.mark.parametrize('search', [table, oracle])
 def test_the_first_round_begins_again_with_the_first_weights(tmp_path, search):
     "In the same Learner, which has trained a part of that round"
-    want = search(make(), 2, rewind='weights')
-    learn = make()
-    before = state_of(learn)
+
+    def sparse():
+        learn = make()
+        learn.prune(0.3)
+        return learn
+
+    want = search(sparse(), 2, rewind='weights')
+    learn = sparse()
+    before, masks = state_of(learn), learn.masks
     with pytest.raises(InterruptedError):
         search(learn, 2, rewind='weights', folder=tmp_path, cbs=Crash(0))
-    assert all(torch.equal(t, before[n]) for n, t in learn.model.state_dict().items())
+    assert all(torch.equal(t, before[n]) for n, t in learn.model.state_dict().items()) and learn.masks == masks
     again = search(learn, 2, rewind='weights', folder=tmp_path)
     assert np.array_equal(again.values, want.values)
-    assert np.array_equal(search(make(), 2, rewind='weights', folder=tmp_path).values, want.values)
+    assert np.array_equal(search(sparse(), 2, rewind='weights', folder=tmp_path).values, want.values)
 
 
 @pytest.mark.parametrize('search', [table, oracle])
@@ -427,6 +435,18 @@ def test_channels_that_may_come_back_go_on_to_the_same_table(tmp_path, search):
         search(learn, 3, folder=tmp_path, **kw)
     assert np.array_equal(search(again, 3, folder=tmp_path, **kw).values, want.values)
     assert again.masks == whole.masks
+
+
+def test_rates_of_the_oracle_start_alike():
+    "Also with channels that come back within a training, so that their order does not count"
+
+    def chosen(lrs):
+        learn = make()
+        kw = dict(granularity='channel', recover=True, schedule=cyclical(cubic, 2), monitor='valid_loss')
+        quietly(learn, learn.s_cyc_oracle, 2, 1, lrs, **kw)
+        return learn.rounds.drop(columns=['feasible_min', 'feasible_max'], errors='ignore').values
+
+    assert np.array_equal(chosen([0.05, 0.1]), chosen([0.1, 0.05]))
 
 
 @pytest.mark.parametrize('search', [tickets, table])

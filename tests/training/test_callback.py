@@ -176,7 +176,7 @@ def test_skipped_steps_change_nothing(learner, fit):
     assert cb.iters == [*range(0, 12, 2), 11] and zeros_and_masks_agree(learn)
 
 
-@pytest.mark.parametrize('at_last', ['random', 'taylor'])
+@pytest.mark.parametrize('at_last', ['random', 'gradient', 'gradient or 0'])
 def test_a_skipped_last_step_keeps_a_criterion_that_needs_no_gradients(learner, fit, at_last):
     "One that needs them is replaced by magnitude"
 
@@ -188,7 +188,8 @@ def test_a_skipped_last_step_keeps_a_criterion_that_needs_no_gradients(learner, 
                 raise CancelStepException()
 
     def by_gradient(weights):
-        return {n: (p.grad * p.detach()).abs() for n, p in weights.items()}
+        zero = lambda p: torch.zeros_like(p) if at_last == 'gradient or 0' and p.grad is None else p.grad
+        return {n: (zero(p) * p.detach()).abs() for n, p in weights.items()}
 
     criterion = partial(random_score, seed=3) if at_last == 'random' else by_gradient
     learn = learner()
