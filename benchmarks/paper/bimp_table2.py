@@ -169,7 +169,8 @@ source = (
     "constant. "
     "The momentum is 0.9, for GSM as well, whose own paper has 0.98. "
     "STR and DST are pruned by magnitude at the end to what they are short of. Images a second are of "
-    "a training on each core of a shared machine, so no verdict is on them"
+    "a training on each core of a shared machine, on which other work ran at times (at scale trained beside BIMP, LC, "
+    "STR and DST), so they are not to be compared"
 )
 paper = {
     'BIMP': (1454, (75.62, 75.08, 73.53), (2, 3, 6)),

@@ -46,5 +46,5 @@ def rest(df, tables):
         f'alone: {"; ".join(at)}; cyc_table2 and ocp_table2 without their variants. '
         f'Not run there: {", ".join(t for t in tables if t not in some)}. In ocp_table2 and bimp_table2, which prune '
         "from scratch, the network's filters are random at first, and not 94% zeros that pass channels on as "
-        "airbench's. At this scale bimp_table2 was not run to its end yet.\n\n"
+        "airbench's.\n\n"
     )
