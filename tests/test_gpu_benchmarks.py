@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,9 @@ def test_a_part_of_a_stage_ends_with_all_that_it_has_started(tmp_path, monkeypat
     stages.Run('cpu', True, str(tmp_path)).stage('sleeps', 0.0)
     (row,) = rows_of(tmp_path / 'checks.csv')
     assert row['case'] == 'sleeps' and row['result'] == 'FAILED: its time is up'
+    ends = time.monotonic() + 10  # a signal takes a moment
+    while is_running(pid.read_text()) and time.monotonic() < ends:
+        time.sleep(0.01)
     assert not is_running(pid.read_text())
 
 
