@@ -5333,8 +5333,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'fastprune/recipes/store.py'),
                                          'fastprune.recipes.store.RoundStore.table': ( 'recipes/store.html#roundstore.table',
                                                                                        'fastprune/recipes/store.py'),
-                                         'fastprune.recipes.store._cut_values': ( 'recipes/store.html#_cut_values',
-                                                                                  'fastprune/recipes/store.py'),
                                          'fastprune.recipes.store._parts': ('recipes/store.html#_parts', 'fastprune/recipes/store.py'),
                                          'fastprune.recipes.store._same_length': ( 'recipes/store.html#_same_length',
                                                                                    'fastprune/recipes/store.py'),

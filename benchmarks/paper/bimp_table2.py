@@ -39,8 +39,7 @@ STRENGTHS = {
 }  # for 600 iterations
 by_sparsity = ('STR', 'DST')  # Their sparsity follows from the strength, so each sparsity has a search
 usual_wd = 5e-4
-STARTS = {0.75: 'BIMP', 0.5: 'BIMP from 0.5', 0.9: 'BIMP from 0.9'}  # parts of the budget: when BIMP prunes
-start_of = {name: start for start, name in STARTS.items()}
+start_of = {'BIMP': 0.75, 'BIMP from 0.5': 0.5, 'BIMP from 0.9': 0.9}  # the part of the budget after which it prunes
 
 
 def numbers(name, scale):
@@ -122,7 +121,7 @@ def strength(df, name, sparsity, scale):
 
 
 def chosen(df, name, sparsity, scale):
-    """The method with the strength that was chosen, and BIMP with the start that is best with it; None before that"""
+    "The method with the strength that was chosen, and BIMP with the start that is best with it; None before that"
     x = strength(df, name, sparsity, scale)
     if x is not None and name == 'BIMP':
         tries = {n: at_number(SEARCHES + names[n], x) for n in start_of}
@@ -134,8 +133,8 @@ def cells(scale, df):
     df = of_scale(df, scale)
     model, at = scale.model('resnet56'), at_trained if scale.network else sparsities
     tries = [(n, s, numbers(n, scale)) for s in reversed(at) for n in STRENGTHS]
-    best = strength(df, 'BIMP', 0.9, scale)
-    tries += [(n, s, (best,)) for n in start_of for s in at if best is not None]
+    if (best := strength(df, 'BIMP', 0.9, scale)) is not None:
+        tries += [(n, 0.9, (best,)) for n in start_of]
     searches = [
         c
         for n, s, xs in tries

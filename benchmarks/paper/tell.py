@@ -43,8 +43,10 @@ class BySeed(dict):
         machines = [str(m).replace(', compiled', '') for m in rows.machine] if 'machine' in rows else [''] * len(seeds)
         return cls(zip(seeds, rows.value.tolist(), strict=True), zip(seeds, machines, strict=True))
 
-    def machine(self, seed):
-        return self.machines.get(seed, '')
+
+def machine_of(values, seed):
+    "The machine of a number; '' if that is not known"
+    return getattr(values, 'machines', {}).get(seed, '')
 
 
 def values(df, method, sparsity=None, what='accuracy', step='', epochs=None):
@@ -79,7 +81,7 @@ def mean(vals):
 def each(f, *vals):
     "A function of numbers, seed by seed"
     seeds = sorted(set.intersection(*map(set, vals)))
-    machines = {s: ' and '.join(dict.fromkeys(v.machine(s) for v in vals)) for s in seeds}
+    machines = {s: ' and '.join(dict.fromkeys(machine_of(v, s) for v in vals)) for s in seeds}
     return BySeed({s: f(*(v[s] for v in vals)) for s in seeds}, machines)
 
 
@@ -135,9 +137,8 @@ class Comparison:
 
 def compare(where, a, b, bar=0.0, floor=FLOOR):
     "Is `a` above `b` by more than `bar`? Both are seed -> number; trainings on different machines are no pair"
-    machine = lambda values, seed: values.machine(seed) if isinstance(values, BySeed) else ''
     both = set(a) & set(b)
-    pairs = sorted(s for s in both if machine(a, s) == machine(b, s))
+    pairs = sorted(s for s in both if machine_of(a, s) == machine_of(b, s))
     elsewhere = len(both) - len(pairs)
     if len(pairs) < 2:
         return Comparison(where, len(pairs), elsewhere=elsewhere)

@@ -70,8 +70,8 @@ def _averaging(learn, units):
         yield lambda masks: hold_norms(learn.model, index.norms, every.kept({**present, **(masks or {})}))
     finally:
         release_norms(learn.model)
-        if cut and not cut.whole:
-            hold_norms(learn.model, cut.channels.index(cut.kept[0].device).norms, cut.kept)
+        if cut:
+            cut.hold(learn.model, None, learn.masks, False)
 
 
 def _pruner(weights, masks, average):

@@ -15,6 +15,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from .json_files import read_json
@@ -140,13 +141,12 @@ def _acquire(path, folder):
 
 
 def _release(path, fd):
-    if not fcntl:
-        os.close(fd)  # Windows removes no open file, and the file alone is the lock there
-    with contextlib.suppress(OSError):
-        os.unlink(path)  # before the lock is free, so that nobody else can have locked this file
-    if fcntl:
+    # unlinked before the lock is free, so that nobody else can have locked this file. Windows removes no open file, and
+    # has no lock but the file
+    steps = partial(os.unlink, path), partial(os.close, fd)
+    for step in steps if fcntl else reversed(steps):
         with contextlib.suppress(OSError):
-            os.close(fd)
+            step()
 
 # %% ../../nbs/core/folders.ipynb #4b490ec5
 @contextlib.contextmanager

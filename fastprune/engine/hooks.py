@@ -8,11 +8,9 @@ __all__ = ['Hooks', 'check_owner']
 # %% ../../nbs/engine/hooks.ipynb #16b54022
 import contextlib
 
-import torch
-
 from ..core.compute import compute_masks
 from ..core.devices import is_host
-from ..core.later import read
+from ..core.foreach import extremes
 from ..core.masks import Masks
 from ..core.protocol import asks_for
 from ..criteria.gradients import has_gradients
@@ -28,8 +26,11 @@ class Scores(dict):
 
 def _differ(scores):
     "Is any score another than the rest? All are equal where a criterion takes no gradient for one of 0"
-    ends = [f(s) for s in scores.values() if s.numel() for f in (torch.amin, torch.amax)]
-    return len(set(read(ends))) > 1
+    full = [s for s in scores.values() if s.numel()]
+    if not full:
+        return False
+    low, high = extremes(full)
+    return bool(low.amin() != high.amax())
 
 
 def _without_gradients(criterion, weights, *args, **given):

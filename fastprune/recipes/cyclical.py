@@ -48,7 +48,7 @@ def cycle_schedule(
 
 def _repeat(f, n, pos):
     "`f` repeated `n` times in [0,1]"
-    x = round(float(pos) * n, 9)
+    x = round(pos * n, 9)
     return f(x - math.floor(x))
 
 

@@ -21,6 +21,7 @@ from ..core.masks import Masks
 from ..core.names import shape_of, unwrap
 from ..learner.keep import set_masks
 from ..learner.states import load_into, masks_of, restore_masks, state_of
+from ..training.fit_state import cut_values, load_cut_values
 from ..training.identity import remember_start
 
 # %% ../../nbs/recipes/store.ipynb #0f610a01
@@ -117,12 +118,6 @@ def read(self: RoundStore) -> None:
     self.rows, self.notes = old['rows'], old['notes']
 
 # %% ../../nbs/recipes/store.ipynb #86aa2ffd
-def _cut_values(learn):
-    "The values of cut channels, which may come back; empty where there are none"
-    cut = learn.keep_masks.cut if learn.masks else None
-    return cut.state(learn.masks) if cut else {}
-
-
 @patch
 def add(
     self: RoundStore,
@@ -138,7 +133,7 @@ def add(
             atomically(learn.masks.save, self.path('masks', m))
         else:
             self.path('masks', m).unlink(missing_ok=True)  # of an earlier run
-        if cut := _cut_values(learn):
+        if cut := cut_values(learn):
             tensors = {**tensors, 'cut': cut}
         else:
             self.path('cut', m).unlink(missing_ok=True)
@@ -214,8 +209,8 @@ def restore(
     load_into(learn, state)
     if masks is not None:
         set_masks(learn, masks, origin)
-        if learn.keep_masks.cut and (path := self.path('cut', m)).exists():
-            learn.keep_masks.cut.load(load_state(path))
+        path = self.path('cut', m)
+        load_cut_values(learn, load_state(path) if path.exists() else None)
 
 # %% ../../nbs/recipes/store.ipynb #459c80c2
 def check_numbers(
