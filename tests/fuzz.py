@@ -2,8 +2,8 @@
 
 `python tests/fuzz.py 5000` loads 5,000 files with random damage and all hand-made ones, and prints the most time and
 memory that one took. Each file is loaded in a forked process that is watched. It may run no program and write to no
-other place, take 2 seconds, and allocate 80 times the size of the file plus 1 MB. It has to load the file, or to
-raise a ValueError or OSError that names it."""
+other place, take 2 seconds of a processor (more on a slow or busy one, see `allowed`), and allocate 80 times the size
+of the file plus 1 MB. It has to load the file, or to raise a ValueError or OSError that names it."""
 
 import contextlib
 import ctypes
@@ -426,6 +426,14 @@ def trim():
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def allowed():
+    """Seconds that a file may take: 2, or on a slow or shared processor as many as 40 times a piece of work takes,
+    which is a twentieth of a second where it isn't"""
+    start = time.process_time()
+    sum(i % 7 for i in range(1_000_000))
+    return max(SECONDS, 40 * (time.process_time() - start))
+
+
 def observe(fmt, path, watch, result):
     "Load a file, and measure time and memory"
     trim()
@@ -448,7 +456,7 @@ def observe(fmt, path, watch, result):
         watch.folder = None
     signal.setitimer(signal.ITIMER_REAL, 0)
     result.seconds, result.memory = time.process_time() - start, status('VmHWM') - before
-    if result.seconds > SECONDS:
+    if result.seconds > SECONDS and result.seconds > allowed():
         result.faults.append(f'takes {result.seconds:.1f} s')
     if result.memory > TIMES * result.size + fmt.more:
         result.faults.append(f'takes {result.memory:,} bytes for {result.size:,}')

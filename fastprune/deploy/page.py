@@ -130,8 +130,10 @@ def html_page(
         Style(Safe(_style)),
     )
     footer = Footer(Noscript(P('The charts need JavaScript. The tables have their numbers, too.')), P(size))
-    scripts = [Script(Safe(o), nonce=nonce) for o in (js, DRAW_CHARTS)]
-    return to_xml(Html(head, Body(Header(H1(title), P(subtitle)), body, footer, *scripts), lang='en'), indent=False)
+    scripts = [Script(Safe(o), nonce=nonce) for o in (nonce, DRAW_CHARTS)]
+    page = Html(head, Body(Header(H1(title), P(subtitle)), body, footer, *scripts), lang='en')
+    before, after = to_xml(page, indent=False).split(f'>{nonce}<')
+    return f'{before}>{js}<{after}'  # megabytes of plotly.js are copied once, not at each element around them
 
 # %% ../../nbs/deploy/page.ipynb #0d7daafd
 def _cell(name, v):
