@@ -3,6 +3,7 @@
 import logging
 import math
 import sys
+from functools import partial
 
 import torch
 from torch import distributed as dist
@@ -33,10 +34,10 @@ def full(d):
     return {n: t.full_tensor() if shards.is_dtensor(t) else t for n, t in d.items()}
 
 
-def same(parts, *args, keep=None, **kw):
-    "The masks of the shards are those of the whole tensor"
+def same(parts, *args, keep=None, whole=None, **kw):
+    "The masks of the shards are those of the whole tensor, `whole` if that was put together before"
     a = compute_masks(parts, *args, keep=keep, **kw)
-    b = compute_masks(full(parts), *args, keep=keep and full(keep), **kw)
+    b = compute_masks(whole or full(parts), *args, keep=keep and full(keep), **kw)
     for n in b:
         assert shards.is_dtensor(a[n]) == shards.is_dtensor(parts[n]) and torch.equal(full(a)[n], b[n]), (n, args, kw)
         if shards.is_dtensor(a[n]):
@@ -62,18 +63,19 @@ def fsdp_of_every_kind():
     model = fully_shard(net(), mesh=line)
     for name, f in kinds.items():
         parts = {n: f(p.detach()) for n, p in prunable_weights(model).items()}
+        same_masks = partial(same, parts, whole=full(parts))
         scopes = ('local', 'global', 'erk', 'balanced')  # the last two only share sparsity out
         for scope in scopes if thorough or name == 'normal' else scopes[:2]:
             ends = (0.0, 0.011, 0.5, 0.9, 0.999) if thorough or name == 'normal' else (0.011, 0.999)
             for s in ends if scope in ('local', 'global') else (0.5, 0.9)[not thorough :]:
-                same(parts, s, scope, absolute=name != 'levels')
-        half = same(parts, 0.5, 'global')
-        same(parts, 0.8, 'global', keep=half)
+                same_masks(s, scope, absolute=name != 'levels')
+        half = same_masks(0.5, 'global')
+        same_masks(0.8, 'global', keep=half)
         if not thorough and name not in ('normal', 'levels'):
             continue
-        same(parts, {'0*': 0.2, '5*': 0.7})
-        same(parts, 0.8, 'local', keep=half, absolute=True)
-        same(parts, 0.1, 'local', keep=half)
+        same_masks({'0*': 0.2, '5*': 0.7})
+        same_masks(0.8, 'local', keep=half, absolute=True)
+        same_masks(0.1, 'local', keep=half)
         same({'0.weight': parts['0.weight']}, 0.5)
 
 

@@ -263,7 +263,7 @@ class Run:
             n_train=None if s.images >= 50_000 else s.images,
             n_test=None if s.test >= 10_000 else s.test,
             valid_pct=valid_pct,
-            size=s.pixels if self.network.scaled else None,
+            size=s.pixels if self.network.scaled else self.network.pixels,
         )
         self.network.batches(dls)
         return dls

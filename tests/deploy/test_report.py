@@ -17,6 +17,7 @@ import pytest
 import torch
 from fastai.basics import SGD, DataLoaders, L, Learner
 from helpers import equal
+from processes import python
 from torch import nn
 
 pytest.importorskip('plotly', reason='reports need plotly')
@@ -594,19 +595,16 @@ def test_the_command(learner, tmp_path, monkeypatch, capsys):
     from fastprune.cli import main
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        sys.modules['__main__'], '__file__', 'fastprune', raising=False
-    )  # as in a script; a worker of pytest has none
     learn = learner()
     learn.prune(0.75)
     torch.save(learn.model.state_dict(), 'm.pth')
-    r = subprocess.run(
-        [Path(get_path('scripts')) / 'fastprune', 'report', 'm.pth', '--out', 'r.html', '--pictures', '2'],
-        capture_output=True,
-        text=True,
-    )
+    script = Path(get_path('scripts')) / 'fastprune'
+    r = python(script, 'report', 'm.pth', '--out', 'r.html', '--pictures', '2', folder=tmp_path)
     assert r.returncode == 0 and re.fullmatch(r'The report is in r.html \([\d.]+ MB\)\n', r.stdout), r.stderr
     assert check(Page('r.html')).row('total')[4] == '75%'
+    monkeypatch.setattr(
+        sys.modules['__main__'], '__file__', 'fastprune', raising=False
+    )  # as in a script; a worker of pytest has none
 
     def ends(*args):
         monkeypatch.setattr(sys, 'argv', ['bin/fastprune', *args])
