@@ -174,8 +174,9 @@ def main(
     criterion: str = 'magnitude',
     exclude: str = None,  # Layers to leave dense: names or glob patterns, separated by commas
     epochs: int = 12,  # Epochs of each of the two runs; --pretrained first trains the head alone for one more
-    # Largest learning rate of the one-cycle schedule; with --pretrained half of it after the first epoch
-    lr: float = 1e-2,
+    # Largest learning rate of the one-cycle schedule, with --pretrained half of it after the first epoch; 0.01 (0.002
+    # with --pretrained) if not given
+    lr: float = None,
     distill: bool = False,  # Let the dense network teach the pruned one
     seed: int = 42,  # Seed of split, weights and batches
     device: str = None,  # cpu, cuda, cuda:1, mps, ...; a GPU if there is one, if not given

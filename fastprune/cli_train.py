@@ -47,8 +47,8 @@ def check_flags(
     flags: SimpleNamespace,  # The arguments of the command
 ) -> None:
     "Make sure that numbers and names are right; raises `ValueError`"
-    size = 1 if flags.size is None else flags.size
-    check_number('a number above 0', '(0,inf)', epochs=flags.epochs, lr=flags.lr, bs=flags.bs, size=size)
+    given = {n: v for n in ('epochs', 'lr', 'bs', 'size') if (v := getattr(flags, n)) is not None}
+    check_number('a number above 0', '(0,inf)', **given)
     for name in ('data', 'arch', 'out'):
         if getattr(flags, name) == '':
             raise ValueError(f"{name}='': needs a name, or leave the flag out")
@@ -178,6 +178,6 @@ def train(
     "Train"
     start = time.perf_counter()
     fit = learn.fine_tune if flags.pretrained else learn.fit_one_cycle
-    fit(flags.epochs, flags.lr, cbs=cbs)
+    fit(flags.epochs, flags.lr or (2e-3 if flags.pretrained else 1e-2), cbs=cbs)
     column = list(learn.recorder.metric_names[1:]).index('accuracy')
     return [float(o[column]) for o in learn.recorder.values], time.perf_counter() - start

@@ -14,7 +14,7 @@ from processes import python
 
 from fastprune.all import digits_convnet
 from fastprune.cli import main as command_line
-from fastprune.cli_train import make_callback, make_learner
+from fastprune.cli_train import make_callback, make_learner, train
 from fastprune.deploy.shrunk_file import load_shrunk
 from fastprune.zoo.make import make_model
 
@@ -219,6 +219,17 @@ def test_a_pretrained_body_is_pruned_also_before_it_is_unfrozen(downloads, recwa
     cb, _ = make_callback(learn := make_learner(flags), flags)
     assert 'frozen' not in ' '.join(str(w.message) for w in recwarn)
     assert any(n.startswith('0.7.1.conv2') for n in cb.targets(learn.model, learn)[0])
+
+
+@pytest.mark.parametrize(
+    'how, lr', [({}, 1e-2), (dict(pretrained=True), 2e-3), (dict(lr=0.1), 0.1), (dict(lr=0.1, pretrained=True), 0.1)]
+)
+def test_pretrained_weights_have_a_smaller_rate(how, lr):
+    flags = SimpleNamespace(**{k: p.default for k, p in inspect.signature(main).parameters.items()} | how)
+    rates, recorder = [], SimpleNamespace(metric_names=['epoch', 'accuracy'], values=[[0.5]])
+    fit = lambda epochs, lr, cbs: rates.append(lr)
+    train(SimpleNamespace(fine_tune=fit, fit_one_cycle=fit, recorder=recorder), flags)
+    assert rates == [lr]
 
 
 def test_a_size_that_a_pretrained_network_cannot_take(tmp_path, downloads, capsys):

@@ -34,7 +34,7 @@ def tickets(schedule, start, run, number=None):
         prune_rate=1 - (1 - run.sparsity) ** (1 / rounds),
         scope='local',
         schedule=schedule,
-        interval=10,
+        interval=None if schedule is one_shot else 10,
         measure='none',
         seed=1000 * run.seed,
     )

@@ -9,6 +9,7 @@ __all__ = ['is_average', 'unwrap', 'parameter_names', 'state_names', 'tied_names
 # %% ../../nbs/core/names.ipynb #fa233058
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -59,7 +60,7 @@ def tied_names(
 ) -> dict[str, str]:  # Name in `state_dict()` -> the first name there of the same tensor; without first names
     "The other names of tied parameters and of shared buffers"
     first, state = {}, unwrap(model).state_dict(keep_vars=True)
-    names = {k: first.setdefault(id(t), k) for k, t in state.items()}
+    names = {k: first.setdefault(id(t), k) for k, t in state.items() if isinstance(t, torch.Tensor)}  # no extra state
     return {k: n for k, n in names.items() if k != n}
 
 

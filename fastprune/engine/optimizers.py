@@ -41,6 +41,8 @@ def _shrinks_weights(inner):
     state, or can't be tried"""
     if isinstance(inner, torch.optim.AdamW):
         return True
+    if 'weight_decay' not in inspect.signature(type(inner)).parameters:
+        return False
     states = []
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -225,8 +227,11 @@ def after_a_step(
     p: torch.Tensor,  # A parameter
     i: int,  # Its group
     mom: float | None = None,  # Momentum that the step has; the optimizer's own if None
+    like: object = None,  # A state to compare with; where torch's SGD has kept a mean in it, the step has a momentum
 ) -> tuple | None:  # A dict, and a small parameter of as many dimensions
     "The optimizer state of a small parameter after one step, and that parameter; None if the step fails"
+    if mom is None and isinstance(like, dict) and 'momentum_buffer' in like:
+        mom = 0.9
     q = nn.Parameter(torch.zeros([2] * p.ndim, dtype=p.dtype, device='cpu'))
     q.grad = torch.zeros_like(q)
     try:
@@ -235,7 +240,7 @@ def after_a_step(
     except Exception:
         return None  # a user's own optimizer, which needs more than this step gives
 
-
+# %% ../../nbs/engine/optimizers.ipynb #bcbb56b0
 def is_scalar(v: object) -> bool:
     "Is it a number, or a tensor with one?"
     return is_number(v) or isinstance(v, torch.Tensor) and v.numel() == 1 and v.is_floating_point()

@@ -24,6 +24,7 @@ from ..core.dense import sparse_embeddings
 from ..core.describe import is_fastai
 from ..core.foreach import clones, copy_all
 from ..core.generators import forked_rng
+from ..core.names import unwrap
 from ..core.nested import map_tensors
 from .order import drawing_loader, separate_batches
 from .restored import restored_callbacks
@@ -68,7 +69,7 @@ _of_modules = frozenset(vars(torch.nn.Module()))
 def _carried_state(learn):
     """What the model carries from batch to batch of a fit, apart from buffers: modules and their attributes. The model
     goes on with copies"""
-    modules = [m for m in learn.model.modules() if hasattr(m, 'reset')] if in_fit(learn) else []
+    modules = [m for m in unwrap(learn.model).modules() if hasattr(m, 'reset')] if in_fit(learn) else []
     carried = [(m, {k: v for k, v in vars(m).items() if k not in _of_modules}) for m in modules]
     for m, attributes in carried:
         vars(m).update({k: map_tensors(torch.clone, v) for k, v in attributes.items()})
@@ -89,7 +90,7 @@ def undisturbed(learn: Learner) -> Iterator[None]:
     carried = _carried_state(learn)
     reset_state(learn)
     try:
-        with preserved_rng(), separate_batches(learn.dls.loaders):
+        with preserved_rng(), separate_batches(learn.dls):
             yield
     finally:
         reset_state(learn)

@@ -26,6 +26,7 @@ from fastprune.learner.batches import (
     mean_over_processes,
     preserved_rng,
     reset_state,
+    takes_part,
     undisturbed,
 )
 from .order import preserved_order
@@ -127,9 +128,16 @@ def check_targets(
     learn: Learner,
     **dls: DataLoader | None,  # By the name of the argument; None is left out
 ) -> None:
-    "Raise `ValueError` for a DataLoader whose batches have inputs alone"
+    """Raise `ValueError` for a DataLoader without batches, or whose batches have inputs alone, unless a callback that
+    fastai does not have may add targets"""
+    own = [cb for cb in learn.cbs if takes_part(cb) and not type(cb).__module__.startswith('fastai.')]
+    adds = any(hasattr(cb, 'before_batch') for cb in own)
     for name, dl in dls.items():
         if dl is None:
+            continue
+        if hasattr(dl, '__len__') and not len(dl):
+            raise ValueError(f"{name}: it has no batches to evaluate on")
+        if adds:
             continue
         with preserved_rng(), preserved_order(dl):
             batch = dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl))

@@ -15,6 +15,7 @@ from copy import copy
 from types import MethodType
 
 import torch
+from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 
 # %% ../../nbs/learner/order.ipynb #833d7aa1
@@ -144,13 +145,13 @@ def separate_loader(
 # %% ../../nbs/learner/order.ipynb #0ae0ede1
 @contextlib.contextmanager
 def separate_batches(
-    loaders: list,  # DataLoaders of a Learner, the first to train on
+    dls: DataLoaders,  # Of a Learner; its list of loaders may be another one at the end, as after a distributed pass
 ) -> Iterator[None]:
     "A context in which passes have a training DataLoader of their own. It restores the order of batches at its end"
-    train = loaders[0]
-    with preserved_order(*loaders):
-        loaders[0] = separate_loader(train)
+    train = dls.loaders[0]
+    with preserved_order(*dls.loaders):
+        dls.loaders[0] = separate_loader(train)
         try:
             yield
         finally:
-            loaders[0] = train
+            dls.loaders[0] = train

@@ -43,7 +43,7 @@ def are_states(value: object, method: 'ThresholdRule', run: Run) -> bool:
     for n, p in run.weights.items():
         t = method.first_threshold(p, layouts.get(n, 0))
         i = next(i for i, ps in enumerate(groups) if any(q is p for q in ps))
-        check_param_state(f'threshold of {n}', value[n], t, after_a_step(run.optimizer, t, i))
+        check_param_state(f'threshold of {n}', value[n], t, after_a_step(run.optimizer, t, i, like=value[n]))
     return True
 
 # %% ../../nbs/methods/thresholds.ipynb #a892979a

@@ -166,6 +166,7 @@ def next_round(self: TicketSearch, m: int) -> None:
     if within:
         _warn_of_empty(m, learn.masks)
     self.write(m)
+    self.store.first = None  # a round is finished
 
 
 def _warn_of_empty(m, masks):

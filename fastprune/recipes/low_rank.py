@@ -182,7 +182,7 @@ def _check_terms(cb, state):
             need(isinstance(kept[k], list) and len(kept[k]) == 2, f'{what} needs two {k}')
         for p, g, s in zip(t.parameters, kept['grads'], kept['states'], strict=True):
             need(g is None or is_like(g, p), f'{what} has a gradient of another shape or type')
-            check_param_state(f'{n} (low-rank term)', s, p, after_a_step(opt, p, group[n]))
+            check_param_state(f'{n} (low-rank term)', s, p, after_a_step(opt, p, group[n], like=s))
 
 
 @patch

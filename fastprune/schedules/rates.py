@@ -94,7 +94,8 @@ def lr_cyclical(
         raise ValueError("half=0: needs a time above 0")
     if not isinstance(low, Number):
         low = as_rate(low, 'low') if np.any(low) else 0.0
-    if np.size(low) not in (1, np.size(lr)) or not np.all((0 <= np.asarray(low)) & (np.asarray(low) <= lr)):
+    sizes = {np.size(low), np.size(lr)}
+    if len(sizes - {1}) > 1 or not np.all((0 <= np.asarray(low)) & (np.asarray(low) <= lr)):
         raise ValueError(f"low={low!r}: needs a rate from 0 to lr={lr!r}, or one for each of its rates")
     return partial(_triangle, low, lr, half)
 

@@ -96,6 +96,8 @@ class FitFile(Callback):
             self.fits[-1] = then
             return
         hint = ' (a model made anew has the same weights after the same `set_seed`)' if 'first_weights' in text else ''
+        if len(self.fits) > 1:
+            hint += ' (this Checkpoint has seen an earlier fit: to start a call of several fits again, make a new one)'
         raise ValueError(f"{self.path} is of another fit: {text}{hint}. Use another file, or resume=False")
 
 # %% ../../nbs/training/checkpoint.ipynb #c0ffee02

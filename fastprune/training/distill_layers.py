@@ -232,7 +232,8 @@ def check(
         raise ValueError('the adapters of Distill have another shape or type in the file')
     last = len(self.learn.opt.hypers) - 1
     for n, p in own.items():
-        check_param_state(f'adapter {n}', states[n], p, after_a_step(optimizer_of(self.learn.opt), p, last))
+        usual = after_a_step(optimizer_of(self.learn.opt), p, last, like=states[n])
+        check_param_state(f'adapter {n}', states[n], p, usual)
 
 
 @patch

@@ -88,8 +88,10 @@ def in_epoch(learn: Learner) -> bool:
 
 @contextlib.contextmanager
 def _beside_fit(learn):
-    "A context that leaves the position in the fit and the Recorder as they are"
-    names = ('epoch', 'iter', 'n_iter', 'train_iter', 'pct_train')
+    "A context that leaves the position in the fit, its batch, the model's modes and the Recorder as they are"
+    of_fit = ('epoch', 'iter', 'n_iter', 'train_iter', 'pct_train', 'training')
+    names = {*of_fit, 'dl', 'xb', 'yb', 'x', 'y', 'pred', 'loss', 'loss_grad'}
+    modes = [(m, m.training) for m in learn.model.modules()]
     kept = [(vars(learn), {'_beside_fit': False, **{k: v for k, v in vars(learn).items() if k in names}})]
     if recorder := learn.__dict__.get('recorder'):
         kept += [(vars(o), dict(vars(o))) for o in (recorder, recorder.smooth_loss)]
@@ -99,10 +101,12 @@ def _beside_fit(learn):
     finally:
         for attributes, old in kept:
             attributes.update(old)
+        for m, mode in modes:
+            m.training = mode
 
 
 @patch
 def validation_context(self: Learner, cbs: list | None = None, inner: bool = False) -> ContextManagers:
-    "As fastai's. Inside of a fit, this leaves the fit as it is"
+    "As fastai's. Inside of a fit, but not between a forward pass and its step, this leaves the fit as it is"
     res = self._orig_validation_context(cbs, inner)
     return ContextManagers([_beside_fit(self), *res.default]) if in_epoch(self) else res

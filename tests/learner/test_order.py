@@ -1,5 +1,6 @@
 "The order of batches follows from the seed, and passes on the side leave it alone"
 
+import numpy as np
 import pytest
 import torch
 from fastai.basics import Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner
@@ -149,6 +150,32 @@ def test_a_look_at_the_targets_leaves_the_order_alone(loader):
             check_targets(learn, dl=learn.dls.train)
         seen.append(trained(learn, 1).batches)
     assert same(*seen)
+
+
+def test_a_pass_on_the_side_may_put_the_loaders_into_another_list():
+    "fastai's DistributedTrainer does, in each validation"
+    learn = make(fastais)
+    train = learn.dls.train
+    with undisturbed(learn):
+        learn.dls.loaders = list(learn.dls.loaders)
+    assert learn.dls.train is train
+
+
+def test_targets_may_come_from_a_callback():
+    class OwnInputs(Callback):
+        def before_batch(self):
+            self.learn.yb = self.xb
+
+    inputs = [(x,) for x, _ in ITEMS]
+    dls = DataLoaders(DataLoader(inputs, bs=4), DataLoader(inputs, bs=4))
+    learn = Learner(dls, nn.Linear(4, 4), loss_func=nn.MSELoss())
+    with pytest.raises(ValueError, match='dl: its batches have no targets'):
+        check_targets(learn, dl=dls.valid)
+    learn.add_cb(OwnInputs())
+    check_targets(learn, dl=dls.valid)
+    assert np.isfinite(learn.linear_path(*[learn.model.state_dict()] * 2, n=3, dl=dls.valid).losses).all()
+    with pytest.raises(ValueError, match='dl: it has no batches to evaluate on'):
+        check_targets(learn, dl=[])
 
 
 @pytest.mark.parametrize('loader', [*SHUFFLED, persistent])

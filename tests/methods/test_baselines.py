@@ -297,6 +297,15 @@ def test_gsm_and_lc_with_an_optimizer_that_shrinks_weights():
     check(make(opt=direct), LC(0.7, growth=1.5), slow_lc(make(), 0.7, 0.5, 1.5, False, (1, 3)), wd=0.5)
 
 
+def test_gsm_without_weight_decay():
+    "An optimizer that has none"
+    learn = make(opt=partial(OptimWrapper, opt=torch.optim.Rprop))
+    learn.wd = None
+    with pytest.warns(UserWarning, match='decay'):
+        quietly(learn, lambda: learn.fit(EPOCHS, LR, cbs=GSM(0.7)))
+    assert learn.masks.sparsity == pytest.approx(0.7, abs=0.02)
+
+
 def test_an_optimizer_is_tried_once(monkeypatch):
     tried, really = [], optimizers._shrinks_weights
     monkeypatch.setattr(optimizers, '_shrinks_weights', lambda inner: tried.append(inner) or really(inner))

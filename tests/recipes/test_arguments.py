@@ -13,6 +13,8 @@ from helpers import Tagger
 from torch import nn
 
 from fastprune.all import Checkpoint, Distill, Ticket, linear, paper_methods, prunable_weights, sweep
+from fastprune.core.names import tied_names
+from fastprune.learner.states import load_into
 from fastprune.recipes.planning import count_steps
 
 
@@ -256,6 +258,22 @@ def test_instability_of_a_model_with_extra_state():
 
     learn = make(nn.Sequential(nn.Linear(16, 4), Counter()))
     assert len(learn.instability(None, fit, n=2).losses) == 2
+
+
+def test_equal_extra_state_is_not_tied():
+    class Counter(nn.Module):
+        n = 0
+
+        def get_extra_state(self):
+            return self.n
+
+        def set_extra_state(self, state):
+            self.n = state
+
+    model = nn.Sequential(Counter(), Counter())
+    assert not tied_names(model)
+    load_into(Learner(DataLoaders([], []), model, nn.MSELoss()), {'0._extra_state': 3, '1._extra_state': 5})
+    assert [m.n for m in model] == [3, 5]
 
 
 def test_a_sweep_leaves_random_numbers_alone():

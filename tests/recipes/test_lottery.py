@@ -297,8 +297,12 @@ def test_a_killed_search_goes_on_to_the_same_table(tmp_path, kw):
         make(convnet).find_tickets(4, fit, prune_rate=0.3, folder=tmp_path / 'a')
 
 
-def test_a_crash_leaves_what_was_found():
+@pytest.mark.parametrize('within', [{}, dict(folder='f')], ids=['no folder', 'folder'])
+def test_a_crash_leaves_what_was_found(tmp_path, monkeypatch, within):
+    "And the network as it was then, not its first weights"
+    monkeypatch.chdir(tmp_path)
     learn = make()
+    first = {n: t.clone() for n, t in learn.model.state_dict().items()}
 
     class Crash(Callback):
         def after_epoch(self):
@@ -307,8 +311,9 @@ def test_a_crash_leaves_what_was_found():
 
     learn.add_cb(Crash())
     with pytest.raises(RuntimeError):
-        learn.find_tickets(4, fit, prune_rate=0.5)
+        learn.find_tickets(4, fit, prune_rate=0.5, **within)
     assert isinstance(learn.tickets, Tickets) and len(learn.tickets) == 2
+    assert not any(torch.equal(t, first[n]) for n, t in learn.model.state_dict().items())
 
 
 # linear paths

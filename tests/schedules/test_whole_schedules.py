@@ -22,6 +22,7 @@ from fastprune.all import (
     cyclical,
     iterative,
     linear,
+    lr_cyclical,
     ocp,
     plot_lrs,
     plot_schedules,
@@ -271,6 +272,14 @@ def test_by_layers_and_filters():
     rest = make()
     fit(learn, 4, rest, start_epoch=2)
     assert rest.asked == pytest.approx([(0.75 * 2048 + 0.5 * 128) / 2176 * (t + 1) / 64 for t in range(32, 64)])
+
+
+def test_lower_rates_by_group():
+    rates = lr_cyclical(1e-2, low=np.array([1e-4, 1e-3]), half=0.5)
+    assert rates(0.0).tolist() == [1e-4, 1e-3] and rates(0.5).tolist() == pytest.approx([1e-2, 1e-2])
+    for low in ([1e-4, 0.1], [1e-4, 1e-3, 1e-3]):
+        with pytest.raises(ValueError, match='needs a rate from 0 to lr='):
+            lr_cyclical([1e-2, 2e-2] if len(low) > 2 else 1e-2, low=low)
 
 
 def test_rounds_and_one_training_in_a_picture():

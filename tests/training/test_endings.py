@@ -101,6 +101,24 @@ def new_head(learn, n=4, in_optimizer=True):
         learn.create_opt()
 
 
+@pytest.mark.parametrize('event', ['before_batch', 'after_batch', 'after_train', 'after_epoch'])
+def test_a_validation_inside_of_a_fit_leaves_it_as_it_is(event):
+    "In the middle of an epoch, too"
+    ends = []
+    for validates in (False, True):
+        learn, busy = toy(), []
+
+        def look(learn, busy=busy):
+            if not busy and learn.training:
+                busy.append(1)
+                learn.validate()
+                busy.clear()
+
+        fit(learn, 2, SparsifyCallback(0.9), *[At(event, look, 70)] * validates)
+        ends.append([*learn.model.state_dict().values(), torch.tensor(learn.recorder.losses)])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
 @pytest.mark.parametrize('order', [0, 60, 100])
 @pytest.mark.parametrize('event', ['before_epoch', 'before_train', 'after_train', 'before_validate', 'after_epoch'])
 def test_a_new_head_is_masked(event, order):

@@ -11,6 +11,7 @@ from torch import nn
 
 from fastprune.all import (
     DST,
+    STR,
     BudgetedCallback,
     Checkpoint,
     Sparsifier,
@@ -47,6 +48,27 @@ def test_resumes_to_the_bit(learner, options, kwargs):
         return learner(digits_convnet(widths=(8, 16, 16)), **FEW, **kwargs)
 
     assert same(*stopped(make, lambda learn, *cbs: train(learn, SparsifyCallback(**options), *cbs), epoch=1, i=3))
+
+
+def test_thresholds_resume_where_torchs_momentum_is_scheduled(learner):
+    def make():
+        torch.manual_seed(0)
+        sgd = partial(OptimWrapper, opt=torch.optim.SGD)
+        return learner(digits_convnet(widths=(8, 16, 16)), opt_func=sgd, **FEW)
+
+    def str_and(learn, *cbs):
+        train(learn, STR(0.5, s_init=-5), *cbs)
+
+    assert same(*stopped(make, str_and, epoch=1, i=3))
+
+
+def test_a_checkpoint_that_has_seen_a_fit_says_how_to_repeat_the_call(learner):
+    learn = learner(digits_convnet(widths=(8, 16, 16)), cbs=Checkpoint('run'), **FEW)
+    train(learn)
+    with pytest.raises(RuntimeError, match='power'):
+        train(learn, Crash(1, 3))
+    with pytest.raises(ValueError, match='has seen an earlier fit: .* make a new one'):
+        train(learn, pct_start=0.5)
 
 
 def test_the_same_call_again_resumes_with_a_checkpoint_of_the_learner(learner):
