@@ -54,17 +54,17 @@ class _Moment(StateAt):
 
     def _take(self):
         super()._take()
-        self.masks, self.origin = self.learn.masks, self.learn.masks and self.learn.keep_masks.origin
+        self.held, self.origin = self.learn.masks, self.learn.masks and self.learn.keep_masks.origin
         cb = _pruning(self.learn)
         self.pruning = deepcopy(cb.state_dict()) if cb else None
 
     def begin(self, learn):
         "Continue from the recorded point, in a fit that has already begun"
         unwrap(learn.model).load_state_dict(self.state)
-        if self.masks is None:
+        if self.held is None:
             learn.remove_masks()
         else:
-            set_masks(learn, self.masks, self.origin)
+            set_masks(learn, self.held, self.origin)
         if (cb := _pruning(learn)) and self.pruning:
             cb.load_state_dict(deepcopy(self.pruning))
 

@@ -316,6 +316,12 @@ def test_a_crash_leaves_what_was_found(tmp_path, monkeypatch, within):
     assert not any(torch.equal(t, first[n]) for n, t in learn.model.state_dict().items())
 
 
+@pytest.mark.filterwarnings('error:You are shadowing')
+def test_copies_from_a_point_of_a_training_warn_of_nothing():
+    table = make().instability_by_rewind([0, 2], fit, seeds=((0, 1),))
+    assert list(table.step) == [0, 2]
+
+
 # linear paths
 
 
