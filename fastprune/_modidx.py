@@ -4438,6 +4438,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'fastprune/learner/evaluate.py'),
                                             'fastprune.learner.evaluate._Totals.values': ( 'learner/evaluate.html#_totals.values',
                                                                                            'fastprune/learner/evaluate.py'),
+                                            'fastprune.learner.evaluate._has_targets': ( 'learner/evaluate.html#_has_targets',
+                                                                                         'fastprune/learner/evaluate.py'),
                                             'fastprune.learner.evaluate._only_records': ( 'learner/evaluate.html#_only_records',
                                                                                           'fastprune/learner/evaluate.py'),
                                             'fastprune.learner.evaluate._tensors_of': ( 'learner/evaluate.html#_tensors_of',

@@ -659,6 +659,7 @@ def test_a_network_is_compiled_once(monkeypatch):
     assert asked == [(learn.model, dict(dynamic=False))]
 
 
+@pytest.mark.slow
 def test_a_compiled_network_learns_the_same():
     import harness
     import torch

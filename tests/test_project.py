@@ -91,8 +91,10 @@ slow = {
     '12_baselines',
     '13_many_machines',
     '14_small_and_fast',
+    '15_your_own_method',
+    '16_channels',
     '18_ocp_ramp',
-}  # one to six minutes each, or `torchrun`: by hand, with `pytest -m slow`
+}  # some up to ten minutes, or `torchrun`: by hand, with `pytest -m slow`
 
 
 less = {
@@ -108,12 +110,10 @@ less = {
     'return Learner(digits_dls(), digits_convnet(), ': 'return Learner(digits_dls(valid_pct=0.1, test_pct=0.6), '
     'digits_convnet(), ',
     'return Learner(digits_dls(), model or': 'return Learner(digits_dls(bs=32, valid_pct=0.2, test_pct=0.4), model or',
-    'model, loss = digits_convnet(), ': 'model, loss = digits_convnet(widths=(8, 16, 16)), ',
     'pixels[:360]': 'pixels[:90]',
     'range(2000)': 'range(600)',
     '(0.3, 1, 3, 10, 100), (None, 0.1, 0.2, 0.3, 0.5)': '(0.3, 3, 100), (None, 0.3)',
     'text_learner(seed), 6,': 'text_learner(seed), 1,',
-    'epochs=3, **kwargs': 'epochs=1, **kwargs',
     'fit(learn, 6,': 'fit(learn, 1,',
     'fit(6, 2e-3,': 'fit(2, 2e-3,',
     'fit(20, 2e-3,': 'fit(5, 2e-3,',
@@ -122,14 +122,10 @@ less = {
     'fine_tune(5, 0.01': 'fine_tune(1, 0.01',
     'fit_one_cycle(4, 0.01': 'fit_one_cycle(1, 0.01',
     'fit_one_cycle(4, 3e-3': 'fit_one_cycle(1, 3e-3',
-    'fit_one_cycle(5, 0.005': 'fit_one_cycle(1, 0.005',
     'fit_one_cycle(5, 0.01, cbs=SparsifyCallback(': 'fit_one_cycle(1, 0.01, cbs=SparsifyCallback(',
     'fit_one_cycle(6, 0.01': 'fit_one_cycle(1, 0.01',
     "for recover in (True, 'alive', False)": "for recover in (True, 'alive')",
     'for sparsity in (0.9, 0.95):': 'for sparsity in (0.9,):',
-    'train(cb, 4)': 'train(cb, 1)',
-    'train(former, 4,': 'train(former, 1,',
-    'train(method(0.95), 4, seed)': 'train(method(0.95), 1, seed)',
     'def fit(learn, cbs):\n    learn.fit_one_cycle(5, 0.1': 'def fit(learn, cbs):\n    learn.fit_one_cycle(2, 0.1',
     'learn.fit_one_cycle(3, 1e-2': 'learn.fit_one_cycle(1, 1e-2',
     'fit_cyclical(3, 6,': 'fit_cyclical(3, 2,',
@@ -149,9 +145,8 @@ less = {
     "[sizes(dense, 'dense'), sizes(learn": '[sizes(learn',
     'for k in (0, 300)': 'for k in (0, 60)',
     'learn.fit(300, float(5': 'learn.fit(60, float(5',
-    'check_method(TopKAST)': "check_method(TopKAST, checks='exact_end')",
 }  # seconds of a timing, seeds of a table, images, channels, files of images, grids, sentences, epochs, sparsities,
-# methods, and the checks of a method that methods/test_your_own_method.py does one by one
+# and methods
 running = """
 import json, sys
 from fastai.basics import defaults

@@ -26,7 +26,6 @@ from fastprune.learner.batches import (
     mean_over_processes,
     preserved_rng,
     reset_state,
-    takes_part,
     undisturbed,
 )
 from .order import preserved_order
@@ -124,24 +123,24 @@ def evaluation_dl(
     return learn.dls.valid if dl is None else dl
 
 
+def _has_targets(learn, dl):
+    with preserved_rng(), preserved_order(dl):
+        batch = dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl))
+    return not isinstance(batch, (tuple, list)) or len(batch) > getattr(learn.dls, 'n_inp', int(len(batch) == 1))
+
+
 def check_targets(
     learn: Learner,
     **dls: DataLoader | None,  # By the name of the argument; None is left out
 ) -> None:
-    """Raise `ValueError` for a DataLoader without batches, or whose batches have inputs alone, unless a callback that
-    fastai does not have may add targets"""
-    own = [cb for cb in learn.cbs if takes_part(cb) and not type(cb).__module__.startswith('fastai.')]
-    adds = any(hasattr(cb, 'before_batch') for cb in own)
+    """Raise `ValueError` for a DataLoader without batches, or whose batches have inputs alone where those that the
+    Learner trains on have targets"""
     for name, dl in dls.items():
         if dl is None:
             continue
         if hasattr(dl, '__len__') and not len(dl):
             raise ValueError(f"{name}: it has no batches to evaluate on")
-        if adds:
-            continue
-        with preserved_rng(), preserved_order(dl):
-            batch = dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl))
-        if isinstance(batch, (tuple, list)) and len(batch) <= getattr(learn.dls, 'n_inp', 1 if len(batch) == 1 else 0):
+        if not _has_targets(learn, dl) and _has_targets(learn, learn.dls.train):
             raise ValueError(f"{name}: its batches have no targets: make it by `dls.test_dl(items, with_labels=True)`")
 
 # %% ../../nbs/learner/evaluate.ipynb #c2b10e02

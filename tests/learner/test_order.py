@@ -168,14 +168,13 @@ def test_targets_may_come_from_a_callback():
 
     inputs = [(x,) for x, _ in ITEMS]
     dls = DataLoaders(DataLoader(inputs, bs=4), DataLoader(inputs, bs=4))
-    learn = Learner(dls, nn.Linear(4, 4), loss_func=nn.MSELoss())
-    with pytest.raises(ValueError, match='dl: its batches have no targets'):
-        check_targets(learn, dl=dls.valid)
-    learn.add_cb(OwnInputs())
+    learn = Learner(dls, nn.Linear(4, 4), loss_func=nn.MSELoss(), cbs=OwnInputs())
     check_targets(learn, dl=dls.valid)
     assert np.isfinite(learn.linear_path(*[learn.model.state_dict()] * 2, n=3, dl=dls.valid).losses).all()
     with pytest.raises(ValueError, match='dl: it has no batches to evaluate on'):
         check_targets(learn, dl=[])
+    with pytest.raises(ValueError, match='dl: its batches have no targets'):
+        check_targets(make(fastais), dl=dls.valid)
 
 
 @pytest.mark.parametrize('loader', [*SHUFFLED, persistent])
