@@ -4440,6 +4440,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'fastprune/learner/evaluate.py'),
                                             'fastprune.learner.evaluate._has_targets': ( 'learner/evaluate.html#_has_targets',
                                                                                          'fastprune/learner/evaluate.py'),
+                                            'fastprune.learner.evaluate._is_empty': ( 'learner/evaluate.html#_is_empty',
+                                                                                      'fastprune/learner/evaluate.py'),
                                             'fastprune.learner.evaluate._only_records': ( 'learner/evaluate.html#_only_records',
                                                                                           'fastprune/learner/evaluate.py'),
                                             'fastprune.learner.evaluate._tensors_of': ( 'learner/evaluate.html#_tensors_of',

@@ -123,6 +123,13 @@ def evaluation_dl(
     return learn.dls.valid if dl is None else dl
 
 
+def _is_empty(dl):
+    try:
+        return not len(dl)
+    except TypeError:  # a stream
+        return False
+
+
 def _has_targets(learn, dl):
     with preserved_rng(), preserved_order(dl):
         batch = dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl))
@@ -138,9 +145,10 @@ def check_targets(
     for name, dl in dls.items():
         if dl is None:
             continue
-        if hasattr(dl, '__len__') and not len(dl):
+        if _is_empty(dl):
             raise ValueError(f"{name}: it has no batches to evaluate on")
-        if not _has_targets(learn, dl) and _has_targets(learn, learn.dls.train):
+        train = learn.dls.train
+        if not _has_targets(learn, dl) and (_is_empty(train) or _has_targets(learn, train)):
             raise ValueError(f"{name}: its batches have no targets: make it by `dls.test_dl(items, with_labels=True)`")
 
 # %% ../../nbs/learner/evaluate.ipynb #c2b10e02

@@ -173,8 +173,10 @@ def test_targets_may_come_from_a_callback():
     assert np.isfinite(learn.linear_path(*[learn.model.state_dict()] * 2, n=3, dl=dls.valid).losses).all()
     with pytest.raises(ValueError, match='dl: it has no batches to evaluate on'):
         check_targets(learn, dl=[])
-    with pytest.raises(ValueError, match='dl: its batches have no targets'):
-        check_targets(make(fastais), dl=dls.valid)
+    check_targets(learn, dl=DataLoader(Stream(), bs=4))
+    for other in (make(fastais), Learner(DataLoaders([], []), nn.Linear(4, 4), loss_func=nn.MSELoss())):
+        with pytest.raises(ValueError, match='dl: its batches have no targets'):
+            check_targets(other, dl=dls.valid)
 
 
 @pytest.mark.parametrize('loader', [*SHUFFLED, persistent])
