@@ -89,8 +89,7 @@ def in_epoch(learn: Learner) -> bool:
 @contextlib.contextmanager
 def _beside_fit(learn):
     "A context that leaves the position in the fit, its batch, the model's modes and the Recorder as they are"
-    of_fit = ('epoch', 'iter', 'n_iter', 'train_iter', 'pct_train', 'training')
-    names = {*of_fit, 'dl', 'xb', 'yb', 'x', 'y', 'pred', 'loss', 'loss_grad'}
+    names = 'epoch iter n_iter train_iter pct_train training dl xb yb x y pred loss loss_grad'.split()
     modes = [(m, m.training) for m in learn.model.modules()]
     kept = [(vars(learn), {'_beside_fit': False, **{k: v for k, v in vars(learn).items() if k in names}})]
     if recorder := learn.__dict__.get('recorder'):
