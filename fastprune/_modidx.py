@@ -1384,6 +1384,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastprune.core.masks._spread': ('core/masks.html#_spread', 'fastprune/core/masks.py'),
                                       'fastprune.core.masks.check_bool': ('core/masks.html#check_bool', 'fastprune/core/masks.py'),
                                       'fastprune.core.masks.nonzeros': ('core/masks.html#nonzeros', 'fastprune/core/masks.py')},
+            'fastprune.core.modes': {'fastprune.core.modes.kept_modes': ('core/modes.html#kept_modes', 'fastprune/core/modes.py')},
             'fastprune.core.names': { 'fastprune.core.names.check_not_fast': ('core/names.html#check_not_fast', 'fastprune/core/names.py'),
                                       'fastprune.core.names.from_state_names': ( 'core/names.html#from_state_names',
                                                                                  'fastprune/core/names.py'),

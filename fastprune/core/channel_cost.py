@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from .channels import MODULE_ROLES, position_count
+from .modes import kept_modes
 from .nested import tensors_in
 
 # %% ../../nbs/core/channel_cost.ipynb #beb7e934
@@ -206,7 +207,6 @@ def flop_counts(
     def leave(module, args, out):
         count.owner = 'other'
 
-    modes = {m: m.training for m in model.modules()}
     for g in heads:
         home = _home(model, g)
         handles += [
@@ -214,14 +214,11 @@ def flop_counts(
             home.register_forward_hook(leave),
         ]
     try:
-        model.eval()
-        with torch.no_grad(), plain_operations(), count:
-            run(model)
+        with kept_modes(model), torch.no_grad(), plain_operations(), count:
+            run(model.eval())
     finally:
         for h in handles:
             h.remove()
-        for m, mode in modes.items():
-            m.training = mode
     flops = dict(count.flops)
     by_group = {g.name: float(flops.pop(f'heads of {g.name}', 0)) for g in heads}
     return {n: float(v) for n, v in flops.items()}, by_group

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from .modes import kept_modes
 from .names import unwrap
 from .targets import as_patterns, classes_to_names, match, no_match
 from .usage import uses_of
@@ -118,8 +119,7 @@ def parametrized_value(
     value: torch.Tensor | None,  # Value to use in its place
 ) -> torch.Tensor:
     "The weight that parametrizations compute, with `value` as their original `key`"
-    modes = [(m, m.training) for m in plist.modules()]
-    try:
+    with kept_modes(plist):
         plist.eval()  # no dropout, no power iteration
         first, *rest = plist._modules.values()
         with torch.no_grad():
@@ -128,9 +128,6 @@ def parametrized_value(
             with torch.no_grad():
                 x = f(x)
         return x
-    finally:
-        for m, mode in modes:
-            m.training = mode
 
 
 def prunable_originals(plist: ParametrizationList) -> list:

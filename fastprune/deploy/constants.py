@@ -14,6 +14,7 @@ from torch import nn
 
 from ..core.devices import wide
 from ..core.generators import forked_rng
+from ..core.modes import kept_modes
 from .cut import has_channels, has_filters, is_depthwise
 from ..learner.inputs import call_model, map_tensors, tensors_in
 
@@ -24,14 +25,9 @@ def model_outputs(
     train: bool = False,  # Training mode? Else evaluation mode
 ) -> list:  # The tensors that it returns
     "What a model returns. Random numbers are the same in each call"
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        with torch.no_grad(), forked_rng():
-            torch.manual_seed(0)
-            return tensors_in(call_model(model.train(train), inputs))
-    finally:
-        for m, mode in modes:
-            m.training = mode
+    with kept_modes(model), torch.no_grad(), forked_rng():
+        torch.manual_seed(0)
+        return tensors_in(call_model(model.train(train), inputs))
 
 
 def similar_inputs(

@@ -21,6 +21,7 @@ from torch import nn
 
 from ..core.copies import copy_model
 from ..core.files import atomically
+from ..core.modes import kept_modes
 from ..core.names import unwrap
 from .onnx_inputs import argument_names, check_names, dynamic_shapes, onnx_inputs, output_tensors
 from .stand_ins import with_stand_ins
@@ -41,23 +42,22 @@ from ..learner.progress import doing, progress
 @contextlib.contextmanager
 def _quiet_eval(model):
     "A context in which `model` is in eval mode and without gradients, and torch prints nothing"
-    modes, log = [(m, m.training) for m in model.modules()], logging.getLogger('torch')
+    log = logging.getLogger('torch')
     level = log.level
     try:
         log.setLevel(logging.ERROR)
-        model.eval()
         with (
+            kept_modes(model),
             warnings.catch_warnings(),
             torch.no_grad(),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):
             warnings.simplefilter('ignore')
+            model.eval()
             yield
     finally:
         log.setLevel(level)
-        for m, mode in modes:
-            m.training = mode
 
 
 def _check_size(model, inputs, dynamic_batch):

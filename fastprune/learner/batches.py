@@ -24,6 +24,7 @@ from ..core.dense import sparse_embeddings
 from ..core.describe import is_fastai
 from ..core.foreach import clones, copy_all
 from ..core.generators import forked_rng
+from ..core.modes import kept_modes
 from ..core.names import unwrap
 from ..core.nested import map_tensors
 from .order import drawing_loader, separate_batches
@@ -81,7 +82,7 @@ def undisturbed(learn: Learner) -> Iterator[None]:
     """A context that restores the model's modes, buffers and gradients, the order of batches, and all random states, at
     its end; in a fit, also what the model carries from batch to batch. Within it, gradients of embeddings are dense,
     and `learn.dls.train` is a copy, whose passes leave the running epoch alone"""
-    modes, grads = [(m, m.training) for m in learn.model.modules()], [(p, p.grad) for p in learn.model.parameters()]
+    grads = [(p, p.grad) for p in learn.model.parameters()]
     buffers = [(m, n, b) for m in learn.model.modules() for n, b in m._buffers.items() if b is not None]
     saved = clones([b for *_, b in buffers])
     sparse = sparse_embeddings(learn.model)
@@ -90,7 +91,7 @@ def undisturbed(learn: Learner) -> Iterator[None]:
     carried = _carried_state(learn)
     reset_state(learn)
     try:
-        with preserved_rng(), separate_batches(learn.dls):
+        with kept_modes(learn.model), preserved_rng(), separate_batches(learn.dls):
             yield
     finally:
         reset_state(learn)
@@ -103,8 +104,6 @@ def undisturbed(learn: Learner) -> Iterator[None]:
         copy_all([m._buffers[n] for m, n, _ in buffers], saved)
         for p, g in grads:
             p.grad = g if g is None else g.to(p.device)
-        for m, mode in modes:
-            m.training = mode
         for m in sparse:
             m.sparse = True
 

@@ -7,11 +7,13 @@ __all__ = ['OwnLoss', 'DistillRun']
 
 # %% ../../nbs/training/distill_run.ipynb #c558207f
 import inspect
+from contextlib import ExitStack
 
 import torch
 from fastai.basics import Callback, Learner
 from fastcore.basics import patch
 
+from ..core.modes import kept_modes
 from ..core.names import unwrap
 from ..core.nested import map_tensors
 from ..engine.state import is_whole
@@ -91,7 +93,8 @@ class DistillRun:
             named_layer(self.student, s, 'student'), named_layer(teacher, t, 'teacher')
         compiled = '_orig_mod' in teacher._modules and not self.pairs
         self.teacher = (teacher if compiled else unwrap(teacher)).to(device_of(learn))
-        self.modes = [(m, m.training) for m in self.teacher.modules()]
+        self.end = ExitStack()
+        self.end.enter_context(kept_modes(self.teacher))
         self.weight = float(cb.weight_at(0.0))
         self.adapters, self.own = Adapters(learn, {}), OwnLoss(learn)
         self.outputs = [
@@ -124,8 +127,7 @@ def close(self: DistillRun) -> None:
     self.adapters.leave()
     for o in self.outputs:
         o.close()
-    for m, training in self.modes:
-        m.training = training
+    self.end.close()
 
 # %% ../../nbs/training/distill_run.ipynb #f6cc8346
 @patch

@@ -10,6 +10,7 @@ import contextlib
 
 from fastai.basics import Callback, CancelStepException, ContextManagers, Learner, patch
 
+from ..core.modes import kept_modes
 from ..learner.batches import in_fit
 
 # %% ../../nbs/training/events.ipynb #884273ef
@@ -90,18 +91,16 @@ def in_epoch(learn: Learner) -> bool:
 def _beside_fit(learn):
     "A context that leaves the position in the fit, its batch, the model's modes and the Recorder as they are"
     names = 'epoch iter n_iter train_iter pct_train training dl xb yb x y pred loss loss_grad'.split()
-    modes = [(m, m.training) for m in learn.model.modules()]
     kept = [(vars(learn), {'_beside_fit': False, **{k: v for k, v in vars(learn).items() if k in names}})]
     if recorder := learn.__dict__.get('recorder'):
         kept += [(vars(o), dict(vars(o))) for o in (recorder, recorder.smooth_loss)]
     learn._beside_fit = True
     try:
-        yield
+        with kept_modes(learn.model):
+            yield
     finally:
         for attributes, old in kept:
             attributes.update(old)
-        for m, mode in modes:
-            m.training = mode
 
 
 @patch
