@@ -67,7 +67,7 @@ MOVED = {
     'recipes': ('methods.budgeted', 'recipes.cyclical', 'recipes.fitting', 'recipes.round_training'),
     'report': ('deploy.report_file',),
     'resume': ('training.state', 'training.optimizer_state', 'training.fit_state', 'training.checkpoint'),
-    'rounds': ('learner.states', 'learner.progress', 'recipes.store', 'recipes.table'),
+    'rounds': ('learner.states', 'learner.progress', 'recipes.planning', 'recipes.store', 'recipes.table'),
     'schedules': ('schedules.sparsity', 'schedules.plot'),
     'selection': ('core.selection',),
     'shards': ('core.shards',),

@@ -16,7 +16,7 @@ from fastcore.meta import delegates
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .states import check_states, state_from
-from ..core.checks import check_fraction, check_n_batches, check_whole
+from ..core.checks import check_fraction, check_n_batches, check_seed, check_whole
 from ..core.devices import narrow, wide
 from ..core.later import counts
 from ..core.names import unwrap
@@ -61,12 +61,13 @@ class _HessianProduct:
 
     def __call__(self, v):
         parts, ps, res = self._unpacked(v), list(self.params.values()), np.zeros(sum(self.sizes))
-        n_items = sum(map(find_bs, self.batches))
+        n_items, left_out = sum(map(find_bs, self.batches)), 0
         reset_state(self.learn)
         for i, b in enumerate(self.batches):
             with preserved_rng():
                 loss = loss_of(self.learn, b, i)
             if loss is None:
+                left_out += find_bs(b)
                 continue
             loss = loss * find_bs(b) / n_items
             g = torch.autograd.grad(loss, ps, create_graph=True, allow_unused=True)
@@ -74,7 +75,7 @@ class _HessianProduct:
             if not torch.is_tensor(dot) or not dot.requires_grad:
                 continue  # a linear loss has no curvature
             res = res + self._packed(torch.autograd.grad(dot, ps, allow_unused=True))
-        return res
+        return res * (n_items / (n_items - left_out)) if n_items > left_out else res
 
 # %% ../../nbs/analysis/hessian.ipynb #3080c490
 @patch
@@ -91,6 +92,7 @@ def hessian_spectrum(
     from scipy.sparse.linalg import LinearOperator, eigsh
 
     check_n_batches(n_batches)
+    seed = check_seed(seed)
     every = unwrap(self.model).named_parameters() if include is None else prunable_weights(self.model, include).items()
     params = {n: p for n, p in every if p.requires_grad}
     if not params:
@@ -109,7 +111,7 @@ def hessian_spectrum(
         if not product.batches:
             raise ValueError("the training DataLoader has no batches")
         operator = LinearOperator((size, size), matvec=lambda v: product(v.ravel()), dtype=np.float64)
-        first = np.random.default_rng(seed).normal(size=size)
+        first = np.random.default_rng(seed % 2**64).normal(size=size)
         if not product(first).any():
             return np.zeros(k)
         values = eigsh(operator, k=k, which='LA', tol=tol, v0=first, return_eigenvectors=False)

@@ -18,14 +18,22 @@ from torch import nn
 
 from .paths import LinearPath, check_path
 from .states import check_states, state_from
-from ..core.checks import check_seeds, check_whole
+from ..core.checks import check_seed, check_seeds, check_whole
 from ..core.names import unwrap
 from ..core.plotting import add_grid, axes_or_new, ticks_apart
 from ..learner.evaluate import check_targets
-from ..learner.keep import set_masks
-from ..learner.states import StartAt, StateAt, restoring, seed_round, starting_at, state_of
+from fastprune.learner.states import (
+    StartAt,
+    StateAt,
+    masks_of,
+    restore_masks,
+    restoring,
+    seed_round,
+    starting_at,
+    state_of,
+)
 from ..recipes.planning import plan_of
-from ..recipes.ticket import Ticket, check_ticket
+from ..recipes.ticket import Ticket, check_ticket, ticket_list
 from ..training.callback import SparsifyCallback
 
 # %% ../../nbs/analysis/instability.ipynb #07a64253
@@ -36,13 +44,14 @@ def _start_of(learn, start):
     return start.replace(state={n: t.clone() if isinstance(t, torch.Tensor) else t for n, t in start.state.items()})
 
 
-def _copies(learn, start, fit, seeds, skipping):
+def _copies(learn, start, fit, seeds, skipping, masks=None):
     """States after training from `start` with each of `seeds`. `skipping` makes callbacks that skip the batches before
-    the start"""
+    the start. `masks`: the Learner's, from `masks_of`, if `start` is its own state"""
     with restoring(learn):
         res = []
         for seed in seeds:
             learn.load_ticket(start)
+            restore_masks(learn, masks)
             seed_round(learn, seed)
             fit(learn, skipping())
             res.append(state_of(learn))
@@ -54,7 +63,7 @@ class _Moment(StateAt):
 
     def _take(self):
         super()._take()
-        self.held, self.origin = self.learn.masks, self.learn.masks and self.learn.keep_masks.origin
+        self.held = masks_of(self.learn)
         cb = _pruning(self.learn)
         self.pruning = deepcopy(cb.state_dict()) if cb else None
 
@@ -64,7 +73,7 @@ class _Moment(StateAt):
         if self.held is None:
             learn.remove_masks()
         else:
-            set_masks(learn, self.held, self.origin)
+            restore_masks(learn, self.held)
         if (cb := _pruning(learn)) and self.pruning:
             cb.load_state_dict(deepcopy(self.pruning))
 
@@ -113,10 +122,11 @@ def instability(
     if start is not None and not isinstance(start, Ticket):
         check_states(unwrap(self.model).state_dict(), start=state_from(start, 'start'))
     check_whole('batches', 0, skip=skip or 0)
+    masks = masks_of(self) if start is None else None
     seeds, start = _check_pair(seeds), _start_of(self, start)
     skip = start.start if skip is None else skip
     plan_of(self, fit, start=skip)
-    return self.linear_path(*_copies(self, start, fit, seeds, lambda: starting_at(skip)), n=n, **kwargs)
+    return self.linear_path(*_copies(self, start, fit, seeds, lambda: starting_at(skip), masks), n=n, **kwargs)
 
 # %% ../../nbs/analysis/instability.ipynb #82562099
 _ROW = ('instability', 'error', 'error_barrier', 'loss_barrier', 'error_line_barrier', 'loss_line_barrier')
@@ -173,7 +183,7 @@ def instability_by_round(
     check_path(n, **kwargs)
     check_targets(self, dl=kwargs.get('dl'))
     by_name = tickets if isinstance(tickets, dict) else {'': tickets}
-    named = {k: [ts] if isinstance(ts, Ticket) else list(ts) for k, ts in by_name.items()}
+    named = {k: ticket_list(ts) for k, ts in by_name.items()}
     every = [t for ts in named.values() for t in ts]
     if not every:
         raise ValueError("tickets: there are none")
@@ -207,10 +217,11 @@ def instability_by_rewind(
     check_targets(self, dl=kwargs.get('dl'))
     if not steps or not all(isinstance(o, Integral) and o >= 0 for o in steps):
         raise ValueError(f"steps={steps!r}: needs whole numbers of at least 0")
+    seed = check_seed(seed)
     total = plan_of(self, fit).steps[-1]
     if max(steps) > total:
         raise ValueError(f"steps={steps!r}: training has {total} steps")
-    first, moments = _start_of(self, None), {k: _Moment(k) for k in steps}
+    first, masks, moments = _start_of(self, None), masks_of(self), {k: _Moment(k) for k in steps}
     with restoring(self):
         self.opt = None
         seed_round(self, seed)
@@ -220,7 +231,7 @@ def instability_by_rewind(
 
     def row(k, pair):
         "Begin the fits of both copies at the first state, as in the training, then continue from step `k`"
-        copies = _copies(self, first, fit, pair, lambda: [StartAt(moments[k].batches, moments[k].begin)])
+        copies = _copies(self, first, fit, pair, lambda: [StartAt(moments[k].batches, moments[k].begin)], masks)
         return dict(step=k, seeds=str(pair), **_row(self.linear_path(*copies, n=n, **kwargs)))
 
     return Stability([row(k, s) for k in steps for s in pairs])

@@ -12,11 +12,11 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import torch
-from fastai.basics import DataLoader, Learner, patch, store_attr
+from fastai.basics import DataLoader, L, Learner, patch, store_attr
 from torch import nn
 
 from .states import check_bn, check_states, point_setter, state_from
-from ..core.checks import check_n_batches, check_whole
+from ..core.checks import check_flag, check_n_batches, check_whole
 from ..core.displays import HtmlText, svg_lines
 from ..core.names import unwrap
 from ..core.plotting import add_grid, axes_or_new
@@ -141,13 +141,19 @@ def check_path(
     check_whole(least=2, needs='a whole number of points, at least 2, for a path', n=whole)
     inspect.signature(Learner.linear_path).bind(None, None, None, n, **kwargs)
     check_bn(kwargs.get('bn', 'interpolate'))
+    check_flag(train=kwargs.get('train', False))
+    if kwargs.get('metrics') is not None:
+        _as_metrics(kwargs['metrics'])
     check_n_batches(kwargs.get('n_batches'))
 
 
 def _as_metrics(metrics):
-    from fastai.learner import mk_metric
+    from fastai.learner import Metric, mk_metric
 
-    return [mk_metric(m) for m in (metrics if isinstance(metrics, (list, tuple)) else [metrics])]
+    listed = list(metrics) if isinstance(metrics, (list, tuple, L)) else [metrics]
+    if not all(callable(m) or isinstance(m, Metric) for m in listed):
+        raise ValueError(f"metrics={metrics!r}: needs a metric, or a list of them, such as `[accuracy]`")
+    return [mk_metric(m) for m in listed]
 
 
 def _in_order(dl):
@@ -171,7 +177,7 @@ def linear_path(
 ) -> LinearPath:  # With `.alphas`, `.losses`, `.metrics`, `.barrier`, `.instability`, `.plot()`
     """Loss and metrics on the straight line between two states (Frankle et al. 2020). The Learner's own weights are
     restored at the end, also after an interruption"""
-    check_path(n, bn=bn, n_batches=n_batches)
+    check_path(n, bn=bn, n_batches=n_batches, metrics=metrics, train=train)
     dl = evaluation_dl(self, dl)
     a, b = state_from(a, 'a'), state_from(b, 'b')
     check_states(unwrap(self.model).state_dict(), a=a, b=b)

@@ -17,7 +17,7 @@ from ..core.checks import check_number
 from ..core.plotting import choose_metric
 from ..learner.evaluate import has_validation
 from ..learner.states import load_into, restoring, seed_round, smaller_is_better, state_of
-from ..recipes.fitting import last_metrics
+from ..recipes.fitting import callback_list, group_decays, last_metrics
 from ..recipes.retrain import check_retrain, planned_rates
 from ..training import prune as prune
 
@@ -25,6 +25,7 @@ from ..training import prune as prune
 def _check_asked(learn, asked):
     "Raise `ValueError` for arguments of `retrain`, before anything is trained"
     check_retrain(*(asked[k] for k in ('epochs', 'schedule', 'params', 'lr_scale')))
+    callback_list(asked['cbs']), group_decays(learn, asked['wd'])
     names = 'epochs', 'schedule', 'history', 'original_epochs', 'discount', 'warmup', 'lr_scale'
     if asked['discount'] is None:
         asked = asked | dict(discount=1.0)  # ALLR's follows from pruning

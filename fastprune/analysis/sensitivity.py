@@ -8,7 +8,6 @@ __all__ = ['Sensitivity']
 # %% ../../nbs/analysis/sensitivity.ipynb #9071c27c
 import contextlib
 from collections.abc import Callable
-from numbers import Number
 
 import pandas as pd
 import torch
@@ -16,6 +15,7 @@ from fastai.basics import DataLoader, Learner, patch
 
 from ..core.channel_granularity import member_names
 from ..core.channel_norms import hold_norms, release_norms
+from ..core.checks import check_values
 from ..core.compute import compute_masks
 from ..core.granularity import check_granularity, fitting_weights
 from ..core.layouts import transposed_groups
@@ -124,9 +124,8 @@ def _masks_of(scores, absolute, sparsities, units, present, members, model):
 
 def _checked(sparsities):
     "The sparsities to try, without duplicates. Raises `ValueError` if one is wrong"
-    if isinstance(sparsities, (Number, str)) or not len(list(sparsities)):
-        raise ValueError(f"sparsities={sparsities!r}: needs a list of sparsities to try")
-    return [s for s in dict.fromkeys(check_sparsity(s, 'sparsities') for s in sparsities) if s]
+    listed = check_values('a list of sparsities to try', sparsities=sparsities)
+    return [s for s in dict.fromkeys(check_sparsity(s, 'sparsities') for s in listed) if s]
 
 # %% ../../nbs/analysis/sensitivity.ipynb #b0cb7cef
 @patch

@@ -18,7 +18,7 @@ import torch
 from fastai.basics import Learner, set_seed
 
 from .trials import over_seeds
-from ..core.checks import check_whole
+from ..core.checks import check_file, check_values, check_whole
 from ..core.describe import describe
 from ..core.differences import differences
 from ..core.files import atomically
@@ -29,7 +29,7 @@ from ..core.plotting import add_grid, axes_or_new, choose_metric
 from ..core.targets import check_sparsity
 from ..core.weights import prunable_weights
 from ..learner.batches import preserved_rng
-from ..learner.evaluate import has_validation, single_numbers
+from ..learner.evaluate import has_validation, validated
 from ..learner.progress import bar_over
 from ..learner.states import seed_round
 
@@ -105,11 +105,10 @@ def _run_one(make, name, method, sparsity, seed, n_threads, path, identity, meas
         start = time.perf_counter()
         with learn.no_bar(), learn.no_logging():
             method(learn, sparsity, seed)
-            seconds, values = time.perf_counter() - start, learn.validate()
+            seconds, values = time.perf_counter() - start, validated(learn)
         masks = learn.masks or Masks.from_zeros(prunable_weights(learn.model))
-        names = ['valid_loss', *[m.name for m in learn.metrics]]
-        row = dict(method=name, sparsity=sparsity, seed=seed, reached=masks.sparsity)
-        row.update(single_numbers(names, list(values)), seconds=round(seconds, 3))
+        row = dict(method=name, sparsity=sparsity, seed=seed, reached=masks.sparsity, **values)
+        row.update(seconds=round(seconds, 3))
         row.update(_measured(measure(learn), row, path) if measure else {})
     except Exception as e:
         raise RuntimeError(
@@ -208,19 +207,12 @@ def _check_methods(methods):
             )
 
 
-def _check_lists(sparsities, seeds):
+def _check_lists(**lists):
     "Sparsities and seeds, without duplicates. Raises `ValueError` if one is wrong"
-    for argument, o in dict(sparsities=sparsities, seeds=seeds).items():
-        if isinstance(o, (str, dict)) or not hasattr(o, '__iter__'):
-            raise ValueError(f"{argument}={o!r}: needs a list")
-    plain = lambda s: s.item() if hasattr(s, 'item') else s
-    sparsities = list(dict.fromkeys(check_sparsity(plain(s), 'sparsities') for s in sparsities))
-    seeds = list(dict.fromkeys(plain(s) for s in seeds))
+    sparsities, seeds = (check_values('a list with at least one value', **{k: v}) for k, v in lists.items())
     if not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
         raise ValueError(f"seeds={seeds!r}: needs whole numbers")
-    if not sparsities or not seeds:
-        raise ValueError(f"needs at least a sparsity and a seed, got {sparsities!r} and {seeds!r}")
-    return sparsities, seeds
+    return list(dict.fromkeys(check_sparsity(s, 'sparsities') for s in sparsities)), seeds
 
 # %% ../../nbs/analysis/sweep.ipynb #fc63d532
 def sweep(
@@ -240,7 +232,12 @@ def sweep(
     if not callable(make):
         raise ValueError(f"make={make!r} is not a function: needs one from a seed to a new Learner")
     _check_methods(methods)
-    sparsities, seeds = _check_lists(sparsities, seeds)
+    sparsities, seeds = _check_lists(sparsities=sparsities, seeds=seeds)
+    if measure is not None and not callable(measure):
+        raise ValueError(f"measure={measure!r} is not a function: needs one from a Learner to a dict of columns")
+    if ray is not None and not isinstance(ray, str):
+        raise ValueError(f"ray={ray!r}: needs the address of a cluster, 'auto' or 'local'")
+    folder = check_file('a folder for finished runs', folder=folder) if folder else None
     check_whole('threads', n_threads=n_threads)
     check_whole('processes (0 to run here)', 0, n_workers=n_workers)
     if n_workers and ray:
@@ -253,7 +250,7 @@ def sweep(
     identities = {n: identity(m) for n, m in methods.items()}
     with sole_owner(folder):
         for name, s, seed in runs:
-            path = Path(folder) / f'{name}_{s!r}_{seed}.json' if folder else None
+            path = folder / f'{name}_{s!r}_{seed}.json' if folder else None
             if path and path.exists():
                 rows[name, s, seed] = _finished(path, identities[name], name, s, seed, measure is not None)
             else:

@@ -106,6 +106,12 @@ def call_as_one(
     return filled(kept[0], outs)
 
 # %% ../../nbs/core/channel_calls.ipynb #c5104abe
+def _with_widths(m, calls, own, src, tgt, *args, **kwargs):
+    "Run `nn.Transformer`, whose code compares the widths of its inputs: an operation, from which on these are unknown"
+    src, tgt = call_as_one(m, calls, lambda *both: both, src, tgt)
+    return own(src, tgt, *args, **kwargs)
+
+
 def put_stand_ins(
     model: nn.Module,  # A copy
     calls: dict,  # Node of autograd's graph -> `Call`, filled when the model is called
@@ -113,6 +119,9 @@ def put_stand_ins(
     "Let each layer of a model be one operation"
     inside = set()
     for m in model.modules():
+        if isinstance(m, nn.Transformer):
+            m.forward = partial(_with_widths, m, calls, m.forward)
+            continue
         if m in inside or not (heads_of(m) or layer_rule(m)):
             continue
         inside.update(m.modules())

@@ -74,6 +74,9 @@ class Tracer:
     def _call(self, call: Call, inputs, shapes, fn):
         if call.module is None:
             return [None] * len(shapes)
+        if isinstance(call.module, nn.Transformer):
+            keep_all(self.units, inputs)
+            return [None] * len(shapes)
         inputs = [Value(s, None, traced=False) if v is None else v for v, s in zip(inputs, call.shapes, strict=True)]
         args, kwargs = filled((call.args, call.kwargs), inputs)
         if call.heads is not None:

@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from .checks import check_file
 from .json_files import error_line, size_of, strict_json
 
 # %% ../../nbs/core/files.ipynb #90ff55c3
@@ -113,11 +114,14 @@ def save_state(
     """Write a `state_dict` in safetensors format, as a whole or not at all; extra state of modules becomes JSON in the
     metadata. Raises `ValueError` for what can't be saved, and `OSError` if the file can't be written"""
     check_state(state)
+    path = check_file(path=path)
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise ValueError(f"metadata={metadata!r}: needs strings by name")
     others = {n: v for n, v in state.items() if not isinstance(v, torch.Tensor)}
     state = {n: t.detach().cpu().clone().contiguous() for n, t in state.items() if n not in others}
     meta = {**(metadata or {}), **({'others': json.dumps(others)} if others else {})}
     meta['checksum'] = state_crc(state, meta)
-    atomically(lambda p: save_file(state, p, meta), Path(path), each_process)
+    atomically(lambda p: save_file(state, p, meta), path, each_process)
 
 # %% ../../nbs/core/files.ipynb #cb310106
 _extra = '_extra_state'  # the end of its name, in a `state_dict`

@@ -11,6 +11,8 @@ import os
 import stat
 from pathlib import Path
 
+from .checks import check_file
+
 # %% ../../nbs/core/json_files.ipynb #3b84cc78
 def is_number(v: object) -> bool:  # Anything
     "Is it an int or a float, and not a bool?"
@@ -81,6 +83,7 @@ def parse_json(
 
 def size_of(path: str | Path) -> int:  # Bytes
     "The size of a file. Raises `ValueError` if there is no regular file at `path`"
+    check_file('the name of a file to read', path=path)  # a whole number would be an open file
     try:
         info = os.stat(path)
     except (OSError, ValueError) as e:

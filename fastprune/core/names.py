@@ -26,7 +26,10 @@ def is_average(model: object) -> bool:
 def unwrap(
     model: nn.Module,  # A model, perhaps inside `DataParallel`, DDP, `torch.compile`, or an average
 ) -> nn.Module:  # The model itself
-    "The model inside all wrappers"
+    "The model inside all wrappers. Raises `ValueError` for what is no module, such as a Learner"
+    if not isinstance(model, nn.Module):
+        which = ', as `learn.model`' if isinstance(getattr(model, 'model', None), nn.Module) else ''
+        raise ValueError(f"model={type(model).__name__}: needs a module{which}")
     while True:
         if isinstance(model, _wrappers) or is_average(model):
             model = model.module

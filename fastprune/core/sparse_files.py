@@ -7,10 +7,12 @@ __all__ = ['nonzero_pattern', 'save_sparse', 'load_sparse', 'load_sparse_masks',
 
 # %% ../../nbs/core/sparse_files.ipynb #3ac104de
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from .checks import check_file, check_flag
 from .files import INTS, check_state, load_tensors, pack_bits, save_state, unpack_bits
 from .json_files import error_line, parse_json
 
@@ -40,6 +42,8 @@ def nonzero_pattern(
 
 def _check_masks(masks, state):
     "Check that masks fit the tensors of a state"
+    if not isinstance(masks, Mapping):
+        raise ValueError(f"masks={type(masks).__name__}: needs `Masks`, or a dict of bool tensors by name")
     for n, mask in masks.items():
         if n not in state:
             raise ValueError(f"masks[{n!r}]: there is no such tensor in the state")
@@ -73,6 +77,8 @@ def save_sparse(
     """Write a `state_dict` without its zeros. Raises `ValueError` for a state that can't be saved, for masks that don't
     fit it, and for values that are too large for float16"""
     check_state(state)
+    check_flag(half=half)
+    path = check_file(path=path)
     _check_masks(masks := masks or {}, state)
     whole, entries, seen = {}, {}, {}
     for n, t in state.items():

@@ -12,6 +12,7 @@ import zlib
 
 import torch
 
+from ..core.checks import check_seed
 from ..core.devices import send
 from ..core.protocol import needs
 from ..core.shards import is_dtensor, shard_like
@@ -49,6 +50,7 @@ def random_score(
 ) -> dict:  # Name -> score in [0,1), same shapes
     """A fixed random number for each weight: the same at every call, so that masks are nested. It does not use torch's
     global generator"""
+    seed = check_seed(seed)
 
     def score(n, p):
         gen = torch.Generator().manual_seed(seed + zlib.crc32(n.encode()))

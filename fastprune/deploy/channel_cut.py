@@ -91,7 +91,8 @@ def _cut_blocks(self: TensorCut, t):
     rows = _equal_rows(rows[alive], self.name).to(t.device)
     columns = _equal_rows(self.keep[1].view(g, m)[alive], self.name).to(t.device)
     first = alive.nonzero().flatten().to(t.device)[:, None, None]
-    return t.unflatten(0, (g, -1))[first, rows[:, :, None], columns[:, None]].flatten(0, 1)
+    # a tensor of its own: optimizers can't detach a gradient that is a view
+    return t.unflatten(0, (g, -1))[first, rows[:, :, None], columns[:, None]].flatten(0, 1).clone()
 
 # %% ../../nbs/deploy/channel_cut.ipynb #79082529
 def tensor_cuts(

@@ -172,4 +172,5 @@ def cut_learner(
     for cb in learn.cbs:
         if isinstance(cb, SparsifyCallback) and cb.active:
             resize(cb.engine, cuts, left)
+    learn._is_cut = True
     return cuts

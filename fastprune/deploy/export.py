@@ -19,6 +19,7 @@ from fastai.basics import Learner, patch
 from fastcore.meta import delegates
 from torch import nn
 
+from ..core.checks import check_file, check_flag
 from ..core.copies import copy_model
 from ..core.files import atomically
 from ..core.modes import kept_modes
@@ -219,7 +220,8 @@ def to_onnx(
     for p in ('onnx', 'onnxscript'):
         if find_spec(p) is None:
             raise ImportError(f"to_onnx needs {p}: pip install 'fastprune[onnx]'")
-    model, path = unwrap(model), Path(path)
+    check_flag(dynamic_batch=dynamic_batch, sparse=sparse)
+    model, path = unwrap(model), check_file(path=path)
     inputs = onnx_inputs(model, example)
     if path.is_dir():
         raise ValueError(f"path={str(path)!r} is a folder: needs a file to write")

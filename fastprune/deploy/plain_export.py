@@ -16,6 +16,7 @@ import cloudpickle
 from fastai.basics import Callback, L, Learner, patch
 from torch import nn
 
+from ..core.checks import check_file
 from ..core.files import atomically
 from .compact_file import plain_pickle
 from .pickle_parts import fastprune_names, find_refused, is_fastprunes
@@ -137,6 +138,6 @@ def export_plain(
     """As fastai's `learn.export`, for `load_learner` where fastprune is not installed: without `learn.masks` and
     fastprune's callbacks. Pruned weights are zeros, and the Learner stays as it is. If something else in the Learner
     needs fastprune, raises `ValueError` and writes nothing"""
-    path = self.path / fname
+    path = self.path / check_file(fname=fname)
     write_plain(self, path)
     return path

@@ -137,6 +137,8 @@ def latency(
     if not isinstance(models, dict) or not models or not all(map(callable, models.values())):
         raise ValueError(f"models={type(models).__name__}: needs a dict from names to models")
     for n, m in models.items():
+        if isinstance(getattr(m, 'model', None), nn.Module) and not isinstance(m, nn.Module):
+            raise ValueError(f"models[{n!r}]={type(m).__name__}: needs a module, as `learn.model`")
         if getattr(m, 'training', False):
             raise ValueError(f"models[{n!r}] is in training mode: call its `.eval()` first")
     check_number('a number above 0', '(0,inf)', seconds=seconds)

@@ -159,7 +159,10 @@ def channel_targets(
     groups = [g for g in all_groups if granularity.text != 'head' or g.kind == 'head']
     if not groups:
         what = 'attention heads' if granularity.text == 'head' else 'channels'
-        raise ValueError(f"granularity={granularity!r}: the model has no {what} that can be cut")
+        raise ValueError(
+            f"granularity={granularity!r}: the model has no {what} that can be cut: they are outputs, or meet what "
+            "can't be followed, such as recurrent layers or a view that mixes them. granularity='filter' needs no trace"
+        )
     groups, frozen = _chosen(groups, model, include, exclude, is_trained)
     if not groups:
         why = (

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fastcore.basics import patch
 from torch import nn
 
-from ..core.checks import check_whole
+from ..core.checks import check_flag, check_whole
 from ..core.compute import check_scope
 from fastprune.core.displays import (
     ConstructorSignature,
@@ -113,6 +113,7 @@ class Method(Hooks):
         check_schedule(schedule)
         if interval is not None:
             check_whole('iterations', interval=interval)
+        check_flag(refresh=refresh, track=track)
         if recover not in (True, False, 'alive'):
             raise ValueError(f"recover={recover!r}: needs True, False or 'alive'")
         self.sparsity, self.schedule, self.criterion = sparsity, schedule, criterion

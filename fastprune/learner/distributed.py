@@ -63,6 +63,11 @@ _allow_cpus()
 
 @patch
 def add_cbs(self: Learner, cbs: list | None) -> Learner:
-    "Add callbacks to the Learner, as fastai does; its distributed training works on CPUs, too"
+    "Add callbacks to the Learner, as fastai does, all or none; its distributed training works on CPUs, too"
     _allow_cpus()
-    return self._orig_add_cbs(cbs)
+    before = list(self.cbs)
+    try:
+        return self._orig_add_cbs(cbs)
+    except BaseException:
+        self.remove_cbs([cb for cb in self.cbs if cb not in before])
+        raise

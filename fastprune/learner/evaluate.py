@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['evaluating', 'as_model_state', 'batch_chunks', 'has_validation', 'evaluation_dl', 'check_targets', 'unlike_names',
-           'single_numbers', 'evaluate_points', 'validation_values']
+           'single_numbers', 'evaluate_points', 'validated', 'validation_values']
 
 # %% ../../nbs/learner/evaluate.ipynb #2b25778e
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 
 import numpy as np
@@ -20,6 +20,8 @@ from ..core.foreach import copy_all
 from ..core.later import read
 from ..core.names import unwrap
 from fastprune.learner.batches import (
+    carried_state,
+    carry_on,
     copied,
     device_of,
     is_distributed,
@@ -48,11 +50,11 @@ def _only_records(cb):
 
 
 @contextlib.contextmanager
-def _without_records(learn):
-    "A context without callbacks that have no part in an evaluation. The order of all is restored"
+def _without_records(learn, keep=()):
+    "A context without callbacks that have no part in an evaluation, but `keep`. The order of all is restored"
     cbs = list(learn.cbs)
     try:
-        with learn.removed_cbs([cb for cb in cbs if _only_records(cb)]):
+        with learn.removed_cbs([cb for cb in cbs if _only_records(cb) and not isinstance(cb, keep)]):
             yield
     finally:
         learn.cbs = L(cbs)
@@ -130,6 +132,13 @@ def _is_empty(dl):
         return False
 
 
+def _is_loader(dl):
+    "Does it give batches? Data sets and tensors give items"
+    if isinstance(dl, (list, tuple)):
+        return all(isinstance(b, (list, tuple, Mapping)) for b in dl)
+    return isinstance(dl, Iterable) and not hasattr(type(dl), '__getitem__')
+
+
 def _has_targets(learn, dl):
     with preserved_rng(), preserved_order(dl):
         batch = dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl))
@@ -140,11 +149,15 @@ def check_targets(
     learn: Learner,
     **dls: DataLoader | None,  # By the name of the argument; None is left out
 ) -> None:
-    """Raise `ValueError` for a DataLoader without batches, or whose batches have inputs alone where those that the
-    Learner trains on have targets"""
+    """Raise `ValueError` for what is no DataLoader, for one without batches, and for one whose batches have inputs
+    alone where those that the Learner trains on have targets"""
     for name, dl in dls.items():
         if dl is None:
             continue
+        if not _is_loader(dl):
+            raise ValueError(
+                f"{name}: a {type(dl).__name__} is no DataLoader: make one by `dls.test_dl(items, with_labels=True)`"
+            )
         if _is_empty(dl):
             raise ValueError(f"{name}: it has no batches to evaluate on")
         train = learn.dls.train
@@ -169,12 +182,19 @@ class _Totals:
     "Loss and metrics of one point, summed over batches"
 
     def __init__(self, metrics):
-        self.losses, self.sizes, self.metrics = [], [], deepcopy(metrics)
+        self.losses, self.sizes, self.metrics, self.carried = [], [], deepcopy(metrics), None
         for m in self.metrics:
             m.reset()
 
-    def add(self, learn, i, b):
-        learn.one_batch(i, b)
+    def resume(self, learn):
+        "Give the model the state that it had after the last batch of this point; a new one before the first"
+        if self.carried is None:
+            reset_state(learn)
+        else:
+            carry_on(self.carried)
+
+    def add(self, learn, b):
+        learn.one_batch(len(self.sizes), b)
         loss = widest(learn.loss.detach()).mean()
         self.losses.append(mean_over_processes(loss) if is_distributed(learn) else loss)
         self.sizes.append(find_bs(learn.yb))
@@ -205,10 +225,11 @@ def evaluate_points(
     for chunk in batch_chunks(dl, memory, device_of(learn)):
         for point, total in zip(points, totals, strict=True):
             put(point)
-            reset_state(learn)
-            for i, b in enumerate(chunk):
+            total.resume(learn)
+            for b in chunk:
                 # a model or callback may change a batch in place
-                total.add(learn, i, copied(b) if len(points) > 1 else b)
+                total.add(learn, copied(b) if len(points) > 1 else b)
+            total.carried = carried_state(learn)
     if not sum(totals[0].sizes):
         raise ValueError("the DataLoader has no batches to evaluate on")
     if strict and (odd := [m.name for m in totals[0].metrics if np.ndim(m.value)]):
@@ -217,6 +238,16 @@ def evaluate_points(
     return np.array([loss for loss, _ in values]), {k: np.array([m[k] for _, m in values]) for k in values[0][1]}
 
 # %% ../../nbs/learner/evaluate.ipynb #e0cf7a49
+def validated(
+    learn: Learner,
+    dl: DataLoader | None = None,  # The validation set if None
+) -> dict:  # Name -> number
+    "As `learn.validate()`, by name, without callbacks that track a fit: these fail where there is none"
+    with _without_records(learn, Recorder), learn.no_bar(), learn.no_logging():
+        values = learn.validate(dl=dl)
+    return single_numbers(['valid_loss', *[m.name for m in learn.metrics]], list(values))
+
+
 def validation_values(learn: Learner) -> dict:  # Name -> number; empty without a validation set
     "Loss and metrics on the validation set, in the middle of a fit"
     if not has_validation(learn):

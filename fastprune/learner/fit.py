@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from fastai.basics import Callback, CancelFitException, patch
 from fastai.callback.schedule import Learner  # with fit_one_cycle and fine_tune
+from fastai.callback.tracker import SaveModelCallback
 from torch import nn
 
 from ..core.later import counts
@@ -41,6 +42,15 @@ def with_event(
     return [cb for cb in learn.cbs.sorted('order') if hasattr(type(cb), event)]
 
 
+def _loaded_row(learn):
+    "The index in `recorder.values` of the epoch that `SaveModelCallback` has loaded at the end; -1 without one"
+    values = getattr(getattr(learn, 'recorder', None), 'values', [])
+    for cb in learn.cbs.sorted('order')[::-1]:
+        if isinstance(cb, SaveModelCallback) and hasattr(cb, 'idx') and not (cb.every_epoch or cb.at_end):
+            return next((i for i, v in enumerate(values) if v[cb.idx] == cb.best), -1)
+    return -1
+
+
 @patch
 def _do_fit(self: Learner):
     self._in_fit, ended = True, False
@@ -59,6 +69,7 @@ def _do_fit(self: Learner):
             self._fit_lrs = list(lrs)  # `validate` clears the Recorder
             self._fit_groups = [h['lr'] for h in self.opt.hypers]  # these rates are those of the last group
             self._fit_epochs = len(lrs) / len(self.dls.train)  # the next fit may have other batches
+        self._fit_row = _loaded_row(self)
         self._in_fit = False
         notes = [note for cb in with_event(self, 'fit_ended') for note in cb.fit_ended(ended)]
         if keeper := keeper_of(self):

@@ -13,7 +13,7 @@ from bisect import bisect
 import torch
 from fastai.basics import patch
 
-from ..core.checks import check_fraction, check_whole
+from ..core.checks import check_fraction, check_seed
 from ..core.mask_counts import kept_of_each
 from ..core.masks import Masks
 from ..criteria.weights import random_score
@@ -42,8 +42,7 @@ class AlwaysSparse(Moves):
         super().__init__(sparsity, schedule=one_shot, scope=scope, interval=interval, include=include, exclude=exclude)
         check_fraction("the drop fraction of each tensor's weights, in (0,1]", '(0,1]', fraction=fraction)
         check_fraction('the fraction of training in which weights move, in (0,1]', '(0,1]', end=end)
-        check_whole(needs='a whole number', least=-math.inf, seed=seed)
-        self.fraction, self.end, self.every, self.seed, self.changes = fraction, end, interval, seed, []
+        self.fraction, self.end, self.every, self.seed, self.changes = fraction, end, interval, check_seed(seed), []
 
     def initial_masks(self, weights: dict) -> None:
         run = self.engine

@@ -196,7 +196,7 @@ class GradualL2(DenseUntilEnd):
     ):
         check_number('a factor of at least 0', '[0,inf)', penalty=penalty)
         super().__init__(sparsity, scope, **kwargs)
-        check_schedule(growth, whole=False)
+        check_schedule(growth, whole=False, argument='growth')
         self.penalty, self.growth = penalty, growth
 
     def before_step(self, weights: dict) -> None:

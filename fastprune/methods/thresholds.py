@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..core.checks import check_fraction, check_number
+from ..core.checks import check_fraction, check_number, check_whole
 from ..core.computed import normed_rows
 from ..core.devices import is_host
 from ..core.layouts import EXPERTS, EXPERTS_TURNED, transposed_groups
@@ -273,8 +273,13 @@ def search_strength(
     """Bisection on a logarithmic scale, for a method whose sparsity follows from a strength. Raises `ValueError` if
     `sparsity` is not between those of `low` and `high`"""
     check_fraction('a fraction of zeros in [0,1)', sparsity=sparsity)
-    if not 0 < low < high:
-        raise ValueError(f'low={low!r} and high={high!r}: need strengths above 0, the smaller one first')
+    check_number('a strength above 0', '(0,inf)', low=low, high=high)
+    if low >= high:
+        raise ValueError(f'low={low!r} and high={high!r}: needs the smaller one first')
+    check_fraction('an error of the sparsity in [0,1)', tol=tol)
+    check_whole('trainings', 0, steps=steps)
+    if not callable(train):
+        raise ValueError(f"train={train!r} is not a function: needs one from a strength to a sparsity")
     tried = [(x, train(x)) for x in (low, high)]
     if not tried[0][1] - tol <= sparsity <= tried[1][1] + tol:
         raise ValueError(

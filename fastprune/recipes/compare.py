@@ -12,12 +12,12 @@ import pandas as pd
 import torch
 from fastai.basics import Learner, patch
 
-from ..core.checks import check_seeds
+from ..core.checks import check_seeds, check_values
 from ..core.plotting import add_grid, axes_or_new, choose_metric, show_weights_left
 from ..learner.states import restoring, seed_round, starting_at
 from .fitting import last_metrics
 from .planning import plan_of
-from .ticket import Ticket, check_ticket
+from .ticket import Ticket, check_ticket, ticket_list
 
 # %% ../../nbs/recipes/compare.ipynb #db889881
 KINDS = ('ticket', 'reinit', 'shuffle', 'dense')
@@ -85,10 +85,10 @@ def compare_tickets(
 ) -> Comparison:  # Columns round, kind, sparsity, seed, and metrics; with `.summary()` and `.plot()`
     """Train tickets and their controls under the same budget: fresh weights, shuffled masks (Frankle and Carbin 2019),
     and the dense network. The Learner's own weights and masks are restored at the end"""
-    tickets = [tickets] if isinstance(tickets, Ticket) else list(tickets)
-    seeds = check_seeds(seeds)
+    tickets, seeds = ticket_list(tickets), check_seeds(seeds)
     if not tickets:
         raise ValueError("tickets: there are none")
+    kinds = check_values('any of ' + ', '.join(KINDS), kinds=kinds)
     for k in kinds:
         if k not in KINDS:
             raise ValueError(f"kinds={kinds!r}: {k!r} is unknown, use any of {', '.join(KINDS)}")

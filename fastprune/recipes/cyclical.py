@@ -15,12 +15,19 @@ from fastai.basics import Callback, Learner, patch
 from fastai.callback.schedule import ParamScheduler
 from fastcore.meta import delegates
 
-from ..core.checks import check_fraction, check_whole
+from ..core.checks import check_flag, check_fraction, check_whole
 from ..core.targets import check_sparsity
 from ..criteria.weights import random_score
 from ..engine.keep import present_masks
 from ..learner.states import state_of
-from .fitting import callback_list, check_unfrozen, fit_afresh, group_rates, shaped_schedule
+from fastprune.recipes.fitting import (
+    callback_list,
+    check_unfrozen,
+    fit_afresh,
+    group_decays,
+    group_rates,
+    shaped_schedule,
+)
 from ..schedules.rates import lr_warmup
 from ..schedules.sparsity import cubic, cyclical, one_shot, window
 from ..training import prune as prune
@@ -86,12 +93,14 @@ def fit_cyclical(
     """Cyclical Pruning: periodic sparsity and learning rate in one fit (Srinivas et al. 2022, section 3 and table 5).
     The default rate is the paper's for CIFAR-10: it drops to a tenth after 75% of each cycle"""
     check_whole(n_cycles=n_cycles, epochs_per_cycle=epochs_per_cycle)
+    check_flag(reset_opt=reset_opt)
     schedule = cycle_schedule(schedule, n_cycles, restart, ramp, prune_cycles)
     check_unfrozen(self)
+    cbs, wd = callback_list(cbs), group_decays(self, wd)
     cb = SparsifyCallback(sparsity, schedule=schedule, initial=initial, **kwargs)
     cb.targets(self.model, self)
     rate = ParamScheduler({'lr': _cyclic_rate(self, n_cycles, lr_max, shape, 'lr_max')})
-    fit_afresh(self, n_cycles * epochs_per_cycle, cbs=[cb, rate, *callback_list(cbs)], wd=wd, reset_opt=reset_opt)
+    fit_afresh(self, n_cycles * epochs_per_cycle, cbs=[cb, rate, *cbs], wd=wd, reset_opt=reset_opt)
     return cb
 
 
@@ -137,9 +146,10 @@ def fit_cycles(
     """Cyclic Sparse Training (Gadhikar et al. 2024): train with the present masks and a cyclic learning rate. The masks
     stay fixed, and each cycle continues from the weights of the one before"""
     _check_cycles(self, n_cycles, epochs_per_cycle)
+    check_flag(ends=ends, reset_opt=reset_opt)
     rate = ParamScheduler({'lr': _cyclic_rate(self, n_cycles, lr, shape)})
     at_ends = [_CycleEnds(epochs_per_cycle)] if ends else []
-    cbs = [rate, *at_ends, *callback_list(cbs)]
+    cbs, wd = [rate, *at_ends, *callback_list(cbs)], group_decays(self, wd)
     fit_afresh(self, n_cycles * epochs_per_cycle, cbs=cbs, wd=wd, reset_opt=reset_opt)
     return at_ends[0].states if ends else None
 
@@ -196,6 +206,7 @@ def fit_sculpt(
     check_whole(n_cycles=n_cycles)
     check_unfrozen(self)
     _check_cycles(self, n_cycles + 1, epochs_per_cycle)
+    cbs, wd = callback_list(cbs), group_decays(self, wd)
     rate = ParamScheduler({'lr': _cyclic_rate(self, n_cycles + 1, lr, shape)})
     cb = SparsifyCallback(
         sparsity,
@@ -206,7 +217,7 @@ def fit_sculpt(
         exclude=exclude,
     )
     weights, _ = cb.targets(self.model, self)
-    _check_sculpt(self, weights, start_sparsity, callback_list(cbs))
+    _check_sculpt(self, weights, start_sparsity, cbs)
     self.prune(start_sparsity, criterion, start_scope, include=list(weights), recover=False, n_batches=n_batches)
-    fit_afresh(self, (n_cycles + 1) * epochs_per_cycle, cbs=[cb, rate, *callback_list(cbs)], wd=wd)
+    fit_afresh(self, (n_cycles + 1) * epochs_per_cycle, cbs=[cb, rate, *cbs], wd=wd)
     return cb

@@ -14,6 +14,7 @@ import torch
 from fastai.basics import Callback, DataLoader, Learner, patch
 from fastcore.meta import delegates
 
+from ..core.checks import check_flag
 from ..core.files import load_state, save_state
 from ..core.names import unwrap
 from ..core.renamed import renamed
@@ -49,6 +50,7 @@ class TableSearch(RoundSearch):
         folder: str | Path | None = None,  # Folder for finished rounds
         histograms: bool = False,  # Keep each round's `learn.gradient_histogram()`?
     ):
+        check_flag(histograms=histograms)
         self.histograms, self.found = histograms, []
         kept = _kept(pruning)
         pruning.sparsity.start_from(kept)

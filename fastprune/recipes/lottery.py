@@ -15,7 +15,7 @@ import torch
 from fastai.basics import DataLoader, Learner, patch
 from fastcore.meta import delegates
 
-from ..core.checks import check_choice
+from ..core.checks import check_choice, check_flag
 from ..core.files import save_state
 from ..core.json_files import is_number
 from ..core.later import counts
@@ -46,6 +46,7 @@ class TicketSearch(RoundSearch):
         folder: str | Path | None = None,  # Folder for finished rounds
     ):
         check_choice(('last', 'all', 'none'), measure=measure)
+        check_flag(ends=ends)
         self.measure, self.ends = measure, ends
         to_state_names(pruning.learn.model, pruning.weights)
         pruning.check()

@@ -14,7 +14,15 @@ from fastcore.meta import delegates
 
 from ..core.checks import check_number, check_values
 from ..core.renamed import renamed
-from ..learner.states import load_into, masks_of, restore_masks, smaller_is_better, state_of
+from fastprune.learner.states import (
+    load_into,
+    masks_of,
+    records_of,
+    restore_masks,
+    set_records,
+    smaller_is_better,
+    state_of,
+)
 from .iterative import TableSearch
 from .table import Rounds
 
@@ -57,8 +65,10 @@ class RateSearch:
             tried.append((lr, -math.inf if math.isnan(value) else value))
             if tried[-1][1] >= max(v for _, v in tried):
                 best, end = row, (state_of(learn), masks_of(learn))
+                records = records_of(learn)
                 rewound = getattr(training, 'state', None)
         _load(learn, *end)
+        set_records(learn, records)
         training.state = rewound
         feasible = [lr for lr, v in tried if v >= max(v for _, v in tried) - self.feasible]
         return {**best, 'feasible_min': min(feasible), 'feasible_max': max(feasible)}

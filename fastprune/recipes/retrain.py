@@ -15,9 +15,9 @@ from fastai.callback.schedule import ParamScheduler
 from fastcore.meta import delegates
 
 from ..core.checks import check_number, check_whole
-from ..learner.fit import parameters_of
+from ..learner.fit import keeper_of, parameters_of
 from ..methods.budgeted import BudgetedCallback
-from .fitting import callback_list, check_unfrozen, fit_afresh, group_rates
+from .fitting import callback_list, check_unfrozen, fit_afresh, group_decays, group_rates
 from .low_rank import LowRank
 from .trained import ForgetOthers, check_params, chosen_parameters, only_trained
 from ..schedules.retraining import check_retraining, lr_retrain
@@ -99,9 +99,9 @@ def _rates(learn, schedule, epochs, original_epochs, history, discount, warmup, 
             f"epochs={epochs}: 'lrw' replays the last epochs of the original training, which had {original_epochs:g}"
         )
     if schedule == 'allr' and discount is None:
-        if learn.keep_masks.change is None:
+        if getattr(keeper_of(learn), 'change', None) is None:
             raise ValueError("ALLR needs the change by pruning: call `learn.prune` right before, or give `discount`")
-        discount = min(1.0, max(learn.keep_masks.change, length))
+        discount = min(1.0, max(keeper_of(learn).change, length))
     return lr_retrain(schedule, history, length, 1.0 if discount is None else discount, warmup, scale)
 
 # %% ../../nbs/recipes/retrain.ipynb #d740a569
@@ -174,9 +174,9 @@ def retrain(
     "Retrain a pruned model with a schedule from the rates of its original training (Zimmer et al. 2023)"
     check_retrain(epochs, schedule, params, lr_scale)
     check_unfrozen(self)
-    if self.masks is None:
+    if self.masks is None and not (params == 'all' and self.__dict__.get('_is_cut')):
         raise ValueError("nothing is pruned: call `learn.prune` first")
-    cbs = callback_list(cbs)
+    cbs, wd = callback_list(cbs), group_decays(self, wd)
     lr, record = planned_rates(self, epochs, schedule, history, original_epochs, discount, warmup, lr_scale)
     with _training_of(self, params, rank, alpha, cbs) as more:
         fit_afresh(self, epochs, cbs=[ParamScheduler({'lr': lr}), *more, *cbs], wd=wd)
@@ -211,9 +211,10 @@ def fit_bimp(
         raise ValueError(f"{reserved[0]}={kwargs[reserved[0]]!r}: fit_bimp sets it, leave it out")
     check_unfrozen(self)
     epochs, cycles, dense_epochs = int(epochs), int(cycles), float(dense_epochs)
+    cbs, wd = callback_list(cbs), group_decays(self, wd)
     cb = BudgetedCallback(
         sparsity, dense_epochs / epochs, cycles, group_rates(self, lr_max, 'lr_max'), scope=scope, **kwargs
     )
     cb.targets(self.model, self)
-    fit_afresh(self, epochs, cbs=[cb, *callback_list(cbs)], wd=wd)
+    fit_afresh(self, epochs, cbs=[cb, *cbs], wd=wd)
     return cb

@@ -15,20 +15,21 @@ import numpy as np
 from fastai.basics import Callback, DataLoader, patch
 from fastai.callback.schedule import ParamScheduler
 
-from ..core.checks import check_choice, check_whole
+from ..core.checks import check_choice, check_flag, check_seed, check_whole
 from ..core.describe import describe
 from ..core.names import to_state_names
-from ..learner.evaluate import check_targets, has_validation, single_numbers
-from ..learner.states import BestEpoch, StateAt, seed_round, starting_at, steps_by_epoch
+from ..learner.evaluate import check_targets, has_validation, validated
+from ..learner.states import BestEpoch, StateAt, seed_round, starting_at
 from fastprune.recipes.fitting import (
     callback_list,
     check_unfrozen,
     fit_afresh,
+    group_decays,
     group_rates,
     last_metrics,
     shaped_schedule,
 )
-from .planning import plan_of, rewind_step
+from .planning import plan_of, rewind_step, steps_by_epoch
 from .pruning import RoundPruning
 from ..schedules.rates import at_prune_rate
 from ..schedules.sparsity import schedule_name
@@ -61,9 +62,10 @@ class RoundTraining:
     ):
         self.pruning, self.learn, self.test_dl = pruning, pruning.learn, test_dl
         self.rewind, self.rewind_to, self.monitor, self.patience = rewind, rewind_to, monitor, patience
+        check_flag(early_stop=early_stop)
         self.early_stop = early_stop or patience is not None
         self.max_lr = at_prune_rate(max_lr, pruning.prune_rate)
-        self.seed = int(check_whole(least=-math.inf, needs='a whole number', seed=seed))
+        self.seed = check_seed(seed)
         check_choice(REWINDS, rewind=rewind)
         if patience is not None:
             check_whole('epochs', patience=patience)
@@ -119,9 +121,7 @@ def run(
 @patch
 def measured(self: RoundTraining, dl: DataLoader) -> dict:
     "Loss and metrics on a DataLoader"
-    with self.learn.no_bar(), self.learn.no_logging():
-        values = self.learn.validate(dl=dl)
-    return single_numbers(['valid_loss', *[m.name for m in self.learn.metrics]], list(values))
+    return validated(self.learn, dl)
 
 
 @patch
@@ -160,8 +160,9 @@ class EpochTraining(RoundTraining):
     ):
         super().__init__(pruning, **kwargs)
         check_whole(epochs=epochs)
-        self.epochs, self.shape, self.train_first, self.wd = epochs, shape, train_first, wd
-        self.cbs = callback_list(cbs)
+        check_flag(train_first=train_first)
+        self.epochs, self.shape, self.train_first = epochs, shape, train_first
+        self.cbs, self.wd = callback_list(cbs), group_decays(self.learn, wd)
         if self.rewind_to and not train_first:
             raise ValueError(
                 f"rewind_to={self.rewind_to}: there is no first training to rewind to, since train_first is False"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fastai.basics import Learner, patch
 
+from ..core.checks import check_file
 from ..core.differences import differences
 from ..core.files import atomically, load_state, save_state
 from ..core.folders import sole_owner
@@ -37,7 +38,8 @@ class RoundStore:
         older: dict | None = None,  # Name -> its value in folders of older versions without the name
         old_names: dict | None = None,  # Name in folders of older versions -> new name
     ):
-        self.folder, self.config = folder and Path(folder), json.loads(to_json(config))
+        self.folder = check_file('a folder for finished rounds', folder=folder) if folder else None
+        self.config = json.loads(to_json(config))
         self.check, self.older, self.old_names = check or check_numbers, older or {}, old_names or {}
         self.rows, self.notes, self.first = [], {}, None  # first: state and masks before the first round
         if folder and self.table.exists():
@@ -126,7 +128,7 @@ def add(
     **tensors: dict,  # More tensors to write, by kind of file
 ) -> None:
     "Write a finished round"
-    m, self.first = len(self.rows), None
+    m = len(self.rows)
     if self.folder:
         save_state(unwrap(learn.model).state_dict(), self.path('state', m))
         if learn.masks:
@@ -140,6 +142,7 @@ def add(
         for kind, ts in tensors.items():
             save_state(ts, self.path(kind, m))
     self.put(m, row)
+    self.first = None  # from here on the next call goes on after this round
 
 
 @patch

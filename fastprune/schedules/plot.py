@@ -6,6 +6,7 @@
 __all__ = ['plot_schedules']
 
 # %% ../../nbs/schedules/plot.ipynb #e791b380
+from ..core.checks import check_whole
 from ..core.plotting import Axes, add_grid, axes_or_new
 from fastprune.schedules.sparsity import (
     agp,
@@ -29,6 +30,7 @@ def plot_schedules(
     **named,  # More schedules, by label
 ) -> Axes:  # Matplotlib axes
     "Draw schedules over training"
+    check_whole('points', 2, n=n)
     if not (schedules or named):
         named = {
             'one_shot, from 40%': window(one_shot, 0.4),

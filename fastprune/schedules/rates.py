@@ -8,13 +8,13 @@ __all__ = ['as_rate', 'lr_constant', 'lr_decay', 'lr_cyclical', 'lr_warmup', 'pl
 
 # %% ../../nbs/schedules/rates.ipynb #0b8ae979
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from numbers import Number
 
 import numpy as np
 
-from ..core.checks import check_fraction, check_number
+from ..core.checks import check_fraction, check_number, check_whole
 from ..core.plotting import Axes, add_grid, axes_or_new
 from ..core.renamed import renamed
 from .sparsity import schedule_name
@@ -92,6 +92,7 @@ def lr_cyclical(
     lr, (half,) = as_rate(lr), _times(iters, half=half)
     if not half:
         raise ValueError("half=0: needs a time above 0")
+    low = low.item() if getattr(low, 'ndim', None) == 0 else low
     if not isinstance(low, Number):
         low = as_rate(low, 'low') if np.any(low) else 0.0
     sizes = {np.size(low), np.size(lr)}
@@ -113,8 +114,9 @@ def lr_warmup(
 ) -> Callable:  # Function from the position in training, in [0,1), to the rate
     """Linear warm-up, then drops (Frankle and Carbin 2019). With `warmup=0` this is the step decay that Srinivas et al.
     2022 use in each cycle"""
-    if isinstance(drops, Number):
-        drops = (drops,)
+    if isinstance(drops, Number) or not isinstance(drops, Iterable):
+        drops = (drops,)  # what is no number is refused as a time
+    drops = tuple(drops)
     warmup, *drops = _times(iters, warmup=warmup, **{f'drops[{i}]': d for i, d in enumerate(drops)})
     if any(d < warmup for d in drops):
         raise ValueError(f"drops={drops!r}: a drop needs to come after the warm-up, which ends at {warmup:g}")
@@ -135,6 +137,12 @@ def plot_lrs(
         named[f'{name}, {i + 1}' if name in named else name] = s
     if not named:
         raise ValueError("plot_lrs needs a schedule to draw")
+    check_whole(rounds=rounds, n=n)
+    for name, s in named.items():
+        if not all(map(callable, s if isinstance(s, (list, tuple)) else [s])):
+            raise ValueError(
+                f"{name}={s!r}: needs a function from the position in training to a rate, or a list of them"
+            )
     ax = axes_or_new(ax, figsize=(5.5, 3))
     rounds = max([rounds, *(len(s) for s in named.values() if isinstance(s, (list, tuple)))])
     for label, s in named.items():
@@ -189,5 +197,10 @@ def lr_rounds(
     prune_rate: float = 0.2,  # Fraction of the remaining weights that each round prunes, in (0,1), for S-Cyc's p
 ) -> list:  # A schedule for each round
     "The learning-rate schedule of each round of iterative pruning"
+    if not callable(shape):
+        raise ValueError(f"shape={shape!r}: needs a function from the largest rate to a schedule, such as `lr_decay`")
+    check_whole(rounds=rounds)
+    if not callable(max_lr):
+        max_lr = as_rate(max_lr, 'max_lr')
     max_lr = at_prune_rate(max_lr, prune_rate)
     return [shape(max_lr(m) if callable(max_lr) else max_lr) for m in range(rounds)]

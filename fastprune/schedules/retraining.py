@@ -78,7 +78,10 @@ def lr_retrain(
     - ALLR: LLR with the largest rate multiplied by `discount`."""
     _check_arguments(history, length, discount, warmup)
     length, discount, warmup = float(length), float(discount), float(warmup)
-    scale = scale if np.ndim(scale) else float(scale)  # fastai takes no number of numpy for a rate
+    if np.ndim(scale):
+        scale = as_rate(scale, 'scale')
+    else:
+        scale = float(check_number('a positive factor', '(0,inf)', scale=getattr(scale, 'item', lambda: scale)()))
     history = [float(o) for o in as_rate(history, 'history')]
     top = max(history)
     down = history[history.index(top) :]  # without the original warm-up
@@ -110,6 +113,9 @@ def allr_discount(
 ) -> float:  # d, in [0,1]
     """The discount d of ALLR: max(d1, d2) with d1 = ||before-after|| / (||before|| sqrt(sparsity)) and d2 = budget
     (Zimmer et al. 2023, section 2)"""
+    for name, o in dict(before=before, after=after).items():
+        if not isinstance(o, (dict, list, tuple)):
+            raise ValueError(f"{name}={type(o).__name__}: needs a dict or a list of tensors")
     if not isinstance(before, dict):
         before, after = dict(enumerate(before)), dict(enumerate(after))
     if before.keys() != after.keys():

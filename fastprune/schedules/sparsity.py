@@ -74,13 +74,14 @@ def check_schedule(
     schedule: object,  # Anything
     n: int = 100,  # Number of steps at which to try it
     whole: bool = True,  # Does it need to end at 1?
+    argument: str = 'schedule',  # Its name, for the message
 ) -> Callable:  # `schedule`
     "Check that `schedule` maps [0,1] to [0,1] and ends at 1. Raises `ValueError`"
     if not callable(schedule):
         known = isinstance(schedule, str) and schedule in SCHEDULES
         hint = f' Did you mean {schedule}, without quotes?' if known else ''
         raise ValueError(
-            f"schedule={schedule!r} is not a function of the position in training.{hint}"
+            f"{argument}={schedule!r} is not a function of the position in training.{hint}"
             f" There are {', '.join(SCHEDULES)}, or write your own"
         )
     first, *_, last = [progress_at(schedule, i / n) for i in range(n + 1)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastai.basics import Callback, CancelEpochException, Learner, patch, rank_distrib
 
-from ..core.checks import check_whole
+from ..core.checks import check_flag, check_whole
 from ..core.differences import differences
 from ..core.displays import constructor_call
 from ..core.files import load_tensors, save_state
@@ -61,6 +61,7 @@ class FitFile(Callback):
         resume: bool = True,  # Resume from the file, if it exists? If False, overwrite it
     ):
         check_whole('epochs', every=every)
+        check_flag(resume=resume)
         if not isinstance(file, (str, Path)) or not Path(file).name:
             raise ValueError(f"file={file!r}: needs the name of a file, such as 'run'")
         self.file, self.every, self.resume = file, every, resume

@@ -113,7 +113,8 @@ def digits_dls(
 ) -> DataLoaders:  # Batches of images [bs,channels,size,size] in [0,1] and classes [bs]
     """scikit-learn's handwritten digits as `DataLoaders`. Raises `ValueError` for a split with a part that has fewer
     images than there are classes"""
-    check_split(valid_pct, seed, bs=bs, size=size, channels=channels)
+    check_split(valid_pct, seed)
+    check_whole(bs=bs, size=size, channels=channels)
     check_fraction(test_pct=test_pct)
     if valid_pct + test_pct >= 1:
         raise ValueError(f"valid_pct={valid_pct!r} and test_pct={test_pct!r}: leave no image to train on")

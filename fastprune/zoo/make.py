@@ -11,6 +11,8 @@ import difflib
 
 import torch
 
+from ..core.checks import check_whole
+
 # %% ../../nbs/zoo/make.ipynb #c254dc66
 def make_model(
     arch: str,  # Name of a network in torchvision or timm
@@ -18,6 +20,9 @@ def make_model(
     size: int,  # Pixels a side of the images
 ) -> torch.nn.Module:  # With random weights
     "Make a network by name. Raises `ValueError` for a name that neither torchvision nor timm (if installed) has"
+    if not isinstance(arch, str):
+        raise ValueError(f"arch={arch!r}: needs the name of a network, such as 'resnet18'")
+    check_whole(n_out=n_out, size=size)
     try:
         from torchvision import models
     except (ImportError, RuntimeError) as e:

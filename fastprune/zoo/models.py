@@ -12,7 +12,7 @@ from fastai.basics import ConvLayer
 from torch import nn
 from torch.nn import functional as F
 
-from ..core.checks import check_choice
+from ..core.checks import check_choice, check_list, check_whole
 
 # %% ../../nbs/zoo/models.ipynb #8dc59e12
 def digits_convnet(
@@ -21,6 +21,9 @@ def digits_convnet(
     widths: tuple = (32, 64, 128),  # Channels of the convolutions; all but the first halve the image
 ) -> nn.Sequential:  # Takes [bs,c_in,height,width], returns logits [bs,n_out]
     "3x3 convolutions with BatchNorm and ReLU, average pooling and a linear layer: 94,000 parameters by default"
+    check_whole(c_in=c_in, n_out=n_out)
+    widths = check_list('a list of at least one width', widths=widths)
+    check_whole(**{f'widths[{i}]': w for i, w in enumerate(widths)})
     convs = [ConvLayer(i, o, stride=1 if k == 0 else 2) for k, (i, o) in enumerate(itertools.pairwise((c_in, *widths)))]
     return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], n_out))
 
@@ -65,6 +68,7 @@ def cifar_resnet(
     parameters at depth 20 and 0.85M at 56. Raises `ValueError` for other depths"""
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth={depth!r}: needs 6n+2, such as 20 or 56")
+    check_whole(n_out=n_out, width=width)
     blocks, c = [], width
     for stage in range(3):
         for i in range((depth - 2) // 6):
@@ -83,6 +87,7 @@ def cifar_vgg(
     """VGG with BatchNorm. 16 and 19 have three linear layers of width 4096 (134M and 140M parameters); 14 has the
     convolutions of 16 and one linear layer (14.7M). Raises `ValueError` for other depths"""
     check_choice(_vgg, f"one of {', '.join(map(str, _vgg))}", depth=depth)
+    check_whole(n_out=n_out)
     layers, c = [], 3
     for n, width in zip(_vgg[depth], (64, 128, 256, 512, 512), strict=True):
         for _ in range(n):
@@ -107,6 +112,7 @@ def cifar_mobilenet(
     n_out: int = 10,  # Classes
 ) -> nn.Sequential:  # Takes [bs,3,height,width], returns logits [bs,n_out]
     "MobileNet (Howard et al. 2017) for small images, with stride 1 in the first convolution: 3.2M parameters"
+    check_whole(n_out=n_out)
     layers, c = [ConvLayer(3, 32)], 32
     widths = 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024
     for width, before in zip(widths, (64, *widths), strict=False):

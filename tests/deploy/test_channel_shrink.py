@@ -614,3 +614,73 @@ def test_the_table_counts_flops_for_one_item():
     dense = learn.flops().dense['total']
     table = learn.shrink(n_items=4, repeats=0)
     assert table.loc['total', ['FLOPs', 'FLOPs_after']].tolist() == [dense, learn.flops().dense['total']]
+
+
+@pytest.mark.parametrize('opt', [SGD, Adam])
+def test_grouped_convolutions_train_on_after_a_cut(opt):
+    "Their gradients are cut in blocks"
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1, groups=4), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)),
+    )
+    learn = Learner(
+        make_dls(torch.randn(32, 1, 8, 8), torch.arange(32) % 4), model, nn.CrossEntropyLoss(), opt, cbs=Track()
+    )
+    fit(learn)
+    learn.prune(0.5, granularity='channel')
+    fit(learn)
+    learn.shrink()
+    assert model[2].weight.shape == (8, 2, 3, 3) and not any(
+        p.grad is not None and p.grad._is_view() for p in model.parameters()
+    )
+    before = model[2].weight.clone()
+    fit(learn)
+    assert not torch.equal(before, model[2].weight)
+
+
+class EncoderDecoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 16)
+        self.transformer = nn.Transformer(16, 4, 1, 1, 24, batch_first=True)
+        self.query, self.out = nn.Parameter(torch.randn(1, 3, 16)), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.out(self.transformer(self.inner(x), self.query.expand(len(x), -1, -1)).mean(1))
+
+
+def test_a_transformer_that_compares_widths_keeps_them():
+    "`nn.Transformer.forward` raises an error for inputs of another width than its own"
+    learn = Learner(
+        make_dls(torch.randn(32, 5, 4), torch.arange(32) % 4), EncoderDecoder(), nn.CrossEntropyLoss(), cbs=Track()
+    )
+    fit(learn)
+    learn.prune(0.5, granularity='channel')
+    before, x = learn.model.eval()(torch.ones(2, 5, 4)), torch.ones(2, 5, 4)
+    learn.shrink()
+    model = learn.model
+    assert model.inner.out_features == 16 and model.transformer.encoder.layers[0].linear1.out_features == 12
+    assert torch.allclose(before, model.eval()(x), atol=1e-5)
+    fit(learn)
+
+
+def test_retraining_after_a_cut():
+    learn = learner()
+    fit(learn)
+    learn.prune(0.5, granularity='channel')
+    learn.shrink()
+    assert learn.masks is None
+    with learn.no_bar(), learn.no_logging():
+        learn.retrain(1, 'llr')
+        with pytest.raises(ValueError, match='ALLR needs the change by pruning'):
+            learn.retrain(1, 'allr')
+        with pytest.raises(ValueError, match='nothing is pruned'):
+            learn.retrain(1, 'llr', params='norm')
+    assert max(learn.recorder.lrs) > 0
+
+
+def test_a_model_without_channels_says_what_is_in_the_way():
+    learn = Learner(make_dls(torch.randn(32, 5, 4), torch.arange(32) % 4), nn.Sequential(), nn.CrossEntropyLoss())
+    learn.model.append(nn.Flatten()).append(nn.Linear(20, 4))
+    with pytest.raises(ValueError, match='no channels that can be cut: they are outputs, or meet what can'):
+        learn.prune(0.5, granularity='channel')

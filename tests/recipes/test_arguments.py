@@ -7,14 +7,41 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from fastai.basics import SGD, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, accuracy, set_seed
-from fastai.callback.all import EarlyStoppingCallback, ProgressCallback
+from fastai.basics import (
+    SGD,
+    Callback,
+    CancelBatchException,
+    CrossEntropyLossFlat,
+    DataLoader,
+    DataLoaders,
+    Learner,
+    accuracy,
+    set_seed,
+)
+from fastai.callback.all import EarlyStoppingCallback, ProgressCallback, SaveModelCallback
 from helpers import Tagger
 from torch import nn
 
-from fastprune.all import Checkpoint, Distill, Ticket, linear, paper_methods, prunable_weights, sweep
+from fastprune.all import (
+    Checkpoint,
+    Distill,
+    Masks,
+    RigL,
+    SparsifyCallback,
+    Ticket,
+    cubic,
+    cyclical,
+    digits_dls,
+    linear,
+    paper_methods,
+    prunable_weights,
+    random_score,
+    search_strength,
+    sweep,
+)
 from fastprune.core.names import tied_names
-from fastprune.learner.states import load_into
+from fastprune.learner.states import load_into, seed_round
+from fastprune.recipes import store
 from fastprune.recipes.planning import count_steps
 
 
@@ -307,3 +334,275 @@ def test_distillation_refuses_what_its_loss_does_not_have(loss, kwargs, says):
     with pytest.raises(ValueError, match=says):
         Distill(nn.Linear(1, 1), loss, **kwargs)
     assert Distill(nn.Linear(1, 1), 'soft_target', axis=2, multi_label=True).axis == 2
+
+
+RECIPES = {
+    'fit_cyclical': lambda learn, **kw: learn.fit_cyclical(1, 1, 0.5, **kw),
+    'fit_cycles': lambda learn, **kw: learn.fit_cycles(1, 1, **kw),
+    'fit_bimp': lambda learn, **kw: learn.fit_bimp(2, 0.5, **kw),
+    'fit_sculpt': lambda learn, **kw: learn.fit_sculpt(0.5, 0.3, 1, 1, **kw),
+    'iterative_prune': lambda learn, **kw: learn.iterative_prune(1, 1, **kw),
+    's_cyc_oracle': lambda learn, **kw: learn.s_cyc_oracle(1, 1, [1e-2], **kw),
+    'retrain': lambda learn, **kw: learn.retrain(1, 'llr', **kw),
+}
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_wrong_callbacks_and_decays_change_nothing(name):
+    learn = make()
+    if name == 'retrain':
+        learn.fit(1)
+        learn.prune(0.5)
+    learn.opt = None
+    before, cbs, held = {n: p.clone() for n, p in learn.model.named_parameters()}, list(learn.cbs), learn.masks
+    for o in ('abc', [None], 3):
+        refuses('cbs=.*needs a Callback, or a list of them', RECIPES[name], learn, learn, cbs=o)
+    for o in ('abc', float('nan'), -1, True, object(), [0.1, 0.1]):
+        refuses('wd=.*needs a number of at least 0', RECIPES[name], learn, learn, wd=o)
+    assert list(learn.cbs) == cbs and learn.masks == held and learn.opt is None
+    assert all(torch.equal(p, before[n]) for n, p in learn.model.named_parameters())
+
+
+@pytest.mark.parametrize('wd', [np.float32(0.25), torch.tensor(0.25), [0.25]])
+def test_decays_of_numpy_and_torch_count(wd):
+    learn = make()
+    learn.fit_cycles(1, 1, wd=wd, cbs=iter([Callback()]))
+    assert learn.opt.hypers[0]['wd'] == 0.25
+
+
+def test_callbacks_that_are_none_leave_none_behind():
+    learn = make()
+    before = list(learn.cbs)
+    with pytest.raises(AttributeError):
+        learn.fit(1, cbs=[SparsifyCallback(0.5), 'x'])
+    assert list(learn.cbs) == before and 'sparsify' not in vars(learn)
+
+
+def test_a_refused_call_leaves_the_optimizer_to_be_chosen():
+    learn = make()
+    refuses("lr_max='abc'", learn.fit_cyclical, learn, 1, 1, 0.5, lr_max='abc')
+    refuses("scope='abc'", learn.fit_bimp, learn, 2, 0.5, scope='abc')
+    learn.opt_func = partial(SGD, mom=0.5)
+    learn.fit(1, 1e-2)
+    assert learn.opt.hypers[0]['mom'] == 0.5
+
+
+@pytest.mark.parametrize('wrong', ['abc', [1.0, 2.0], 5, torch.zeros(8, 16)], ids=str)
+def test_what_is_no_dataloader_is_refused_first(wrong):
+    learn = make()
+    for name in ('iterative_prune', 's_cyc_oracle'):
+        refuses('test_dl: a .* is no DataLoader', RECIPES[name], learn, learn, test_dl=wrong)
+    refuses('test_dl: a .* is no DataLoader', learn.find_tickets, learn, 1, fit, test_dl=wrong)
+    refuses('dl: a .* is no DataLoader', learn.instability, learn, None, fit, n=3, dl=wrong)
+    refuses('dl: a .* is no DataLoader', learn.sensitivity, learn, dl=wrong)
+
+
+def test_a_data_set_is_no_dataloader():
+    learn = Learner(digits_dls(), nn.Linear(64, 10), CrossEntropyLossFlat())
+    refuses('test_dl: a .* is no DataLoader', learn.iterative_prune, learn, 1, 1, test_dl=learn.dls.valid_ds)
+
+
+def test_metrics_are_checked_before_training():
+    learn = make()
+    states = learn.model.state_dict(), learn.model.state_dict()
+    for wrong in ('accuracy', [3], (m for m in [accuracy])):
+        refuses('metrics=.*needs a metric', learn.instability, learn, None, fit, n=3, metrics=wrong)
+        refuses('metrics=.*needs a metric', learn.instability_by_rewind, learn, [0], fit, n=3, metrics=wrong)
+        refuses('metrics=.*needs a metric', learn.linear_path, learn, *states, 3, metrics=wrong)
+
+
+def test_lists_may_be_generators():
+    learn = make()
+    assert list(learn.sensitivity(s for s in (0.5, 0.9)).columns) == [0.0, 0.5, 0.9]
+    ticket = learn.find_tickets(1, fit)[1]
+    table = learn.compare_tickets(iter([ticket]), fit, 0, kinds=(k for k in ('ticket', 'dense')))
+    assert list(table.kind) == ['ticket', 'dense']
+    for o in ((), None, 3):
+        refuses(r'kinds=.*needs any of ticket', learn.compare_tickets, learn, ticket, fit, 0, kinds=o)
+        refuses('sparsities=.*needs a list of sparsities', learn.sensitivity, learn, o)
+    for o in (None, 5):
+        refuses(f'tickets={o}: needs a Ticket', learn.compare_tickets, learn, o, fit)
+        refuses(f'tickets={o}: needs a Ticket', learn.instability_by_round, learn, o, fit)
+
+
+@pytest.mark.parametrize(
+    'wrong, says',
+    [
+        (dict(measure='abc'), "measure='abc' is not a function"),
+        (dict(ray=True), "ray=True: needs the address"),
+        (dict(folder=5), 'folder=5: needs a folder'),
+        (dict(sparsities=[]), r'sparsities=\[\]: needs a list with at least one value'),
+        (dict(seeds=()), r'seeds=\(\): needs a list with at least one value'),
+    ],
+)
+def test_a_sweep_is_checked_before_its_first_run(wrong, says):
+    def never(learn, sparsity, seed):
+        raise AssertionError('a run begins')
+
+    with pytest.raises(ValueError, match=says):
+        sweep(lambda seed: make(), {'a': never}, **dict(sparsities=[0.5], seeds=[0], bar=False) | wrong)
+
+
+@pytest.mark.parametrize(
+    'wrong, says',
+    [
+        (dict(tol='abc'), "tol='abc'"),
+        (dict(tol=float('nan')), 'tol=nan'),
+        (dict(tol=-1), 'tol=-1'),
+        (dict(steps='abc'), "steps='abc'"),
+        (dict(steps=2.5), 'steps=2.5'),
+        (dict(steps=-3), 'steps=-3'),
+        (dict(low='1e-6'), "low='1e-6'"),
+        (dict(low=0), 'low=0'),
+        (dict(low=2), 'low=2 and high=1'),
+    ],
+)
+def test_a_search_for_a_strength_is_checked_before_it_trains(wrong, says):
+    def never(strength):
+        raise AssertionError('a training begins')
+
+    with pytest.raises(ValueError, match=says):
+        search_strength(never, **dict(sparsity=0.5, low=1e-6, high=1) | wrong)
+    with pytest.raises(ValueError, match='train=None is not a function'):
+        search_strength(None, 0.5, 1e-6, 1)
+
+
+def test_seeds_of_numpy_are_seeds():
+    learn = make()
+    seed = np.int64(3)
+    learn.fit(1, 1e-2, cbs=RigL(0.5, seed=seed))
+    assert learn.masks == Masks(learn.masks)
+    weights = prunable_weights(learn.model)
+    assert all(torch.equal(a, b) for a, b in zip(*(random_score(weights, s).values() for s in (3, seed)), strict=True))
+    learn.remove_masks()
+    assert learn.hessian_spectrum(seed=seed) == learn.hessian_spectrum(seed=3)
+    learn.hessian_spectrum(seed=-1)
+    for wrong in (1.5, 'x', None, True, 2**70):
+        refuses(f'seed={wrong!r}: needs a whole number', learn.hessian_spectrum, learn, seed=wrong)
+        refuses('seed=.*whole number', learn.instability_by_rewind, learn, [0], fit, n=3, seed=wrong)
+        with pytest.raises(ValueError, match='seed=.*whole number'):
+            RigL(0.5, seed=wrong)
+        with pytest.raises(ValueError, match='seed=.*whole number'):
+            random_score(weights, wrong)
+
+
+def test_an_interruption_before_skipped_batches_leaves_the_learner_usable():
+    class Stops(Callback):
+        n = 0
+
+        def before_train(self):
+            self.n += 1
+            if self.n == 3:
+                raise KeyboardInterrupt
+
+    learn = make()
+    with pytest.raises(KeyboardInterrupt):
+        learn.iterative_prune(1, 2, lr=1e-2, rewind='weights', rewind_to=2, cbs=Stops())
+    assert 'all_batches' not in vars(learn)
+    learn.validate()
+    learn.fit(1)
+
+
+def channels(**kwargs):
+    return SparsifyCallback(0.5, schedule=cyclical(cubic, 2), granularity='channel', **kwargs)
+
+
+def test_copies_of_a_training_have_the_values_of_cut_channels(monkeypatch):
+    "With the seed of the training, a copy from any step ends where the training ends"
+    learn = make(opt_func=partial(SGD, mom=0.0), wd=0.0)
+    train = lambda learn, cbs: learn.fit(3, 0.3, cbs=[channels(), *cbs])
+    losses, path = [], Learner.linear_path
+    monkeypatch.setattr(Learner, 'linear_path', lambda *a, **kw: losses.append((p := path(*a, **kw)).losses) or p)
+    learn.instability_by_rewind([0, 2, 7, 11], train, seeds=(0, 0), n=2, seed=0)
+    assert len({float(x) for both in losses for x in both}) == 1
+
+
+def test_copies_of_a_pruned_learner_start_from_its_own_channels():
+    learn = make(opt_func=partial(SGD, mom=0.0), wd=0.0)
+    learn.fit(1, 0.3)
+    learn.prune(0.5, granularity='channel')
+    train = lambda learn, cbs: learn.fit(3, 0.3, cbs=[channels(initial=None), *cbs])
+    path = learn.instability(None, train, seeds=(0, 0), n=2)
+    seed_round(learn, 0)
+    learn.opt = None
+    train(learn, [])
+    assert path.losses[0] == pytest.approx(float(learn.validate()[0]), rel=1e-6)
+
+
+def test_rows_are_of_the_epoch_that_is_loaded(tmp_path):
+    learn = make(path=tmp_path)
+    table = learn.iterative_prune(1, 4, lr=0.3, cbs=SaveModelCallback(monitor='accuracy'))
+    assert table.accuracy.iloc[-1] == pytest.approx(float(learn.validate()[1]))
+    assert table.valid_loss.iloc[-1] == pytest.approx(float(learn.validate()[0]), rel=1e-5)
+
+
+def test_trackers_of_the_learner_leave_measurements_alone():
+    learn = make(cbs=EarlyStoppingCallback(monitor='accuracy', patience=5))
+    table = learn.iterative_prune(1, 1, lr=1e-2, test_dl=learn.dls.valid)
+    assert table.test_accuracy.iloc[-1] == pytest.approx(table.accuracy.iloc[-1])
+    learn.iterative_prune(1, 1, lr=1e-2, train_first=False, rewind='lr')
+    make_tracked = lambda seed: make(cbs=EarlyStoppingCallback(monitor='accuracy', patience=5))
+    assert len(sweep(make_tracked, {'a': lambda learn, s, seed: learn.fit(1)}, [0.5], [0], bar=False)) == 1
+
+
+def test_the_oracle_leaves_the_rates_of_its_best_training():
+    learn = make()
+    best = learn.s_cyc_oracle(1, 1, [1e-2, 1e-6]).max_lr.iloc[-1]
+    assert max(learn._fit_lrs) == pytest.approx(best)
+
+
+def test_a_round_that_cannot_be_written_gives_the_first_weights_back(tmp_path, monkeypatch):
+    def failing(*args, **kwargs):
+        raise OSError(28, 'No space left on device')
+
+    learn = make()
+    first = {n: p.clone() for n, p in learn.model.named_parameters()}
+    with monkeypatch.context() as m:
+        m.setattr(store, 'save_state', failing)
+        with pytest.raises(OSError):
+            learn.iterative_prune(1, 1, lr=1e-2, folder=tmp_path)
+    assert all(torch.equal(p, first[n]) for n, p in learn.model.named_parameters())
+    again = learn.iterative_prune(1, 1, lr=1e-2, folder=tmp_path)
+    whole = make().iterative_prune(1, 1, lr=1e-2)
+    assert list(again.valid_loss) == list(whole.valid_loss)
+
+
+class Carries(nn.Module):
+    "A recurrent network that goes on from batch to batch"
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.out = nn.GRU(16, 8, batch_first=True), nn.Linear(8, 4)
+
+    def reset(self):
+        self.hidden = None
+
+    def forward(self, x):
+        y, hidden = self.rnn(x[:, None], self.hidden)
+        self.hidden = hidden.detach()
+        return self.out(y[:, 0])
+
+
+def test_the_memory_for_batches_changes_no_number():
+    learn = make(Carries())
+    learn.dls.valid = DataLoader(list(learn.dls.valid_ds) * 4, bs=8)
+    a, b = learn.model.state_dict(), {n: t + 1 for n, t in learn.model.state_dict().items()}
+    few, many = (learn.linear_path(a, b, 3, memory=m) for m in (0, 2**30))
+    assert list(few.losses) == list(many.losses)
+    assert many.losses[0] == pytest.approx(float(learn.validate()[0]), rel=1e-5)
+
+
+def test_the_hessian_of_some_batches_is_a_mean_over_their_items():
+    class EverySecond(Callback):
+        def before_batch(self):
+            if self.iter % 2:
+                raise CancelBatchException
+
+    learn = make()
+    batches = list(learn.dls.train)
+    learn.dls.train = batches  # in the same order at each pass
+    whole = make()
+    whole.model.load_state_dict(learn.model.state_dict())
+    whole.dls.train = batches[::2]
+    learn.add_cb(EverySecond())
+    assert learn.hessian_spectrum(n_batches=None) == pytest.approx(whole.hessian_spectrum(n_batches=None), rel=1e-2)
