@@ -51,7 +51,8 @@ def machine_of(values, seed):
 
 def values(df, method, sparsity=None, what='accuracy', step='', epochs=None):
     "`BySeed`; `df` has the rows of one scale"
-    at = (df.method == method) & (df.what == what) & (df.step == str(step))
+    df = df[df.method == method]  # few rows, for all that follows
+    at = (df.what == what) & (df.step == str(step))
     if sparsity is not None:
         at &= (df.sparsity - sparsity).abs() < 1e-9
     if epochs is not None:
@@ -69,7 +70,8 @@ def rows_of(df, model, methods, also=()):
 
 def by_step(df, method, sparsity, what):
     "For each step, such as a round, its `BySeed`"
-    df = df[(df.method == method) & (df.what == what) & ((df.sparsity - sparsity).abs() < 1e-9)]
+    df = df[df.method == method]
+    df = df[(df.what == what) & ((df.sparsity - sparsity).abs() < 1e-9)]
     groups = sorted(df.sort_values('seed').groupby('step'), key=lambda o: int(o[0]))
     return [BySeed.of(rows) for _, rows in groups]
 

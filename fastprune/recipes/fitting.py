@@ -138,5 +138,5 @@ def last_metrics(
     names, left_out = learn.recorder.metric_names[1:], ('sparsity', 'recovered', 'mask_distance', 'time')
     if learn.recorder.train_metrics:  # then fastai names them otherwise
         names = [k if k == 'valid_loss' else k.removeprefix('valid_') for k in names]
-    found = single_numbers(names, values or learn.recorder.values[learn._fit_row])
+    found = single_numbers(names, values or learn.recorder.values[learn.__dict__.get('_fit_row', -1)])
     return {k: v for k, v in found.items() if k not in left_out}
