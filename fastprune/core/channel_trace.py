@@ -72,9 +72,7 @@ class Tracer:
         return self.values[fn][nr]
 
     def _call(self, call: Call, inputs, shapes, fn):
-        if call.module is None:
-            return [None] * len(shapes)
-        if isinstance(call.module, nn.Transformer):
+        if call.module is None or isinstance(call.module, nn.Transformer):
             keep_all(self.units, inputs)
             return [None] * len(shapes)
         inputs = [Value(s, None, traced=False) if v is None else v for v, s in zip(inputs, call.shapes, strict=True)]
@@ -93,11 +91,9 @@ class Tracer:
             return
         shapes = [tuple(i.shape) for i in fn._input_metadata]
         inputs = [self._input(f, nr) for f, nr in fn.next_functions]
-        if fn in self.calls:
-            labels = self._call(self.calls[fn], inputs[1:], shapes, fn)
-        else:
-            labels = outputs_of(self.units, fn, inputs, shapes)
-        shares = fn not in self.calls and is_share(fn, inputs)
+        call = self.calls.get(fn)
+        labels = self._call(call, inputs[1:], shapes, fn) if call else outputs_of(self.units, fn, inputs, shapes)
+        shares = call is None and is_share(fn, inputs)
         self.values[fn] = [Value(s, i, shares=shares) for s, i in zip(shapes, labels, strict=True)]
 
     def names(self) -> set[str]:

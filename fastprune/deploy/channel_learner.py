@@ -144,7 +144,7 @@ def _cut_masks(learn, left, cuts):
         if not in_fit(learn):
             drop_whole_masks(learn)
 
-
+# %% ../../nbs/deploy/channel_learner.ipynb #340eff66
 @torch.no_grad()
 def cut_learner(
     learn: Learner,  # Changed in place

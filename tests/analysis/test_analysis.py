@@ -235,7 +235,7 @@ def test_bad_arguments_of_a_sweep():
         ((None, {'a': good}, [0.5]), {}, 'make=None'),
         ((make, {}, [0.5]), {}, 'methods'),
         ((make, {'a': good}, [50]), {}, 'did you mean 0.5'),
-        ((make, {'a': good}, []), {}, 'at least a sparsity'),
+        ((make, {'a': good}, []), {}, r'sparsities=\[\]: needs a list with at least one value'),
         ((make, {'a': good}, [0.5]), dict(n_workers=-1), 'n_workers=-1'),
         ((make, {'a': good}, [0.5]), dict(n_workers=1, ray='local'), 'choose one'),
     ):
