@@ -201,13 +201,17 @@ def text_of(df, name, folder, every):
     for short, table, scale, rows, claims in shown_at:
         first = table is not before
         if first:
-            parts += [f'## {table.title}', f'{table.source}.', *getattr(table, 'notes', ())]
+            notes = getattr(table, 'notes', ())
+            parts += [f'## {table.title}', f'{table.source}.']
+            parts += ['\n'.join(f'- {n}' for n in notes)] if len(notes) > 1 else notes
             if missing := [j.claim.text for j in every if j.table is table and not j.section and j.claim.of_paper]:
                 parts.append(f'Claims that were not run: {"; ".join(missing)}.')
             of_table = {called(s, r) for _, t, s, r, _ in shown_at if t is table}
             parts += [line] if (line := alone(table, df, of_table)) else []
-        shown = table.show(rows)
-        parts += [f'**Scale {called(scale, rows)}{network_of(rows)}.** {told(rows)}', *shown]
+        first_line, *shown = table.show(rows)
+        heading = f'**Scale {called(scale, rows)}{network_of(rows)}.** {told(rows)}'
+        parts += [heading, first_line] if first_line.startswith('|') else [f'{heading} {first_line}']
+        parts += shown
         parts.append(claims_table(claims) if claims else 'Too little was run to compare.')
         if first and claims:
             words = table.title.split(':')[0]

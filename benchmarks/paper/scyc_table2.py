@@ -83,12 +83,6 @@ source = (
     'has a few hundred, they are behind before anything is pruned. The oracle trains each round with four largest '
     'rates, 1e-2 to 7e-2, and goes on from the best on the validation set'
 )
-notes = [
-    (
-        'Rows of another protocol in the CSV ("rounds NAME": three rounds of 72.7%) are not told: with them the rates '
-        'of S-Cyc are .03, .069, .07 and .07, which is no S.'
-    )
-]
 paper = {
     'constant': (89.4, 66.2),
     'decay': (90.0, 66.9),
