@@ -47,7 +47,7 @@ def _loaded_row(learn):
     values = getattr(getattr(learn, 'recorder', None), 'values', [])
     for cb in learn.cbs.sorted('order')[::-1]:
         if isinstance(cb, SaveModelCallback) and hasattr(cb, 'idx') and not (cb.every_epoch or cb.at_end):
-            return next((i for i, v in enumerate(values) if v[cb.idx] == cb.best), -1)
+            return next((i for i, v in enumerate(values) if len(v) > cb.idx and v[cb.idx] == cb.best), -1)
     return -1
 
 

@@ -431,7 +431,7 @@ def test_bad_input(quick, fit, method):
         (lambda: DST(alpha=-1), 'alpha=-1'),
         (lambda: LC(0.9, growth=0.5), 'growth=0.5'),
         (lambda: GradualL2(0.9, penalty=-1), 'penalty=-1'),
-        (lambda: GradualL2(0.9, growth=3), 'schedule=3'),
+        (lambda: GradualL2(0.9, growth=3), 'growth=3'),
         (lambda: RigL(0.9, fraction=0), 'fraction=0'),
         (lambda: RigL(0.9, end=2), 'end=2'),
         (lambda: SET(0.9, interval=0), 'interval=0'),
