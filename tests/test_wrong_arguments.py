@@ -65,6 +65,7 @@ WRONG = {
     'plot_lrs(rounds=1.5)': lambda: plot_lrs(lr_decay(0.1), rounds=1.5),
     'plot_schedules(n=0)': lambda: plot_schedules(n=0),
     'lr_warmup(drops[0]=None)': lambda: lr_warmup(0.1, drops=None),
+    "lr_retrain(name='abc')": lambda: lr_retrain('abc', [0.1]),
     'lr_retrain(scale=nan)': lambda: lr_retrain('llr', [0.1], scale=float('nan')),
     'lr_retrain(scale=-1)': lambda: lr_retrain('llr', [0.1], scale=-1),
     "lr_retrain(scale='abc')": lambda: lr_retrain('llr', [0.1], scale='abc'),

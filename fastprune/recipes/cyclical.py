@@ -15,7 +15,8 @@ from fastai.basics import Callback, Learner, patch
 from fastai.callback.schedule import ParamScheduler
 from fastcore.meta import delegates
 
-from ..core.checks import check_flag, check_fraction, check_whole
+from ..core.checks import check_choice, check_flag, check_fraction, check_whole
+from ..core.scopes import SCOPES
 from ..core.targets import check_sparsity
 from ..criteria.weights import random_score
 from ..engine.keep import present_masks
@@ -204,6 +205,7 @@ def fit_sculpt(
             f"start_sparsity={start_sparsity:g} is above the target, sparsity={sparsity:g}: use a smaller one"
         )
     check_whole(n_cycles=n_cycles)
+    check_choice(SCOPES, start_scope=start_scope)
     check_unfrozen(self)
     _check_cycles(self, n_cycles + 1, epochs_per_cycle)
     cbs, wd = callback_list(cbs), group_decays(self, wd)

@@ -69,7 +69,7 @@ def check_retrain(
 ) -> None:
     "Raise `ValueError` for arguments of `retrain` that fit no Learner"
     check_whole(epochs=epochs)
-    check_retraining(schedule)
+    check_retraining(schedule=schedule)
     check_params(params)
     check_number('a number above 0', '(0,inf)', lr_scale=lr_scale)
 

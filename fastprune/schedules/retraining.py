@@ -22,9 +22,11 @@ from .rates import as_rate
 RETRAINING = ('ft', 'lrw', 'slr', 'clr', 'llr', 'allr')
 
 
-def check_retraining(name: str) -> str:  # `name`
-    "Check that `name` is a retraining schedule. Raises `ValueError`"
-    return check_choice(RETRAINING, schedule=name)
+def check_retraining(
+    **named: str,  # Name of the argument -> anything
+) -> str:  # The value
+    "Check that it is the name of a retraining schedule. Raises `ValueError`"
+    return check_choice(RETRAINING, **named)
 
 
 def _at(history, pos):
@@ -85,7 +87,7 @@ def lr_retrain(
     history = [float(o) for o in as_rate(history, 'history')]
     top = max(history)
     down = history[history.index(top) :]  # without the original warm-up
-    match check_retraining(name):
+    match check_retraining(name=name):
         case 'ft':
             return partial(_replay, history[-1:], 0.0, scale)
         case 'lrw':

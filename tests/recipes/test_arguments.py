@@ -381,7 +381,8 @@ def test_callbacks_that_are_none_leave_none_behind():
 def test_a_refused_call_leaves_the_optimizer_to_be_chosen():
     learn = make()
     refuses("lr_max='abc'", learn.fit_cyclical, learn, 1, 1, 0.5, lr_max='abc')
-    refuses("scope='abc'", learn.fit_bimp, learn, 2, 0.5, scope='abc')
+    refuses("^scope='abc'", learn.fit_bimp, learn, 2, 0.5, scope='abc')
+    refuses("^start_scope='abc'", learn.fit_sculpt, learn, 0.5, 0.3, 1, 1, start_scope='abc')
     learn.opt_func = partial(SGD, mom=0.5)
     learn.fit(1, 1e-2)
     assert learn.opt.hypers[0]['mom'] == 0.5
