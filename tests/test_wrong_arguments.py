@@ -40,6 +40,7 @@ from fastprune.all import (
     to_semi_structured,
     to_torch_prune,
 )
+from fastprune.analysis.sparse_regression import draw_regressions
 
 STATE = {'weight': torch.ones(2, 2)}
 WRONG = {
@@ -74,6 +75,7 @@ WRONG = {
     "SparsifyCallback(refresh='no')": lambda: SparsifyCallback(0.5, refresh='no'),
     "SparsifyCallback(track='false')": lambda: SparsifyCallback(0.5, track='false'),
     "Checkpoint(resume='no')": lambda: Checkpoint('x', resume='no'),
+    'draw_regressions(seed=1.5)': lambda: draw_regressions(2, repeats=2, seed=1.5),
     'save_state(path=3)': lambda: save_state(STATE, 3),
     "save_state(path='')": lambda: save_state(STATE, ''),
     "save_state(metadata='x')": lambda: save_state(STATE, 'unused', metadata='x'),
@@ -132,6 +134,7 @@ def test_latency_blames_the_model_that_is_none():
 
 
 def test_numbers_of_numpy_and_torch_fit():
+    assert torch.equal(draw_regressions(2, repeats=2, seed=np.int64(1)).w, draw_regressions(2, repeats=2, seed=1).w)
     assert lr_retrain('llr', [0.1], scale=np.float32(2))(0.5) == lr_retrain('llr', [0.1], scale=2)(0.5)
     assert lr_cyclical(0.1, low=torch.tensor(0.05))(0.0) == pytest.approx(0.05)
     assert isinstance(digits_convnet(n_out=np.int64(4))[-1], nn.Linear)

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from fastcore.meta import delegates
 
-from ..core.checks import check_fraction, check_number, check_values, check_whole
+from ..core.checks import check_fraction, check_number, check_seed, check_values, check_whole
 from ..core.plotting import add_grid, axes_or_new, draw_matrix
 
 # %% ../../nbs/analysis/sparse_regression.ipynb #8978765c
@@ -33,7 +33,7 @@ def draw_regressions(
     seed: int = 0,  # Seed of the draws
 ) -> Regressions:  # Named tuple X [N,d,n], a [N,d], H [N,d,d], b [N,d], w [N,d] and useless [d]
     "Draw many sparse regressions, and solve them by regularised least squares"
-    gen = torch.Generator('cpu').manual_seed(seed)
+    gen = torch.Generator('cpu').manual_seed(check_seed(seed))
     draw = lambda *shape: torch.randn(repeats, *shape, generator=gen, device='cpu')
     first, useless = d // 2, torch.zeros(d, dtype=torch.bool, device='cpu')
     useless[(first + torch.arange(round(sparsity * d), device='cpu')) % d] = True

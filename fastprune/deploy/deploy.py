@@ -15,6 +15,7 @@ from fastai.basics import Learner, patch, rank_distrib
 from torch import nn
 
 from ..core.channels import kept_channels
+from ..core.checks import check_file
 from ..core.files import atomically
 from ..core.names import unwrap
 from .channel_shrink import cut_copy
@@ -49,9 +50,7 @@ def deployed_model(
 # %% ../../nbs/deploy/deploy.ipynb #6e2c41ea
 def _check_file(path):
     "Raise `ValueError` for what is no path of a new file"
-    if not isinstance(path, (str, Path)) or not str(path):
-        raise ValueError(f"path={path!r}: needs the name of a file to write, such as 'model.pkl'")
-    path = Path(path)
+    path = check_file("the name of a file to write, such as 'model.pkl'", path=path)
     if path.is_dir():
         raise ValueError(f"path={str(path)!r} is a folder: needs a file to write, such as {str(path / 'model.pkl')!r}")
     if not path.parent.is_dir():
