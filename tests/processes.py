@@ -71,6 +71,7 @@ def _run(script, args, env, folder, stdin, stdout, stderr):
             os.dup2(stream.fileno() if hasattr(stream, 'fileno') else os.open(stream, os.O_WRONLY | os.O_CREAT), fd)
     if stdin is not None:
         sys.stdin = open(0, closefd=False)
+    faulthandler.enable(2)  # where a signal ends it, says in which line
     os.environ.clear()
     os.environ.update(env)
     os.chdir(folder)
@@ -142,8 +143,16 @@ def start(script, args, env, folder, stdin, stdout, stderr, paths=()):
     return process
 
 
+class Ended(subprocess.CompletedProcess):
+    "With how each process failed, `ends`, and whether a signal `crashed` one"
+
+    def __init__(self, code, out, err, ends, crashed):
+        super().__init__([], code, out, err)
+        self.ends, self.crashed = ends, crashed
+
+
 def _outcome(processes, outputs, timeout):
-    "As of `subprocess.run`, when all have ended, and at once where one has failed"
+    "What came of them when all have ended, or at once where one has failed. Those that are killed here did not crash"
     end, left = time.monotonic() + timeout, {p.sentinel: p for p in processes}
     while left and time.monotonic() < end:
         for sentinel in wait(list(left), end - time.monotonic()):
@@ -151,12 +160,16 @@ def _outcome(processes, outputs, timeout):
             process.join()
             if process.exitcode:
                 end = min(end, time.monotonic() + 10)  # the others wait for it in vain
+    crashed = any(p.exitcode < 0 for p in processes if p not in left.values())
     for process in left.values():
         process.kill()
         process.join()
-    out, err = ('\n'.join(filter(None, (p.read_text() for p in paths))) for paths in zip(*outputs, strict=True))
-    code = next((p.exitcode for p in processes if p.exitcode), 0)
-    return subprocess.CompletedProcess([], code, out, err)
+    out, err = ([p.read_text() for p in paths] for paths in zip(*outputs, strict=True))
+    codes = [p.exitcode for p in processes]
+    said = [e.partition('\nExtension modules:')[0][-2000:] for e in err]  # faulthandler lists some hundred of them
+    ends = [f'rank {i} ended with {c}: {e}' for i, (c, e) in enumerate(zip(codes, said, strict=True)) if c]
+    code = next(filter(None, codes), 0)
+    return Ended(code, '\n'.join(filter(None, out)), '\n'.join(filter(None, err)), ends, crashed)
 
 
 def python(script, *args, env=(), folder=None, paths=(), timeout=300):
@@ -188,21 +201,23 @@ def torchrun(n, *args, use_cpu=True):
     environment, or without it"""
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'CUDA_VISIBLE_DEVICES': ''}
     env |= {'ACCELERATE_USE_CPU': 'true'} if use_cpu else {}
-    return subprocess.run(
+    r = subprocess.run(
         [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(n), *map(str, args)],
         capture_output=True,
         text=True,
         env=env,
         timeout=300,
     )
+    crashed = 'terminate called without an active exception' in r.stderr
+    return Ended(r.returncode, r.stdout, r.stderr, [r.stderr[-3000:]], crashed)
 
 
 def printed(f, n, *args, **kwargs):
-    """What `n` processes print. They start again where one died at its very end: now and then, on a busy machine, a
-    thread of torch's gloo is not joined then"""
+    """What `n` processes print. They start again where a signal ended one, not an error in Python: now and then, on a
+    busy machine, torch's gloo aborts, such as where one of its threads is not joined at the end"""
     for _ in range(3):
         r = f(n, *args, **kwargs)
-        if 'terminate called without an active exception' not in r.stderr:
+        if not r.crashed:
             break
-    assert r.returncode == 0, r.stderr[-3000:]
+    assert r.returncode == 0, '\n\n'.join(r.ends)
     return r.stdout
