@@ -14,6 +14,7 @@ from .channel_labels import Value, along, keep_all
 from .channel_layers import Namer, layer_rule
 from .channel_rules import is_share, outputs_of
 from .channel_units import Units
+from .channel_views import operation
 
 # %% ../../nbs/core/channel_trace.ipynb #b2b70e14
 def in_order(
@@ -51,6 +52,15 @@ def parameter_value(
     return Value(tuple(p.shape), label(dims[-1]), label)
 
 # %% ../../nbs/core/channel_trace.ipynb #044f72b1
+def _named(namer, fn, call):
+    "An operation as messages have it"
+    if call:
+        m = call.module
+        return 'an input of the model' if m is None else f'{namer.modules.get(m, "")} ({type(m).__name__})'
+    own = [namer.names.get(id(f.variable)) for f, _ in fn.next_functions if hasattr(f, 'variable')]
+    return operation(fn) + (f' of {own[0]!r}' if own and own[0] else '')
+
+# %% ../../nbs/core/channel_trace.ipynb #73b6ad7a
 class Tracer:
     "Labels of all tensors in autograd's graph"
 
@@ -91,7 +101,7 @@ class Tracer:
             return
         shapes = [tuple(i.shape) for i in fn._input_metadata]
         inputs = [self._input(f, nr) for f, nr in fn.next_functions]
-        call = self.calls.get(fn)
+        self.units.operation = _named(self.namer, fn, call := self.calls.get(fn))
         labels = self._call(call, inputs[1:], shapes, fn) if call else outputs_of(self.units, fn, inputs, shapes)
         shares = call is None and is_share(fn, inputs)
         self.values[fn] = [Value(s, i, shares=shares) for s, i in zip(shapes, labels, strict=True)]
@@ -108,5 +118,6 @@ class Tracer:
         for fn in in_order([o.grad_fn for o in outs]):
             if fn not in self.values:
                 self._visit(fn)
+        self.units.operation = 'an output of the model'
         for o in outs:
             keep_all(self.units, [self._input(o.grad_fn, o.output_nr)])

@@ -6,6 +6,7 @@
 __all__ = ['Axis', 'Units']
 
 # %% ../../nbs/core/channel_units.ipynb #0c24a062
+from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,25 @@ class Axis(NamedTuple):
     ids: torch.Tensor  # int64 [positions]: the number of each position
     shape: tuple  # Of the tensor
 
+# %% ../../nbs/core/channel_units.ipynb #eff2ed5c
+def _labels(size, pairs):
+    "A label for each number, the same for those that are joined"
+    pairs = torch.cat([torch.zeros(2, 0, dtype=torch.int64), *pairs], 1).numpy()
+    graph = coo_matrix((np.ones(pairs.shape[1], dtype=np.int8), tuple(pairs)), shape=(size, size))
+    return connected_components(graph, directed=False)[1]
+
+
+def _first_for(axes, kept, label):
+    "Name of a tensor -> the first operation that keeps positions of its filters, or of others if it has none"
+    first, found = {}, defaultdict(list)
+    for i, (ids, _) in enumerate(kept):
+        for part in np.unique(label[ids[ids != 0].numpy()]).tolist():
+            first.setdefault(part, i)
+    for (name, _), axis in axes.items():
+        of = [first[part] for part in np.unique(label[axis.ids.numpy()]).tolist() if part in first]
+        found[name] += [(axis.role != 'filter', min(of))] if of else []
+    return {name: kept[min(of)[1]][1] for name, of in found.items() if of}
+
 # %% ../../nbs/core/channel_units.ipynb #04709393
 class Units:
     "Numbers for positions along dimensions of tensors, and which of them go together"
@@ -32,9 +52,8 @@ class Units:
         self.axes = {}  # (name, dim) -> `Axis`
         self.blocks = []  # (ids in order, number of blocks), each of which loses equally many
         self.heads = []  # ids of positions in heads of attention
-        self._size = 1
-        self._zero = torch.zeros(1, dtype=torch.int64)
-        self._pairs = []
+        self.operation, self._kept = '', []  # What is looked at now; (ids, the operation they have to stay for)
+        self._size, self._zero, self._pairs = 1, torch.zeros(1, dtype=torch.int64), []
 
     def new(self, n: int) -> torch.Tensor:  # int64 [n]
         "Fresh numbers"
@@ -54,7 +73,7 @@ class Units:
         if old is None:
             old = Axis(name, dim, role, groups, self.new(shape[dim] * groups), tuple(shape))
         elif old.groups != groups:  # layers that share the tensor see it in different ways
-            self.join(old.ids, self._zero)
+            self.keep(old.ids)
             return torch.zeros(shape[dim] * groups, dtype=torch.int64)
         elif role in ('filter', 'input') and old.role != 'filter':
             old = old._replace(role=role)
@@ -63,11 +82,11 @@ class Units:
 
     def join(self, a: torch.Tensor, b: torch.Tensor) -> None:
         "Cut these together, pair by pair; `b` may be one number"
-        a, b = a.reshape(-1), b.reshape(-1)
-        self._pairs.append(torch.stack([a, b.expand_as(a)]))
+        self._pairs.append(torch.stack([a.reshape(-1), b.reshape(-1).expand(a.numel())]))
 
     def keep(self, ids: torch.Tensor) -> None:
         "Never cut these"
+        self._kept.append((ids.reshape(-1), self.operation))
         self.join(ids, self._zero)
 
     def in_blocks(
@@ -81,6 +100,8 @@ class Units:
 
     def components(self) -> np.ndarray:  # int [numbers]
         "A label for each number, the same for those that go together; that of what has to stay is the first"
-        a, b = torch.cat(self._pairs, 1).numpy() if self._pairs else np.zeros((2, 0), dtype=np.int64)
-        graph = coo_matrix((np.ones(len(a), dtype=np.int8), (a, b)), shape=(self._size, self._size))
-        return connected_components(graph, directed=False)[1]
+        return _labels(self._size, self._pairs)
+
+    def reasons(self) -> dict[str, str]:  # Name of a tensor -> operation
+        "The first operation for which positions of a tensor, its filters if it has any, have to stay"
+        return _first_for(self.axes, self._kept, _labels(self._size, [p[:, (p != 0).all(0)] for p in self._pairs]))

@@ -7,6 +7,7 @@ __all__ = ['remember_groups', 'ChannelSource', 'sparsities_within', 'channel_tar
 
 # %% ../../nbs/engine/channel_targets.ipynb #a7fd9b09
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from weakref import WeakKeyDictionary
 
@@ -15,7 +16,7 @@ from torch import nn
 from ..core.channel_cost import ChannelCosts, cuts_for, flop_counts
 from ..core.channel_counts import channel_counts, steps_of
 from ..core.channel_granularity import Channels, member_names, producers, ranked_names
-from ..core.channel_graph import call_model, find_channels
+from ..core.channel_graph import call_model, trace_channels
 from ..core.channel_norms import without_norms
 from ..core.channel_zeros import check_zeros
 from ..core.computed import normed_rows
@@ -27,8 +28,15 @@ from ..core.unit_counts import counted
 from ..core.weights import prunable_weights
 
 # %% ../../nbs/engine/channel_targets.ipynb #08768e43
-# model -> shapes of its parameters, its groups, its FLOPs as from `flop_counts`, and names of groups that were checked
-_found = WeakKeyDictionary()
+class _Found:
+    "What is known of a model"
+
+    def __init__(self, model, groups, whole):
+        self.shapes, self.groups, self.whole = _shapes(model), list(groups), whole
+        self.flops, self.checked = None, set()  # As from `flop_counts`; names of groups
+
+
+_found = WeakKeyDictionary()  # model -> `_Found`
 
 
 def _shapes(model):
@@ -40,7 +48,7 @@ def remember_groups(
     groups: list,  # Of `ChannelGroup`
 ) -> None:
     "Use these groups for a model, as long as its parameters have the same shapes"
-    _found[unwrap(model)] = [_shapes(model), list(groups), None, set()]
+    _found[unwrap(model)] = _Found(model, groups, {})
 
 # %% ../../nbs/engine/channel_targets.ipynb #3b9bfbe0
 class ChannelSource:
@@ -64,23 +72,27 @@ class ChannelSource:
         yield self.example, None
 
     def _entry(self):
-        entry = _found.get(unwrap(self.model))
-        if entry is None or entry[0] != _shapes(self.model):
+        found = _found.get(unwrap(self.model))
+        if found is None or found.shapes != _shapes(self.model):
             with self.inputs() as (inputs, call), without_norms(self.model):
-                remember_groups(self.model, find_channels(unwrap(self.model), inputs, call))
-            entry = _found[unwrap(self.model)]
-        return entry
+                found = _Found(self.model, *trace_channels(unwrap(self.model), inputs, call))
+            _found[unwrap(self.model)] = found
+        return found
 
     def groups(self) -> list:
         "The groups of the model"
-        return self._entry()[1]
+        return self._entry().groups
+
+    def whole(self) -> dict[str, str]:
+        "The weights of which no channel can be cut, with the operation that is in the way, '' if none is known"
+        return self._entry().whole
 
     def check(
         self,
         groups: list,  # Of `ChannelGroup`, those to prune
     ) -> None:
         "Make sure that cut channels are zero where they are read; raises `ValueError`. Not without an example"
-        checked, names = self._entry()[3], tuple(g.name for g in groups)
+        checked, names = self._entry().checked, tuple(g.name for g in groups)
         if names in checked or type(self) is ChannelSource and self.example is None:
             return
         with self.inputs() as (inputs, call), without_norms(self.model):
@@ -92,12 +104,12 @@ class ChannelSource:
         groups: list,  # Some of the model's groups
     ) -> ChannelCosts:
         "FLOPs of the model"
-        entry = self._entry()
-        if entry[2] is None:
+        found = self._entry()
+        if found.flops is None:
             model = unwrap(self.model)
             with self.inputs() as (inputs, call), forked_rng():
-                entry[2] = flop_counts(entry[1], model, lambda m: (call or call_model)(m, inputs))
-        flops, heads = entry[2]
+                found.flops = flop_counts(found.groups, model, lambda m: (call or call_model)(m, inputs))
+        flops, heads = found.flops
         return ChannelCosts(groups, flops, by_group=heads)
 
 # %% ../../nbs/engine/channel_targets.ipynb #ed0e4fac
@@ -143,6 +155,26 @@ def _check_tensors(model, names):
         )
 
 # %% ../../nbs/engine/channel_targets.ipynb #07cdb033
+def _in_the_way(whole):
+    "Up to three operations, each with the first of the weights that it keeps"
+    kept = {why: [n for n in whole if whole[n] == why] for why in dict.fromkeys(whole.values()) if why}
+    shown = [f'{why} ({names[0]!r}{" ..." * (len(names) > 1)})' for why, names in kept.items()][:3]
+    return f', because of {", ".join(shown)}' * bool(shown) + ' and others' * (len(kept) > 3)
+
+
+def _warn_of_whole(granularity, model, whole):
+    "Warn where most of the weights have no channel that can be cut"
+    sizes = {n: p.numel() for n, p in prunable_weights(model).items()}
+    stay = sum(size for n, size in sizes.items() if n in whole)
+    if stay > sum(sizes.values()) / 2:
+        largest = {n: whole[n] for n in sorted(whole, key=lambda n: -sizes.get(n, 0))}
+        warnings.warn(
+            f'granularity={granularity!r}: {stay / sum(sizes.values()):.0%} of the weights stay, since they have no '
+            f'channels that can be cut{_in_the_way(largest)}. Sparsity is that of the other channels',
+            stacklevel=2,
+        )
+
+# %% ../../nbs/engine/channel_targets.ipynb #a82ff4fa
 def channel_targets(
     granularity: Channels,  # With its options, not bound yet
     source: ChannelSource,
@@ -158,11 +190,14 @@ def channel_targets(
     model, all_groups = source.model, source.groups()
     groups = [g for g in all_groups if granularity.text != 'head' or g.kind == 'head']
     if not groups:
-        what = 'attention heads' if granularity.text == 'head' else 'channels'
+        is_head = granularity.text == 'head'
+        what = 'attention heads' if is_head else 'channels'
+        why = ', or none that are understood' if is_head else _in_the_way(source.whole())
         raise ValueError(
-            f"granularity={granularity!r}: the model has no {what} that can be cut: they are outputs, or meet what "
-            "can't be followed, such as recurrent layers or a view that mixes them. granularity='filter' needs no trace"
+            f"granularity={granularity!r}: the model has no {what} that can be cut{why}. granularity='filter' needs no "
+            'trace'
         )
+    _warn_of_whole(granularity, model, source.whole())
     groups, frozen = _chosen(groups, model, include, exclude, is_trained)
     if not groups:
         why = (

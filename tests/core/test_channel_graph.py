@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from fastprune.core.channel_graph import find_channels
+from fastprune.all import Method, Sparsifier
+from fastprune.core.channel_graph import find_channels, trace_channels
 from fastprune.core.channel_zeros import check_zeros
 from fastprune.core.channels import channel_masks, positions_kept
 
@@ -747,3 +748,44 @@ def test_as_torch_pruning_finds(name):
         for g in find_channels(model, x)
     }
     assert ours == theirs
+
+
+class Recurrent(nn.Module):
+    "A convolution, an LSTM and a head; `own` channels of the head are its own"
+
+    def __init__(self, own=0):
+        super().__init__()
+        self.conv, self.rnn = nn.Conv1d(3, 8, 3), nn.LSTM(8, 6, batch_first=True)
+        self.head = nn.Sequential(nn.Linear(6, own), nn.ReLU(), nn.Linear(own, 2)) if own else nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(self.rnn(self.conv(x).transpose(1, 2))[0][:, -1])
+
+
+class Mixed(nn.Module):
+    "A view puts two channels into one"
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 6, 3), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x).unflatten(1, (4, 2)).mean(2)).mean((2, 3)))
+
+
+def test_what_is_in_the_way_of_channels():
+    groups, whole = trace_channels(Recurrent(), torch.randn(2, 3, 9))
+    rnn = dict.fromkeys(['conv.weight', 'rnn.weight_ih_l0', 'rnn.weight_hh_l0'], 'rnn (LSTM)')
+    assert groups == [] and whole == {**rnn, 'head.weight': 'an output of the model'}
+    groups, whole = trace_channels(Recurrent(4), torch.randn(2, 3, 9))
+    assert [g.name for g in groups] == ['head.0.weight'] and whole == rnn
+    groups, whole = trace_channels(Mixed(), image())
+    assert [g.name for g in groups] == ['second.weight'] and list(whole) == ['first.weight']
+    assert trace_channels(vision.resnet18(), image())[1] == {}
+
+
+def test_a_model_that_stays_whole_for_the_most_part_is_told():
+    model, method = Recurrent(4), Method(0.5, granularity='channel')
+    opt = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.warns(UserWarning, match=r"93% of the weights stay, .* because of rnn \(LSTM\) \('rnn.weight_ih_l0' "):
+        Sparsifier(model, method, 4, opt, example=torch.randn(2, 3, 9)).begin()
