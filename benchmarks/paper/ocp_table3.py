@@ -88,7 +88,7 @@ source = (
         'budget. The optimizer is PyTorch\'s fused AdamW, with which a training takes two thirds of the time '
         'on a CPU, and which also decays norms and biases. Starts are those of table 2 at the base budget, '
         'once they are searched at this scale. The target is 90%, or what OCP '
-        'reaches with the base budget if that is less. Budgets tried are '
+        'reaches with the base budget if that is less. Budgets are tried until one is enough, of '
     )
     + ', '.join(f'{r:g}' for r in LADDER)
     + ' times the base'
@@ -100,13 +100,10 @@ def outcome(df, scale, name):
     "What is known of the epochs that it needs, and relative to OCP's"
     if (goal := target(df, scale)) is None or goal <= FLOOR:
         return '–', '–'
-    (got, untried), ocp_needs = needed(df, scale, names(df, scale)[0][name]), needed(df, scale, 'budget OCP')[0]
+    got, ocp_needs = (needed(df, scale, n)[0] for n in (names(df, scale)[0][name], 'budget OCP'))
     if got is None:
-        return (
-            (f'more than {rungs(scale)[-1]}', f'more than {rungs(scale)[-1] / ocp_needs:.3g}×')
-            if untried is None and ocp_needs
-            else ('–', '–')
-        )
+        most = max((e for e in rungs(scale) if values(df, names(df, scale)[0][name], 0.95, epochs=e)), default=None)
+        return (f'more than {most}', f'more than {most / ocp_needs:.3g}×') if most and ocp_needs else ('–', '–')
     return got, f'{got / ocp_needs:.3g}×' if ocp_needs else '–'
 
 
@@ -123,7 +120,10 @@ def show(df):
     found, is_searched = names(df, scale)
 
     def tried(n, e):
-        return ours(values(df, found[n], 0.95, epochs=e)).replace('–', '–' if out[n][0] == '–' else 'not needed')
+        got = out[n][0]
+        return ours(values(df, found[n], 0.95, epochs=e)).replace(
+            '–', 'not needed' if isinstance(got, int) else 'not run'
+        )
 
     low = ', which is too near to chance to tell anything' if goal is not None and goal <= FLOOR else ''
     return [

@@ -155,7 +155,8 @@ def counts(claims):
     "Markdown: verdicts by paper"
     groups = {j.paper: [] for j in claims} | {OURS: []}
     for j in claims:
-        groups[j.paper if j.claim.of_paper else OURS].append(j.kind)
+        if j.claim.of_paper or j.claim.compared:
+            groups[j.paper if j.claim.of_paper else OURS].append(j.kind)
     ours = groups.pop(OURS)
     groups |= {'**all**': [k for kinds in groups.values() for k in kinds], OURS: ours}
     return markdown(
