@@ -82,8 +82,8 @@ source = (
     'the paper splits all images anew in each run into 60, 20 and 20%. In the last four schedules the '
     'rate is a hundredth of its largest from 25/63 of a round on: after 25,000 iterations in the paper; where a round '
     'has a few hundred, they are behind before anything is pruned. The oracle trains each round with four largest '
-    'rates, 1e-2 to 7e-2, and goes on from the best on the validation set; where that is the lowest in most rounds, lower '
-    'ones would have to be tried'
+    'rates, 1e-2 to 7e-2, and goes on from the best on the validation set; where that is the lowest in most rounds, '
+    'lower ones would have to be tried'
 )
 paper = {
     'constant': (89.4, 66.2),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fastcore.basics import patch
 from torch import nn
 
-from ..core.checks import check_flag, check_whole
+from ..core.checks import check_flag
 from ..core.compute import check_scope
 from fastprune.core.displays import (
     ConstructorSignature,
@@ -31,7 +31,7 @@ from ..criteria.registry import CRITERIA
 from ..criteria.weights import magnitude
 from .channel_targets import ChannelSource
 from .hooks import Hooks
-from .targets import find_targets
+from .targets import check_updates, find_targets
 from ..schedules.sparsity import check_schedule, ocp, schedule_name
 
 # %% ../../nbs/engine/method.ipynb #5fcc0720
@@ -111,11 +111,8 @@ class Method(Hooks):
         options = dict(min_channels=min_channels, round_to=round_to, cost=cost, flops=flops)
         check_arguments(sparsity, criterion, scope, granularity, initial, recover, **options)
         check_schedule(schedule)
-        if interval is not None:
-            check_whole('iterations', interval=interval)
         check_flag(refresh=refresh, track=track)
-        if recover not in (True, False, 'alive'):
-            raise ValueError(f"recover={recover!r}: needs True, False or 'alive'")
+        check_updates(interval, recover)
         self.sparsity, self.schedule, self.criterion = sparsity, schedule, criterion
         self.scope, self.granularity, self.interval, self.initial = check_scope(scope), granularity, interval, initial
         self.recover, self.include, self.exclude = recover, include, exclude

@@ -295,5 +295,6 @@ def load_state_dict(
     self.held.count(self.masks)
     if self.exact_epochs:
         plan_end(self)
+    self.first_step = 0  # what came before is in the state
     self.t = min(self.state.last_step + 1, self.total_steps - 1)
     self.epoch = self.t // self.steps_per_epoch

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from torch import nn
 
+from ..core.checks import check_whole
+from ..core.compute import check_scope
 from ..core.computed import check_not_torch_pruned, check_preserves_zeros
 from ..core.granularity import fitting_weights
 from ..core.layouts import transposed_groups
@@ -33,7 +35,7 @@ def no_weights(model: nn.Module) -> str:
     "Why there is nothing to prune, for a message"
     if prunable_weights(model):
         return 'include and exclude leave no weight'
-    if others := [n for n, p in model.named_parameters() if p.ndim > 1]:
+    if others := [n for n, p in model.named_parameters() if p.ndim > 1 and p.is_floating_point()]:
         return f'the model has no weights that are pruned unless they are named, as by include={others[:2]}'
     return 'the model has no weights that can be pruned'
 
@@ -56,6 +58,17 @@ def fit_targets(
     return weights, target
 
 # %% ../../nbs/engine/targets.ipynb #69953e85
+def check_updates(
+    interval: int | None,  # As for `Method`
+    recover: bool | str,  # As for `Method`
+) -> None:
+    "Raise `ValueError` for arguments on when masks change, and on which weights come back"
+    if interval is not None:
+        check_whole('iterations', interval=interval)
+    if recover not in (True, False, 'alive'):
+        raise ValueError(f"recover={recover!r}: needs True, False or 'alive'")
+
+
 def find_targets(
     method: object,  # A `Method`
     model: nn.Module,  # The model to prune
@@ -66,6 +79,8 @@ def find_targets(
 ) -> tuple:  # Name -> parameter, name -> sparsity at the end, and the granularity, bound to the model
     "The weights that a method would prune, and their sparsities. Raises `ValueError` if an argument does not fit"
     check_not_torch_pruned(model)
+    check_scope(method.scope, method.sparsity)  # attributes may have changed since the method was made
+    check_updates(method.interval, method.recover)
     if method.units.tied:
         trained = is_trained or (lambda n, p: p.requires_grad)
         weights, target, bound, frozen = channel_targets(

@@ -42,7 +42,7 @@ class AlwaysSparse(Moves):
         super().__init__(sparsity, schedule=one_shot, scope=scope, interval=interval, include=include, exclude=exclude)
         check_fraction("the drop fraction of each tensor's weights, in (0,1]", '(0,1]', fraction=fraction)
         check_fraction('the fraction of training in which weights move, in (0,1]', '(0,1]', end=end)
-        self.fraction, self.end, self.every, self.seed, self.changes = fraction, end, interval, check_seed(seed), []
+        self.fraction, self.end, self.seed, self.changes = fraction, end, check_seed(seed), []
 
     def initial_masks(self, weights: dict) -> None:
         run = self.engine
@@ -88,11 +88,11 @@ def planned_moves(self: AlwaysSparse, total_steps: int, steps_per_epoch: int) ->
     "The steps in which weights move"
     until = math.ceil(self.end * total_steps)
     best = move_steps(until, self.paper_interval(steps_per_epoch))
-    if self.every is None:
+    if self.interval is None:
         return best
-    moves = range(self.every, until, self.every)
+    moves = range(self.interval, until, self.interval)
     if not self.quiet:
-        warn_of_few(len(moves), len(best), 'moves', self.every, best.step, total_steps)
+        warn_of_few(len(moves), len(best), 'moves', self.interval, best.step, total_steps)
     return moves
 
 # %% ../../nbs/methods/always_sparse.ipynb #b00263a2

@@ -6,6 +6,7 @@
 __all__ = ['cycle_schedule', 'repeat_rate']
 
 # %% ../../nbs/recipes/cyclical.ipynb #a6c85b9b
+import contextlib
 import math
 import warnings
 from collections.abc import Callable
@@ -20,9 +21,10 @@ from ..core.scopes import SCOPES
 from ..core.targets import check_sparsity
 from ..criteria.weights import random_score
 from ..engine.keep import present_masks
-from ..learner.states import state_of
+from ..learner.states import load_into, masks_of, restore_masks, state_of
 from fastprune.recipes.fitting import (
     callback_list,
+    check_sole_pruner,
     check_unfrozen,
     fit_afresh,
     group_decays,
@@ -166,10 +168,31 @@ def fit_cyclic(self: Learner, *args, **kwargs) -> list | None:
     return self.fit_cycles(*args, **kwargs)
 
 # %% ../../nbs/recipes/cyclical.ipynb #77bdb20c
+class _Begun(Callback):
+    "Has the training begun?"
+
+    trained = False
+
+    def before_batch(self):
+        self.trained = True
+
+
+@contextlib.contextmanager
+def _unpruned_if_refused(learn):
+    "A context for a pruning and a training with the `_Begun` that it gives: without the second there is no first"
+    state, masks, begun = state_of(learn), masks_of(learn), _Begun()
+    try:
+        yield begun
+    except BaseException:
+        if not begun.trained:
+            load_into(learn, state)
+            restore_masks(learn, masks)
+        raise
+
+
 def _check_sculpt(learn, weights, start_sparsity, cbs):
     "Raise `ValueError` if another callback prunes, or if the Learner is sparser than the start"
-    if other := next((o for o in [*learn.cbs, *cbs] if isinstance(o, SparsifyCallback)), None):
-        raise ValueError(f"cbs: fit_sculpt adds its own SparsifyCallback: remove {other}")
+    check_sole_pruner(learn, cbs, 'fit_sculpt')
     present = present_masks(learn.masks, weights).sparsity
     if present > start_sparsity + 1 / sum(p.numel() for p in weights.values()):
         raise ValueError(
@@ -220,6 +243,7 @@ def fit_sculpt(
     )
     weights, _ = cb.targets(self.model, self)
     _check_sculpt(self, weights, start_sparsity, cbs)
-    self.prune(start_sparsity, criterion, start_scope, include=list(weights), recover=False, n_batches=n_batches)
-    fit_afresh(self, (n_cycles + 1) * epochs_per_cycle, cbs=[cb, rate, *cbs], wd=wd)
+    with _unpruned_if_refused(self) as begun:
+        self.prune(start_sparsity, criterion, start_scope, include=list(weights), recover=False, n_batches=n_batches)
+        fit_afresh(self, (n_cycles + 1) * epochs_per_cycle, cbs=[cb, rate, begun, *cbs], wd=wd)
     return cb

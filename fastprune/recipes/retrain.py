@@ -178,9 +178,11 @@ def retrain(
         raise ValueError("nothing is pruned: call `learn.prune` first")
     cbs, wd = callback_list(cbs), group_decays(self, wd)
     lr, record = planned_rates(self, epochs, schedule, history, original_epochs, discount, warmup, lr_scale)
+    before = self.__dict__.get('_fit_lrs')
     with _training_of(self, params, rank, alpha, cbs) as more:
         fit_afresh(self, epochs, cbs=[ParamScheduler({'lr': lr}), *more, *cbs], wd=wd)
-    self._retrained = dict(lrs=self._fit_lrs, **record)
+    if (lrs := self.__dict__.get('_fit_lrs')) is not before:  # a `Checkpoint` trains nothing if the fit was finished
+        self._retrained = dict(lrs=lrs, **record)
 
 # %% ../../nbs/recipes/retrain.ipynb #301e9324
 @patch

@@ -22,6 +22,7 @@ from ..learner.evaluate import check_targets, has_validation, validated
 from ..learner.states import BestEpoch, StateAt, seed_round, starting_at
 from fastprune.recipes.fitting import (
     callback_list,
+    check_sole_pruner,
     check_unfrozen,
     fit_afresh,
     group_decays,
@@ -77,6 +78,7 @@ class RoundTraining:
         if monitor != 'train_loss' and (self.early_stop or hasattr(self.max_lr, 'best')):
             _check_validation(self.learn, f'monitor={monitor!r}', "use monitor='train_loss'")
         check_unfrozen(self.learn)
+        check_sole_pruner(self.learn, [], 'a round')
         check_targets(self.learn, test_dl=test_dl)
 
     def rates(self, rounds: int) -> list:  # A rate for each round; round 0 is dense
@@ -163,6 +165,7 @@ class EpochTraining(RoundTraining):
         check_flag(train_first=train_first)
         self.epochs, self.shape, self.train_first = epochs, shape, train_first
         self.cbs, self.wd = callback_list(cbs), group_decays(self.learn, wd)
+        check_sole_pruner(self.learn, self.cbs, 'a round')
         if self.rewind_to and not train_first:
             raise ValueError(
                 f"rewind_to={self.rewind_to}: there is no first training to rewind to, since train_first is False"
@@ -247,6 +250,8 @@ class FunctionTraining(RoundTraining):
             self.learn.model, pruning.weights
         )  # checks names before the dry run, which restores the weights by name
         self.plan = plan_of(self.learn, function, *self._rate(self.rate_of(0)))
+        if any(f['pruning'] for f in self.plan.fits):
+            raise ValueError('fit: a round adds its own SparsifyCallback: remove the one in `fit`, or use `schedule`')
         self.step = rewind_step(self.rewind_to, self.plan.steps)
 
     def _rate(self, rate):

@@ -21,7 +21,7 @@ from ..core.json_files import is_number, read_json, to_json
 from ..core.masks import Masks
 from ..core.names import shape_of, unwrap
 from ..learner.keep import set_masks
-from ..learner.states import load_into, masks_of, restore_masks, state_of
+from ..learner.states import load_into, masks_of, restore_masks, set_trained, state_of, trained_of
 from ..training.fit_state import cut_values, load_cut_values
 from ..training.identity import remember_start
 
@@ -54,9 +54,11 @@ class RoundStore:
         with sole_owner(self.folder):
             self.read()
             self.first = (state_of(learn), masks_of(learn)) if self.folder and not self.rows else None
+            trained = trained_of(learn)
             try:
                 yield self
             except BaseException:
+                set_trained(learn, trained)
                 if self.first:
                     load_into(learn, self.first[0])
                     restore_masks(learn, self.first[1])

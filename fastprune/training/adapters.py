@@ -69,6 +69,13 @@ class LearnerMasks:
         return parameters_of(self.learn)
 
 # %% ../../nbs/training/adapters.ipynb #8d9c7b37
+def _dense_l2(p, lr, wd, **kwargs):
+    "`l2_reg`, also of an embedding with sparse gradients"
+    if p.grad is not None and p.grad.is_sparse:
+        p.grad = p.grad.to_dense()
+    l2_reg(p, lr, wd, **kwargs)
+
+
 class FastaiOptimizer(TorchOptimizer):
     "One of fastai's optimizers"
 
@@ -91,7 +98,7 @@ class FastaiOptimizer(TorchOptimizer):
     @contextlib.contextmanager
     def coupled_decay(self) -> Iterator[None]:
         steppers = list(self.inner.cbs)
-        self.inner.cbs[:] = [l2_reg if f is weight_decay else f for f in steppers]
+        self.inner.cbs[:] = [_dense_l2 if f in (weight_decay, l2_reg) else f for f in steppers]
         try:
             yield
         finally:

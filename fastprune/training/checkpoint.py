@@ -188,7 +188,7 @@ class Checkpoint(FitFile):
             raise CancelEpochException
 
     def begin_fit(self) -> None:
-        self._at, self._left, self._trained, self._running = 0, None, False, False
+        self._at, self._left, self._trained, self._running, self._kept = 0, None, False, False, False
         if 'lr_finder' in self.learn.__dict__:
             return
         self.fits.append(self.identity())
@@ -200,15 +200,17 @@ class Checkpoint(FitFile):
         state = read_fit(self)
         if state['phase'] >= self.phase:
             resume_fit(self, state)
+            self._kept = True
 
     def fit_ended(self, ended: bool) -> list:
         self._ended = ended
         return []
 
     def end_fit(self) -> None:
-        "Remember the start, so that this Learner can resume, and forget a fit that was interrupted"
+        "Remember the start of a fit in the file, so that this Learner can resume, and forget one that was interrupted"
         if self._running:
-            remember_start(self.learn, self.path, {k: self.fits[-1].get(k) for k in _start})
+            if self._kept:
+                remember_start(self.learn, self.path, {k: self.fits[-1].get(k) for k in _start})
             if not self._ended:
                 self.fits.pop()
                 self.phase -= 1
@@ -235,6 +237,7 @@ def after_epoch(self: Checkpoint) -> None:
     self._trained = False
     if (self.epoch + 1) % self.every and self.epoch + 1 < self.n_epoch:
         return
+    self._kept = True
     state = dict(phase=self.phase, fit=self.fits[-1], earlier=self.fits[:-1], **fit_state(self.learn))
     if rank_distrib():
         return

@@ -73,7 +73,8 @@ def pruned_by(cb: SparsifyCallback, model: nn.Module) -> dict:  # Name -> parame
     if not weights:
         return {}
     sparsity = 0.0 if cb.sparsity is None else cb.sparsity  # with `flops` none is given
-    weights = {n: weights[n] for n in expand_sparsity(sparsity, weights, model=model)}
+    asked = expand_sparsity(sparsity, found, model=model)  # of frozen weights, too: a later fit trains them
+    weights = {n: p for n, p in weights.items() if n in asked}
     left_whole = {} if tied else unfit_weights(weights, cb.granularity, transposed_groups(model))
     return {n: p for n, p in weights.items() if n not in left_whole}
 
