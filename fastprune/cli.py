@@ -8,6 +8,7 @@ __all__ = ['main']
 # %% ../nbs/cli.ipynb #ac87d899
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -15,13 +16,15 @@ from types import SimpleNamespace
 
 import pandas as pd
 
-from .cli_flags import flag_parser, parse_flags, stopping
-from .cli_save import check_saves, write_files
-from .cli_train import check_flags, make_callback, make_learner, train
-from .core.granularity import check_granularity
-from .core.weights import prunable_weights
-from .learner.report import plot_layers
-from .training.distill import Distill
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore', FutureWarning)  # of what torch gives up and fastai still uses
+    from fastprune.cli_flags import flag_parser, parse_flags, stopping
+    from fastprune.cli_save import check_saves, write_files
+    from fastprune.cli_train import check_flags, make_callback, make_learner, train
+    from fastprune.core.granularity import check_granularity
+    from fastprune.core.weights import prunable_weights
+    from fastprune.learner.report import plot_layers
+    from fastprune.training.distill import Distill
 
 # %% ../nbs/cli.ipynb #1135a1f0
 def _plot_training(cb, accuracies):

@@ -15,7 +15,7 @@ import torch
 from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, accuracy, set_seed
 from fastai.callback import schedule as schedule  # adds learn.fit_one_cycle
 
-from .core.checks import check_choice, check_number
+from .core.checks import check_choice, check_fraction, check_number
 from .core.generators import forked_rng
 from .core.granularity import check_granularity, unfit_weights
 from .core.layouts import transposed_groups
@@ -150,6 +150,7 @@ def make_callback(
     model = learn.model
     schedule = check_choice(SCHEDULES, schedule=flags.schedule)
     start = _best_start.get(flags.schedule, 0.0) if flags.start is None else flags.start
+    check_fraction('a position in training, in [0,1)', start=start)
     exclude = [o.strip() for o in (flags.exclude or '').split(',') if o.strip()]
     tied = check_granularity(flags.granularity, check_sparsity(flags.sparsity)).tied
     weights = prunable_weights(model, exclude=exclude)

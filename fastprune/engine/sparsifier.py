@@ -7,6 +7,7 @@ __all__ = ['Sparsifier']
 
 # %% ../../nbs/engine/sparsifier.ipynb #d7cdef9e
 import math
+import warnings
 
 import torch
 from fastcore.basics import patch
@@ -208,6 +209,13 @@ def finish(
     if not self.is_finished and self.has_ended:
         self.method.finish()
     elif not self.is_finished:
+        done = self.state.last_step + 1
+        if done < 0.9 * self.total_steps and 'learn' not in self.given:
+            warnings.warn(
+                f'`finish` after {done} of {self.total_steps} steps prunes the rest at once, without training: call '
+                '`sparsifier.step()` in place of `optimizer.step()`, or give the `total_steps` that there are',
+                stacklevel=3,
+            )
         self.t = self.total_steps - 1
         self._advance(self.method.finish)
     self.is_finished = True

@@ -205,6 +205,15 @@ class STR(LearnedThresholds):
         super().__init__(sparsity, scope, include, exclude, decay)
         self.s_init = s_init
 
+    def initial_masks(self, weights: dict) -> None:
+        threshold = 1 / (1 + math.exp(-self.s_init)) if self.s_init > -700 else 0.0
+        if weights and threshold > 0.01 and all((p.detach().abs() <= threshold).all() for p in weights.values()):
+            raise ValueError(
+                f's_init={self.s_init:g}: its sigmoid, {threshold:.2g}, is the threshold at the start, and no weight '
+                'is larger: use a smaller one, such as -5'
+            )
+        super().initial_masks(weights)
+
     def first_threshold(self, p: torch.Tensor, layout: int | str) -> torch.Tensor:
         return torch.tensor(float(self.s_init), dtype=p.dtype, device=p.device)
 

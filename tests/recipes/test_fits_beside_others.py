@@ -7,7 +7,19 @@ from fastai.callback.all import GradientAccumulation, ShortEpochCallback
 from helpers import FEW
 from torch import nn
 
-from fastprune.all import GSM, SET, SNFS, Checkpoint, RigL, SparsifyCallback, digits_convnet, ocp
+from fastprune.all import (
+    GSM,
+    SET,
+    SNFS,
+    STR,
+    Checkpoint,
+    RigL,
+    Sparsifier,
+    SparsifyCallback,
+    digits_convnet,
+    ocp,
+    s_cyc_max_lr,
+)
 
 pytestmark = pytest.mark.usefixtures('deterministic')
 
@@ -179,3 +191,35 @@ def test_complex_weights_are_not_to_be_named(learner):
     model.a = nn.Parameter(torch.zeros(3, 3, dtype=torch.complex64))
     with pytest.raises(ValueError, match='the model has no weights that can be pruned'):
         SparsifyCallback(0.5).targets(model)
+
+
+def test_thresholds_above_all_weights(learner):
+    learn = learner(**FEW)
+    before = weights(learn)
+    with pytest.raises(ValueError, match='s_init=5: its sigmoid, 0.99, is the threshold at the start'):
+        quiet(learn, 'fit', 1, cbs=STR(0.9, s_init=5))
+    assert learn.masks is None and same(before, weights(learn))
+
+
+@pytest.mark.parametrize('more', [dict(rank=4), dict(alpha=8.0, params='norm+bias')])
+def test_rank_and_alpha_are_about_low_rank_terms(learner, more):
+    learn = learner(**FEW)
+    learn.prune(0.5)
+    with pytest.raises(ValueError, match="(rank=4|alpha=8.0) is about the terms of 'lora', and params is"):
+        learn.retrain(1, 'llr', history=[0.1], **more)
+
+
+def test_a_rate_of_rounds_that_lacks_arguments(learner):
+    with pytest.raises(ValueError, match="max_lr=s_cyc_max_lr.* can't be called with the number of a round alone"):
+        learner(**FEW).iterative_prune(1, 1, prune_rate=0.3, max_lr=s_cyc_max_lr)
+
+
+def test_a_loop_that_makes_too_few_steps_is_told():
+    model = nn.Linear(4, 5)
+    sparsifier = Sparsifier(model, SparsifyCallback(0.5), 20, torch.optim.SGD(model.parameters(), 0.1))
+    sparsifier.begin()
+    model(torch.ones(1, 4)).sum().backward()
+    sparsifier.step()
+    with pytest.warns(UserWarning, match='`finish` after 1 of 20 steps prunes the rest at once') as told:
+        sparsifier.finish()
+    assert told[0].filename == __file__ and (model.weight == 0).sum() == 10
