@@ -42,11 +42,17 @@ def write_readme(folder):
     readme.write_text(text, encoding='utf-8')
 
 
+FIRST = {  # What tutorials need that not all need
+    '13_many_machines': f'`!git clone {repository}`, `%cd fastprune` and `%pip install .`',
+    '14_small_and_fast': '`%pip install "fastprune[shrink,onnx,report]"`',
+}
+
+
 def colab_text(notebook):
     "What the cell below the title of a tutorial says"
     place, path = repository.removeprefix('https://github.com/'), notebook.relative_to(root).as_posix()
     badge = f'[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/github/{place}/blob/main/{path})'
-    return f'{badge} In Colab, run `%pip install {settings["lib_name"]}` first.'
+    return f'{badge} In Colab, run {FIRST.get(notebook.stem, "`%pip install fastprune`")} first.'
 
 
 def is_colab(cell):

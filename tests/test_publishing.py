@@ -99,7 +99,7 @@ def test_workflows_run_what_there_is():
     assert set(flows) == {'tests', 'slow', 'docs', 'release'}
     commands = [s['run'] for f in flows.values() for j in f['jobs'].values() for s in j['steps'] if 'run' in s]
     scripts = {s for c in commands for s in re.findall(r'(?:bash|python) ([\w./]+)', c)}
-    assert scripts == {'.ci/run', 'scripts/oldest.py', 'scripts/distribution.sh'}
+    assert scripts == {'.ci/run', 'docs/check.py', 'scripts/oldest.py', 'scripts/distribution.sh'}
     assert all((root / s).exists() for s in scripts)
     classified = re.findall(r'Python :: (3\.\d+)$', settings['classifiers'], re.MULTILINE)
     assert flows['tests']['jobs']['tests']['strategy']['matrix']['python'] == classified
