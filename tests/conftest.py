@@ -1,6 +1,8 @@
 import gc
 import os
 import sys
+from collections import defaultdict
+from zlib import crc32
 
 os.environ['MPLBACKEND'] = 'agg'
 os.environ['OMP_NUM_THREADS'] = '1'  # the tests run on as many processes as there are cores
@@ -98,8 +100,24 @@ def fit():
 LONG = ('[tutorials/', '[training/callback]', 'test_ray_', 'test_sharded', 'test_distributed', 'test_cli.py')
 
 
+def _sample(items):
+    "Of a test with the mark `sample(n)`, all but n cases are slow: each test has others, so together they have all"
+    cases = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker('sample') and not item.get_closest_marker('slow'):
+            cases[item.nodeid.partition('[')[0]].append(item)
+    for name, of_test in cases.items():
+        n, size = of_test[0].get_closest_marker('sample').args[0], len(of_test)
+        chosen = {(crc32(name.encode()) + i * size // n) % size for i in range(n)}
+        for i, item in enumerate(of_test):
+            if i not in chosen and size > n:
+                item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(tryfirst=True)  # before slow ones are left out
 def pytest_collection_modifyitems(items):
     "Long tests first, so that no process is left alone with one at the end"
+    _sample(items)
     items.sort(key=lambda item: not any(part in item.nodeid for part in LONG))
 
 

@@ -136,6 +136,7 @@ def test_flags(tmp_path, flags):
         assert report.sparsity[['0.0.weight', '5.weight']].tolist() == [0, 0] and report.nonzero['1.0.weight'] == 1843
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     'args,message',
     [

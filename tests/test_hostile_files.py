@@ -30,6 +30,7 @@ def check(results, loads=()):
     return [r for r in results if not r.error and r.name not in loads]
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('kind', FILES)
 def test_damaged_files(tmp_path, kind):
     check(run(40, tmp_path, 'files', [kind]))

@@ -221,6 +221,7 @@ sweep(make, {'good': killing}, (0.5,), seeds=(0, 1, 2), folder=sys.argv[1], bar=
     assert np.allclose(pd.read_csv(tmp_path / 'table.csv', index_col=0).accuracy, want.accuracy)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('name', list(paper_methods(4, 0.1)))
 def test_methods_of_the_papers_reach_their_sparsity(name):
     learn = make()

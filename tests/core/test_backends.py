@@ -170,6 +170,7 @@ def test_pruned_weights_become_plain_zeros(triton, selection, dtype, layout):
         assert all(w._version > v for w, v in zip(ws, versions, strict=True) if w.numel())
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     'dtype, layout',
     [
@@ -445,6 +446,7 @@ def test_an_accelerator_gets_the_masks_of_the_cpu(scope, granularity):
             assert_known(got)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('scope', ['local', 'global', 'lamp'])
 @pytest.mark.parametrize('granularity', ['weight', 'filter', '2:4'])
 def test_kernels_make_the_masks_of_the_cpu(triton, monkeypatch, scope, granularity):

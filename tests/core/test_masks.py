@@ -202,6 +202,7 @@ def test_blocks_are_whole_and_exact(kind, block, counts, dtype, s, scope, nested
         assert scope == 'global' or nested or torch.equal(compute_masks({n: means}, s)[n], kept[n])
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('recover', [True, False, 'alive'])
 @pytest.mark.parametrize('scope', ['local', 'global', 'erk'])
 def test_blocks_while_training(learner, fit, recover, scope):
@@ -430,6 +431,7 @@ def test_what_can_not_be_ranked():
                     compute_masks({'a': torch.rand(3, 3), 'b': x}, s, scope)
 
 
+@pytest.mark.sample(5)
 def test_large_tensors_of_every_kind(monkeypatch):
     "Above the size that is searched directly, in several pieces"
     if selection.PIECE == 7:

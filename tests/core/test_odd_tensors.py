@@ -160,6 +160,7 @@ def test_criteria_with_sparse_gradients(name, bag):
     assert not any(p[~learn.masks[n]].any() for n, p in prunable_weights(learn.model, both).items())
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('opt', [SGD, Adam, partial(OptimWrapper, opt=torch.optim.SGD)], ids=['SGD', 'Adam', 'torch'])
 @pytest.mark.parametrize('method', BASELINES.values(), ids=lambda m: m.__name__)
 def test_baselines_with_sparse_gradients(method, opt):

@@ -161,6 +161,7 @@ networks = {
 }
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('name', networks)
 def test_outputs_stay_the_same(name, tmp_path):
     "Without masked channels, and from a file"
@@ -492,6 +493,7 @@ schedules = {
 fits = [('no recovery', small_resnet), *((k, small_mlp) for k in schedules), ('one shot', small_resnet)]
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('kind, make', fits, ids=lambda o: o if isinstance(o, str) else o.__name__)
 def test_cutting_during_a_fit_changes_no_loss(kind, make):
     "The same losses and channels as with masks alone"

@@ -97,6 +97,7 @@ def places(size, window):
     return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(size, *window, strict=True)]
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('window', WINDOWS, ids=str)
 def test_windows_of_convolutions(window):
     kernel, stride, padding, dilation = window

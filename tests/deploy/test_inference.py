@@ -150,6 +150,7 @@ def tied():
     return m, torch.randn(5, 16)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('form', ['sparse', 'csr'])
 @pytest.mark.parametrize('name', models)
 def test_same_outputs(name, form, monkeypatch):
@@ -189,6 +190,7 @@ def of_torchvision(arch):
     return getattr(tv, arch)(num_classes=10)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     'arch',
     [

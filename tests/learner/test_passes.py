@@ -107,6 +107,7 @@ def dicts():
     return make(Answers(), cbs=PickLogits(), dls=DataLoaders(dl(), dl()))
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('kind', [answers, named, dicts])
 @pytest.mark.parametrize('name', list(CRITERIA))
 def test_criteria_where_callbacks_read_the_output(kind, name):

@@ -90,6 +90,7 @@ def is_plain(learn):
     )
 
 
+@pytest.mark.sample(5)
 @every
 def test_exact_at_the_end_and_kept(quick, fit, method):
     learn, check, cb = quick(opt_func=SGDM, wd=0.01), Check(), method(0.8)
@@ -115,6 +116,7 @@ def test_exact_at_the_end_and_kept(quick, fit, method):
     assert is_exact(learn) and is_plain(learn)
 
 
+@pytest.mark.sample(5)
 @each_class
 def test_validation_sees_the_pruned_model(quick, fit, method):
     class Seen(Callback):
@@ -136,6 +138,7 @@ def test_validation_sees_the_pruned_model(quick, fit, method):
     )
 
 
+@pytest.mark.sample(5)
 @each_class
 def test_lr_find_leaves_no_trace(quick, method):
     learn = quick(opt_func=SGDM, wd=0.01)
@@ -147,6 +150,7 @@ def test_lr_find_leaves_no_trace(quick, method):
     assert all(equal(a, b) for a, b in zip(before.values(), learn.model.state_dict().values(), strict=True))
 
 
+@pytest.mark.sample(5)
 @each_class
 def test_frozen_then_fine_tuned(quick, method):
     learn = quick(opt_func=SGDM, wd=0.01, splitter=lambda m: [params(m[:2]), params(m[2:])])
@@ -208,6 +212,7 @@ class WithReset(nn.Sequential):
         self.n_resets += 1
 
 
+@pytest.mark.sample(5)
 @each_class
 def test_overflow_in_fp16(quick, fit, method):
     "The first steps are skipped, and those after each doubling of the scale that was too much"
@@ -227,6 +232,7 @@ def test_overflow_in_fp16(quick, fit, method):
     )
 
 
+@pytest.mark.sample(5)
 @each_class
 def test_among_friends(quick, fit, method):
     learn, average = quick(WithReset(*digits_convnet(widths=(8, 16, 16))), opt_func=SGDM, wd=0.01), Average()
@@ -254,6 +260,7 @@ def test_among_friends(quick, fit, method):
     assert all(not ps[n][m].any() for n, m in gone.items())
 
 
+@pytest.mark.sample(5)
 @each_class
 def test_compiled(quick, fit, method):
     learn = fit(
@@ -318,6 +325,7 @@ ALONE = {
 }  # what other tests have together with something else
 
 
+@pytest.mark.sample(5)
 @each_class
 @pytest.mark.parametrize(
     'cbs',
@@ -333,6 +341,7 @@ def test_steps_that_do_not_happen(quick, fit, method, cbs):
 AT_ANY = ('before_batch', 'after_backward', 'before_step', 'after_step', 'after_validate')
 
 
+@pytest.mark.sample(5)
 @each_class
 @pytest.mark.parametrize(
     'events,order',
@@ -364,6 +373,7 @@ def test_interruption(quick, fit, method, events, order):
     assert is_exact(learn) and is_plain(learn)
 
 
+@pytest.mark.sample(5)
 @each_class
 def test_copies_and_files(quick, fit, method, tmp_path):
     cb = pickle.loads(pickle.dumps(method(0.8)))
@@ -380,6 +390,7 @@ def test_copies_and_files(quick, fit, method, tmp_path):
     )
 
 
+@pytest.mark.sample(5)
 @each_class
 def test_torch_optimizers(quick, fit, method):
     learn = fit(quick(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)), 1, 1e-3, cbs=method(0.8))
@@ -390,6 +401,7 @@ def test_torch_optimizers(quick, fit, method):
     )
 
 
+@pytest.mark.sample(5)
 @each_class
 def test_other_types_and_parts(quick, fit, method):
     learn = quick(digits_convnet(widths=(8, 16, 16)).to(torch.bfloat16), opt_func=SGDM, wd=0.01)
@@ -468,6 +480,7 @@ def test_what_does_not_fit_the_learner(learner, fit):
         fit(learn, 1, cbs=RigL(0.8, scope='local'))
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('method', [GSM, LC, partial(STR, s_init=-7)], ids=['GSM', 'LC', 'STR'])
 @pytest.mark.parametrize(
     'tracker',

@@ -55,6 +55,7 @@ def seen(learn, recipe, **kwargs):
     return cb.hypers
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('recipe', list(RECIPES))
 @pytest.mark.parametrize(
     'opt_func,mom', [(partial(SGD, mom=0.9), 0.9), (Adam, 0.9), (ADAM, 0.8)], ids=['SGD', 'Adam', 'torch']

@@ -66,6 +66,7 @@ class States(Callback):
             self.steps.append(state_of(self.learn))
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('model', [mlp, convnet])
 @pytest.mark.parametrize('rewind_to, step', [(0, 0), (3, 3), (0.5, 6), ('1 epoch', 6), (12, 12)])
 def test_weights_rewind_to_the_bit(model, rewind_to, step):
@@ -82,6 +83,7 @@ def test_weights_rewind_to_the_bit(model, rewind_to, step):
             assert equal(x, want[n].cpu() * t.masks[n].cpu() if n in t.masks else want[n]), (m, n)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     'kw',
     [

@@ -63,6 +63,7 @@ def logged(learn, train, cbs=()):
     return [f for f in log.fits if f]
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('k', [0, 1, 7, 12, 13, 24, 35, 36])
 def test_a_training_starts_in_its_middle(k):
     "Positions, rates, momentum and, for equal seeds, batches are those of the whole training"

@@ -93,6 +93,7 @@ class Steps(Callback):
 # A target
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('search', [tickets, table, oracle])
 @pytest.mark.parametrize('kw', [dict(), dict(scope='local'), dict(schedule=linear)], ids=['plain', 'local', 'schedule'])
 def test_rounds_end_exactly_at_a_target(search, kw):
@@ -370,6 +371,7 @@ class Crash(Callback):
             raise InterruptedError('stopped')
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('search', [tickets, table, oracle])
 @pytest.mark.parametrize(
     'kw',

@@ -111,6 +111,7 @@ def test_a_schedule_that_is_changed_later():
         fit(toy(), 1, cb)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     'schedule',
     [
@@ -216,6 +217,7 @@ class Stop(Callback):
             raise CancelFitException
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('scope', ['local', 'global'])
 @pytest.mark.parametrize(
     'schedule',

@@ -108,6 +108,7 @@ def test_random_networks(learner, seed, s, recover, scope):
     channels(learn)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     'make',
     [

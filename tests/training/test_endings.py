@@ -119,6 +119,7 @@ def test_a_validation_inside_of_a_fit_leaves_it_as_it_is(event):
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('order', [0, 60, 100])
 @pytest.mark.parametrize('event', ['before_epoch', 'before_train', 'after_train', 'before_validate', 'after_epoch'])
 def test_a_new_head_is_masked(event, order):
@@ -136,6 +137,7 @@ def test_a_new_head_is_masked(event, order):
     assert all(z > 0.89 for training, z in seen if not training or event != 'after_train') and agree(learn)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('order', [0, 60, 100])
 @pytest.mark.parametrize(
     'event', ['before_epoch', 'before_train', 'after_train', 'before_validate', 'after_epoch', 'after_batch']
@@ -146,6 +148,7 @@ def test_a_new_head_is_pruned_on(event, order):
     assert agree(learn)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     'method',
     [SparsifyCallback, GMP, DPF, DNW, GSM, GradualL2, RigL, SET, SNFS, lambda s: STR(s, s_init=-7), DST],
@@ -365,6 +368,7 @@ def short(notes):
     return [o for o in notes if 'iterations, so the sparsity is' in o]
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     'method, told',
     [

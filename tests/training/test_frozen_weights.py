@@ -223,6 +223,7 @@ class Turns(Callback):
         self.turn(self.iter % 3 == 2)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('method', [SparsifyCallback, GMP, DPF, RigL], ids=lambda m: m.__name__)
 @pytest.mark.parametrize(
     'include, names',

@@ -42,6 +42,7 @@ def drop(learner, **kw):
     return make
 
 
+@pytest.mark.sample(5)
 @each_class
 def test_every_method(learner, method):
     def fit(learn, *cbs):

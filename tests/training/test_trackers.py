@@ -271,6 +271,7 @@ class SkipLast(Callback):
             raise CancelStepException
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize('method', [SparsifyCallback, GSM, DPF, lambda s: SparsifyCallback(s, criterion=taylor_like)])
 @pytest.mark.parametrize('skip', [SkipLast, lambda: GradientAccumulation(16)], ids=['skipped', 'accumulated'])
 def test_skipped_steps(tmp_path, skip, method):
