@@ -356,8 +356,8 @@ def searched(df, name, sparsity, epochs, numbers, within=1.0):
 def best_of(df, names, sparsity, epochs, within=1.0):
     "As `searched`; `names`: what to choose from -> the method that tried it"
     seeds = search_seeds(df.images.max())
-    df = df[df.method.isin(names.values())]
-    df = df[(df.epochs == epochs) & df.seed.isin(seeds) & ((df.sparsity - sparsity).abs() < 1e-9)]
+    at = df.method.isin(names.values()) & (df.epochs == epochs) & df.seed.isin(seeds)
+    df = df.loc[at & ((df.sparsity - sparsity).abs() < 1e-9), ['method', 'what', 'value']]
     accuracies, sparsities = (df[df.what == w].groupby('method').value for w in ('accuracy', 'sparsity'))
     tried, accuracy, reached = accuracies.size(), accuracies.mean(), sparsities.mean()
     if any(tried.get(m, 0) < len(seeds) for m in names.values()):

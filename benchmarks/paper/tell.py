@@ -51,13 +51,13 @@ def machine_of(values, seed):
 
 def values(df, method, sparsity=None, what='accuracy', step='', epochs=None):
     "`BySeed`; `df` has the rows of one scale"
-    df = df[df.method == method]  # few rows, for all that follows
-    at = (df.what == what) & (df.step == str(step))
+    of = lambda name: df[name].to_numpy()  # arrays: a page asks for some hundred, and pandas copies whole rows
+    at = (of('method') == method) & (of('what') == what) & (of('step') == str(step))
     if sparsity is not None:
-        at &= (df.sparsity - sparsity).abs() < 1e-9
+        at &= abs(of('sparsity').astype(float) - sparsity) < 1e-9
     if epochs is not None:
-        at &= df.epochs == epochs
-    rows = df[at].sort_values('seed')
+        at &= of('epochs') == epochs
+    rows = df.loc[at, [k for k in ('seed', 'value', 'machine') if k in df]].sort_values('seed')
     if rows.seed.duplicated().any():
         raise ValueError(f'{method!r}: seed {rows.seed[rows.seed.duplicated()].iloc[0]} occurs at two scales or epochs')
     return BySeed.of(rows)
