@@ -165,6 +165,11 @@ test.nbdev_test(path=sys.argv[1], n_workers=0)
 """
 
 
+def run_notebook(nb, replaced):
+    r = python(running, nb, json.dumps(replaced), folder=root, timeout=900)
+    assert r.returncode == 0 and 'Success' in r.stdout, r.stderr[-4000:]
+
+
 @pytest.mark.cpu_only  # its outputs and comparisons are those of a CPU
 @pytest.mark.parametrize(
     'nb', [pytest.param(nb, id=named(nb), marks=[pytest.mark.slow] * (nb.stem in slow)) for nb in notebooks]
@@ -172,5 +177,13 @@ test.nbdev_test(path=sys.argv[1], n_workers=0)
 def test_notebook_runs(nb):
     """They train and time `less`, with the same code. Those that take minutes are whole, and run by hand, and so is
     `data`, which counts images"""
-    r = python(running, nb, json.dumps({} if nb.stem in (*slow, 'data') else less), folder=root, timeout=900)
-    assert r.returncode == 0 and 'Success' in r.stdout, r.stderr[-4000:]
+    run_notebook(nb, {} if nb.stem in (*slow, 'data') else less)
+
+
+@pytest.mark.slow
+@pytest.mark.cpu_only
+@pytest.mark.parametrize(
+    'nb', [nb for nb in notebooks if nb.parent.name in ('tutorials', 'cookbook') and nb.stem not in slow], ids=named
+)
+def test_whole_notebook_runs(nb):
+    run_notebook(nb, {})
