@@ -164,8 +164,8 @@ def sparse_regression(
     d: int = 5,  # Number of weights
     sparsity: float = 0.2,  # Fraction of weights that are useless, in (0,1); round(sparsity * d) weights
     lam: float = 1.0,  # Lambda of the regularised dense solution (> 0), not in the paper; 3 is nearest to its table
-    step: float
-    | None = None,  # Of PGD (> 0); 1/L of each problem if None. Not in the paper; 0.3 is nearest to its table
+    # Size of PGD's steps (> 0), not in the paper; 1/L of each problem if None; 0.3 is nearest to its table
+    step: float | None = None,
     repeats: int = 10_000,  # Problems for each n and kind of a
     n_steps: int = 300,  # Steps of PGD
     seed: int = 0,  # Seed of the draws

@@ -7,7 +7,6 @@ __all__ = ['Sparsifier']
 
 # %% ../../nbs/engine/sparsifier.ipynb #d7cdef9e
 import math
-import warnings
 
 import torch
 from fastcore.basics import patch
@@ -22,7 +21,7 @@ from .begin import hold_zeros, initial_sparsity, method_plan, sparse_gradients_o
 from .hooks import Hooks, check_owner
 from .method import Method
 from .optimizers import TorchOptimizer
-from .ramp import missed_end, plan_end
+from .ramp import missed_end, plan_end, warn_of_missing
 from .run import Run, members_of
 from .state import State, check_state, is_cut, lasting_types, recorded, restore, state_types
 from .track import end_cycle, read_numbers, start_tracking
@@ -209,13 +208,7 @@ def finish(
     if not self.is_finished and self.has_ended:
         self.method.finish()
     elif not self.is_finished:
-        done = self.state.last_step + 1
-        if done < 0.9 * self.total_steps and 'learn' not in self.given:
-            warnings.warn(
-                f'`finish` after {done} of {self.total_steps} steps prunes the rest at once, without training: call '
-                '`sparsifier.step()` in place of `optimizer.step()`, or give the `total_steps` that there are',
-                stacklevel=3,
-            )
+        warn_of_missing(self)
         self.t = self.total_steps - 1
         self._advance(self.method.finish)
     self.is_finished = True
@@ -303,6 +296,5 @@ def load_state_dict(
     self.held.count(self.masks)
     if self.exact_epochs:
         plan_end(self)
-    self.first_step = 0  # what came before is in the state
-    self.t = min(self.state.last_step + 1, self.total_steps - 1)
+    self.first_step, self.t = 0, min(self.state.last_step + 1, self.total_steps - 1)  # the state has what came before
     self.epoch = self.t // self.steps_per_epoch

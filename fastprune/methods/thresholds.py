@@ -201,18 +201,9 @@ class STR(LearnedThresholds):
         include: str | type | list | None = None,  # Name, glob pattern or class to prune, or a list; all if None
         exclude: str | type | list | None = None,  # The same, for weights to leave dense
     ):
-        check_number('a number, such as -3200, or -5 for short trainings', '(-inf,inf)', s_init=s_init)
+        check_number('a number below 0, such as -3200, or -5 for short trainings', '(-inf,0)', s_init=s_init)
         super().__init__(sparsity, scope, include, exclude, decay)
         self.s_init = s_init
-
-    def initial_masks(self, weights: dict) -> None:
-        threshold = 1 / (1 + math.exp(-self.s_init)) if self.s_init > -700 else 0.0
-        if weights and threshold > 0.01 and all((p.detach().abs() <= threshold).all() for p in weights.values()):
-            raise ValueError(
-                f's_init={self.s_init:g}: its sigmoid, {threshold:.2g}, is the threshold at the start, and no weight '
-                'is larger: use a smaller one, such as -5'
-            )
-        super().initial_masks(weights)
 
     def first_threshold(self, p: torch.Tensor, layout: int | str) -> torch.Tensor:
         return torch.tensor(float(self.s_init), dtype=p.dtype, device=p.device)

@@ -189,7 +189,7 @@ def _unpruned_if_refused(learn):
             restore_masks(learn, masks)
         raise
 
-
+# %% ../../nbs/recipes/cyclical.ipynb #1a33a04f
 def _check_sculpt(learn, weights, start_sparsity, cbs):
     "Raise `ValueError` if another callback prunes, or if the Learner is sparser than the start"
     check_sole_pruner(learn, cbs, 'fit_sculpt')

@@ -47,6 +47,20 @@ def _check_validation(learn, argument, remedy):
         raise ValueError(f"{argument} needs a validation set, and this Learner has none: give it one, or {remedy}")
 
 
+def _check_rate(max_lr):
+    "Raise `ValueError` for a function that needs more than the number of completed rounds"
+    try:
+        inspect.signature(max_lr).bind(0)
+    except ValueError:
+        return  # a function of C has no signature
+    except TypeError as e:
+        if callable(max_lr):
+            raise ValueError(
+                f"max_lr={schedule_name(max_lr)} can't be called with the number of completed rounds alone: {e}. Give "
+                "the others, as in `partial(s_cyc_max_lr, eps=0.03, delta=0.04)`"
+            ) from e
+
+# %% ../../nbs/recipes/round_training.ipynb #e6dff7eb
 class RoundTraining:
     "Trains a Learner in rounds. A subclass defines the fit of a round"
 
@@ -84,7 +98,7 @@ class RoundTraining:
 
     def rates(self, rounds: int) -> list:  # A rate for each round; round 0 is dense
         "The largest rate of each round. Raises `ValueError` if one is not a positive number"
-        self._check_rate()
+        _check_rate(self.max_lr)
         rates = [self.rate_of(m) for m in range(rounds + 1)]
         for m, lr in enumerate(rates):
             if isinstance(lr, bool) or not isinstance(lr, Real) or not 0 < lr < math.inf:
@@ -93,18 +107,6 @@ class RoundTraining:
                     f"completed rounds to one; it is {lr!r} for round {m}"
                 )
         return rates
-
-    def _check_rate(self):
-        try:
-            inspect.signature(self.max_lr).bind(0)
-        except ValueError:
-            return  # a function of C has no signature
-        except TypeError as e:
-            if callable(self.max_lr):
-                raise ValueError(
-                    f"max_lr={schedule_name(self.max_lr)} can't be called with the number of a round alone: {e}. Give "
-                    "the others, as in `partial(s_cyc_max_lr, eps=0.03, delta=0.04)`"
-                ) from e
 
     def rate_of(self, m: int) -> float | None:
         "The largest rate of round `m`"
