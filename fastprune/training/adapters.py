@@ -93,7 +93,7 @@ class FastaiOptimizer(TorchOptimizer):
         return self.inner.hypers
 
     def couples_decay(self, i: int) -> bool:
-        return l2_reg in self.inner.cbs
+        return any(f in (l2_reg, _dense_l2) for f in self.inner.cbs)
 
     @contextlib.contextmanager
     def coupled_decay(self) -> Iterator[None]:
