@@ -17,6 +17,7 @@ from .channel_graph import call_model
 from .channel_layers import channel_dim, is_layer
 from .channels import MODULE_ROLES, channel_masks
 from .copies import copy_model
+from .encoders import leave_nested
 from .generators import forked_rng
 from .names import unwrap
 
@@ -115,6 +116,7 @@ def check_zeros(
     generator = torch.Generator().manual_seed(0)
     with forked_rng(), torch.enable_grad():
         model = copy_model(unwrap(model)).eval()
+        leave_nested(model)  # hooks see whole tensors
         _randomize(model, groups, generator)
         kept = [_half(g, generator) for g in groups]
         masks = channel_masks(groups, kept)
