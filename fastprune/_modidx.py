@@ -508,6 +508,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'fastprune/core/channel_cost.py'),
                                              'fastprune.core.channel_cost._Term': ( 'core/channel_cost.html#_term',
                                                                                     'fastprune/core/channel_cost.py'),
+                                             'fastprune.core.channel_cost._bilinear_flops': ( 'core/channel_cost.html#_bilinear_flops',
+                                                                                              'fastprune/core/channel_cost.py'),
                                              'fastprune.core.channel_cost._home': ( 'core/channel_cost.html#_home',
                                                                                     'fastprune/core/channel_cost.py'),
                                              'fastprune.core.channel_cost._storage': ( 'core/channel_cost.html#_storage',

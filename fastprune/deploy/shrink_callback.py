@@ -59,8 +59,7 @@ class ShrinkCallback(Callback):
     """Cuts channels out of the model during a fit, at the ends of epochs, as soon as nothing can bring them back. Use
     it with masks of channels, as `SparsifyCallback(granularity='channel')` makes them. Weights, masks and the state of
     the optimizer are cut alike. If outputs would differ it warns, and the fit goes on with masks. Raises `ValueError`
-    before a fit in several processes, and for callbacks that load weights of earlier epochs or need layers of the same
-    width"""
+    before a fit in several processes, and for callbacks that load weights of earlier epochs or need equal widths"""
 
     __repr__ = constructor_call
     order, run_valid = 58, False  # after SparsifyCallback, before what shows or logs the table
@@ -72,9 +71,8 @@ class ShrinkCallback(Callback):
     ):
         check_whole('epochs', every=every)
         check_number('the largest difference of outputs, relative to the largest output, in (0,1)', '(0,1)', tol=tol)
-        self.every, self.tol = every, tol
+        self.every, self.tol, self.failed = every, tol, False  # failed: channels could not be cut in the last fit
         self.items_per_s, self.weights = [], []  # of each epoch of the last fit: speed, and number of weights
-        self.failed = False  # Could channels not be cut, in the last fit?
 
     def begin_fit(self) -> None:
         "Check what can't be combined"

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from weakref import WeakKeyDictionary
 
+from fastcore.basics import patch
 from torch import nn
 
 from ..core.channel_cost import ChannelCosts, cuts_for, flop_counts
@@ -92,20 +93,6 @@ class ChannelSource:
         "The weights of which no channel can be cut, with the operation that is in the way, '' if none is known"
         return self._entry().whole
 
-    def check(
-        self,
-        groups: list,  # Of `ChannelGroup`, those to prune
-    ) -> None:
-        "Make sure that the channels can be cut, by `CHANNEL_CHECKS`; raises `ValueError`. Not without an example"
-        checked, names = self._entry().checked, tuple(g.name for g in groups)
-        checks = {n: check for n, check in CHANNEL_CHECKS.items() if (n, names) not in checked}
-        if not checks or type(self) is ChannelSource and self.example is None:
-            return
-        with self.inputs() as (inputs, call), without_norms(self.model):
-            for n, check in checks.items():
-                check(self.model, groups, inputs, call)
-                checked.add((n, names))
-
     def costs(
         self,
         groups: list,  # Some of the model's groups
@@ -118,6 +105,22 @@ class ChannelSource:
                 found.flops = flop_counts(found.groups, model, lambda m: (call or call_model)(m, inputs))
         flops, heads = found.flops
         return ChannelCosts(groups, flops, by_group=heads)
+
+# %% ../../nbs/engine/channel_targets.ipynb #9387e90a
+@patch
+def check(
+    self: ChannelSource,
+    groups: list,  # Of `ChannelGroup`, those to prune
+) -> None:
+    "Make sure that the channels can be cut, by `CHANNEL_CHECKS`; raises `ValueError`. Not without an example"
+    checked, names = self._entry().checked, tuple(g.name for g in groups)
+    checks = [n for n in CHANNEL_CHECKS if (n, names) not in checked]
+    if not checks or type(self) is ChannelSource and self.example is None:
+        return
+    with self.inputs() as (inputs, call), without_norms(self.model):
+        for n in checks:
+            CHANNEL_CHECKS[n](self.model, groups, inputs, call)
+    checked.update((n, names) for n in checks)
 
 # %% ../../nbs/engine/channel_targets.ipynb #ed0e4fac
 def sparsities_within(
