@@ -134,6 +134,14 @@ class _Owners:
                 self.places.pop(_storage(t), None)  # written in place
 
 # %% ../../nbs/core/channel_cost.ipynb #a2ee01bc
+def _bilinear_flops(x, weight, *args, out_val=None):
+    "Those of `nn.Bilinear`, whose operation torch has no formula for"
+    return 2 * len(x) * weight.numel()
+
+
+_formulas = {**flop_registry, torch.ops.aten._trilinear: _bilinear_flops}
+
+
 class FlopCount(TorchDispatchMode):
     "Adds up the FLOPs of operations for each weight that they use, or for `self.owner` if they use none"
 
@@ -149,7 +157,7 @@ class FlopCount(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        count = flop_registry.get(func._overloadpacket)
+        count = _formulas.get(func._overloadpacket)
         if count is None and torch.is_inference_mode_enabled():  # there, layers are no operations of the registry
             with self:
                 if (out := func.decompose(*args, **kwargs)) is not NotImplemented:

@@ -125,7 +125,7 @@ def _make(name, units, joined, axes, constraints, label, heads):
     "The group of these units; None if it has to stay whole"
     units = _in_order(units, axes)
     found = _block_of(units, joined, constraints, label)
-    if found is None:
+    if found is None or found[0] == len(units) > 1:  # blocks of one stay
         return None
     blocks, block = found
     units = units[block.argsort(kind='stable')]

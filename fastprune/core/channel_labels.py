@@ -55,6 +55,12 @@ def keep_all(
                 units.keep(v.param(d))
 
 
+def _is_wide(value, n_dims, dims):
+    "Does an operand have several values along one of these dimensions of the result?"
+    own = [d - n_dims + len(value.shape) for d in dims]
+    return any(d >= 0 and value.shape[d] > 1 for d in own)
+
+
 def _at_best(value, n_dims, dims):
     "The label of an operand; a parameter's lies along the dimension in which the others have channels"
     ids = value.ids
@@ -81,7 +87,8 @@ def join_operands(
         return None
     dims = {d - i.ndim + len(shape) for i in labels for d in varying(i)}
     labels = [_at_best(v, len(shape), sorted(dims)) for v in values]
-    if any(i is None for i in labels) and not is_factor:
+    unknown = [v for v, i in zip(values, labels, strict=True) if i is None]
+    if unknown and not is_factor or any(_is_wide(v, len(shape), dims) for v in unknown):
         keep_all(units, values)
     labels = [i for i in labels if i is not None]
     if not labels:

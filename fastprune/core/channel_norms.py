@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .channel_index import Slots
+from .encoders import leave_nested, return_nested
 from .names import unwrap
 
 # %% ../../nbs/core/channel_norms.ipynb #5403020e
@@ -107,13 +108,15 @@ def hold_norms(
     norms: Slots,  # The places with role 'norm'
     kept: list,  # Bool tensor [n] for each group: which channels stay
 ) -> None:
-    "Let norms average over the kept channels from now on"
+    """Let norms average over the kept channels from now on. Encoders of torch's with such norms then make no nested
+    tensors, until `release_norms`; outputs are 0 at padded positions as before"""
     model = unwrap(model)
     for place, stay in norms.stay(kept):
         module = model.get_submodule(place.name)
         hook = _hook_of(module)
         if hook is None:
             module.register_forward_hook(hook := KeptNorm(module))
+            leave_nested(model, module)
             recompile()
         hook.update(stay)
 
@@ -141,3 +144,4 @@ def release_norms(model: nn.Module) -> None:
             if isinstance(hook, KeptNorm):
                 del m._forward_hooks[key]
                 recompile()
+    return_nested(unwrap(model))

@@ -6,13 +6,14 @@
 __all__ = ['in_order', 'parameter_value', 'Tracer']
 
 # %% ../../nbs/core/channel_trace.ipynb #1e5fb9cf
+import torch
 from torch import nn
 
 from .channel_attention import attention_rule
 from .channel_calls import Call, filled
 from .channel_labels import Value, along, keep_all
 from .channel_layers import Namer, layer_rule
-from .channel_rules import is_share, outputs_of
+from .channel_rules import FACTORS, is_share, outputs_of
 from .channel_units import Units
 from .channel_views import operation
 
@@ -52,6 +53,25 @@ def parameter_value(
     return Value(tuple(p.shape), label(dims[-1]), label)
 
 # %% ../../nbs/core/channel_trace.ipynb #044f72b1
+def _own_tensors(model):
+    "Where buffers, and tensors that are attributes, lie in memory"
+    attributes = (t for m in model.modules() for t in vars(m).values() if isinstance(t, torch.Tensor))
+    return {t.untyped_storage().data_ptr() for t in (*model.buffers(), *attributes) if t.layout == torch.strided}
+
+
+def _factor(fn, i, own):
+    "What is known about an operand of a product that needs no gradient, if it is one of the model's own tensors"
+    if operation(fn) not in FACTORS or i > 1:
+        return None
+    try:
+        t = fn._saved_other if i else fn._saved_self
+    except (AttributeError, RuntimeError):  # none is saved, or it has been changed since
+        return None
+    if not isinstance(t, torch.Tensor) or t.untyped_storage().data_ptr() not in own:
+        return None
+    return Value(tuple(t.shape), None, traced=False)
+
+
 def _named(namer, fn, call):
     "An operation as messages have it"
     if call:
@@ -70,13 +90,11 @@ class Tracer:
     ):
         self.units = Units()
         self.namer = Namer(model, self.units)
-        self.calls = {}
+        self.calls, self.own = {}, _own_tensors(model)
         self.values = {}  # node -> `Value` of each output
         self.others = {}  # node -> numbers that have to stay if one of its later outputs is used
 
     def _input(self, fn, nr):
-        if fn is None:
-            return None
         if nr and fn in self.others:
             self.units.keep(self.others[fn])
         return self.values[fn][nr]
@@ -100,7 +118,9 @@ class Tracer:
             self.values[fn] = [parameter_value(self.namer, fn.variable)]
             return
         shapes = [tuple(i.shape) for i in fn._input_metadata]
-        inputs = [self._input(f, nr) for f, nr in fn.next_functions]
+        inputs = [
+            _factor(fn, i, self.own) if f is None else self._input(f, nr) for i, (f, nr) in enumerate(fn.next_functions)
+        ]
         self.units.operation = _named(self.namer, fn, call := self.calls.get(fn))
         labels = self._call(call, inputs[1:], shapes, fn) if call else outputs_of(self.units, fn, inputs, shapes)
         shares = call is None and is_share(fn, inputs)

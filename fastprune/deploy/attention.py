@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..core.encoders import leave_nested
 from ..core.weights import prunable_weights
 from .modules import ModuleCalls, has_hooks, linear_layer, replace_module, zero_fraction
 
@@ -174,5 +175,4 @@ def without_fused_path(
     for m in model.modules():
         if isinstance(m, nn.TransformerEncoderLayer):
             m.activation_relu_or_gelu = 0
-        if isinstance(m, nn.TransformerEncoder):
-            m.use_nested_tensor = m.enable_nested_tensor = False
+    leave_nested(model)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
+from ..core.encoders import fit_nested
 from .attention import attention_results, check_attention_call, score_mask, with_batch_first
 from .modules import replace_module
 
@@ -117,9 +118,6 @@ def replace_attention(
     for a in ('_forward_hooks', '_forward_hooks_with_kwargs', '_forward_pre_hooks', '_forward_pre_hooks_with_kwargs'):
         getattr(new, a).update(getattr(m, a))
     replace_module(model, name, new)
-    for outer in model.modules():
-        if isinstance(outer, nn.TransformerEncoder):  # nested tensors are for its fused path
-            outer.use_nested_tensor = outer.enable_nested_tensor = False
     return new
 
 
@@ -135,6 +133,7 @@ def fit_attention(
             m.fit()
         elif isinstance(m, nn.MultiheadAttention) and _fit_torch(m) is not m:
             replace_attention(model, name)
+    fit_nested(model)
 
 # %% ../../nbs/deploy/channel_attention.ipynb #9bd5d764
 _counts = 'num_heads', 'num_attention_heads', 'n_heads', 'n_head', 'num_key_value_heads', 'num_kv_heads'

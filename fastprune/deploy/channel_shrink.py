@@ -13,11 +13,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..core.channel_norms import release_norms
+from ..core.channel_index import Slots
+from ..core.channel_norms import hold_norms, release_norms
 from ..core.checks import check_number, check_whole
 from ..core.copies import copy_model
 from ..core.generators import forked_rng
-from .channel_cut import cut_groups
+from .channel_cut import cut_groups, groups_left
 from .constants import model_outputs, output_distance, similar_inputs
 from .costs import count_flops, megabytes, milliseconds
 from ..learner.inputs import at_most
@@ -104,25 +105,42 @@ def _exact():
         torch.set_float32_matmul_precision(matmul)
 
 
-def _difference(model, outputs, runs, groups, kept):
-    "The largest difference of outputs if these channels are cut out of a copy, and the copy and what was cut"
-    small = copy_model(model)
+def _difference(model, outputs, runs, groups, kept, alone=None):
+    """The largest difference of outputs if these channels are cut out of a copy, and the copy and what was cut. Those
+    of one group `alone` can be cut: the others stay masked"""
+    small, cut = copy_model(model), kept
     release_norms(small)
-    cuts = cut_groups(small, groups, kept)
+    if alone is not None:
+        cut = [k if g is alone else torch.ones_like(k) for g, k in zip(groups, kept, strict=True)]
+    cuts = cut_groups(small, groups, cut)
+    if alone is not None:
+        rest = [k[k] if g is alone else k for g, k in zip(groups, kept, strict=True)]
+        device = next(small.parameters()).device
+        hold_norms(small, Slots(groups_left(groups, cut, cuts), ('norm',), device), rest)
     now = [model_outputs(small, x) for x in runs]
     return max(output_distance(a, b) for a, b in zip(outputs, now, strict=True)), small, cuts
 
 # %% ../../nbs/deploy/channel_shrink.ipynb #2870344b
-def _culprit(model, outputs, runs, groups, kept, limit):
-    "The name of the first group that changes an output by itself"
-    for g, k in zip(groups, kept, strict=True):
+_most = 6  # groups that are named
+
+
+def _those_of(names):
+    return f'those of {", ".join(map(repr, names))}'
+
+
+def _culprits(model, outputs, runs, groups, kept, limit):
+    "The names of the first groups that change an output by themselves"
+    found = []
+    for g in groups:
+        if len(found) == _most:
+            return f'{_those_of(found)} and others'
         try:
-            if _difference(model, outputs, runs, [g], [k])[0] <= limit:
+            if _difference(model, outputs, runs, groups, kept, g)[0] <= limit:
                 continue
         except Exception:  # the model's code has a number of channels in it
             pass
-        return f'those of {g.name!r}'
-    return 'no group by itself'
+        found.append(g.name)
+    return _those_of(found) if found else 'no group by itself'
 
 
 @forked_rng()
@@ -133,23 +151,26 @@ def cut_copy(
     groups: list,  # Of `ChannelGroup`
     kept: list,  # Bool tensor [n] for each group: which channels stay
     tol: float = 1e-5,  # Largest difference of outputs, relative to the largest output, in (0,1)
+    similar: bool = True,  # Compare outputs for `similar_inputs`, too?
 ) -> tuple:  # The smaller copy, and what was cut out of each tensor
-    """Cut channels out of a copy of the model. Raises `ValueError` if its outputs differ, with the name of a group
-    that changes them"""
+    """Cut channels out of a copy of the model. Raises `ValueError` if its outputs differ, with the names of groups
+    that change them"""
     check_number('the largest difference of outputs, relative to the largest output, in (0,1)', '(0,1)', tol=tol)
-    runs = [inputs, similar_inputs(inputs)]
+    runs = [inputs, similar_inputs(inputs)] if similar else [inputs]
     outputs = [model_outputs(model, x) for x in runs]
     floats = [t for t in outputs[0] if t.is_floating_point()]
     limit = max([tol, *(16 * torch.finfo(t.dtype).eps for t in floats)])
     try:
         apart, small, cuts = _difference(model, outputs, runs, groups, kept)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as e:
-        who = _culprit(model, outputs, runs, groups, kept, limit)
+        who = _culprits(model, outputs, runs, groups, kept, limit)
         raise ValueError(
             f"{type(model).__name__} can't run without these channels, {who}: `exclude` them when you prune: {e}"
         ) from e
     if apart > limit:
-        who = _culprit(model, outputs, runs, groups, kept, limit)
+        who = _culprits(model, outputs, runs, groups, kept, limit)
         raise ValueError(
             f"{type(model).__name__} gives other outputs without these channels, by {apart:.1e} of the largest: {who}. "
             'Are all their weights, biases and norms zero, as masks make them? Else `exclude` them when you prune'

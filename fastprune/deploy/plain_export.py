@@ -55,6 +55,7 @@ def without_ours(
 
 
 _by_value = (
+    'core.encoders',
     'deploy.attention',
     'deploy.channel_attention',
     'zoo.models',

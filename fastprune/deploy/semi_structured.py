@@ -18,6 +18,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from ..core.checks import check_number
 from ..core.computed import check_not_torch_pruned
 from ..core.copies import copy_model
+from ..core.encoders import leave_nested
 from ..core.names import unwrap
 from ..core.weights import prunable_weights
 from .forms import FORM_ERRORS
@@ -122,13 +123,6 @@ def _time_layers(model, names, inputs, seconds):
     return results
 
 # %% ../../nbs/deploy/semi_structured.ipynb #e6388904
-def _without_nested(model):
-    "2:4 products take no nested tensors"
-    for m in model.modules():
-        if isinstance(m, nn.TransformerEncoder):
-            m.use_nested_tensor = False
-
-
 def _all_packed(model, names):
     "The model with all of these weights packed, in place"
     places = parameter_places(model)
@@ -137,7 +131,7 @@ def _all_packed(model, names):
         packed = semi_structured_linear(layers[0]).weight
         for m in layers:
             pack_in_place(m, packed)
-    _without_nested(model)
+    leave_nested(model)  # 2:4 products take no nested tensors
     return model
 
 
@@ -146,7 +140,7 @@ def _fastest(dense, report, names, inputs, seconds):
     with torch.no_grad():
         call_example(dense, inputs)
         sparse = copy_model(dense)
-        _without_nested(sparse)
+        leave_nested(sparse)
         results = _time_layers(sparse, names, inputs, seconds)
         ms = latency({'dense': dense, '2:4': sparse}, inputs, min(2.0, seconds)).ms.to_dict()
     form, why = 'dense', 'no layer is faster as 2:4'

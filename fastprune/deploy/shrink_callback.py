@@ -8,6 +8,7 @@ __all__ = ['ShrinkCallback']
 # %% ../../nbs/deploy/shrink_callback.ipynb #0672e027
 import math
 import time
+import warnings
 
 import torch
 from fastai.basics import Callback, Learner, patch
@@ -17,6 +18,7 @@ from ..core.checks import check_number, check_whole
 from ..core.displays import constructor_call
 from ..core.granularity import check_granularity
 from ..core.names import unwrap
+from . import channel_trial as channel_trial  # adds a check before training
 from .channel_learner import check_masters, cut_learner, drop_whole_masks
 from .channel_shrink import cut_copy
 from .shrunk_file import name_remedy
@@ -56,8 +58,8 @@ def _are_final(
 class ShrinkCallback(Callback):
     """Cuts channels out of the model during a fit, at the ends of epochs, as soon as nothing can bring them back. Use
     it with masks of channels, as `SparsifyCallback(granularity='channel')` makes them. Weights, masks and the state of
-    the optimizer are cut alike. Raises `ValueError` before a fit in several processes, and for callbacks that load
-    weights of earlier epochs or need layers of the same width"""
+    the optimizer are cut alike. If outputs would differ it warns, and the fit goes on with masks. Raises `ValueError`
+    before a fit in several processes, and for callbacks that load weights of earlier epochs or need equal widths"""
 
     __repr__ = constructor_call
     order, run_valid = 58, False  # after SparsifyCallback, before what shows or logs the table
@@ -69,7 +71,7 @@ class ShrinkCallback(Callback):
     ):
         check_whole('epochs', every=every)
         check_number('the largest difference of outputs, relative to the largest output, in (0,1)', '(0,1)', tol=tol)
-        self.every, self.tol = every, tol
+        self.every, self.tol, self.failed = every, tol, False  # failed: channels could not be cut in the last fit
         self.items_per_s, self.weights = [], []  # of each epoch of the last fit: speed, and number of weights
 
     def begin_fit(self) -> None:
@@ -87,7 +89,7 @@ class ShrinkCallback(Callback):
                 'ShrinkCallback: DistributedDataParallel needs parameters that keep their shapes: call '
                 '`learn.shrink()` after the fit'
             )
-        self.items_per_s, self.weights = [], []
+        self.items_per_s, self.weights, self.failed = [], [], False
         for cb in self.learn.cbs:
             check_masters(cb)
             if hasattr(type(cb), 'is_checkpoint') or isinstance(cb, SaveModelCallback) and not cb.at_end:
@@ -147,8 +149,9 @@ def after_validate(self: ShrinkCallback) -> None:
 @patch
 def after_epoch(self: ShrinkCallback) -> None:
     last = self.epoch == self.n_epoch - 1
-    if self._counts and self._x is not None and (last or not (self.epoch + 1) % self.every):
-        _cut_final(self.learn, self._x, self.tol)
+    due = self._counts and self._x is not None and (last or not (self.epoch + 1) % self.every)
+    if due and not self.failed:
+        self.failed = _cut_final(self.learn, self._x, self.tol) is None
     self._x = None
 
 # %% ../../nbs/deploy/shrink_callback.ipynb #a2613e93
@@ -156,7 +159,7 @@ def _cut_final(
     learn: Learner,  # In a fit
     inputs: Inputs,  # To compare outputs on
     tol: float,  # Largest difference of outputs, relative to the largest output, in (0,1)
-) -> bool:  # Was anything cut?
+) -> bool | None:  # Was anything cut? None if a cut would change outputs
     "Cut channels that nothing can bring back out of the Learner's model"
     keeper = keeper_of(learn)
     pruning = [cb for cb in learn.cbs if isinstance(cb, SparsifyCallback) and cb.active]
@@ -166,7 +169,10 @@ def _cut_final(
     if all(k.all() for k in kept):
         return False
     model = unwrap(learn.model)
-    cut_copy(model, inputs, groups, kept, tol)
+    try:
+        cut_copy(model, inputs, groups, kept, tol)
+    except ValueError as e:
+        return warnings.warn(f'ShrinkCallback cuts no channels, and the fit goes on with masks: {e}', stacklevel=2)
     cut_learner(learn, groups, kept)
     name_remedy(model)
     return True

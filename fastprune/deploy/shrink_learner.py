@@ -16,6 +16,7 @@ from ..core.channels import kept_channels
 from ..core.checks import check_whole
 from ..core.masks import Masks
 from ..core.names import unwrap
+from . import channel_trial as channel_trial  # adds a check before training
 from .channel_learner import cut_learner
 from .channel_shrink import round_widths, shrink_channels
 from .cut import cut_channels

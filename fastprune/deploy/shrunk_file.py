@@ -16,6 +16,7 @@ from fastai.basics import Learner
 from torch import nn
 
 from ..core.channel_norms import KeptNorm
+from ..core.encoders import fit_nested
 from ..core.files import load_tensors, save_state
 from ..core.json_files import error_line, strict_json
 from ..core.names import unwrap
@@ -117,6 +118,7 @@ def _fit_sizes(model, modules):
             if a not in _widths or a not in old or not _no_wider(v, old[a], least=a != 'channel_padding'):
                 raise ValueError(f'{a} of {n!r} is {v} in the file, and {old.get(a)} in make_model()')
             setattr(m, a, tuple(v) if isinstance(v, list) else v)
+    fit_nested(model)
 
 # %% ../../nbs/deploy/shrunk_file.ipynb #e080054f
 def _check_widths(module, state, prefix, *args):

@@ -45,7 +45,8 @@ class WeightFile:
 
     def weight_names(self) -> list:
         "Names of the weights, by mask or name. Raises `ValueError` if there are none, or too many for a table"
-        masked = lambda n, t: n in self.masks and t.is_floating_point()
+        tied = any(m.ndim < 2 for m in self.masks.values())  # of channels: norms and tables have masks, too
+        masked = lambda n, t: not tied and n in self.masks and t.is_floating_point()
         names = [n for n, t in self.tensors().items() if masked(n, t) or named_as_weight(n, t)]
         if not names:
             raise ValueError(f"{self.path} has no weights that can be pruned")

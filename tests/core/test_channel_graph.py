@@ -447,8 +447,46 @@ def test_shuffled_pixels_and_channels():
         conv(8, 2),
     )
     groups = check_exact(nn.Sequential(*layers), image(8))
-    assert [g.n for g in groups] == [4, 3, 8]
-    assert groups[2].places[-1].channels.tolist() == [0, 2, 4, 6, 1, 3, 5, 7] and groups[2].blocks == 4
+    assert [g.n for g in groups] == [4, 3, 2]
+    # the first channels of all blocks come before the second ones, in a smaller network, too
+    assert groups[2].places[0].channels.tolist() == [0, 1] * 4 and groups[2].blocks == 1
+    assert groups[2].places[-1].channels.tolist() == [0] * 4 + [1] * 4
+
+
+class Scaled(nn.Module):
+    "A product with a constant"
+
+    def __init__(self, *shape, divide=False, buffer=True):
+        super().__init__()
+        self.a, self.b, self.divide = nn.Linear(3, 8), nn.Linear(8, 2), divide
+        self.register_buffer('factor', torch.rand(shape) + 1) if buffer else setattr(self, 'factor', torch.ones(shape))
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(x / self.factor if self.divide else self.factor.view_as(self.factor) * x)
+
+
+def test_products_with_constants_as_wide_as_the_channels_keep_them():
+    x = torch.randn(2, 5, 3)
+    for wide in (Scaled(8), Scaled(5, 8, divide=True), Scaled(1, 5, 8, buffer=False)):
+        groups, why = trace_channels(wide, x)
+        assert groups == [] and why == {'a.weight': 'Div' if wide.divide else 'Mul', 'b.weight': why['b.weight']}
+    for narrow in (Scaled(), Scaled(5, 1), Scaled(1, divide=True)):
+        assert sizes(check_exact(narrow, x)) == [8]
+
+
+def test_a_product_with_what_has_no_channels_of_its_own():
+    "The other factor is as wide, whatever is cut"
+    model = nn.Sequential(nn.Linear(3, 8), Apply(lambda x: x.sin() * x.cumsum(-1)), nn.Linear(8, 2))
+    assert find_channels(model, torch.randn(2, 3)) == []
+
+
+def test_shuffled_channels_that_a_grouped_convolution_reads():
+    model = nn.Sequential(conv(3, 16), nn.ChannelShuffle(4), conv(16, 8, groups=2), nn.ReLU(), conv(8, 2))
+    groups = check_exact(model, image(8))
+    assert [(g.n, g.blocks) for g in groups] == [(4, 2), (8, 2)]
+    one_each = nn.Sequential(conv(3, 16), nn.ChannelShuffle(4), conv(16, 8, groups=4), nn.ReLU(), conv(8, 2))
+    assert [(g.n, g.blocks) for g in check_exact(one_each, image(8))] == [(8, 4)]
 
 
 def test_convolutions_with_groups_lose_equally_many_in_each():

@@ -10,8 +10,8 @@ from torch import nn
 from fastprune.all import SparsifyCallback, cifar_resnet, one_shot
 from fastprune.core.channel_graph import find_channels
 from fastprune.deploy import latency_target
-from fastprune.deploy.latency_target import first_channels, least_sparsity
-from fastprune.learner.inputs import tensors_in
+from fastprune.deploy.latency_target import first_channels, least_sparsity, relative_latency
+from fastprune.learner.inputs import as_inputs, call_model, tensors_in
 from fastprune.zoo.data import TensorData
 
 pytestmark = pytest.mark.cpu_only  # groups are found on the CPU
@@ -140,8 +140,13 @@ class Fixed(nn.Module):
 
 
 def test_a_model_that_cannot_be_smaller(clock):
+    learn = learner(Fixed())
+    with pytest.raises(ValueError, match="Fixed can't run without these channels, those of 'a.weight': `exclude` them"):
+        learn.sparsity_for(0.5)
+    inputs = as_inputs(learn.dls.one_batch()[0], learn.model)
+    groups = find_channels(learn.model, inputs, call_model)
     with pytest.raises(ValueError, match="Fixed can't run with fewer channels, `exclude` them"):
-        learner(Fixed()).sparsity_for(0.5)
+        relative_latency(learn.model, groups, first_channels(groups, {g.name: g.n // 2 for g in groups}), inputs, 1)
 
 
 def test_the_first_channels_of_each_block():

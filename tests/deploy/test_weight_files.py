@@ -246,6 +246,18 @@ def test_masks_of_whole_numbers(tmp_path):
     assert list(compare_files(tmp_path / 'a', tmp_path / 'a').layers.index) == ['fc.weight', 'total']
 
 
+def test_masks_of_channels(tmp_path):
+    "Norms and biases have masks, too, and are no weights"
+    names, kept = ('0.weight', '0.bias', '1.weight', '1.bias'), torch.arange(30) > 3
+    state = {n: torch.ones(30, 30) if n == '0.weight' else torch.ones(30) for n in names}
+    masks = {n: kept[:, None].expand(30, 30).clone() if n == '0.weight' else kept for n in names}
+    save_sparse({n: t * masks[n] for n, t in state.items()}, tmp_path / 'a', masks=masks)
+    torch.save(state, tmp_path / 'b.pth')
+    table = compare_files(tmp_path / 'a', tmp_path / 'b.pth').layers
+    assert list(table.index) == ['0.weight', 'total']
+    assert table.loc['total', ['weights a', 'weights b', 'nonzero a']].tolist() == [900, 900, 780]
+
+
 def test_numbers_that_are_no_networks(tmp_path):
     pytest.importorskip('torchvision')
     state = make_model('squeezenet1_1', 3, 32).state_dict()

@@ -33,6 +33,14 @@ def test_a_layer_in_inference_mode():
     assert counted.flops == {'w': 2 * 3 * 4 * 8}
 
 
+@pytest.mark.parametrize('context', [torch.no_grad, torch.inference_mode])
+def test_a_bilinear_layer(context):
+    model = nn.Bilinear(4, 5, 6)
+    with context(), plain_operations(), FlopCount({'w': model.weight}, model) as counted:
+        model(torch.randn(3, 7, 4), torch.randn(3, 7, 5))
+    assert counted.flops == {'w': 2 * 3 * 7 * 4 * 5 * 6}
+
+
 class Scaled(nn.Module):
     def __init__(self):
         super().__init__()

@@ -244,7 +244,7 @@ def test_checkpoint_resumes_to_the_bit(learner, model, how):
 def test_a_second_fit_finds_the_same_groups(learner, monkeypatch):
     learn = made(learner)
     fit(learn, 1, SparsifyCallback(0.25, granularity='channel'))
-    monkeypatch.setattr(channel_targets, 'find_channels', None)  # not traced again
+    monkeypatch.setattr(channel_targets, 'trace_channels', None)  # not traced again
     fit(learn, 1, SparsifyCallback(0.5, granularity='channel'))
     assert channels(learn) == [4, 6]
     groups = learn.keep_masks.channels.channels
