@@ -66,17 +66,12 @@ def check_retrain(
     schedule: str,  # As for `retrain`, and so are the others
     params: str,
     lr_scale: float,
-    rank: int = 16,
-    alpha: float | None = None,
 ) -> None:
     "Raise `ValueError` for arguments of `retrain` that fit no Learner"
     check_whole(epochs=epochs)
     check_retraining(schedule=schedule)
     check_params(params)
     check_number('a number above 0', '(0,inf)', lr_scale=lr_scale)
-    for name, value, usual in (('rank', rank, 16), ('alpha', alpha, None)):
-        if value != usual and 'lora' not in params.split('+'):
-            raise ValueError(f"{name}={value!r} is about the terms of 'lora', and params is {params!r}: leave it out")
 
 
 def planned_rates(
@@ -177,7 +172,7 @@ def retrain(
     lr_scale: float = 1.0,  # Factor of the schedule's rates (> 0)
 ) -> None:
     "Retrain a pruned model with a schedule from the rates of its original training (Zimmer et al. 2023)"
-    check_retrain(epochs, schedule, params, lr_scale, rank, alpha)
+    check_retrain(epochs, schedule, params, lr_scale)
     check_unfrozen(self)
     if self.masks is None and not (params == 'all' and self.__dict__.get('_is_cut')):
         raise ValueError("nothing is pruned: call `learn.prune` first")

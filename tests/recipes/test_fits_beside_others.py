@@ -198,14 +198,6 @@ def test_thresholds_above_all_weights():
         STR(0.9, s_init=5)
 
 
-@pytest.mark.parametrize('more', [dict(rank=4), dict(alpha=8.0, params='norm+bias')])
-def test_rank_and_alpha_are_about_low_rank_terms(learner, more):
-    learn = learner(**FEW)
-    learn.prune(0.5)
-    with pytest.raises(ValueError, match="(rank=4|alpha=8.0) is about the terms of 'lora', and params is"):
-        learn.retrain(1, 'llr', history=[0.1], **more)
-
-
 def test_a_rate_of_rounds_that_lacks_arguments(learner):
     with pytest.raises(
         ValueError, match="max_lr=s_cyc_max_lr.* can't be called with the number of completed rounds alone"
