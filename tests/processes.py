@@ -151,6 +151,12 @@ class Ended(subprocess.CompletedProcess):
         self.ends, self.crashed = ends, crashed
 
 
+def _said(err):
+    "The part of an output that tells most: the line in which a signal came, else the end"
+    before, fatal, after = err.partition('Fatal Python error')
+    return (fatal + after)[:2000] if fatal else before[-2000:]
+
+
 def _outcome(processes, outputs, timeout):
     "What came of them when all have ended, or at once where one has failed. Those that are killed here did not crash"
     end, left = time.monotonic() + timeout, {p.sentinel: p for p in processes}
@@ -166,8 +172,7 @@ def _outcome(processes, outputs, timeout):
         process.join()
     out, err = ([p.read_text() for p in paths] for paths in zip(*outputs, strict=True))
     codes = [p.exitcode for p in processes]
-    said = [e.partition('\nExtension modules:')[0][-2000:] for e in err]  # faulthandler lists some hundred of them
-    ends = [f'rank {i} ended with {c}: {e}' for i, (c, e) in enumerate(zip(codes, said, strict=True)) if c]
+    ends = [f'rank {i} ended with {c}: {_said(e)}' for i, (c, e) in enumerate(zip(codes, err, strict=True)) if c]
     code = next(filter(None, codes), 0)
     return Ended(code, '\n'.join(filter(None, out)), '\n'.join(filter(None, err)), ends, crashed)
 
