@@ -5662,8 +5662,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'fastprune/training/adapters.py'),
                                              'fastprune.training.adapters.LearnerOptimizer.__init__': ( 'training/adapters.html#learneroptimizer.__init__',
                                                                                                         'fastprune/training/adapters.py'),
-                                             'fastprune.training.adapters._dense_l2': ( 'training/adapters.html#_dense_l2',
-                                                                                        'fastprune/training/adapters.py'),
                                              'fastprune.training.adapters.coupled_decay': ( 'training/adapters.html#coupled_decay',
                                                                                             'fastprune/training/adapters.py'),
                                              'fastprune.training.adapters.optimizer_of': ( 'training/adapters.html#optimizer_of',

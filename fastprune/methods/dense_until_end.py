@@ -16,6 +16,7 @@ from fastcore.meta import delegates
 
 from ..core.checks import check_number
 from ..core.compute import compute_masks
+from ..core.dense import dense_gradients
 from ..core.masks import Masks
 from ..criteria.ranking import ranked
 from ..criteria.weights import magnitude
@@ -109,6 +110,8 @@ class GSM(DenseUntilEnd):
         active = self.largest({n: score(n, p) for n, p in weights.items()})
         for n, g in grads.items():
             g.mul_(active[n])
+        # decay can't be added to sparse gradients
+        dense_gradients(p for group in self.engine.optimizer.groups for p in group)
         self.coupling = contextlib.ExitStack()
         self.coupling.enter_context(self.engine.optimizer.coupled_decay())
 

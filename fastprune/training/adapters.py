@@ -69,13 +69,6 @@ class LearnerMasks:
         return parameters_of(self.learn)
 
 # %% ../../nbs/training/adapters.ipynb #8d9c7b37
-def _dense_l2(p, lr, wd, **kwargs):
-    "`l2_reg`, also of an embedding with sparse gradients"
-    if p.grad is not None and p.grad.is_sparse:
-        p.grad = p.grad.to_dense()
-    l2_reg(p, lr, wd, **kwargs)
-
-
 class FastaiOptimizer(TorchOptimizer):
     "One of fastai's optimizers"
 
@@ -93,12 +86,12 @@ class FastaiOptimizer(TorchOptimizer):
         return self.inner.hypers
 
     def couples_decay(self, i: int) -> bool:
-        return any(f in (l2_reg, _dense_l2) for f in self.inner.cbs)
+        return l2_reg in self.inner.cbs
 
     @contextlib.contextmanager
     def coupled_decay(self) -> Iterator[None]:
         steppers = list(self.inner.cbs)
-        self.inner.cbs[:] = [_dense_l2 if f in (weight_decay, l2_reg) else f for f in steppers]
+        self.inner.cbs[:] = [l2_reg if f is weight_decay else f for f in steppers]
         try:
             yield
         finally:
