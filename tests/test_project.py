@@ -143,6 +143,8 @@ less = {
     "learn.plane(learn, *others, bn='recalibrate'": "learn.plane(learn, *others, 5, bn='recalibrate'",
     'drawn.losses.shape, (15, 15)': 'drawn.losses.shape, (5, 5)',
     "[sizes(dense, 'dense'), sizes(learn": '[sizes(learn',
+    'seeds=((0, 1), (2, 3)))\ntest_eq((same': 'seeds=((0, 1),))\ntest_eq((same',
+    'stability.step == 60]), [0, 0])': 'stability.step == 60]), [0])',
     'for k in (0, 300)': 'for k in (0, 60)',
     'learn.fit(300, float(5': 'learn.fit(60, float(5',
 }  # seconds of a timing, seeds of a table, images, channels, files of images, grids, sentences, epochs, sparsities,
@@ -158,13 +160,13 @@ class Less(test.NBProcessor):
         for cell in self.nb.cells:
             for all_of_it, part in json.loads(sys.argv[2]).items():
                 cell.set_source(cell.source.replace(all_of_it, part))
-            if sys.argv[3:] and not cell.source.startswith('#| export'):
+            if 'few' in sys.argv and not cell.source.startswith('#| export'):
                 few = lambda m: f"digits_dls({m[1] or ''}{', ' * bool(m[1])}valid_pct=0.1, test_pct=0.6)"
                 cell.set_source(re.sub(r'digits_dls\\((bs=\\w+)?\\)', few, cell.source))
 
 defaults.cpus = 0  # batches are made in this process
 test.NBProcessor = Less
-test.nbdev_test(path=sys.argv[1], n_workers=0)
+test.nbdev_test(path=sys.argv[1], n_workers=0, flags='slow' if 'whole' in sys.argv else '')
 """
 
 
@@ -173,8 +175,8 @@ all_digits = {'instability', 'paths', 'comparison', 'always_sparse', 'dense_behi
 all_digits |= {'planning', 'round_training', 'callback', 'identity', 'data'}
 
 
-def run_notebook(nb, replaced, *few):
-    r = python(running, nb, json.dumps(replaced), *few, folder=root, timeout=900)
+def run_notebook(nb, replaced, *how):
+    r = python(running, nb, json.dumps(replaced), *how, folder=root, timeout=900)
     assert r.returncode == 0 and 'Success' in r.stdout, r.stderr[-4000:]
 
 
@@ -183,17 +185,21 @@ def run_notebook(nb, replaced, *few):
     'nb', [pytest.param(nb, id=named(nb), marks=[pytest.mark.slow] * (nb.stem in slow)) for nb in notebooks]
 )
 def test_notebook_runs(nb):
-    """They train and time `less`, with the same code. Those that take minutes are whole, and run by hand, and so is
-    `data`, which counts images"""
-    whole = nb.stem in (*slow, 'data')
-    few = [] if whole or nb.stem in all_digits or nb.parent.name == 'tutorials' else ['few']
-    run_notebook(nb, {} if whole else less, *few)
+    """They train and time `less`, with the same code, but for cells with `#| slow`. Those that take minutes are whole,
+    and run by hand, and so is `data`, which counts images"""
+    if nb.stem in (*slow, 'data'):
+        run_notebook(nb, {}, 'whole')
+    else:
+        few = [] if nb.stem in all_digits or nb.parent.name == 'tutorials' else ['few']
+        run_notebook(nb, less, *few)
+
+
+def has_more(nb):
+    return nb.parent.name in ('tutorials', 'cookbook') or '"#| slow\\n"' in nb.read_text(encoding='utf-8')
 
 
 @pytest.mark.slow
 @pytest.mark.cpu_only
-@pytest.mark.parametrize(
-    'nb', [nb for nb in notebooks if nb.parent.name in ('tutorials', 'cookbook') and nb.stem not in slow], ids=named
-)
+@pytest.mark.parametrize('nb', [nb for nb in notebooks if has_more(nb) and nb.stem not in slow], ids=named)
 def test_whole_notebook_runs(nb):
-    run_notebook(nb, {})
+    run_notebook(nb, {}, 'whole')
