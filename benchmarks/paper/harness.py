@@ -12,11 +12,13 @@ import threading
 import time
 import traceback
 import warnings
+from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from statistics import mean
 
 import airbench
 import pandas as pd
@@ -358,12 +360,13 @@ def best_of(df, names, sparsity, epochs, within=1.0):
     seeds = search_seeds(df.images.max())
     at = df.method.isin(names.values()) & (df.epochs == epochs) & df.seed.isin(seeds)
     df = df.loc[at & ((df.sparsity - sparsity).abs() < 1e-9), ['method', 'what', 'value']]
-    accuracies, sparsities = (df[df.what == w].groupby('method').value for w in ('accuracy', 'sparsity'))
-    tried, accuracy, reached = accuracies.size(), accuracies.mean(), sparsities.mean()
-    if any(tried.get(m, 0) < len(seeds) for m in names.values()):
+    found = defaultdict(list)
+    for o in zip(df.method, df.what, df.value, strict=True):
+        found[o[:2]].append(o[2])
+    if any(len(found[m, 'accuracy']) < len(seeds) for m in names.values()):
         return None
-    fit = [x for x, m in names.items() if reached[m] <= sparsity + within]
-    return max(fit or names, key=lambda x: accuracy[names[x]])
+    fit = [x for x, m in names.items() if mean(found[m, 'sparsity']) <= sparsity + within]
+    return max(fit or names, key=lambda x: mean(found[names[x], 'accuracy']))
 
 
 def dense_cells(model, scale, seeds=range(1)):
