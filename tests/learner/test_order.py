@@ -61,7 +61,20 @@ def sampled():
 
 
 def persistent():
-    return torchs(num_workers=1, persistent_workers=True)
+    started.append(torchs(num_workers=1, persistent_workers=True))
+    return started[-1]
+
+
+started = []
+
+
+@pytest.fixture(autouse=True)
+def processes_end_with_the_test():
+    "The garbage collector waits for each of them, five seconds"
+    yield
+    while started:
+        if loaded := started.pop()._iterator:
+            loaded._shutdown_workers()
 
 
 def streamed():
@@ -179,6 +192,7 @@ def test_targets_may_come_from_a_callback():
             check_targets(other, dl=dls.valid)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('loader', [*SHUFFLED, persistent])
 def test_skipped_epochs_draw_their_order(loader):
     learn = make(loader)
@@ -190,6 +204,7 @@ def test_skipped_epochs_draw_their_order(loader):
     assert same(trained(learn, 3, [StartAt(n + 1)]).batches, whole[n + 1 :])
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('loader', [*SHUFFLED, persistent, streamed])
 def test_a_criterion_leaves_the_running_epoch_alone(loader):
     seen = []
