@@ -104,7 +104,7 @@ SAME_ORDER = dict(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_par
 def fits(out, part):
     "Fits that are not stopped (`whole`), that are (`stopped`), and that go on (`again`)"
     for name, method in METHODS.items():
-        learn, cbs = learner(out), [method(0.8)]
+        learn, cbs = learner(out, bs=24, valid_pct=0.05, test_pct=0.7), [method(0.8)]  # 9 steps in each epoch
         if part == 'again':
             random.seed(99)
             np.random.seed(99)

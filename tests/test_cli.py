@@ -41,8 +41,10 @@ def command(*args):
     return python(script, *args)
 
 
-def test_default_job_without_torchvision(tmp_path):
-    r = process(sys.executable, '-c', blocked, cwd=tmp_path)
+@pytest.mark.parametrize('epochs', [pytest.param(12, marks=pytest.mark.slow), 3])
+def test_default_job_without_torchvision(tmp_path, epochs):
+    flags = [] if epochs == 12 else ['--epochs', epochs]
+    r = process(sys.executable, '-c', blocked, *flags, cwd=tmp_path)
     assert r.returncode == 0, r.stderr
     out = tmp_path / 'fastprune_out'
     assert sorted(p.name for p in out.iterdir()) == ['layers.png', 'model.pth', 'report.csv', 'training.png']
@@ -50,7 +52,8 @@ def test_default_job_without_torchvision(tmp_path):
     table = lines[next(i for i, line in enumerate(lines) if line.split()[:1] == ['run']) :]
     assert table[0].split() == ['run', 'sparsity', 'accuracy', 'weights', 'left', 'seconds']
     dense, pruned = table[1].split(), table[2].split()
-    assert float(dense[2]) > 0.95 and float(pruned[3]) > 0.93 and pruned[2] == '0.9000'
+    least = 0.93 if epochs == 12 else 0.6
+    assert float(dense[2]) > least + 0.02 and float(pruned[3]) > least and pruned[2] == '0.9000'
     state = torch.load(out / 'model.pth', weights_only=True)
     digits_convnet().load_state_dict(state)
     report = pd.read_csv(out / 'report.csv', index_col='name')
@@ -105,6 +108,7 @@ def test_folder_and_architecture(tmp_path, images):
     assert total.nonzero == total.weights - round(0.5 * total.weights)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'flags',
     [
@@ -136,7 +140,7 @@ def test_flags(tmp_path, flags):
         assert report.sparsity[['0.0.weight', '5.weight']].tolist() == [0, 0] and report.nonzero['1.0.weight'] == 1843
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'args,message',
     [
@@ -212,6 +216,7 @@ def test_pretrained_weights_are_loaded(tmp_path, images, downloads):
     assert report.sparsity['total'] == pytest.approx(0.6, abs=1e-4)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('how', [dict(granularity='filter'), dict(exclude='1.*'), dict(granularity='channel')])
 def test_a_pretrained_body_is_pruned_also_before_it_is_unfrozen(downloads, recwarn, how):
     "It is frozen in the first epoch alone"
@@ -239,6 +244,7 @@ def test_a_size_that_a_pretrained_network_cannot_take(tmp_path, downloads, capsy
     assert 'epoch' not in capsys.readouterr().out and not (tmp_path / 'out').exists()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('arch', ['vit_b_32', 'googlenet', 'mobilenet_v3_small', 'vit_tiny_patch16_224', 'resnet10t'])
 def test_any_name_makes_a_network(arch):
     if arch in ('vit_tiny_patch16_224', 'resnet10t'):

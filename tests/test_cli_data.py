@@ -55,6 +55,7 @@ def test_images_are_augmented_if_asked(tmp_path):
     assert torch.equal(x, same)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('criterion', ['snip', 'grasp', 'synflow', 'wanda'])
 def test_criteria_that_look_at_batches(tmp_path, criterion):
     main(criterion=criterion, epochs=1, valid_pct=0.7, sparsity=0.5, out=str(tmp_path))

@@ -30,12 +30,13 @@ def check(results, loads=()):
     return [r for r in results if not r.error and r.name not in loads]
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('kind', FILES)
 def test_damaged_files(tmp_path, kind):
     check(run(40, tmp_path, 'files', [kind]))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('kind', FOLDERS)
 def test_damaged_folders(tmp_path, kind):
     check(run(10, tmp_path, 'folders', [kind]))

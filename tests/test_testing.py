@@ -110,6 +110,7 @@ broken = [
 ]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('method, check, message', broken, ids=lambda o: getattr(o, '__name__', None))
 def test_a_broken_method_fails_by_its_check(method, check, message):
     with pytest.raises(AssertionError, match=f'(?s)^{check}: .*{message}'):

@@ -171,12 +171,12 @@ def of_a_notebook():
 
 def test_workers_give_the_same_table(tmp_path):
     made, methods, counted = of_a_notebook()
-    all_of = partial(sweep, made, methods, (0.5, 0.9), seeds=(0, 1), measure=counted)
+    all_of = partial(sweep, made, methods, (0.9,), seeds=(0, 1), measure=counted)
     want = all_of(bar=False)
-    assert len(want) == 8 and np.allclose(want.reached, want.sparsity, atol=1e-3) and want.accuracy.between(0, 1).all()
+    assert len(want) == 4 and np.allclose(want.reached, want.sparsity, atol=1e-3) and want.accuracy.between(0, 1).all()
     assert same(all_of(folder=tmp_path, n_workers=2), want) and want.speedup.min() > 1.5
     files = sorted(tmp_path.glob('*.json'))
-    assert len(files) == 8
+    assert len(files) == 4
     files[0].unlink()
     times = {f: f.stat().st_mtime_ns for f in files[1:]}
     assert same(all_of(folder=tmp_path, bar=False), want)
@@ -221,7 +221,7 @@ sweep(make, {'good': killing}, (0.5,), seeds=(0, 1, 2), folder=sys.argv[1], bar=
     assert np.allclose(pd.read_csv(tmp_path / 'table.csv', index_col=0).accuracy, want.accuracy)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('name', list(paper_methods(4, 0.1)))
 def test_methods_of_the_papers_reach_their_sparsity(name):
     learn = make()

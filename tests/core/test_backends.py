@@ -151,6 +151,7 @@ mixed = [torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.floa
 layouts_of_weights = ['plain', 'channels last', 'transposed', 'odd address']
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize('layout', layouts_of_weights)
 @pytest.mark.parametrize('dtype', [*HALVES, torch.float32, torch.float64, 'mixed'], ids=str)
 @pytest.mark.parametrize('selection', [HostSelection, TorchSelection, TritonSelection])
@@ -170,7 +171,7 @@ def test_pruned_weights_become_plain_zeros(triton, selection, dtype, layout):
         assert all(w._version > v for w, v in zip(ws, versions, strict=True) if w.numel())
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'dtype, layout',
     [
@@ -425,6 +426,7 @@ def assert_known(masks):
     return kept is not None
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize('granularity', GRAIN)
 @pytest.mark.parametrize('scope', SCOPES[:-1])
 def test_an_accelerator_gets_the_masks_of_the_cpu(scope, granularity):
@@ -446,7 +448,7 @@ def test_an_accelerator_gets_the_masks_of_the_cpu(scope, granularity):
             assert_known(got)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('scope', ['local', 'global', 'lamp'])
 @pytest.mark.parametrize('granularity', ['weight', 'filter', '2:4'])
 def test_kernels_make_the_masks_of_the_cpu(triton, monkeypatch, scope, granularity):
@@ -477,6 +479,7 @@ def accelerator(request, monkeypatch):
     assert bool(launched) is (request.param == 'kernels')
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize('granularity', GRAIN)
 @pytest.mark.parametrize('scope', SCOPES[:-1])
 def test_nothing_is_read(accelerator, scope, granularity):

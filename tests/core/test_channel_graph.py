@@ -762,6 +762,7 @@ def test_random_networks(model):
 names = 'resnet18', 'mobilenet_v2', 'efficientnet_b0', 'densenet121', 'convnext_tiny', 'squeezenet1_1', 'mnasnet0_5'
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('name', [pytest.param(n, marks=[pytest.mark.slow] * (n == 'densenet121')) for n in names])
 def test_as_torch_pruning_finds(name):
     tp = pytest.importorskip('torch_pruning')

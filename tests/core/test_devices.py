@@ -100,7 +100,7 @@ def same_numbers(a, b, name=None):
     return torch.allclose(a, b.to(a.device), rtol=1e-5, atol=atol)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('name', WIDE)
 def test_no_float64_on_a_device_without_it(name, tmp_path):
     want = WIDE[name](digits_learner(tmp_path))
@@ -120,7 +120,7 @@ def reads_of(f, *args, **kwargs):
     return reads.found
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'criterion', [synflow, snip, partial(grasp, n_batches=1), partial(fisher, group_size=16), random_score]
 )

@@ -63,6 +63,7 @@ def damaged(data, rng):
     return bytes(data)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('kind,times', [('masks', 1500), ('ticket', 1000), ('state', 1000), ('checkpoint', 60)])
 def test_damaged_files(files, kind, times):
     path, load = files[kind]
@@ -80,6 +81,7 @@ def test_damaged_files(files, kind, times):
     assert refused > times / 2
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'text',
     ['[]', '{}', '3', '{"d":[["phase",0]]}', '{"t":"99"}', '{"d":3}', '{"x":1,"y":2}', '[' * 10000 + ']' * 10000],
@@ -92,6 +94,7 @@ def test_hostile_checkpoints(files, text):
         load(path)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'story,metrics,initial',
     [

@@ -54,6 +54,7 @@ def use(dtype, shapes, absolute, has_keep, **kwargs):
 PASSES = {torch.bfloat16: 3, torch.float32: 6}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('dtype', PASSES)
 def test_all_kernels_compile(launched, dtype):
     use(dtype, [(8, 16), (48,)], absolute=True, has_keep=False)

@@ -91,7 +91,7 @@ def test_layouts_are_read_from_code(kind):
     assert transposed_groups(make(kind).model) == layers[kind][1]
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('kind', layers)
 @pytest.mark.parametrize('how', ['prune', 'fit'])
 def test_rows_and_blocks_go_along_the_inputs(kind, how):

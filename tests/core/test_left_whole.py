@@ -32,6 +32,7 @@ def recorded(f):
 linears, convs = ['1.4.weight', '1.8.weight'], ['0.0.weight', '0.2.weight']
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'granularity,left', [('filter', linears), ('kernel', linears), ('2:4', ['0.0.weight']), ('row', []), ('column', [])]
 )

@@ -84,6 +84,7 @@ def test_machine_code_selects_as_numpy_does(small, threads, specs, dtype, part, 
     assert same_bits(zeros, zeroed(before, want))
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize('compresses', [True, False])
 @pytest.mark.parametrize('dtype', TYPES, ids=str)
 @pytest.mark.parametrize('kind', ['normal', 'zeros', 'few levels', 'infinite', 'sorted'])
@@ -267,6 +268,7 @@ def trained(dtype, selection, monkeypatch):
     return list(pruner.masks.values()), list(model.parameters())
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('dtype', TYPES, ids=str)
 @pytest.mark.parametrize('has_llvm', [True, False])
 def test_trainings_are_those_by_numpy(small, monkeypatch, dtype, has_llvm):

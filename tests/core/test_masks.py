@@ -83,6 +83,7 @@ def set_path(name, monkeypatch):
 exact = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.sample(2)
 @exact
 @given(tensors, dtypes, sparsities, st.integers(0, 99))
 def test_local_is_exact(specs, dtype, s, seed):
@@ -94,6 +95,7 @@ def test_local_is_exact(specs, dtype, s, seed):
         assert_ordered({n: x}, {n: masks[n]})
 
 
+@pytest.mark.sample(2)
 @exact
 @given(tensors, st.lists(dtypes, min_size=4, max_size=4), sparsities, st.integers(0, 99))
 def test_global_is_exact(specs, dts, s, seed):
@@ -103,6 +105,7 @@ def test_global_is_exact(specs, dts, s, seed):
     assert_ordered(scores, masks)
 
 
+@pytest.mark.sample(2)
 @exact
 @given(kinds, st.integers(1, 60), sparsities, st.integers(0, 99))
 def test_equal_scores_go_by_position(kind, n, s, seed):
@@ -111,6 +114,7 @@ def test_equal_scores_go_by_position(kind, n, s, seed):
     assert (~compute_masks({'x': x}, s)['x']).nonzero()[:, 0].tolist() == sorted(pruned)
 
 
+@pytest.mark.sample(2)
 @exact
 @given(tensors, st.sampled_from(['local', 'global']), sparsities, sparsities, st.integers(0, 99))
 def test_nested(specs, scope, s1, s2, seed):
@@ -132,6 +136,7 @@ def test_nested(specs, scope, s1, s2, seed):
     ]
 
 
+@pytest.mark.sample(2)
 @exact
 @given(
     kinds,
@@ -160,6 +165,7 @@ def blocks_of(x, r, c):
     return x.reshape(len(x) // r, r, x.shape[1] // c, c, *x.shape[2:])
 
 
+@pytest.mark.sample(2)
 @exact
 @given(
     st.sampled_from(['normal', 'equal', 'zeros', 'mostly zeros', 'few levels', 'negative']),
@@ -202,7 +208,7 @@ def test_blocks_are_whole_and_exact(kind, block, counts, dtype, s, scope, nested
         assert scope == 'global' or nested or torch.equal(compute_masks({n: means}, s)[n], kept[n])
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('recover', [True, False, 'alive'])
 @pytest.mark.parametrize('scope', ['local', 'global', 'erk'])
 def test_blocks_while_training(learner, fit, recover, scope):
@@ -238,6 +244,7 @@ def test_layers_that_blocks_do_not_fit(learner, fit):
         compute_masks(w, 0.5, granularity='0x4', absolute=True)
 
 
+@pytest.mark.sample(2)
 @exact
 @given(sparsities, st.integers(0, 99), st.booleans())
 def test_groups_of_different_sizes_come_near(s, seed, nested):
@@ -273,6 +280,7 @@ def test_apply_writes_plain_zeros():
     )  # no -0.0, no nan
 
 
+@pytest.mark.sample(2)
 @exact
 @given(st.lists(st.lists(st.integers(0, 5), min_size=0, max_size=3), min_size=0, max_size=3), st.integers(0, 99))
 def test_masks_survive_the_file(tmp_path_factory, shapes, seed):
@@ -312,12 +320,14 @@ def test_patterns_reach_the_sparsity_of_shared_scopes(scope, granularity, s):
         assert all(m.float().mean() == 1 - s for m in masks.values())
 
 
+@pytest.mark.sample(2)
 def test_masks_of_a_thousand_tensors_are_quick_to_ask_for():
     scores = {f'layers.{i}.weight': torch.rand(3, 3) for i in range(1000)}
     masks = compute_masks(scores, {'layers': 0.5, 'layers.7.weight': 0.0})
     assert masks['layers.7.weight'].all() and masks.n_kept == 999 * 5 + 9
 
 
+@pytest.mark.sample(2)
 @exact
 @given(
     st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=4), min_size=1, max_size=5),
@@ -343,6 +353,7 @@ def test_shared_by_shape(shapes, s, scope, seed):
         assert_ordered({k: scores[k]}, {k: masks[k]})
 
 
+@pytest.mark.sample(2)
 @exact
 @given(
     st.integers(1, 5),
@@ -392,6 +403,7 @@ def test_transposed_convolutions(granularity, groups):
 NAMED = [g for g in GRANULARITIES[:-2] if not check_granularity(g).tied]  # units within one tensor
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize('scope', ['local', 'global', 'erk'])
 @pytest.mark.parametrize('granularity', [*NAMED, '1:2', '2x2'])
 def test_absolute_is_magnitude(scope, granularity):
@@ -431,7 +443,7 @@ def test_what_can_not_be_ranked():
                     compute_masks({'a': torch.rand(3, 3), 'b': x}, s, scope)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 def test_large_tensors_of_every_kind(monkeypatch):
     "Above the size that is searched directly, in several pieces"
     if selection.PIECE == 7:

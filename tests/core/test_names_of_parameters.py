@@ -111,6 +111,7 @@ def test_a_sparse_file_keeps_all_masks(kind, tmp_path):
     assert exact(fit(other, 1, 1e-3))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('kind', kinds)
 def test_tickets(kind, tmp_path):
     learn = make(kinds[kind]())
@@ -198,6 +199,7 @@ def counting(value):
     return nn.Sequential(*net(), Counter(value))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'value', [{'n': 3, 'rate': 0.5, 'names': ['a', None]}, 7, None, 'text', torch.arange(3.0), [1.5, True]], ids=str
 )

@@ -143,6 +143,7 @@ both = ['emb', 'out']
 refused = {'synflow', 'wanda', 'obs'}  # before training, since inputs are words, and embeddings are no linear layers
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize('bag', [True, False], ids=['EmbeddingBag', 'Embedding'])
 @pytest.mark.parametrize('name', CRITERIA)
 def test_criteria_with_sparse_gradients(name, bag):
@@ -160,7 +161,7 @@ def test_criteria_with_sparse_gradients(name, bag):
     assert not any(p[~learn.masks[n]].any() for n, p in prunable_weights(learn.model, both).items())
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('opt', [SGD, Adam, partial(OptimWrapper, opt=torch.optim.SGD)], ids=['SGD', 'Adam', 'torch'])
 @pytest.mark.parametrize('method', BASELINES.values(), ids=lambda m: m.__name__)
 def test_baselines_with_sparse_gradients(method, opt):

@@ -166,6 +166,7 @@ def test_tensors_that_no_file_can_hold_are_named(t, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'wrong',
     [

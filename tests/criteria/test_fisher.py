@@ -42,6 +42,7 @@ def by_hand(learn, n_batches, size):
     ]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('n_batches,size', [(1, 1), (2, 1), (2, 12)])
 def test_a_loop_over_single_examples_by_hand(n_batches, size):
     learn = make(cbs=MixUp())  # training alone mixes images

@@ -124,7 +124,7 @@ def halved(model, dense, held):
                 yield n, d, b, a
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'name, make, size, parameters, flops, held', networks, ids=lambda o: o if isinstance(o, str) else ''
 )

@@ -161,7 +161,7 @@ networks = {
 }
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('name', networks)
 def test_outputs_stay_the_same(name, tmp_path):
     "Without masked channels, and from a file"
@@ -254,6 +254,7 @@ def torch_adam(params, lr, **kwargs):
     return OptimWrapper(params, torch.optim.Adam, lr=lr)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('opt', [SGD, Adam, ranger, torch_adam], ids=['sgd', 'adam', 'lookahead', 'torch'])
 def test_training_goes_on_as_with_masks(opt):
     kwargs = dict(moms=(0.9, 0.9, 0.9)) if opt is not torch_adam else {}
@@ -493,7 +494,7 @@ schedules = {
 fits = [('no recovery', small_resnet), *((k, small_mlp) for k in schedules), ('one shot', small_resnet)]
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('kind, make', fits, ids=lambda o: o if isinstance(o, str) else o.__name__)
 def test_cutting_during_a_fit_changes_no_loss(kind, make):
     "The same losses and channels as with masks alone"

@@ -90,6 +90,7 @@ def ort():
     return lambda path: lib.InferenceSession(str(path), providers=['CPUExecutionProvider'])
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'make,xs,names',
     [
@@ -259,6 +260,7 @@ def test_onnx_of_half_precision(ort, tmp_path):
 # ---- torch.export
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'make,xs',
     [

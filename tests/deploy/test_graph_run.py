@@ -97,7 +97,7 @@ def places(size, window):
     return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(size, *window, strict=True)]
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('window', WINDOWS, ids=str)
 def test_windows_of_convolutions(window):
     kernel, stride, padding, dilation = window
@@ -244,6 +244,7 @@ def test_pools(channels):
     check(ops, (channels, 10, 19), outputs=list(range(1, len(ops) + 1)), counts=(1, 16))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('size', [(1, 1), (2, 2), (3, 3), (4, 6), (5, 5), (7, 9), (8, 23)])
 def test_windows_of_pools_at_the_edge(size):
     kinds = [('maxpool', {}), ('maxpool', dict(ceil=True)), ('avgpool', {}), ('avgpool', dict(count_pad=False))]
@@ -480,6 +481,7 @@ def test_random_graphs(seed):
         agrees(segment, ops, inputs, outputs, ranks, tensors)
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize('seed', range(100, 120))
 def test_strips_of_random_graphs(seed, monkeypatch):
     monkeypatch.setattr(graph_plan, 'LARGE', 1)

@@ -108,6 +108,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('kind', KINDS, ids=['plain', 'norm_first', 'batch_second', 'silu'])
 def test_an_encoder_is_one_segment(monkeypatch, kind):
     model = encoder(**kind)

@@ -39,6 +39,7 @@ def segments(model):
     return [m for m in model.modules() if isinstance(m, Segment)]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'name', ['resnet18', 'mobilenet_v2', 'mobilenet_v3_large', 'squeezenet1_1', 'shufflenet_v2_x0_5']
 )

@@ -150,7 +150,7 @@ def tied():
     return m, torch.randn(5, 16)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('form', ['sparse', 'csr'])
 @pytest.mark.parametrize('name', models)
 def test_same_outputs(name, form, monkeypatch):
@@ -190,7 +190,7 @@ def of_torchvision(arch):
     return getattr(tv, arch)(num_classes=10)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'arch',
     [
@@ -217,6 +217,7 @@ def test_torchvision(arch, monkeypatch):
         assert not any(type(m) is nn.BatchNorm2d for m in res.modules())
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'arch',
     [

@@ -61,7 +61,7 @@ def test_the_least_sparsity_that_is_fast_enough(clock):
     assert width(learn.model) == 20
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('latency', [0.4, 0.7, 0.9, 0.99])
 @pytest.mark.parametrize('options', [{}, dict(round_to=4), dict(min_channels=6), dict(exclude='7.weight')], ids=str)
 def test_no_lower_sparsity_is_fast_enough(clock, latency, options):

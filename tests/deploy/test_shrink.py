@@ -485,7 +485,7 @@ def random_net(seed):
     return nn.Sequential(*blocks, *tail)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('seed', [pytest.param(s, marks=[pytest.mark.slow] * (s > 11)) for s in range(24)])
 def test_random_networks(seed):
     torch.manual_seed(seed)
@@ -527,7 +527,7 @@ MOST = {
 }  # of its weights are left
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'name,most',
     [

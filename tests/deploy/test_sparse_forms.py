@@ -65,6 +65,7 @@ class Tagger(nn.Module):
 kinds = [(nn.LSTM, {}), (nn.LSTM, dict(proj_size=6)), (nn.GRU, {}), (nn.RNN, {}), (nn.RNN, dict(nonlinearity='relu'))]
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize('kind,more', kinds)
 @pytest.mark.parametrize('layers,two_ways,first,bias', list(itertools.product((1, 2), *[(False, True)] * 3)))
 def test_options_of_recurrent_layers(kind, more, layers, two_ways, first, bias):
@@ -209,6 +210,7 @@ def test_awd_lstm(forced):
                 assert_same(res(batch), want)
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize('stride,dilation,padding', list(itertools.product((1, 2, 3), (1, 2), (0, 1))))
 @pytest.mark.parametrize('kernel,groups,bias', [(1, 1, True), (2, 2, False), (3, 1, True), (4, 2, True)])
 def test_options_of_transposed_convolutions(kernel, stride, dilation, padding, groups, bias):

@@ -166,6 +166,7 @@ def test_values_are_those_of_the_cut():
     assert torch.equal(model.norm_up.running_mean[4:], named['norm_up.running_mean'][4:] * 0.5)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('scope', ['local', 'global'])
 @pytest.mark.parametrize('track', [False, True])
 def test_no_step_reads(scope, track):

@@ -71,6 +71,7 @@ def assert_consistent(model, masks):
     assert Masks.from_zeros(weights) == masks
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('scope', ['local', 'global'])
 @pytest.mark.parametrize('how', ['machine code', 'NumPy'])
 def test_interrupted_at_any_line(how, scope, monkeypatch):

@@ -78,7 +78,7 @@ def train(make, on_gpu, normed=False, lr=0.05, **kwargs):
     return model.state_dict(), masks, [repr(os) for os in history], pending
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('name', METHODS)
 @pytest.mark.filterwarnings('ignore')
 def test_no_step_reads(name):
@@ -90,6 +90,7 @@ def test_no_step_reads(name):
         assert torch.equal(w, on_gpu[0][n]), n
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('name', ['OCP', 'GSM', 'LC'])
 @pytest.mark.filterwarnings('ignore')
 def test_a_rate_that_is_a_tensor_is_not_read(name):
@@ -99,7 +100,7 @@ def test_a_rate_that_is_a_tensor_is_not_read(name):
     assert all(torch.equal(w, on_gpu[0][n]) for n, w in on_cpu[0].items())
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'kwargs',
     [

@@ -99,7 +99,7 @@ def is_plain(model, opt):
     return sum(len(g['params']) for g in opt.param_groups) == len(mine) and {id(p) for p in opt.state} <= mine
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @every
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
 def test_every_method(make, optimizer):
@@ -120,7 +120,7 @@ def test_every_method(make, optimizer):
     assert pruner.masks == kept and zeros_and_masks_agree(model, pruner)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @every
 def test_the_end_is_exact_without_the_last_steps(make):
     model, opt, pruner = start(make(0.8))
@@ -131,7 +131,7 @@ def test_the_end_is_exact_without_the_last_steps(make):
     assert abs(pruner.masks.n_kept - 0.2 * n) <= 2 and zeros_and_masks_agree(model, pruner) and is_plain(model, opt)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @every
 def test_a_state_goes_on(make):
     "To the bit, from a deep copy of what was there half way"

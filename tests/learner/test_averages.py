@@ -133,7 +133,7 @@ CASES += [('EMA', 'after_step', order) for order in (-100, 0, 65, 75)]
 CASES += [('ModelEmaV3', 'after_step', -100), ('SWA', 'epoch', 0)]
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('kind,event,order', CASES)
 def test_used_and_loaded(kind, event, order, recwarn):
     average = Average(kind, event, order)

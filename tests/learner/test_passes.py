@@ -107,7 +107,7 @@ def dicts():
     return make(Answers(), cbs=PickLogits(), dls=DataLoaders(dl(), dl()))
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('kind', [answers, named, dicts])
 @pytest.mark.parametrize('name', list(CRITERIA))
 def test_criteria_where_callbacks_read_the_output(kind, name):
@@ -116,6 +116,7 @@ def test_criteria_where_callbacks_read_the_output(kind, name):
     assert learn.masks.sparsity == pytest.approx(0.5, abs=1e-3)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('kind', [answers, named, dicts])
 def test_analyses_where_callbacks_read_the_output(kind):
     learn = kind()
@@ -280,6 +281,7 @@ def state(learn):
     )
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('fitted', [False, True])
 @pytest.mark.parametrize('mix', [MixUp, CutMix])
 def test_learner_and_callbacks_are_as_before(fitted, mix):

@@ -140,7 +140,7 @@ def digits_learner_of(seed):
 all_jobs = ['sparse_inference', 'to_onnx', 'report', 'shrink', 'find_tickets', 'sweep', 'sweep by a worker']
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('name', all_jobs)
 def test_each_has_one_bar(shown, jobs, name, monkeypatch):
     if name == 'to_onnx':

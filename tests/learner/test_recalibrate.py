@@ -73,6 +73,7 @@ def by_torch(learn, n=None):
     return model.state_dict()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('n', [None, 1, 3, 1000])
 def test_statistics_are_those_of_a_pass(tmp_path, n):
     learn = trained(make(tmp_path, shuffle=False))
@@ -159,6 +160,7 @@ def test_inputs_are_those_of_validation(tmp_path):
     assert equal(want, state_of(learn))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('how', ['freeze', 'train_bn', 'no gradients'])
 def test_frozen_statistics(tmp_path, how):
     kwargs = dict(splitter=lambda m: [list(m[:2].parameters()), list(m[2:].parameters())], train_bn=how != 'train_bn')

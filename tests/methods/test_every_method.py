@@ -90,7 +90,7 @@ def is_plain(learn):
     )
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @every
 def test_exact_at_the_end_and_kept(quick, fit, method):
     learn, check, cb = quick(opt_func=SGDM, wd=0.01), Check(), method(0.8)
@@ -116,7 +116,7 @@ def test_exact_at_the_end_and_kept(quick, fit, method):
     assert is_exact(learn) and is_plain(learn)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @each_class
 def test_validation_sees_the_pruned_model(quick, fit, method):
     class Seen(Callback):
@@ -138,7 +138,7 @@ def test_validation_sees_the_pruned_model(quick, fit, method):
     )
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @each_class
 def test_lr_find_leaves_no_trace(quick, method):
     learn = quick(opt_func=SGDM, wd=0.01)
@@ -150,7 +150,7 @@ def test_lr_find_leaves_no_trace(quick, method):
     assert all(equal(a, b) for a, b in zip(before.values(), learn.model.state_dict().values(), strict=True))
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @each_class
 def test_frozen_then_fine_tuned(quick, method):
     learn = quick(opt_func=SGDM, wd=0.01, splitter=lambda m: [params(m[:2]), params(m[2:])])
@@ -212,7 +212,7 @@ class WithReset(nn.Sequential):
         self.n_resets += 1
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @each_class
 def test_overflow_in_fp16(quick, fit, method):
     "The first steps are skipped, and those after each doubling of the scale that was too much"
@@ -232,7 +232,7 @@ def test_overflow_in_fp16(quick, fit, method):
     )
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @each_class
 def test_among_friends(quick, fit, method):
     learn, average = quick(WithReset(*digits_convnet(widths=(8, 16, 16))), opt_func=SGDM, wd=0.01), Average()
@@ -260,7 +260,7 @@ def test_among_friends(quick, fit, method):
     assert all(not ps[n][m].any() for n, m in gone.items())
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @each_class
 def test_compiled(quick, fit, method):
     learn = fit(
@@ -325,7 +325,7 @@ ALONE = {
 }  # what other tests have together with something else
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @each_class
 @pytest.mark.parametrize(
     'cbs',
@@ -341,7 +341,7 @@ def test_steps_that_do_not_happen(quick, fit, method, cbs):
 AT_ANY = ('before_batch', 'after_backward', 'before_step', 'after_step', 'after_validate')
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @each_class
 @pytest.mark.parametrize(
     'events,order',
@@ -373,7 +373,7 @@ def test_interruption(quick, fit, method, events, order):
     assert is_exact(learn) and is_plain(learn)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @each_class
 def test_copies_and_files(quick, fit, method, tmp_path):
     cb = pickle.loads(pickle.dumps(method(0.8)))
@@ -390,7 +390,7 @@ def test_copies_and_files(quick, fit, method, tmp_path):
     )
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @each_class
 def test_torch_optimizers(quick, fit, method):
     learn = fit(quick(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)), 1, 1e-3, cbs=method(0.8))
@@ -401,7 +401,7 @@ def test_torch_optimizers(quick, fit, method):
     )
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @each_class
 def test_other_types_and_parts(quick, fit, method):
     learn = quick(digits_convnet(widths=(8, 16, 16)).to(torch.bfloat16), opt_func=SGDM, wd=0.01)
@@ -480,7 +480,7 @@ def test_what_does_not_fit_the_learner(learner, fit):
         fit(learn, 1, cbs=RigL(0.8, scope='local'))
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('method', [GSM, LC, partial(STR, s_init=-7)], ids=['GSM', 'LC', 'STR'])
 @pytest.mark.parametrize(
     'tracker',
@@ -605,6 +605,7 @@ def test_thresholds_beyond_the_target_stay(learner, fit):
     assert learn.masks.sparsity > 0.2 and cb.hard is None
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('method', [GSM, LC, GradualL2, partial(STR, s_init=-7)], ids=['GSM', 'LC', 'GradualL2', 'STR'])
 def test_the_hard_step_is_measured(learner, fit, method):
     "Before and after; and measuring changes nothing else"

@@ -48,6 +48,7 @@ def test_the_notebook_uses_public_names_alone():
         assert not [n for n in names if n.startswith('_') and n not in ('_', '__init__', '__name__')]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('check', CHECKS)
 def test_top_kast_passes_the_shared_checks(check):
     check_method(TopKAST, checks=check)
@@ -95,6 +96,7 @@ def slow_top_kast(batches, D, M, penalty, interval, lr, momentum):
     return net, theta, A, B
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('momentum, lr', ((0.0, 1.0), (0.9, 0.1)))
 @pytest.mark.parametrize('interval', (1, 4))
 def test_top_kast_is_the_papers_algorithm(momentum, lr, interval):

@@ -73,6 +73,7 @@ def two_groups(learner):
     return learn
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('method', [RigL, SET, SNFS])
 @pytest.mark.parametrize('other', [GradientAccumulation(96), ShortEpochCallback(pct=0.7)], ids=['accumulated', 'short'])
 def test_moves_resume_after_an_epoch_that_ends_without_a_step(learner, tmp_path, method, other):

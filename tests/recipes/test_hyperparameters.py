@@ -55,7 +55,7 @@ def seen(learn, recipe, **kwargs):
     return cb.hypers
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('recipe', list(RECIPES))
 @pytest.mark.parametrize(
     'opt_func,mom', [(partial(SGD, mom=0.9), 0.9), (Adam, 0.9), (ADAM, 0.8)], ids=['SGD', 'Adam', 'torch']
@@ -73,6 +73,7 @@ def test_after_one_cycle(recipe, opt_func, mom):
             }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('recipe', list(RECIPES))
 def test_what_is_asked_for_counts(recipe):
     learn = make(wd=0.02)

@@ -66,7 +66,7 @@ class States(Callback):
             self.steps.append(state_of(self.learn))
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('model', [mlp, convnet])
 @pytest.mark.parametrize('rewind_to, step', [(0, 0), (3, 3), (0.5, 6), ('1 epoch', 6), (12, 12)])
 def test_weights_rewind_to_the_bit(model, rewind_to, step):
@@ -83,7 +83,7 @@ def test_weights_rewind_to_the_bit(model, rewind_to, step):
             assert equal(x, want[n].cpu() * t.masks[n].cpu() if n in t.masks else want[n]), (m, n)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'kw',
     [
@@ -505,6 +505,7 @@ def test_bad_arguments_of_paths(pair):
 # what a review found
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'start',
     [lambda l: l.model.state_dict(), lambda l: l.model, lambda l: l, lambda l: Ticket(l.model.state_dict(), {})],

@@ -50,6 +50,7 @@ def halves(m):
     return [params(m[:2]), params(m[2:])]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('lr_max', [0.1, slice(1e-3, 1e-1), [1e-3, 1e-1]])
 def test_cyclical_restarts_rate_and_sparsity_together(learner, lr_max):
     learn = learner(splitter=halves, opt_func=partial(SGD, mom=0.9))
@@ -135,6 +136,7 @@ def test_refresh_moves_masks_at_constant_sparsity(learner, fit):
         assert (Keep.masks[0].jaccard(Keep.masks[-1]) > 0) == refresh
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('epochs, dense, cycles', [(3, 1, 1), (4, 2.5, 3), (3, None, 2)])
 def test_bimp_uses_the_budget_to_the_step(learner, epochs, dense, cycles):
     learn = learner()
@@ -156,6 +158,7 @@ def test_bimp_uses_the_budget_to_the_step(learner, epochs, dense, cycles):
     assert cb.lrs[0] == pytest.approx(0.05) and cb.lrs[jumps[0] + 1] < 0.05 * cb.discounts[0]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('name', ['ft', 'lrw', 'slr', 'clr', 'llr', 'allr'])
 def test_retrain_takes_its_rates_from_the_recorder(learner, name):
     learn = learner(splitter=halves)

@@ -93,6 +93,7 @@ def explicit(model, masks, tape, scale, clip=None, every=1):
     return {**own, **weights()}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('how', ['plain', 'clip', 'accumulate'])
 def test_equals_a_hand_written_loop(learner, how):
     def make():
@@ -117,6 +118,7 @@ def test_equals_a_hand_written_loop(learner, how):
     assert all(not torch.equal(p, moved[n]) for n, p in learn.model.named_parameters())
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('opt', [SGDM, ranger, partial(OptimWrapper, opt=torch.optim.AdamW)])
 def test_other_parameters_keep_their_bits(learner, fit, opt):
     learn = fit(learner(opt_func=opt, wd=0.1, bs=128))

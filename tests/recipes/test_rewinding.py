@@ -63,7 +63,7 @@ def logged(learn, train, cbs=()):
     return [f for f in log.fits if f]
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('k', [0, 1, 7, 12, 13, 24, 35, 36])
 def test_a_training_starts_in_its_middle(k):
     "Positions, rates, momentum and, for equal seeds, batches are those of the whole training"
@@ -80,6 +80,7 @@ def test_a_training_starts_in_its_middle(k):
     assert all(cb.run for cb in learn.cbs)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('model', [None, lambda: digits_convnet(widths=(8, 8))], ids=['mlp', 'batchnorm'])
 @pytest.mark.parametrize('seeds', [(0, 1), (7, 3)])
 def test_no_instability_after_the_last_step(model, seeds):
@@ -173,6 +174,7 @@ def test_fine_tune_is_one_training():
 # lottery tickets and rounds
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('rewind_to, step', [(0, 0), (5, 5), (0.5, 18), ('1 epoch', 12), (36, 36)])
 def test_rewound_tickets_train_the_rest(rewind_to, step):
     learn = make()
@@ -232,6 +234,7 @@ def test_trackers_see_only_what_is_trained():
 # steps are the optimizer's
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('n_acc, bs', [(256, 128), (300, 128), (128, 128), (100, 64)])
 def test_steps_under_gradient_accumulation(n_acc, bs):
     learn, seen = make(bs=bs), []
@@ -269,6 +272,7 @@ def test_accumulation_inside_of_fit_and_in_rounds():
         learn.iterative_prune(1, EPOCHS, rewind_to=17, **kw)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('k', [7, 23, 30, 46])
 def test_the_order_of_data_over_several_fits(learner, fit, k):
     "Epochs that are passed over have their order drawn, also where they are the last ones of a fit"

@@ -93,7 +93,7 @@ class Steps(Callback):
 # A target
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('search', [tickets, table, oracle])
 @pytest.mark.parametrize('kw', [dict(), dict(scope='local'), dict(schedule=linear)], ids=['plain', 'local', 'schedule'])
 def test_rounds_end_exactly_at_a_target(search, kw):
@@ -253,6 +253,7 @@ def test_masks_of_scheduled_rounds_are_nested(kw):
 # Early stopping, test sets, rates, rewinding
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('within', [False, True])
 @pytest.mark.parametrize('search', ['tickets', 'table'])
 def test_a_round_ends_at_its_best_epoch(search, within):
@@ -371,7 +372,7 @@ class Crash(Callback):
             raise InterruptedError('stopped')
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('search', [tickets, table, oracle])
 @pytest.mark.parametrize(
     'kw',
@@ -482,6 +483,7 @@ NEW = dict(
 )
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('search', [tickets, table, oracle])
 def test_a_folder_of_the_version_before_goes_on(tmp_path, search):
     want = search(make(), 3, prune_rate=0.5)

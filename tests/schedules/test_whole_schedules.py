@@ -111,7 +111,7 @@ def test_a_schedule_that_is_changed_later():
         fit(toy(), 1, cb)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'schedule',
     [
@@ -164,6 +164,7 @@ def test_names_of_fastais_schedules():
 # cycles on a sparse Learner
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('scope', ['local', 'global'])
 @pytest.mark.parametrize('start, initial', [(0.9, None), (0.5, None), (0.95, None), (0.0, 0.9), (0.9, 0.9), (0.0, 0.3)])
 def test_cycles_restart_from_a_part_of_the_target(start, initial, scope):
@@ -217,7 +218,7 @@ class Stop(Callback):
             raise CancelFitException
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('scope', ['local', 'global'])
 @pytest.mark.parametrize(
     'schedule',
@@ -242,6 +243,7 @@ def test_a_fit_that_goes_on_at_a_later_epoch(schedule, scope, tmp_path):
         )
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('start', [0.5, 0.85, 0.95])
 def test_what_was_sparse_before_is_part_of_the_way(start):
     "From 0.5 on: half-way is 0.7, and so it goes on"

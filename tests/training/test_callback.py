@@ -69,7 +69,7 @@ opts = dict(
 )
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('opt', opts)
 @pytest.mark.parametrize('scope', ['local', 'global'])
 def test_zeros_after_every_step(learner, fit, opt, scope):
@@ -123,7 +123,7 @@ def test_masks_stand_still_with_the_schedule(learner, fit):
     assert len(seen) == 24 and len({id(m) for m in seen}) == 5
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('interval', [1, 7, 10, 1000])
 @pytest.mark.parametrize(
     'schedule', [*SCHEDULES.values(), cyclical(cubic, 3), window(linear, 0.2, 0.71)], ids=schedule_name
@@ -247,7 +247,7 @@ class Boom(Callback):
             raise self.exc('boom')
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('exc', [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize(
     'event,order',
@@ -482,7 +482,7 @@ def test_two_parts_one_after_the_other(learner, fit):
         fit(learn, 1, cbs=[SparsifyCallback(0.5, include='1'), SparsifyCallback(0.5, include='2')])
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('criterion', CRITERIA.values())
 def test_criteria(learner, fit, criterion):
     rng = []
@@ -591,6 +591,7 @@ class Nest(Callback):
                 self.inside = False
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('f', [lambda l: l.validate(), lambda l: l.get_preds()], ids=['validate', 'get_preds'])
 @pytest.mark.parametrize('event', ['after_train', 'after_epoch'])
 def test_validating_from_within_a_fit(learner, fit, event, f):
@@ -637,6 +638,7 @@ def test_recover(learner, fit, recover):
     assert all(nested) != recover and learn.masks.sparsity == pytest.approx(0.9, abs=1e-3)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'criterion',
     [magnitude, lambda weights: {n: p.detach().abs() - 3 for n, p in weights.items()}],
@@ -776,7 +778,7 @@ class CutShort(Callback):
             raise self.exc
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('exc', [CancelBatchException, CancelEpochException])
 @pytest.mark.parametrize('start,end', [(0.0, 0.9), (0.9, 0.3)])
 @pytest.mark.parametrize('criterion', [magnitude, taylor])

@@ -83,6 +83,7 @@ class Whole(Callback):
             self.counts.append(channels(self.learn) if self.learn.masks else None)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('scope', ['local', 'global'])
 @pytest.mark.parametrize('model', [Tower, grouped], ids=['BatchNorm', 'GroupNorm'])
 def test_exact_counts(learner, model, scope):
@@ -108,7 +109,7 @@ def test_random_networks(learner, seed, s, recover, scope):
     channels(learn)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'make',
     [

@@ -122,7 +122,7 @@ def state_of_callback(state, name):
 # what a file may set
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'name, cb, attrs',
     [
@@ -241,7 +241,7 @@ def change(**kw):
     return lambda s: s.update(kw)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'kind, wrong',
     {
@@ -294,7 +294,7 @@ def test_wrong_values_with_a_right_checksum(tiny, kind, wrong):
     refused(tiny, path, [SparsifyCallback(0.8)], 'not a checkpoint of a fit, or is damaged')
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'part', ['fit', 'phase', 'epoch', 'opt', 'masks', 'rng', 'callbacks', 'recorder', 'scaler', 'grads', 'n_epoch']
 )
@@ -401,6 +401,7 @@ def spoiled(state, rng):
     return state
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'method, opt_func',
     [

@@ -101,6 +101,7 @@ def new_head(learn, n=4, in_optimizer=True):
         learn.create_opt()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('event', ['before_batch', 'after_batch', 'after_train', 'after_epoch'])
 def test_a_validation_inside_of_a_fit_leaves_it_as_it_is(event):
     "In the middle of an epoch, too"
@@ -119,7 +120,7 @@ def test_a_validation_inside_of_a_fit_leaves_it_as_it_is(event):
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('order', [0, 60, 100])
 @pytest.mark.parametrize('event', ['before_epoch', 'before_train', 'after_train', 'before_validate', 'after_epoch'])
 def test_a_new_head_is_masked(event, order):
@@ -137,7 +138,7 @@ def test_a_new_head_is_masked(event, order):
     assert all(z > 0.89 for training, z in seen if not training or event != 'after_train') and agree(learn)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('order', [0, 60, 100])
 @pytest.mark.parametrize(
     'event', ['before_epoch', 'before_train', 'after_train', 'before_validate', 'after_epoch', 'after_batch']
@@ -148,7 +149,7 @@ def test_a_new_head_is_pruned_on(event, order):
     assert agree(learn)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'method',
     [SparsifyCallback, GMP, DPF, DNW, GSM, GradualL2, RigL, SET, SNFS, lambda s: STR(s, s_init=-7), DST],
@@ -234,6 +235,7 @@ class Average(Callback):
         self.model.load_state_dict(self.average.module.state_dict())
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('order', [-100, 0, 60, 69, 70, 71, 90, 500])
 def test_averages_loaded_at_the_end(order):
     learn = toy()
@@ -310,6 +312,7 @@ class Switch(Callback):
         self.opt.opt.switch('eval')
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('order', [-50, 0, 65, 75, 300])
 @pytest.mark.parametrize('held', [True, False])
 def test_schedule_free_optimizers_are_validated_with_masks(order, held):
@@ -368,7 +371,7 @@ def short(notes):
     return [o for o in notes if 'iterations, so the sparsity is' in o]
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'method, told',
     [
@@ -461,6 +464,7 @@ def revived(notes):
     return [o for o in notes if 'this fit brings them back' in o]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'prune',
     [

@@ -59,7 +59,7 @@ def train(method, groups=1, steps=12):
     return s
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('schedule', [linear, cyclical(linear, 2)])
 @pytest.mark.parametrize('options', [{}, dict(round_to=4), dict(min_channels=5)])
 @pytest.mark.parametrize('groups', [1, 4])

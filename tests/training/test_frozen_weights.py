@@ -106,6 +106,7 @@ def test_what_is_left_out_is_told_once(sparsity):
     assert '0.weight' not in learn.masks and learn.model[0].weight.detach().all()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'run',
     [
@@ -223,7 +224,7 @@ class Turns(Callback):
         self.turn(self.iter % 3 == 2)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('method', [SparsifyCallback, GMP, DPF, RigL], ids=lambda m: m.__name__)
 @pytest.mark.parametrize(
     'include, names',

@@ -140,7 +140,7 @@ def whole_life(learn, fit, s=0.8, how='fit', cbs=(), export=True):
     assert is_exact(loaded, s) and loaded.masks == learn.masks
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('kind', [pytest.param(k, marks=[pytest.mark.slow] * (k == '1000 layers')) for k in digits])
 def test_digits(learner, fit, kind):
     set_seed(0)
@@ -205,7 +205,7 @@ callbacks = {
 }
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('kind', callbacks)
 def test_beside_other_callbacks(learner, fit, kind):
     learn, cbs = learner(), callbacks[kind]()

@@ -49,6 +49,7 @@ def vision(path):
 kinds = dict(convnet=lambda path: None, mlp=lambda path: None, tabular=tabular, vision=vision)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('kind', kinds)
 def test_whole_life(learner, fit, kind, tmp_path):
     set_seed(0, reproducible=True)

@@ -195,6 +195,7 @@ def test_nothing_else_changes(pruned_resnet):
     assert all(p.grad is None for p in learn.model.parameters())
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('more', [dict(granularity='2:4'), dict(scope='global'), dict(include=nn.Linear)], ids=str)
 def test_prune_reconstructs(more):
     "The masks and ALLR's change are those of pruning alone; what the layers give comes nearer to the dense network"

@@ -42,7 +42,7 @@ def drop(learner, **kw):
     return make
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @each_class
 def test_every_method(learner, method):
     def fit(learn, *cbs):
@@ -59,6 +59,7 @@ def test_every_method(learner, method):
 OPTIMIZERS = {'Adam': Adam, 'ranger': ranger, 'torch AdamW': partial(OptimWrapper, opt=torch.optim.AdamW)}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'opt,epoch,i',
     [
@@ -230,6 +231,7 @@ class Validates(Callback):
             self.inside = False
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('event', ['before_epoch', 'after_train', 'after_epoch'])
 def test_a_validation_inside_of_an_epoch(learner, event):
     "It is no epoch: Checkpoint and trackers leave it out"

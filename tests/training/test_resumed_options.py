@@ -31,6 +31,7 @@ def train(learn, *cbs, **kwargs):
         learn.fit_one_cycle(3, 0.02, cbs=list(cbs), **kwargs)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.filterwarnings('ignore:granularity=')
 @pytest.mark.parametrize(
     'options, kwargs',

@@ -283,7 +283,7 @@ others = {
 }
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('first, second, kw, says', others.values(), ids=others)
 def test_another_fit(make, first, second, kw, says):
     one, two = kw if isinstance(kw, tuple) else (kw, kw)
@@ -407,7 +407,7 @@ def tickets(learn, folder, fit=None, **kw):
     return learn.find_tickets(2, fit or fits(), folder=folder, measure='none', **kw)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'kw, args, says',
     [
@@ -466,7 +466,7 @@ def rounds(learn, folder, oracle=False, **kw):
         )
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('oracle', [False, True])
 @pytest.mark.parametrize(
     'kw, args, says',

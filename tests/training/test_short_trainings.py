@@ -182,7 +182,7 @@ def test_an_interval_too_large_is_told_once(method, interval, n, what):
     )
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'cb',
     [

@@ -138,6 +138,7 @@ def same_states(a, b):
     return all(torch.equal(a[n], b[n]) for n in a)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'schedule, first',
     [(ocp, 6), (linear, 7), (cubic, 7), (one_shot, 0), (cyclical(ocp, 2), 7), (cyclical(one_shot, 2), 0)],
@@ -271,7 +272,7 @@ class SkipLast(Callback):
             raise CancelStepException
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize('method', [SparsifyCallback, GSM, DPF, lambda s: SparsifyCallback(s, criterion=taylor_like)])
 @pytest.mark.parametrize('skip', [SkipLast, lambda: GradientAccumulation(16)], ids=['skipped', 'accumulated'])
 def test_skipped_steps(tmp_path, skip, method):
@@ -295,6 +296,7 @@ def taylor_like(weights):
 # masks that move
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     'method, values, best',
     [
