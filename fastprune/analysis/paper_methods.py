@@ -94,8 +94,7 @@ def paper_methods(
     check_whole('epochs, one for each cycle or round', 4, epochs=epochs)
     check_number('the largest rate, a number above 0', '(0,inf)', lr=lr)
     epochs, lr = int(epochs), float(lr)
-    if isinstance(names, str):
-        names = [names]
+    names = [names] if isinstance(names, str) else list(names or ())
     every = dict(
         one_shot=partial(_during, window(one_shot, 0.4), epochs, lr),
         iterative=partial(_during, window(iterative, 0.2), epochs, lr),
@@ -112,7 +111,7 @@ def paper_methods(
         sculpt=partial(_sculpt, 4, epochs, lr),
         bimp=partial(_bimp, epochs, lr),
     )
-    for n in names or ():
+    for n in names:
         if n not in every:
             raise ValueError(f"names: there is no method {n!r}, use any of {', '.join(every)}")
     return {n: every[n] for n in names or every}

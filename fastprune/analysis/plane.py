@@ -15,7 +15,7 @@ from torch import nn
 
 from .states import check_bn, check_states, point_setter, state_from
 from ..core.checks import check_n_batches, check_number, check_whole
-from ..core.devices import wide
+from ..core.devices import reals, wide
 from ..core.names import state_names, unwrap
 from ..core.plotting import axes_or_new
 from ..learner.evaluate import as_model_state, evaluate_points, evaluating, evaluation_dl
@@ -88,7 +88,7 @@ def plane(
     check_states(unwrap(self.model).state_dict(), **named)
     names = list(state_names(self.model).values())
     states = [as_model_state(s, self) for s in named.values()]
-    u, v = (torch.cat([wide(s[k] - states[0][k]).flatten() for k in names]) for s in states[1:])
+    u, v = (torch.cat([wide(reals(s[k] - states[0][k])).flatten() for k in names]) for s in states[1:])
     x, along = float(u.norm()), float(u @ v) / max(float(u.norm()), 1e-12)
     y = float((v - u * (along / max(x, 1e-12))).norm())
     if min(x, y) <= 1e-6 * max(x, float(v.norm())):

@@ -61,7 +61,7 @@ def check_states(
 def _mix(target, states, coefs):
     """Set `target` to the weighted sum of `states`, in place. Integers, and float8, which has no arithmetic, come from
     the first state"""
-    mixed = [n for n, t in target.items() if t.is_floating_point() and t.dtype.itemsize > 1]
+    mixed = [n for n, t in target.items() if t.is_complex() or t.is_floating_point() and t.dtype.itemsize > 1]
     others = [n for n in target if n not in mixed]
     copy_all([target[n] for n in others], [states[0][n] for n in others])
     for t, *parts in by_type(*([s[n] for n in mixed] for s in (target, *states))):

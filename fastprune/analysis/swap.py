@@ -49,13 +49,20 @@ class SwapTable(pd.DataFrame):
         return ax
 
 # %% ../../nbs/analysis/swap.ipynb #a1fbff75
+def _copy_state(state):
+    return {k: t.detach().clone() if isinstance(t, torch.Tensor) else deepcopy(t) for k, t in state.items()}
+
+
+def _copy_masks(masks):
+    return Masks({n: m.clone() for n, m in masks.items()})
+
+
 def _named_states(states):
     "Copies of states by name; of a ticket, the state that it starts from"
     if not isinstance(states, dict) or not states:
         raise ValueError(f"states={type(states).__name__}: needs states by name, a dict with at least one")
     source = lambda n, s: s.state if isinstance(s, Ticket) else state_from(s, f'states[{n!r}]')
-    copy = lambda t: t.detach().clone() if isinstance(t, torch.Tensor) else deepcopy(t)
-    return {n: {k: copy(t) for k, t in source(n, s).items()} for n, s in states.items()}
+    return {n: _copy_state(source(n, s)) for n, s in states.items()}
 
 
 def _named_masks(masks):
@@ -63,7 +70,7 @@ def _named_masks(masks):
     named = {n: getattr(m, 'masks', m) for n, m in masks_by_name(masks).items()}
     if not named:
         raise ValueError("masks: there are none to train")
-    return {n: Masks({k: t.clone() for k, t in check_bool(m, f'masks[{n!r}]').items()}) for n, m in named.items()}
+    return {n: _copy_masks(check_bool(m, f'masks[{n!r}]')) for n, m in named.items()}
 
 
 def _check_fits(masks, name, state, of):
@@ -90,5 +97,5 @@ def swap_table(
     for name, m in masks.items():
         for of, s in states.items():
             _check_fits(m, name, s, of)
-    train = lambda mask, state, seed: fit(masks[mask], dict(states[state]), seed)
+    train = lambda mask, state, seed: fit(_copy_masks(masks[mask]), _copy_state(states[state]), seed)
     return SwapTable(run_trials(train, bar, mask=list(masks), state=list(states), seed=seeds))

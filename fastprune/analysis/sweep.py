@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from weakref import WeakSet
 
 import pandas as pd
 import torch
@@ -29,7 +30,7 @@ from ..core.plotting import add_grid, axes_or_new, choose_metric
 from ..core.targets import check_sparsity
 from ..core.weights import prunable_weights
 from ..learner.batches import preserved_rng
-from ..learner.evaluate import has_validation, validated
+from ..learner.evaluate import check_metric_names, has_validation, validated
 from ..learner.progress import bar_over
 from ..learner.states import seed_round
 
@@ -89,6 +90,9 @@ def _measured(values, row, path):
     return values
 
 
+_measured_models = WeakSet()
+
+
 @preserved_rng()
 def _run_one(make, name, method, sparsity, seed, n_threads, path, identity, measure):
     "Execute one run, in any process. Returns its row, and writes it to `path`"
@@ -99,8 +103,12 @@ def _run_one(make, name, method, sparsity, seed, n_threads, path, identity, meas
         learn = make(seed)
         if not isinstance(learn, Learner):
             raise ValueError(f"make(seed) returned a {type(learn).__name__}: needs a new Learner")
+        if learn.model in _measured_models:
+            raise ValueError("make(seed) returned the model of an earlier run: needs a new Learner, with a new model")
         if not has_validation(learn):
             raise ValueError("make(seed) returned a Learner without a validation set to measure on")
+        check_metric_names(learn, 'method', 'sparsity', 'seed', 'reached', 'seconds')
+        _measured_models.add(learn.model)
         seed_round(learn, seed)
         start = time.perf_counter()
         with learn.no_bar(), learn.no_logging():

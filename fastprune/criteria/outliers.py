@@ -20,7 +20,8 @@ def outlier_shares(
     # Name -> name of its group: the tensors of a group have one mean and one share. Each tensor alone if None
     groups: dict | None = None,
 ) -> dict[str, float]:  # Name -> fraction of scores that are outliers, in [0,1]
-    "The share of outliers among the scores of each tensor or group. Raises `ValueError` for scores that are not finite"
+    """The share of outliers among the scores of each tensor or group. Raises `ValueError` for scores that are below 0
+    or not finite"""
     check_number('a number above 0, which the mean of the scores is multiplied by', '(0,inf)', outlier=outlier)
     for n, s in scores.items():
         if is_dtensor(s):
@@ -31,6 +32,12 @@ def outlier_shares(
         [~s.isfinite() for s in sums.values()],
         lambda places: ValueError(
             f"scores[{names[places[0]]!r}] has numbers that are not finite: has the fit diverged?"
+        ),
+    )
+    check_flags(
+        [(s < 0).any() for s in scores.values()],
+        lambda places: ValueError(
+            f"scores[{names[places[0]]!r}] has numbers below 0: outliers need scores of at least 0"
         ),
     )
     members = {}
@@ -65,6 +72,8 @@ def outlier_sparsities(
     "Sparsities of layers: lower where there are more outliers (Yin et al. 2024)"
     check_sparsity(sparsity)
     check_fraction('the largest difference from `sparsity`, in [0,1)', spread=spread)
+    if shares.keys() != sizes.keys() or not sizes:
+        raise ValueError(f"shares and sizes: need the same layers, at least one, and have {[*shares]} and {[*sizes]}")
     n = sum(sizes.values())
     kept = n - round(sparsity * n)
     if kept < len(sizes):

@@ -62,7 +62,7 @@ class ShrinkCallback(Callback):
     before a fit in several processes, and for callbacks that load weights of earlier epochs or need equal widths"""
 
     __repr__ = constructor_call
-    order, run_valid = 58, False  # after SparsifyCallback, before what shows or logs the table
+    order, run_valid, _x = 58, False, None  # after SparsifyCallback, before what shows or logs the table
 
     def __init__(
         self,

@@ -22,7 +22,8 @@ def initial_sparsity(
     """The sparsity at the start of the schedule. In a training that resumes at a later step, the present sparsity lies
     between the start and the target"""
     method, target = run.method, run.target
-    begin = run.counted.sparsities(present, method.scope)
+    most = run.granularity.most  # zeros in other places, such as those of single weights before 2:4, may be more
+    begin = {n: min(s, most) for n, s in run.counted.sparsities(present, method.scope).items()}
     if method.initial is not None:
         return {**begin, **run.counted.expand(method.initial, begin, 'initial', run.model)}
     p = run.progress[run.first_step - 1] if run.first_step else 0.0

@@ -30,6 +30,7 @@ class LearnerChannels(ChannelSource):
     @contextlib.contextmanager
     def inputs(self) -> Iterator[tuple[Inputs, Callable]]:
         "A context with two items of a batch"
+        prunable_weights(self.learn.model)  # a lazy layer has none yet, which is an error
         with undisturbed(self.learn):
             advice = 'channels are found with a batch: give the Learner data, `learn.dls = ...`'
             yield at_most(learner_inputs(self.learn, advice=advice), 2), call_model

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['evaluating', 'as_model_state', 'batch_chunks', 'has_validation', 'evaluation_dl', 'check_targets', 'unlike_names',
-           'single_numbers', 'evaluate_points', 'validated', 'validation_values']
+           'check_metric_names', 'single_numbers', 'evaluate_points', 'validated', 'validation_values']
 
 # %% ../../nbs/learner/evaluate.ipynb #2b25778e
 import contextlib
@@ -19,6 +19,7 @@ from ..core.devices import widest
 from ..core.foreach import copy_all
 from ..core.later import read
 from ..core.names import unwrap
+from ..core.nested import tensors_in
 from fastprune.learner.batches import (
     carried_state,
     carry_on,
@@ -99,7 +100,7 @@ def batch_chunks(
     chunk, size = [], 0
     for b in dl:
         b = to_device(b, device)
-        n = sum(t.numel() * t.element_size() for t in b if isinstance(t, torch.Tensor))
+        n = sum(t.numel() * t.element_size() for t in tensors_in(b))
         if chunk and size + n > memory:
             yield chunk
             chunk, size = [], 0
@@ -136,7 +137,8 @@ def _is_loader(dl):
     "Does it give batches? Data sets and tensors give items"
     if isinstance(dl, (list, tuple)):
         return all(isinstance(b, (list, tuple, Mapping)) for b in dl)
-    return isinstance(dl, Iterable) and not hasattr(type(dl), '__getitem__')
+    once = isinstance(dl, Iterator)  # a generator, whose batches are gone when they are looked at
+    return isinstance(dl, Iterable) and not once and not hasattr(type(dl), '__getitem__')
 
 
 def _has_targets(learn, dl):
@@ -168,6 +170,15 @@ def check_targets(
 def unlike_names(names: list) -> list:
     "Names of which the second alike ends in _2, the third in _3"
     return [n if (k := names[: i + 1].count(n)) == 1 else f'{n}_{k}' for i, n in enumerate(names)]
+
+
+def check_metric_names(
+    learn: Learner,
+    *columns: str,  # Columns of a table that has a column for each metric, too
+) -> None:
+    "Raise `ValueError` for a metric with the name of a column"
+    if taken := [m.name for m in learn.metrics if m.name in columns]:
+        raise ValueError(f"metrics: {taken[0]!r} is a column of the table already: give this metric another name")
 
 
 def single_numbers(

@@ -144,7 +144,9 @@ def smaller_is_better(
     name: str,  # Name of a loss or metric
 ) -> bool:
     "Is a smaller value better? It is for a loss, an error or a perplexity, by its name"
-    return bool(re.search(r'loss|error|mse|mae|msle|rmspe|perplexity', name.lower()))
+    return bool(
+        re.search(r'loss|error|mse|mae|msle|rmspe|perplexity|cross_?entropy|nll|kl_div|brier|huber', name.lower())
+    )
 
 # %% ../../nbs/learner/states.ipynb #e8f7587c
 class BestEpoch(TrackerCallback):

@@ -61,6 +61,11 @@ class BudgetedCallback(SparseMethod):
             raise ValueError(
                 "BudgetedCallback sets the rates itself, and another callback schedules 'lr': use `learn.fit`"
             )
+        if np.size(self.lr_max) not in (1, len(self.opt.hypers)):
+            raise ValueError(
+                f"lr_max={self.lr_max!r}: has {np.size(self.lr_max)} rates, and the optimizer "
+                f"{len(self.opt.hypers)} parameter groups: needs a number, or a rate for each group"
+            )
         self.discounts = []
 
     def before_forward(self, weights: dict) -> None:

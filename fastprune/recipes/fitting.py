@@ -127,7 +127,7 @@ def check_sole_pruner(
 
 
 def callback_list(
-    cbs: list | Callback | None,  # None, a callback, or a list of them
+    cbs: list | Callback | type | None,  # None, a callback, or a list of them; of a class, as in fastai, an instance
 ) -> list:
     "The callbacks as a list. Raises `ValueError` for what is no callback"
     if cbs is None:
@@ -136,7 +136,7 @@ def callback_list(
     res = [cbs] if is_callback(cbs) or isinstance(cbs, str) or not isinstance(cbs, Iterable) else list(cbs)
     if not all(map(is_callback, res)):
         raise ValueError(f"cbs={cbs!r}: needs a Callback, or a list of them")
-    return res
+    return [cb() if isinstance(cb, type) else cb for cb in res]
 
 # %% ../../nbs/recipes/fitting.ipynb #87ffa27d
 def last_metrics(

@@ -61,6 +61,8 @@ class RateSearch:
         for lr in self.lrs:
             _load(learn, start, masks)
             row = search.train(m, lr)
+            if training.monitor not in row:
+                raise ValueError(f"monitor={training.monitor!r} is no single number, so no rate can be the best by it")
             value = row[training.monitor] * (-1 if smaller_is_better(training.monitor) else 1)
             tried.append((lr, -math.inf if math.isnan(value) else value))
             if tried[-1][1] >= max(v for _, v in tried):
@@ -68,6 +70,7 @@ class RateSearch:
                 records = records_of(learn)
                 rewound = getattr(training, 'state', None)
         _load(learn, *end)
+        learn.opt = None  # the last one may belong to other weights
         set_records(learn, records)
         training.state = rewound
         feasible = [lr for lr, v in tried if v >= max(v for _, v in tried) - self.feasible]

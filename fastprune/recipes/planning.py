@@ -94,7 +94,13 @@ def _dry_run(learn, fit, args, plan):
         with restoring(learn), learn.removed_cbs(own), learn.no_bar(), learn.no_logging():
             learn.opt = None
             learn._zeros_known = True  # nothing is trained, so there is no warning of zeros
-            fit(learn, [_Probe(plan, own)], *args)
+            try:
+                fit(learn, [_Probe(plan, own)], *args)
+            except (AttributeError, LookupError, TypeError) as e:
+                raise ValueError(
+                    f"fit={schedule_name(fit)} is called once without training, and without your own callbacks, to "
+                    f"count its steps, and fails there: {type(e).__name__}: {e}"
+                ) from e
     finally:
         learn.opt = opt  # the weights are those that it belongs to again
         del learn.__dict__['load'], learn.__dict__['save']
@@ -113,6 +119,8 @@ def plan_of(
     _check_function(fit, learn, args)
     plan = TrainingPlan()
     _dry_run(learn, fit, args, plan)
+    if not plan.batches and plan.fits:
+        raise ValueError('the training DataLoader has no batches')
     if not plan.batches:
         raise ValueError(
             f"fit={schedule_name(fit)} trains nothing, or does not pass on `cbs`: "

@@ -19,7 +19,7 @@ from fastai.callback.schedule import ParamScheduler
 from ..core.checks import check_choice, check_flag, check_seed, check_whole
 from ..core.describe import describe
 from ..core.names import to_state_names
-from ..learner.evaluate import check_targets, has_validation, validated
+from ..learner.evaluate import check_metric_names, check_targets, has_validation, validated
 from ..learner.states import BestEpoch, StateAt, seed_round, starting_at
 from fastprune.recipes.fitting import (
     callback_list,
@@ -92,6 +92,7 @@ class RoundTraining:
             raise ValueError(f"monitor={monitor!r} is not measured: use one of {', '.join(names)}")
         if monitor != 'train_loss' and (self.early_stop or hasattr(self.max_lr, 'best')):
             _check_validation(self.learn, f'monitor={monitor!r}', "use monitor='train_loss'")
+        check_metric_names(self.learn, 'round', 'seed', 'sparsity', 'weights', 'max_lr')
         check_unfrozen(self.learn)
         check_sole_pruner(self.learn, [], 'a round')
         check_targets(self.learn, test_dl=test_dl)

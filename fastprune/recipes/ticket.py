@@ -16,7 +16,7 @@ import torch
 from fastai.basics import Learner, patch
 
 from ..core.checks import check_whole
-from ..core.devices import wide
+from ..core.devices import reals, wide
 from ..core.displays import HtmlText, html_bar, html_table, short_text
 from ..core.files import load_tensors, pack_bits, save_state, unpack_bits
 from ..core.json_files import is_number, parse_json, to_json
@@ -78,7 +78,7 @@ class Ticket:
 # %% ../../nbs/recipes/ticket.ipynb #b9b7fa35
 def _moments(t):
     "The mean, the standard deviation, and the fourth moment of standardised values, on the tensor's device"
-    x = wide(t.detach()).flatten()
+    x = wide(reals(t.detach())).flatten()
     if not x.numel():
         return [x.new_zeros(())] * 3
     mean, std = x.mean(), x.std(unbiased=False) if x.numel() > 1 else x.new_zeros(())
@@ -147,12 +147,13 @@ def reinit(
     _check_initial(self.initial, self.state, self.names)
     gen, state = _generator('reinit', seed), dict(self.state)
     for n, (mean, std, kind) in self.initial.items():
-        t = self.state[n := self.names.get(n, n)]
+        t = reals(old := self.state[n := self.names.get(n, n)])
         if kind == 'uniform':
             x = (torch.rand(t.shape, generator=gen, device='cpu') * 2 - 1) * 3**0.5
         else:
             x = torch.randn(t.shape, generator=gen, device='cpu')
-        state[n] = (mean + std * x).to(t.device, t.dtype) if std > 0 else torch.full_like(t, mean)
+        new = (mean + std * x).to(t.device, t.dtype) if std > 0 else torch.full_like(t, mean)
+        state[n] = torch.view_as_complex(new) if old.is_complex() else new
     return self.replace(state=state, kind='reinit', kind_seed=seed)
 
 

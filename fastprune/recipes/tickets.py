@@ -30,10 +30,13 @@ class Tickets(list):
     @property
     def df(self) -> pd.DataFrame:  # Columns round, seed, sparsity, weights, and the metrics of the ticket
         "A row for each ticket"
-        row = lambda t: dict(
-            {k: t.story.get(k) for k in ('round', 'seed')}, sparsity=t.sparsity, weights=t.masks.n_kept, **t.metrics
+        row = lambda i, t: dict(
+            dict(round=t.story.get('round', i), seed=t.story.get('seed')),
+            sparsity=t.sparsity,
+            weights=t.masks.n_kept,
+            **t.metrics,
         )
-        return pd.DataFrame([row(t) for t in self])
+        return pd.DataFrame([row(i, t) for i, t in enumerate(self)])
 
 # %% ../../nbs/recipes/tickets.ipynb #104811fd
 @patch

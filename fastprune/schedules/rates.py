@@ -169,7 +169,10 @@ def s_cyc_max_lr(
     if m <= q:
         return float(eps)
     left = (1 - p) ** (m - q)  # 1-γ in the paper
-    return delta / (1 + (left / (1 - left)) ** beta) + eps if left < 1 else float(eps)
+    try:
+        return delta / (1 + (left / (1 - left)) ** beta) + eps
+    except (OverflowError, ZeroDivisionError):  # nearly all weights are left
+        return float(eps)
 
 
 @renamed(rate='prune_rate')

@@ -118,6 +118,8 @@ def allr_discount(
     for name, o in dict(before=before, after=after).items():
         if not isinstance(o, (dict, list, tuple)):
             raise ValueError(f"{name}={type(o).__name__}: needs a dict or a list of tensors")
+    if isinstance(before, dict) != isinstance(after, dict):
+        raise ValueError('before and after: one is a dict and the other a list: needs two of a kind')
     if not isinstance(before, dict):
         before, after = dict(enumerate(before)), dict(enumerate(after))
     if before.keys() != after.keys():

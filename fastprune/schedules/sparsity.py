@@ -61,7 +61,10 @@ def ocp(
     β: float = 5.0,  # Offset: the larger, the later the ramp
 ) -> float:  # Progress from the initial to the final sparsity, in [0,1]
     "One-Cycle Pruning: a logistic ramp over all of training (Hubens et al. 2021, eq. 1)"
-    return (1 + math.exp(-α + β)) / (1 + math.exp(-α * pos + β))
+    try:
+        return (1 + math.exp(-α + β)) / (1 + math.exp(-α * pos + β))
+    except OverflowError:  # steep: a step, or all of the ramp at the very end
+        return math.exp(-α * (1 - pos)) if β > α else 0.0
 
 # %% ../../nbs/schedules/sparsity.ipynb #75d74f57
 SCHEDULES = dict(one_shot=one_shot, iterative=iterative, linear=linear, cosine=cosine, cubic=cubic, agp=agp, ocp=ocp)
@@ -122,6 +125,8 @@ def progress_at(
         raise ValueError(
             f"schedule {schedule_name(schedule)} can't be called with a position in training alone: {e}"
         ) from e
+    except ArithmeticError as e:
+        raise ValueError(f"schedule {schedule_name(schedule)} has no value at position {pos:g}: {e}") from e
     try:
         ok = -_rounding <= p <= 1 + _rounding
         if ok and not 0 <= p <= 1:

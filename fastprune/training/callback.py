@@ -19,6 +19,7 @@ from ..core.displays import short_text
 from ..core.mask_counts import kept_of_each
 from ..core.masks import Masks
 from ..core.plotting import Axes, axes_or_new, legend_above
+from ..core.protocol import asks_for
 from ..core.unit_counts import counted
 from ..core.weights import prunable_weights
 from ..engine.channel_targets import ChannelSource
@@ -148,21 +149,43 @@ def total_sparsity(learn: Learner) -> float:
     return Masks({**masks, **rest}).sparsity
 
 # %% ../../nbs/training/callback.ipynb #ae48bee2
+def _as_code(value):
+    "A value as Python has it"
+    if isinstance(value, partial):
+        given = [*map(_as_code, value.args), *(f'{k}={_as_code(v)}' for k, v in value.keywords.items())]
+        return f"partial({', '.join([_as_code(value.func), *given])})"
+    if isinstance(value, type) and value.__module__.startswith('torch.nn.'):
+        return f'nn.{value.__name__}'
+    return short_text(value)
+
+
 def _prune_call(cb: SparsifyCallback) -> str:
-    "The call of `learn.prune` that makes what a callback asks for, as text"
+    """The call of `learn.prune` that makes what a callback asks for, as text; by magnitude if the criterion needs what
+    is not there after a fit"""
     names = 'criterion', 'scope', 'granularity', 'include', 'exclude', 'min_channels', 'round_to', 'cost', 'flops'
     defaults = signature(SparsifyCallback).parameters
     changed = {k: v for k in names if (v := getattr(cb, k)) is not defaults[k].default and v != defaults[k].default}
-    given = [] if cb.flops else [repr(cb.sparsity)]
-    return f"learn.prune({', '.join(given + [f'{k}={short_text(v)}' for k, v in changed.items()])})"
+    given, asked = [] if cb.flops else [_as_code(cb.sparsity)], asks_for(cb.criterion)
+    if asked & {'initial', 'previous'}:
+        changed.pop('criterion')
+    elif 'criterion' in changed and not asked:
+        changed['n_batches'] = 1  # it may read gradients
+    if not cb.recover and 'criterion' in changed:  # by magnitude, zeros are the last to come back
+        changed['recover'] = False
+    return f"learn.prune({', '.join(given + [f'{k}={_as_code(v)}' for k, v in changed.items()])})"
 
 
 def end_notes(cb: SparsifyCallback) -> list:
     "Warnings about the end of a fit: target missed, or layers without weights"
     run, notes = cb.engine, []
     masks = run.masks or {}
+    target = sum(s * run.sizes[n] for n, s in run.target.items()) / max(1, run.size)
+    if not cb.recover and type(cb) is SparsifyCallback and run.size * (run.sparsity - target) > len(masks):
+        notes.append(
+            f'the model was sparser before than what was asked for, and nothing comes back with recover=False: the '
+            f'sparsity is {run.sparsity:.4g} instead of {target:.4g}'
+        )
     if run.falls_short:
-        target = sum(s * run.sizes[n] for n, s in run.target.items()) / max(1, run.size)
         notes.append(
             f'the fit was stopped after {run.state.last_step + 1} of {run.total_steps} iterations, so the '
             f'sparsity is {run.sparsity:.4g} instead of {target:.4g}: a callback that stops a fit ignores the '

@@ -9,6 +9,7 @@ __all__ = []
 import contextlib
 
 from fastai.basics import Callback, CancelStepException, ContextManagers, Learner, patch
+from fastai.callback.tracker import TerminateOnNaNCallback
 
 from ..core.modes import kept_modes
 from ..learner.batches import in_fit
@@ -22,6 +23,12 @@ def sync(cb: 'EngineEvents') -> None:
     run, pos = cb.engine, (cb.epoch + (cb.iter + 1) / cb.n_iter) / cb.n_epoch
     run.t = min(max(0, round(pos * run.total_steps) - 1), run.total_steps - 1)
     run.epoch, run.model = cb.epoch, cb.learn.model
+
+
+def _ends_at_nan(learn):
+    "Will fastai's callback for it end the fit after this batch? Then no masks can be made"
+    watched = any(isinstance(cb, TerminateOnNaNCallback) for cb in learn.cbs)
+    return watched and not learn.loss.detach().isfinite().all()
 
 # %% ../../nbs/training/events.ipynb #6dfc97e8
 class EngineEvents(Callback):
@@ -62,7 +69,10 @@ class EngineEvents(Callback):
             self.after_cancel_batch()
         elif self.engine:
             sync(self)
-            self.engine.after_step()
+            if _ends_at_nan(self.learn):
+                self.engine.cancel_step()
+            else:
+                self.engine.after_step()
         self._skipped = False
 
     def after_cancel_batch(self) -> None:

@@ -157,6 +157,21 @@ def _set_pruned(learn, weights, masks, origin, before):
         keeper.change = math.sqrt(max(0.0, before - after) / (before * (1 - kept / n)))
     elif keeper.change is None:
         keeper.change = 0.0
+    return kept
+
+
+def _tell_sparser(weights, kept, sparsity, recover):
+    "Warn if there were more zeros than what was asked for, and they had to stay"
+    if recover:
+        return
+    n = sum(p.numel() for p in weights.values())
+    due = sum(sparsity[k] * p.numel() for k, p in weights.items()) if isinstance(sparsity, dict) else sparsity * n
+    if n - kept - due > len(weights):
+        warnings.warn(
+            'the model was sparser before than what is asked for, and nothing comes back with recover=False: the '
+            f'sparsity is {1 - kept / n:.4g} instead of {due / n:.4g}',
+            stacklevel=3,
+        )
 
 
 @contextlib.contextmanager
@@ -265,7 +280,8 @@ def prune(
     with pruned_or_unchanged(self, members if reconstruct else {}) as dense:
         with _filled(self):
             masks = _in_steps(self, weights, sparsity, criterion, given, keep, iterations, kind, sums)
-        _set_pruned(self, weights, masks, (criterion, scope, source_of(units)), before)
+        kept = _set_pruned(self, weights, masks, (criterion, scope, source_of(units)), before)
+        _tell_sparser(weights, kept, sparsity, recover or units.tied)
         if reconstruct:
             size = check_reconstruct(self.model, reconstruct)
             reconstruct_weights(self, dense, masks, size, recalibrate=bool(recalibrate))

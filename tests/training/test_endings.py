@@ -38,6 +38,7 @@ from fastprune.all import (
     magnitude_increase,
     one_shot,
     prunable_weights,
+    taylor,
     window,
 )
 from fastprune.learner.states import load_into, state_of
@@ -405,10 +406,9 @@ def test_a_fit_that_is_stopped(method, told):
     'cb,call',
     [
         (SparsifyCallback(0.5, granularity='row', exclude='2'), "0.5, granularity='row', exclude='2'"),
-        (
-            SparsifyCallback(0.9, criterion=magnitude_increase, scope='global'),
-            "0.9, criterion=magnitude_increase, scope='global'",
-        ),
+        (SparsifyCallback(0.9, criterion=taylor, scope='global'), "0.9, criterion=taylor, scope='global', n_batches=1"),
+        # which asks for the weights as they were at first: `learn.prune` has them no more
+        (SparsifyCallback(0.9, criterion=magnitude_increase, scope='global'), "0.9, scope='global'"),
         (GMP(0.9), "0.9, scope='global'"),
         (SparsifyCallback({'0': 0.9}, include='0'), "{'0': 0.9}, include='0'"),
     ],
