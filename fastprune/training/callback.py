@@ -154,9 +154,13 @@ def _as_code(value):
     if isinstance(value, partial):
         given = [*map(_as_code, value.args), *(f'{k}={_as_code(v)}' for k, v in value.keywords.items())]
         return f"partial({', '.join([_as_code(value.func), *given])})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_as_code(k)}: {_as_code(v)}' for k, v in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_as_code, value))}]"
     if isinstance(value, type) and value.__module__.startswith('torch.nn.'):
         return f'nn.{value.__name__}'
-    return short_text(value)
+    return repr(float(value)) if isinstance(value, float) else short_text(value)
 
 
 def _prune_call(cb: SparsifyCallback) -> str:

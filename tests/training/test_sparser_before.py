@@ -89,6 +89,10 @@ class Stop(Callback):
             'learn.prune(0.9, criterion=partial(random_score, seed=5), n_batches=1)',
         ),
         (
+            dict(sparsity={nn.Conv2d: 0.9, nn.Linear: 0.900000001}, include=[nn.Conv2d, nn.Linear]),
+            'learn.prune({nn.Conv2d: 0.9, nn.Linear: 0.900000001}, include=[nn.Conv2d, nn.Linear])',
+        ),
+        (
             dict(criterion=taylor, recover=False, exclude=nn.Linear),
             'learn.prune(0.9, criterion=taylor, exclude=nn.Linear, n_batches=1, recover=False)',
         ),
@@ -96,7 +100,7 @@ class Stop(Callback):
 )
 def test_the_call_that_a_stopped_fit_is_told_works(learner, fit, options, call):
     learn = learner()
-    (note,) = warned(fit, learn, cbs=[SparsifyCallback(0.9, **options), Stop()])
+    (note,) = warned(fit, learn, cbs=[SparsifyCallback(**{'sparsity': 0.9, **options}), Stop()])
     assert re.search('`(learn.prune.*)` now', note)[1] == call
     eval(call, dict(vars(fastprune), learn=learn, nn=nn, partial=partial))
     assert learn.masks.sparsity == pytest.approx(0.9, abs=1e-3)
