@@ -155,7 +155,7 @@ def test_flags(tmp_path, flags):
         (dict(data='nowhere'), "data: there is no folder 'nowhere'"),
         (dict(exclude='head'), "exclude: 'head' matches no weight"),
         (dict(epochs=0), 'epochs=0: needs a number above 0'),
-        (dict(start=1.0), 'start=1.0, end=1.0: a window needs 0 <= start < end <= 1'),
+        (dict(start=1.0), '--start=1.0: needs a position in training, in [0,1)'),
         (dict(pretrained=True), 'pretrained needs a network'),
         (dict(seed=-1), 'seed=-1: needs a whole number of at least 0'),
         (dict(valid_pct=0.0), '--valid-pct=0.0: needs a fraction in (0,1)'),
