@@ -7,10 +7,8 @@ __all__ = ['SwapTable', 'swap_table']
 
 # %% ../../nbs/analysis/swap.ipynb #29e667a9
 from collections.abc import Callable
-from copy import deepcopy
 
 import pandas as pd
-import torch
 
 from .overlap import masks_by_name
 from .states import state_from
@@ -18,6 +16,7 @@ from .trials import check_fit, over_seeds, run_trials, spread_text
 from ..core.checks import check_seeds
 from ..core.masks import Masks, check_bool
 from ..core.plotting import axes_or_new, draw_matrix
+from ..learner.states import copied_state
 from ..recipes.ticket import Ticket
 
 # %% ../../nbs/analysis/swap.ipynb #4c665efa
@@ -49,10 +48,6 @@ class SwapTable(pd.DataFrame):
         return ax
 
 # %% ../../nbs/analysis/swap.ipynb #a1fbff75
-def _copy_state(state):
-    return {k: t.detach().clone() if isinstance(t, torch.Tensor) else deepcopy(t) for k, t in state.items()}
-
-
 def _copy_masks(masks):
     return Masks({n: m.clone() for n, m in masks.items()})
 
@@ -62,7 +57,7 @@ def _named_states(states):
     if not isinstance(states, dict) or not states:
         raise ValueError(f"states={type(states).__name__}: needs states by name, a dict with at least one")
     source = lambda n, s: s.state if isinstance(s, Ticket) else state_from(s, f'states[{n!r}]')
-    return {n: _copy_state(source(n, s)) for n, s in states.items()}
+    return {n: copied_state(source(n, s)) for n, s in states.items()}
 
 
 def _named_masks(masks):
@@ -97,5 +92,5 @@ def swap_table(
     for name, m in masks.items():
         for of, s in states.items():
             _check_fits(m, name, s, of)
-    train = lambda mask, state, seed: fit(_copy_masks(masks[mask]), _copy_state(states[state]), seed)
+    train = lambda mask, state, seed: fit(_copy_masks(masks[mask]), copied_state(states[state]), seed)
     return SwapTable(run_trials(train, bar, mask=list(masks), state=list(states), seed=seeds))

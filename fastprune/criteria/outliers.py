@@ -28,16 +28,11 @@ def outlier_shares(
             raise ValueError(f"scores[{n!r}] is a DTensor, and outliers need the whole tensor: use `full_tensor()`")
     sums = {n: s.float().sum() for n, s in scores.items()}
     names = list(scores)
+    wrong = 'that are not finite: has the fit diverged?', 'below 0: outliers need scores of at least 0'
     check_flags(
-        [~s.isfinite() for s in sums.values()],
+        [*(~s.isfinite() for s in sums.values()), *((s < 0).any() for s in scores.values())],
         lambda places: ValueError(
-            f"scores[{names[places[0]]!r}] has numbers that are not finite: has the fit diverged?"
-        ),
-    )
-    check_flags(
-        [(s < 0).any() for s in scores.values()],
-        lambda places: ValueError(
-            f"scores[{names[places[0]]!r}] has numbers below 0: outliers need scores of at least 0"
+            f'scores[{names[places[0] % len(names)]!r}] has numbers {wrong[places[0] // len(names)]}'
         ),
     )
     members = {}

@@ -74,10 +74,10 @@ def least_sparsity(
     "The least sparsity that is fast enough. Raises `ValueError` if none is"
     low, high = 0.0, 1.0
     if (least := time_of(counts_at(high))) > latency:
-        least_of = 'Use at least that, fewer `min_channels`, or' if least < 1 else 'Use'
+        advice = 'Use at least that, fewer `min_channels`, or' if least < 1 else 'Use'
         raise ValueError(
             f'latency={latency:g} is out of reach: on this machine, the smallest network takes {least:.3g} of the '
-            f"dense one's time. {least_of} larger batches"
+            f"dense one's time. {advice} larger batches"
         )
     while high - low > 1 / 128:
         middle = (low + high) / 2

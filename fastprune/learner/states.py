@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['load_into', 'records_of', 'set_records', 'restoring', 'trained_of', 'set_trained', 'masks_of', 'restore_masks',
-           'state_of', 'seed_round', 'smaller_is_better', 'BestEpoch', 'StateAt', 'end_before_training', 'StartAt',
-           'starting_at']
+           'copied_state', 'state_of', 'seed_round', 'smaller_is_better', 'BestEpoch', 'StateAt', 'end_before_training',
+           'StartAt', 'starting_at']
 
 # %% ../../nbs/learner/states.ipynb #d37caf31
 import contextlib
@@ -119,14 +119,18 @@ def restore_masks(
     learn.keep_masks.change = None
 
 # %% ../../nbs/learner/states.ipynb #c2b10e03
+def copied_state(
+    state: dict,  # Name -> tensor, or extra state of a module
+) -> dict:  # The same
+    "A copy of a `state_dict`"
+    return {n: t.detach().clone() if isinstance(t, torch.Tensor) else deepcopy(t) for n, t in state.items()}
+
+
 def state_of(
     learn: Learner,  # Its model may be in DistributedDataParallel
 ) -> dict:  # Name -> tensor, or extra state of a module
     "A copy of the model's `state_dict`"
-    return {
-        n: t.detach().clone() if isinstance(t, torch.Tensor) else deepcopy(t)
-        for n, t in unwrap(learn.model).state_dict().items()
-    }
+    return copied_state(unwrap(learn.model).state_dict())
 
 # %% ../../nbs/learner/states.ipynb #3fd3d084
 def seed_round(
