@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import airbench
 from harness import METHODS, Cell, Scale, at_number, of_scale
 from ocp_table2 import STARTS, fused, others, search_of, start_of, train
 from tell import FLOOR, Claim, line, markdown, mean, ours, rows_of, side_by_side, values
@@ -10,6 +11,7 @@ from fastprune.all import SparsifyCallback, window
 
 LADDER = (0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5)
 methods = [f'budget {n}' for n in STARTS]
+at_trained = (0.95,)  # at the scale *trained*, as at all
 
 
 def base(scale):
@@ -67,11 +69,11 @@ def needs(scale):
 
 
 def cells(scale, df):
-    df = of_scale(df, scale)
-    todo = lambda name, e: [Cell('resnet18', name, 0.95, e, seed) for seed in range(scale.seeds)]
+    df, model = of_scale(df, scale), scale.model('resnet18')
+    todo = lambda name, e: [Cell(model, name, 0.95, e, seed) for seed in range(scale.seeds)]
     found, is_searched = names(df, scale)
     if not is_searched:
-        return [c for n in others for c in search_of(n, 0.95, base(scale), seeds=scale.search_seeds)]
+        return [c for n in others for c in search_of(n, 0.95, base(scale), model, scale.search_seeds)]
     if any(accuracy_of(df, name, base(scale), scale.seeds) is None for name in found.values()):
         return [c for name in found.values() for c in todo(name, base(scale))]
     return [c for name in found.values() for e in [needed(df, scale, name)[1]] if e for c in todo(name, e)]
@@ -109,7 +111,7 @@ def outcome(df, scale, name):
 
 def mine(df):
     searches = [c.method for n in others for c in search_of(n, 0.95, 1)]
-    budgets = rows_of(df, 'resnet18', methods)
+    budgets = rows_of(df, 'resnet18', methods, also=(airbench.NAME,))
     return df[df.index.isin(budgets.index) | df.method.isin(searches) & df.scale.isin(budgets.scale.unique())]
 
 
@@ -157,8 +159,4 @@ def figure(df, ax):
         line(ax, rungs(scale), [values(df, m, 0.95, epochs=e) for e in rungs(scale)], n)
     if target(df, scale) is not None:
         ax.axhline(target(df, scale), color='grey', lw=1, ls=':', label='target')
-    ax.set(
-        xlabel='epochs',
-        ylabel='test accuracy (%)',
-        xticks=sorted({int(e) for e in rows_of(df, 'resnet18', methods).epochs}),
-    )
+    ax.set(xlabel='epochs', ylabel='test accuracy (%)', xticks=sorted({int(e) for e in mine(df).epochs}))
