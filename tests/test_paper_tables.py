@@ -904,6 +904,21 @@ def test_what_the_scale_trained_has():
     assert not any(compiled)
 
 
+def test_a_search_counts_in_the_table_of_its_epochs_alone(tmp_path):
+    import harness
+    from tables import TABLES
+
+    scale, some = harness.SCALES['trained'], {t: TABLES[t] for t in ('ocp_table2', 'ocp_table3')}
+    made_up(some, scale, tmp_path / 'results.csv')
+    df = harness.read(tmp_path / 'results.csv')
+    searched = df[df.method.str.startswith(harness.SEARCHES)]
+    assert set(searched.epochs) == {2, 3}
+    for name, epochs in (('ocp_table2', 3), ('ocp_table3', 2)):
+        mine = some[name].mine(df)
+        searches = mine[mine.method.str.startswith(harness.SEARCHES)]
+        assert searches.index.tolist() == searched.index[searched.epochs == epochs].tolist()
+
+
 def test_the_scale_trained_is_told(tmp_path):
     "With its network, and what it lacks"
     import harness

@@ -47,6 +47,11 @@ sys.path.append(str(here.parent))
 from common import machine, quiet
 
 
+def epochs_at(times, paper, least=1):
+    "Epochs at a scale of so many times the paper's"
+    return max(least, round(paper * times))
+
+
 @dataclass(frozen=True)
 class Scale:
     "How much smaller than in the papers, for every method alike"
@@ -78,7 +83,7 @@ class Scale:
         return search_seeds(self.images)
 
     def epochs_of(self, paper, least=1):
-        return max(least, round(paper * self.times))
+        return epochs_at(self.times, paper, least)
 
     def rounds_of(self, paper):
         return min(paper, self.rounds)

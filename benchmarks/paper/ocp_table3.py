@@ -4,7 +4,7 @@ from functools import partial
 
 import airbench
 from harness import METHODS, Cell, Scale, at_number, of_scale
-from ocp_table2 import STARTS, fused, others, search_of, start_of, train
+from ocp_table2 import STARTS, fused, is_search, others, search_of, start_of, train
 from tell import FLOOR, Claim, line, markdown, mean, ours, rows_of, side_by_side, values
 
 from fastprune.all import SparsifyCallback, window
@@ -110,9 +110,9 @@ def outcome(df, scale, name):
 
 
 def mine(df):
-    searches = [c.method for n in others for c in search_of(n, 0.95, 1)]
     budgets = rows_of(df, 'resnet18', methods, also=(airbench.NAME,))
-    return df[df.index.isin(budgets.index) | df.method.isin(searches) & df.scale.isin(budgets.scale.unique())]
+    at_its_scales = df.scale.isin(budgets.scale.unique())
+    return df[df.index.isin(budgets.index) | is_search(df, others, 20, 2) & at_its_scales]
 
 
 def show(df):

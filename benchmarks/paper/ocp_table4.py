@@ -4,7 +4,7 @@ they are by round"""
 from functools import partial
 
 from harness import METHODS, Cell, Scale, at_number, of_scale
-from ocp_table2 import STARTS, fused, learner, search_of, start_of
+from ocp_table2 import STARTS, fused, is_search, learner, search_of, start_of
 from tell import Claim, by_step, each, line, markdown, mean, ours, rows_of, side_by_side
 
 from fastprune.all import agp, iterative, ocp, one_shot, window
@@ -94,9 +94,9 @@ paper = {'one-shot': '72.213 ± 0.009', 'iterative': '85.778 ± 0.003', 'AGP': '
 
 
 def mine(df):
-    searches = [c.method for n in with_start for c in search_of(n, 0.95, 1)]
     tickets = rows_of(df, 'resnet18', methods)
-    return df[df.index.isin(tickets.index) | df.method.isin(searches) & df.scale.isin(tickets.scale.unique())]
+    at_its_scales = df.scale.isin(tickets.scale.unique())
+    return df[df.index.isin(tickets.index) | is_search(df, with_start, 50) & at_its_scales]
 
 
 def found(df):
