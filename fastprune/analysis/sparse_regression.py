@@ -163,7 +163,7 @@ def sparse_regression(
     sizes: tuple | list = (2, 4, 10),  # Numbers of samples n
     d: int = 5,  # Number of weights
     sparsity: float = 0.2,  # Fraction of weights that are useless, in (0,1); round(sparsity * d) weights
-    lam: float = 1.0,  # Lambda of the regularised dense solution (> 0), not in the paper; 3 is nearest to its table
+    lam: float = 1.0,  # Lambda of the regularised dense solution (> 0), not in the paper; from 3 on it hardly matters
     # Size of PGD's steps (> 0), not in the paper; 1/L of each problem if None; 0.3 is nearest to its table
     step: float | None = None,
     repeats: int = 10_000,  # Problems for each n and kind of a
