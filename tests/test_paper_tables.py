@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,11 +89,11 @@ def test_a_verdict_says_what_it_is_of():
 
     high, low = by_seed(90, 91), by_seed(80, 81.1)
     claim = Claim('', [('98%', high, {}), ('99%', high, low)])
-    assert claim.verdict('small') == 'holds (99%)'
+    assert claim.verdict('small') == 'holds (99%)' and claim.counted('small') == 'holds in part'
     claim.pairs[0] = ('98%', high, low)
-    assert claim.verdict('small') == 'holds' and claim.verdict('tiny') == "can't tell"
+    assert claim.verdict('small') == 'holds' == claim.counted('small') and claim.verdict('tiny') == "can't tell"
     claim.pairs += [('80%', low, high), ('70%', {0: 90}, {0: 80})]
-    assert claim.verdict('small') == "doesn't, 2 of 3 hold (98%, 99%, 80%)"
+    assert claim.verdict('small') == "doesn't, 2 of 3 hold (98%, 99%, 80%)" and claim.counted('small') == "doesn't"
     claim.lacks = 'starts not searched'
     assert claim.verdict('small') == 'no verdict: starts not searched (98%, 99%, 80%)'
     claim.pairs = claim.pairs[-1:]
@@ -266,6 +267,85 @@ def test_starts_that_were_not_searched_are_said(tmp_path):
     df = ocp_table2.mine(results.df)
     assert harness.Scale.of(df).seeds == 3 and ocp_table2.best(df, 'one-shot', 0.95)[0] == 0.4
     assert ocp_table2.claims(df)[0].verdict('small') == 'holds (95%)'
+
+
+def test_iterative_pruning_needs_an_epoch_for_a_step(tmp_path):
+    "Where its steps are shorter there is no verdict on it, however well its start was searched"
+    import harness
+    import ocp_table2
+
+    def claims(epochs, times):
+        scale = replace(harness.SCALES['small'], times=times)
+        results = harness.Results(tmp_path / f'{epochs}.csv', 'jpg')
+        for n in ('OCP', 'iterative'):
+            for seed in range(3):
+                cell = harness.Cell('resnet18', ocp_table2.methods[n], 0.95, epochs, seed)
+                results.add(cell, scale, [('', 'accuracy', 50.0 + 10 * (n == 'OCP') + seed)], 1.0)
+        for c in ocp_table2.search_of('iterative', 0.95, epochs):
+            accuracy = 60 if harness.number_of(c.method) == 0.2 else 40
+            results.add(c, scale, [('', 'sparsity', 0.95), ('', 'accuracy', accuracy)], 1.0)
+        found = ocp_table2.claims(ocp_table2.mine(results.df))
+        return [c.verdict('small').partition(' (')[0] for c in found if 'terative' in c.text]
+
+    short = 'no verdict: a step of iterative pruning has 0.48 epochs, of 8 in the paper'
+    assert claims(3, 0.06) == [short, short] and claims(10, 0.2) == ['holds', 'holds']
+
+
+def test_searches_are_shown_with_all_their_starts(tmp_path):
+    import harness
+    import ocp_table2
+
+    results = harness.Results(tmp_path / 'x.csv', 'jpg')
+    for n in ocp_table2.others:
+        for i, c in enumerate(ocp_table2.search_of(n, 0.95, 2)):
+            results.add(c, harness.SCALES['small'], [('', 'sparsity', 0.95), ('', 'accuracy', 60.0 - i)], 1.0)
+    assert ocp_table2.told_searches(results.df, (0.9, 0.95), 2) == (
+        ' Validation accuracies of the search, from 0 / 10 / 20 / 40%, at 95% (2 epochs, seeds 10 and 11): '
+        'one-shot 59.5 / 57.5 / 55.5 / 53.5, iterative 59.5 / 57.5 / 55.5 / 53.5, AGP 59.5 / 57.5 / 55.5 / 53.5.'
+    )
+    assert ocp_table2.told_searches(results.df, (0.95,), 3) == ''
+
+
+def test_a_budget_that_some_seeds_lack_was_not_tried(tmp_path):
+    import harness
+    import ocp_table3
+
+    scale, results = replace(harness.SCALES['small'], seeds=3), harness.Results(tmp_path / 'x.csv', 'jpg')
+    for m, epochs, seeds in (('OCP', 1, 3), ('OCP', 2, 3), ('one-shot', 1, 3), ('one-shot', 2, 3), ('one-shot', 3, 2)):
+        for seed in range(seeds):
+            value = 60.0 if m == 'OCP' and epochs == 2 else 40.0
+            cell = harness.Cell('resnet18', f'budget {m}', 0.95, epochs, seed)
+            results.add(cell, scale, [('', 'accuracy', value)], 1.0)
+    assert ocp_table3.outcome(results.df, scale, 'OCP') == (2, '1×')
+    assert ocp_table3.outcome(results.df, scale, 'one-shot') == ('more than 2', 'more than 1×')
+
+
+def test_seeds_are_asked_for_by_the_quickest_method():
+    import report
+
+    rows = [('slow', 400.0), ('slow', 420.0), ('slow', 440.0), ('quick', 90.0), ('quick', 500.0), ('quick', 100.0)]
+    df = pd.DataFrame(rows, columns=['method', 'seconds']).assign(sparsity=0.9, epochs=5)
+    assert report.quickest(df) == 100.0
+
+
+def test_early_stability_is_that_of_the_first_round(tmp_path):
+    import harness
+    import ocp_table4
+
+    results = harness.Results(tmp_path / 'x.csv', 'jpg')
+    halfway = {'OCP': (60.0, 42.0, 45.0), 'one-shot': (60.0, 50.0, 41.0)}  # the ends' error is 40
+    for n, errors in halfway.items():
+        for seed in range(3):
+            rows = [(str(m), 'instability', e + seed / 2) for m, e in enumerate(errors)]
+            rows += [(str(m), 'ticket accuracy', 60.0) for m in range(3)]
+            cell = harness.Cell('resnet18', f'tickets {n}', 0.95, 2, seed)
+            results.add(cell, harness.SCALES['small'], [*rows, ('', 'accuracy', 60.0)], 1.0)
+    claim = next(c for c in ocp_table4.claims(ocp_table4.mine(results.df)) if 'stable' in c.text)
+    where, ours, theirs = claim.pairs[0]
+    assert (
+        where == 'one-shot, round 1' and ours == {0: 98.0, 1: 97.5, 2: 97.0} and theirs == {0: 90.0, 1: 89.5, 2: 89.0}
+    )
+    assert claim.verdict('small').startswith('no verdict: starts not searched')
 
 
 def made_up(tables, scale, path, seed=0):

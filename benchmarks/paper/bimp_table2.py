@@ -160,16 +160,18 @@ title = 'Budgeted IMP, table 2: methods within one budget, ResNet-56 on CIFAR-10
 source = (
     "Zimmer et al. 2023, table 2, which has a ResNet-50 on ImageNet for 90 epochs: its figures stand here for the "
     "order of methods, not for the values. All train from scratch with the same epochs and a rate that falls from 0.1 "
-    "to 0, all weights ranked together; BIMP prunes once, then goes on with ALLR. Each method has five strengths to "
-    "choose from, tried with two seeds of their own (one where there are 50,000 images), measured on a fifth of the "
-    "training images that is not trained on: the weight decay of BIMP, GMP, DPF, DNW, GSM and LC, at 90%; the decay of "
-    "STR's thresholds and DST's regulariser at each sparsity. With its best weight decay BIMP then has three starts to "
-    "choose from: half of the budget, three quarters, nine tenths. A training that diverges has the accuracy of a "
-    "constant. "
-    "The momentum is 0.9, for GSM as well, whose own paper has 0.98. "
+    "to 0, all weights ranked together; BIMP prunes once, then goes on with ALLR. Each method has strengths to choose "
+    "from, tried with two seeds of their own (one where there are 50,000 images), measured on a fifth of the training "
+    "images that is not trained on: five weight decays of BIMP, GMP, DPF, DNW, GSM and LC, at 90%; five decays of "
+    "STR's thresholds and five strengths of DST's regulariser, at each sparsity, with a weight decay of 5e-4 that was "
+    "not searched, as for the dense network. Those of LC, STR and DST are the second five "
+    "tried, since the best of the first was at their end; strengths that leave two points more zeros than asked for "
+    "don't count. With its best weight decay BIMP then has three starts to choose from: half of the budget, three "
+    "quarters, nine tenths; so it had two numbers searched, the others one. The largest rate was searched for none. "
+    "Masks change as they do by default, GMP's and DPF's at every batch. A training that diverges has the accuracy of "
+    "a constant. The momentum is 0.9, for GSM as well, whose own paper has 0.98. "
     "STR and DST are pruned by magnitude at the end to what they are short of. Images a second are of "
-    "a training on each core of a shared machine, on which other work ran at times (at scale trained beside BIMP, LC, "
-    "STR and DST), so they are not to be compared"
+    "a training on each core of a shared machine, on which other work ran at times, so they are not to be compared"
 )
 paper = {
     'BIMP': (1454, (75.62, 75.08, 73.53), (2, 3, 6)),
@@ -232,7 +234,8 @@ def claims(df):
         (f'{n}, {100 * s:g}%', found_at(df, 'BIMP', s), found_at(df, n, s)) for n in others for s in sparsities
     ]
     return [
-        Claim('BIMP is better than GMP, GSM, LC, STR and DST', at(['GMP', 'GSM', 'LC', 'STR', 'DST'])),
+        Claim('BIMP is better than GMP, GSM and LC', at(['GMP', 'GSM', 'LC'])),
+        Claim('BIMP is better than STR and DST', at(by_sparsity), lacks='their weight decay was not searched'),
         Claim('BIMP is no worse than DPF and DNW', at(['DPF', 'DNW']), no_worse=True),
         Claim(
             'LC is the worst at 90%', [(n, found_at(df, n, 0.9), found_at(df, 'LC', 0.9)) for n in paper if n != 'LC']

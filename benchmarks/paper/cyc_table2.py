@@ -140,8 +140,8 @@ source = (
     'trained network, of seed 0 (at scale gpu, from that of their own seed); in gradual pruning '
     'sparsity rises over the first 80% of the '
     'training, as it does in a cycle; and masks change every 100 iterations ("about 100" in the '
-    'paper) where there are 100 epochs, every 10 in shorter trainings. Weight decay 1e-4; images are '
-    'flipped and shifted'
+    'paper) where there are 100 epochs, every 10 in shorter trainings. Weight decay 1e-4, which the paper doesn\'t '
+    'give; images are flipped and shifted'
 )
 paper = {
     0.9: ('90.10 ± 0.2', '90.78 ± 0.4', '90.90 ± 0.1'),
@@ -174,7 +174,7 @@ notes = [
         "others. Rows with it are of another machine than most without it."
     ),
     (
-        "At scale *trained* a training has 5 epochs, so a cycle is one epoch, of 196 iterations; in the paper it is 20 "
+        "At scale *trained* a training has 5 epochs, so a cycle is one epoch, of 195 iterations; in the paper it is 20 "
         "epochs. Pruned to 99% in one, networks fall to chance, so there is no verdict on cycles at scales that have "
         "such short ones. The rate is the paper's for a ResNet-20, and was not searched for this network."
     ),

@@ -9,11 +9,12 @@ from fastprune.analysis.verdict import paired_verdict
 FLOOR = 20.0  # Percent: twice chance on ten classes
 MARGIN = 1.0  # Points that something may lose and be no worse
 LEVEL = 0.9  # Of the intervals
-KINDS = ('holds', "doesn't", "can't tell", 'no verdict', 'not run')
+KINDS = ('holds', 'holds in part', "doesn't", "can't tell", 'no verdict', 'not run')
 
 RULE = f"""**The rule.** A claim is one or more comparisons of two methods, over the seeds that both have at one \
-scale, on one machine and in one precision. Of each comparison we take the differences by seed, in the direction \
-that is claimed: their mean, the standard error of the mean, and the {100 * LEVEL:.0f}% interval of Student's t.
+scale, each pair of one machine and in one precision (a compiled network counts as the same). Of each comparison we \
+take the differences by seed, in the direction that is claimed: their mean, the standard error of the mean, and the \
+{100 * LEVEL:.0f}% interval of Student's t.
 
 - *holds*: the interval is above 0 in every comparison. *doesn't*: it is below 0 in some comparison. *can't tell*: \
 anything else; also with fewer than two common seeds, where neither mean is above {FLOOR:.0f}% (twice chance), and at \
@@ -22,8 +23,9 @@ the scale *tiny*, which is there to try that everything runs.
 of 0. One holds where the whole interval is above -{MARGIN:.0f}, and doesn't where it is below.
 - *no verdict*: a control failed or was not run, or a method was not given its chance; the reason stands beside it, \
 and the differences too.
-- *not run*: no two methods of the claim were trained, or not on one machine. In brackets: what was compared, where \
-that is less than the claim.
+- *not run*: no two methods of the claim were trained, or not on one machine.
+- In brackets: what was compared, where that is less than the claim. Where all of that holds, the claim counts as one \
+that *holds in part*.
 
 With three seeds the interval is 2.9 standard errors to each side, with five 2.1. So tables whose trainings take less \
 than five minutes need five seeds; the page says where there are fewer."""
@@ -183,12 +185,17 @@ class Claim:
         return self.lacks or (self.control.problem if self.control else '')
 
     def kind(self, scale=''):
-        "One of `KINDS`"
+        "One of `KINDS`, but for 'holds in part': see `counted`"
         if self.found == 'not run':
             return 'not run'
         if self.problem:
             return 'no verdict'
         return "can't tell" if scale == 'tiny' else self.found
+
+    def counted(self, scale=''):
+        "One of `KINDS`: a claim that holds, but of which not all was compared, holds in part"
+        kind = self.kind(scale)
+        return 'holds in part' if kind == 'holds' and len(self.compared) < len(self.pairs) else kind
 
     def verdict(self, scale=''):
         """With the reason where there is none, how many comparisons hold if some do and others don't, and what was
