@@ -287,7 +287,7 @@ def test_iterative_pruning_needs_an_epoch_for_a_step(tmp_path):
         found = ocp_table2.claims(ocp_table2.mine(results.df))
         return [c.verdict('small').partition(' (')[0] for c in found if 'terative' in c.text]
 
-    short = 'no verdict: a step of iterative pruning has 0.48 epochs, of 8 in the paper'
+    short = 'no verdict: a step of iterative pruning has 0.48 epochs, and 8 in 50 epochs'
     assert claims(3, 0.06) == [short, short] and claims(10, 0.2) == ['holds', 'holds']
 
 
@@ -304,6 +304,9 @@ def test_searches_are_shown_with_all_their_starts(tmp_path):
         'one-shot 59.5 / 57.5 / 55.5 / 53.5, iterative 59.5 / 57.5 / 55.5 / 53.5, AGP 59.5 / 57.5 / 55.5 / 53.5.'
     )
     assert ocp_table2.told_searches(results.df, (0.95,), 3) == ''
+    df = results.df
+    one_seed = df[(df.seed == 10) | (df.method != 'search train AGP, start at 0.4')]
+    assert ocp_table2.told_searches(one_seed, (0.95,), 2) == ''
 
 
 def test_a_budget_that_some_seeds_lack_was_not_tried(tmp_path):

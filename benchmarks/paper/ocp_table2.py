@@ -119,20 +119,20 @@ def start_of(df, n, sparsity, epochs):
     return 0.0 if n == 'OCP' else searched(df, start_name(n), sparsity, epochs, CHOICES)
 
 
-def lacks_steps(start, epochs):
-    "Why iterative pruning was not given its chance, or ''; in the paper a step has 8 epochs"
-    if (step := (1 - start) * epochs / STEPS) >= 1:
-        return ''
-    return f'a step of iterative pruning has {step:.2g} epochs, of 8 in the paper'
+def lacks_steps(start, epochs, paper):
+    "Why iterative pruning was not given its chance, or ''; `paper`: the paper's epochs"
+    step, theirs = ((1 - x) * n / STEPS for x, n in ((start, epochs), (STARTS['iterative'][1], paper)))
+    return '' if step >= 1 else f'a step of iterative pruning has {step:.2g} epochs, and {theirs:.2g} in {paper} epochs'
 
 
 def searches_of(df, sparsity, epochs):
     "What the searches of starts found, in words, or ''"
+    seeds = search_seeds(df.images.max())
+    df = df[df.seed.isin(seeds)]
     at = lambda n, x: values(df, SEARCHES + at_number(start_name(n), x), sparsity, epochs=epochs)
-    tried = {n: [mean(v) for x in CHOICES if (v := at(n, x))] for n in others}
+    tried = {n: [mean(v) for x in CHOICES if len(v := at(n, x)) == len(seeds)] for n in others}
     if any(len(v) < len(CHOICES) for v in tried.values()):
         return ''
-    seeds = search_seeds(df.images.max())
     return (
         f'{100 * sparsity:g}% ({epochs} epochs, seed{"s" * (len(seeds) > 1)} {" and ".join(map(str, seeds))}): '
         + ', '.join(f'{n} {" / ".join(f"{v:.1f}" for v in found)}' for n, found in tried.items())
@@ -273,7 +273,7 @@ def claims(df):
         rival = {(n, s): values(df, methods[n], s) for n, s in rival}
     ocp_at = {s: values(df, methods['OCP'], s) for s in sparsities}
     starts = [best(df, 'iterative', s)[0] for s in sparsities]
-    short = next((t for x in starts if x is not None and (t := lacks_steps(x, Scale.of(df).epochs_of(50, 2)))), '')
+    short = next((t for x in starts if x is not None and (t := lacks_steps(x, Scale.of(df).epochs_of(50, 2), 50))), '')
     return [
         *(
             Claim(

@@ -150,7 +150,7 @@ def claims(df):
         start = start_of(df, 'iterative', 0.95, at) if is_searched else STARTS['iterative'][1]
     vals = {n: values(df, m, 0.95, epochs=at) for n, m in found.items()}
     unsearched = '' if is_searched else 'starts not searched'
-    why = {'one-shot': unsearched, 'iterative': unsearched or (at and lacks_steps(start, at)) or ''}
+    why = {'one-shot': unsearched, 'iterative': unsearched or (at and lacks_steps(start, at, 20)) or ''}
     return [
         Claim(
             f'{n} needs more than OCP: it is less accurate with the base budget',

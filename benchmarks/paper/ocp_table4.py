@@ -148,7 +148,7 @@ def claims(df):
             lacks=lacks,
         ),
         Claim(
-            "OCP's tickets are stable earlier than one-shot's and iterative's: less error half-way above the ends'",
+            "OCP's tickets are stable earlier than one-shot's and iterative's (error half-way above the ends)",
             [(f'{n}, round 1', connected('OCP'), connected(n)) for n in ('one-shot', 'iterative')],
             lacks=lacks,
         ),

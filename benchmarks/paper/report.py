@@ -230,9 +230,9 @@ def text_of(df, name, folder, every):
 
 {counts(every)}
 
-One verdict a claim, from the largest scale where it was compared and nothing keeps it from one. Green: holds; red: \
-doesn't; grey: can't tell; hollow: no verdict, since a control failed or a method was not given its chance. *Not run* \
-counts claims of the tables that are run here; the tables that are not are below.
+One verdict a claim, from the largest scale where it was compared and nothing keeps it from one. Green: holds, or \
+holds in part; red: doesn't; grey: can't tell; hollow: no verdict, since a control failed or a method was not given \
+its chance. *Not run* counts claims of the tables that are run here; tables that are not are listed below.
 
 ## What was not run
 

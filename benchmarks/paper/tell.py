@@ -27,8 +27,8 @@ and the differences too.
 - In brackets: what was compared, where that is less than the claim. Where all of that holds, the claim counts as one \
 that *holds in part*.
 
-With three seeds the interval is 2.9 standard errors to each side, with five 2.1. So tables whose trainings take less \
-than five minutes need five seeds; the page says where there are fewer."""
+With three seeds the interval is 2.9 standard errors to each side, with five 2.1. So tables in which some method \
+trains in less than five minutes need five seeds; the page says where there are fewer."""
 
 
 class BySeed(dict):
