@@ -94,7 +94,7 @@ slow = {
     '15_your_own_method',
     '16_channels',
     '18_ocp_ramp',
-}  # some up to ten minutes, or `torchrun`: by hand, with `pytest -m slow`
+}  # some up to a quarter of an hour, or `torchrun`: by hand, with `pytest -m slow`
 
 
 less = {
@@ -176,7 +176,7 @@ all_digits |= {'planning', 'round_training', 'callback', 'identity', 'data'}
 
 
 def run_notebook(nb, replaced, *how):
-    r = python(running, nb, json.dumps(replaced), *how, folder=root, timeout=900)
+    r = python(running, nb, json.dumps(replaced), *how, folder=root, timeout=1800 if 'whole' in how else 900)
     assert r.returncode == 0 and 'Success' in r.stdout, r.stderr[-4000:]
 
 
