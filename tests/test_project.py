@@ -176,7 +176,7 @@ all_digits |= {'planning', 'round_training', 'callback', 'identity', 'data'}
 
 
 def run_notebook(nb, replaced, *how):
-    r = python(running, nb, json.dumps(replaced), *how, folder=root, timeout=1800 if 'whole' in how else 900)
+    r = python(running, nb, json.dumps(replaced), *how, folder=root, timeout=900)
     assert r.returncode == 0 and 'Success' in r.stdout, r.stderr[-4000:]
 
 

@@ -127,15 +127,13 @@ def lacks_steps(start, epochs, paper):
 
 def searches_of(df, sparsity, epochs):
     "What the searches of starts found, in words, or ''"
-    seeds = search_seeds(df.images.max())
-    df = df[df.seed.isin(seeds)]
-    at = lambda n, x: values(df, SEARCHES + at_number(start_name(n), x), sparsity, epochs=epochs)
-    tried = {n: [mean(v) for x in CHOICES if len(v := at(n, x)) == len(seeds)] for n in others}
-    if any(len(v) < len(CHOICES) for v in tried.values()):
+    if any(start_of(df, n, sparsity, epochs) is None for n in others):
         return ''
+    seeds = search_seeds(df.images.max())
+    at = lambda n, x: mean(values(df, SEARCHES + at_number(start_name(n), x), sparsity, epochs=epochs))
     return (
         f'{100 * sparsity:g}% ({epochs} epochs, seed{"s" * (len(seeds) > 1)} {" and ".join(map(str, seeds))}): '
-        + ', '.join(f'{n} {" / ".join(f"{v:.1f}" for v in found)}' for n, found in tried.items())
+        + ', '.join(f'{n} {" / ".join(f"{at(n, x):.1f}" for x in CHOICES)}' for n in others)
     )
 
 
@@ -267,12 +265,13 @@ def show(df):
 def claims(df):
     at = [f'{100 * s:g}%' for s in sparsities]
     pairs = lambda a, b: [(w, values(df, a, s), values(df, b, s)) for w, s in zip(at, sparsities, strict=True)]
-    rival = {(n, s): best(df, n, s)[1] for n in others for s in sparsities}
+    found = {(n, s): best(df, n, s) for n in others for s in sparsities}
+    rival = {n_at: vals for n_at, (_, vals) in found.items()}
     lacks = '' if any(rival.values()) else 'starts not searched'
     if lacks:
         rival = {(n, s): values(df, methods[n], s) for n, s in rival}
     ocp_at = {s: values(df, methods['OCP'], s) for s in sparsities}
-    starts = [best(df, 'iterative', s)[0] for s in sparsities]
+    starts = [found['iterative', s][0] for s in sparsities]
     short = next((t for x in starts if x is not None and (t := lacks_steps(x, Scale.of(df).epochs_of(50, 2), 50))), '')
     return [
         *(

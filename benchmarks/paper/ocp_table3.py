@@ -102,9 +102,9 @@ def outcome(df, scale, name):
     "What is known of the epochs that it needs, and relative to OCP's"
     if (goal := target(df, scale)) is None or goal <= FLOOR:
         return '–', '–'
-    got, ocp_needs = (needed(df, scale, n)[0] for n in (names(df, scale)[0][name], 'budget OCP'))
+    method = names(df, scale)[0][name]
+    got, ocp_needs = (needed(df, scale, n)[0] for n in (method, 'budget OCP'))
     if got is None:
-        method = names(df, scale)[0][name]
         most = max((e for e in rungs(scale) if accuracy_of(df, method, e, scale.seeds) is not None), default=None)
         return (f'more than {most}', f'more than {most / ocp_needs:.3g}×') if most and ocp_needs else ('–', '–')
     return got, f'{got / ocp_needs:.3g}×' if ocp_needs else '–'
@@ -144,13 +144,13 @@ def show(df):
 
 def claims(df):
     if df.empty:
-        found, is_searched, at, start = dict.fromkeys(STARTS, ''), False, None, None
+        found, is_searched, at = dict.fromkeys(STARTS, ''), False, None
     else:
         (found, is_searched), at = names(df, Scale.of(df)), base(Scale.of(df))
-        start = start_of(df, 'iterative', 0.95, at) if is_searched else STARTS['iterative'][1]
     vals = {n: values(df, m, 0.95, epochs=at) for n, m in found.items()}
     unsearched = '' if is_searched else 'starts not searched'
-    why = {'one-shot': unsearched, 'iterative': unsearched or (at and lacks_steps(start, at, 20)) or ''}
+    short = unsearched or lacks_steps(start_of(df, 'iterative', 0.95, at), at, 20)
+    why = {'one-shot': unsearched, 'iterative': short}
     return [
         Claim(
             f'{n} needs more than OCP: it is less accurate with the base budget',
