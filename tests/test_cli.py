@@ -44,8 +44,10 @@ def command(*args):
 @pytest.mark.parametrize('epochs', [pytest.param(12, marks=pytest.mark.slow), 3])
 def test_default_job_without_torchvision(tmp_path, epochs):
     flags = [] if epochs == 12 else ['--epochs', epochs]
-    r = process(sys.executable, '-c', blocked, *flags, cwd=tmp_path)
+    (tmp_path / 'without.py').write_text(blocked)  # flags are read in a file that is run, not in code after -c
+    r = process(sys.executable, 'without.py', *flags, cwd=tmp_path)
     assert r.returncode == 0, r.stderr
+    assert f'dense: {epochs} epochs' in r.stdout
     out = tmp_path / 'fastprune_out'
     assert sorted(p.name for p in out.iterdir()) == ['layers.png', 'model.pth', 'report.csv', 'training.png']
     lines = r.stdout.splitlines()

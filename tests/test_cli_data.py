@@ -84,20 +84,19 @@ def test_an_image_that_cannot_be_read(tmp_path, capsys, content):
 
 
 @pytest.mark.parametrize(
-    'spoil,kwargs,msg',
+    'spoil,msg',
     [
         (
             lambda d: [f.unlink() for f in (d / 'train' / 'a').iterdir()],
-            {},
             'a folder for each of at least two classes, with images',
         ),
-        (lambda d: [f.unlink() for f in (d / 'valid').rglob('*.png')], {}, "there are no images below"),
-        (lambda d: (d / 'train' / 'a' / '0.png').rename(d / 'train' / '0.png'), {}, 'is not in the folder of a class'),
-        (lambda d: (d / 'valid' / 'a').rename((d / 'valid' / 'b' / 'old')), {}, 'is not in the folder of a class'),
-        (lambda d: (d / 'valid' / 'a').rename(d / 'valid' / 'z'), {}, 'has images of a class that has none in'),
+        (lambda d: [f.unlink() for f in (d / 'valid').rglob('*.png')], "there are no images below"),
+        (lambda d: (d / 'train' / 'a' / '0.png').rename(d / 'train' / '0.png'), 'is not in the folder of a class'),
+        (lambda d: (d / 'valid' / 'a').rename((d / 'valid' / 'b' / 'old')), 'is not in the folder of a class'),
+        (lambda d: (d / 'valid' / 'a').rename(d / 'valid' / 'z'), 'has images of a class that has none in'),
     ],
 )
-def test_folders_that_do_not_fit(tmp_path, capsys, spoil, kwargs, msg):
+def test_folders_that_do_not_fit(tmp_path, capsys, spoil, msg):
     spoil(images(tmp_path / 'd', 2, parts=('train', 'valid')))
     code, said = ends(capsys, data=str(tmp_path / 'd'), out=str(tmp_path / 'out'))
     assert code == 2 and msg in said
