@@ -56,7 +56,7 @@ def test_an_interval_is_that_of_a_paired_t_test():
     interval = theirs.confidence_interval(0.9)
     assert c.seeds == 5 and np.allclose([c.low, c.high], [interval.low, interval.high])
     assert np.isclose(c.difference, 0.98) and np.isclose(c.difference / c.error, theirs.statistic)
-    assert str(c) == f'here: +0.98 ± {c.error:.2f} ({c.low:.1f} to {c.high:.1f})'
+    assert str(c) == f'here: +0.98 ± {c.error:.2f} (0.042 to {c.high:.1f})'
 
 
 def test_seeds_are_compared_with_themselves():
@@ -331,6 +331,56 @@ def test_seeds_are_asked_for_by_the_quickest_method():
     assert report.quickest(df) == 100.0
 
 
+def test_a_verdict_that_a_search_could_not_change_stands():
+    "Where those that win could only do better, and not where they lose"
+    from tell import Claim, Control
+
+    high, low = by_seed(80.5, 81, 82), by_seed(60.5, 61, 62.1)
+    claims = [Claim('', [('x', *pair)], lacks='not searched', stands='holds') for pair in ((high, low), (low, high))]
+    assert [c.verdict() for c in claims] == ['holds', 'no verdict: not searched']
+    failed = Control(claims[1], 'it fails')
+    assert Claim('', [('x', high, low)], control=failed, stands='holds').verdict() == 'no verdict: it fails'
+
+
+def test_the_worst_tickets_are_the_worst_without_a_search(tmp_path):
+    import harness
+    import ocp_table4
+
+    results = harness.Results(tmp_path / 'x.csv', 'jpg')
+    for i, n in enumerate(ocp_table4.SCHEDULES):
+        for seed in range(3):
+            cell = harness.Cell('resnet18', f'tickets {n}', 0.95, 2, seed)
+            last = 40.0 + 10 * (i > 0) + seed + i / 10
+            rows = [(m, what, v) for what in ('ticket accuracy', 'instability') for m, v in (('0', 60.0), ('1', last))]
+            results.add(cell, harness.SCALES['small'], [*rows, ('', 'accuracy', 60.0)], 1.0)
+    verdicts = {c.text: c.verdict('small') for c in ocp_table4.claims(ocp_table4.mine(results.df))}
+    assert verdicts["One-shot's last ticket is the worst"] == 'holds'
+    assert verdicts["OCP's last ticket is better than the others'"].startswith('no verdict')
+
+
+def test_an_end_of_an_interval_tells_its_side_of_0():
+    from tell import end
+
+    assert [end(x) for x in (0.007, -0.012, 0.05, -0.3, 12.34)] == ['0.007', '-0.012', '0.1', '-0.3', '12.3']
+
+
+def test_a_budget_is_too_small_where_ocp_is_clearly_ahead(tmp_path):
+    "A mean below OCP's is not enough: that of a schedule as good as OCP would be so half of the time"
+    from dataclasses import replace
+
+    import harness
+    import ocp_table3
+
+    scale, results = replace(harness.SCALES['small'], seeds=3), harness.Results(tmp_path / 'x.csv', 'jpg')
+    accuracies = {'OCP': (60.0, 61.0, 62.0), 'AGP': (59.0, 62.0, 61.0), 'one-shot': (50.0, 51.0, 52.5)}
+    assert ocp_table3.base(scale) == 2
+    for n, epochs, values in (('OCP', 1, (30.0, 30.0, 30.0)), *((n, 2, values) for n, values in accuracies.items())):
+        for seed, v in enumerate(values):
+            cell = harness.Cell('resnet18', f'budget {n}', 0.95, epochs, seed)
+            results.add(cell, scale, [('', 'accuracy', v)], 1.0)
+    assert [ocp_table3.outcome(results.df, scale, n)[1] for n in accuracies] == ['1×', "can't tell", 'more than 1×']
+
+
 def test_early_stability_is_that_of_the_first_round(tmp_path):
     import harness
     import ocp_table4
@@ -348,7 +398,7 @@ def test_early_stability_is_that_of_the_first_round(tmp_path):
     assert (
         where == 'one-shot, round 1' and ours == {0: 98.0, 1: 97.5, 2: 97.0} and theirs == {0: 90.0, 1: 89.5, 2: 89.0}
     )
-    assert claim.verdict('small').startswith('no verdict: starts not searched')
+    assert claim.verdict('small').startswith("no verdict: starts and OCP's β not searched")
 
 
 def made_up(tables, scale, path, seed=0):
@@ -409,7 +459,8 @@ def test_every_table_is_filled_and_told(tmp_path, scale, monkeypatch):
 
     made_up(TABLES, harness.SCALES[scale], tmp_path / 'results.csv')
     (tmp_path / 'figures').mkdir()
-    (tmp_path / 'figures' / 'old_tiny.png').touch()
+    for name in ('cyc_table2_old.png', 'mine.png'):  # one of an earlier page, and somebody's own
+        (tmp_path / 'figures' / name).touch()
     assert report.report_on(tmp_path / 'results.csv') == tmp_path / 'RESULTS.md'
     page = (tmp_path / 'RESULTS.md').read_text()
     assert 'makes it from `results.csv`' in page
@@ -425,6 +476,7 @@ def test_every_table_is_filled_and_told(tmp_path, scale, monkeypatch):
     assert f'; {harness.SCALES[scale].seeds} seeds. ' in page and 'not run yet' not in page
     assert {p.name for p in (tmp_path / 'figures').glob('*.png')} == {
         'claims.png',
+        'mine.png',
         *(f'{n}_{scale}_jpg.png' for n in TABLES),
     }
     assert ': one seed' not in page and ': not run' not in page
@@ -462,7 +514,10 @@ def test_a_verdict_is_of_the_largest_scale_that_compares(tmp_path):
         'Gradual is better than one-shot at 90 and 95%': ('small', 'holds'),
     }
     page = report.report_on(results.path).read_text()
-    assert page.index('**Scale gpu (jpg).**') < page.index('**Scale small (jpg).**') and 'Run alone' not in page
+    assert (
+        page.index('**Scale gpu (jpg), ResNet-20.**') < page.index('**Scale small (jpg), ResNet-20.**')
+        and 'Run alone' not in page
+    )
     assert {p.name for p in (tmp_path / 'figures').iterdir()} == {'claims.png', 'cyc_table2_gpu_jpg.png'}
 
 
@@ -477,8 +532,8 @@ def test_a_method_that_was_run_alone_is_shown(tmp_path):
                 cell = harness.Cell('resnet20', m, 0.99 * (m != 'dense'), 100, seed)
                 results.add(cell, harness.SCALES[scale], [('', 'accuracy', 40.0 + seed)], 1.0)
     page = report.report_on(results.path).read_text()
-    line = 'nothing to compare: gpu (jpg): one-shot at 99% 41.00 ± 1.00 (dense 41.00 ± 1.00).'
-    assert line in page and '**Scale small (jpg).**' in page and '**Scale gpu' not in page
+    line = 'nothing to compare: gpu (jpg): one-shot at 99%, 100 epochs: 41.00 ± 1.00 (dense 41.00 ± 1.00).'
+    assert line in page and '**Scale small (jpg), ResNet-20.**' in page and '**Scale gpu' not in page
 
 
 def test_a_scale_without_a_verdict_leaves_it_to_a_smaller_one(tmp_path):
@@ -699,7 +754,7 @@ def test_the_same_scale_with_other_files_is_another(tmp_path):
                 accuracy = (v if m == 'gradual' else 50.0) + seed
                 results.add(harness.Cell('resnet20', m, 0.98, 5, seed), scale, [('', 'accuracy', accuracy)], 1.0)
     page = report.report_on(results.path).read_text()
-    assert '**Scale small (jpg).**' in page and 'Scale small (png)' not in page
+    assert '**Scale small (jpg), ResNet-20.**' in page and 'Scale small (png)' not in page
     assert '| **holds** | 98%: +10.00 ± 0.00 (10.0 to 10.0) | small (png): doesn\'t |' in page
 
 
@@ -921,6 +976,113 @@ def test_rows_that_say_nothing_are_left_out(tmp_path):
     assert harness.read(tmp_path / 'x.csv').value.tolist() == [50.0]
 
 
+@pytest.mark.parametrize('cut', [1, 60, 250])
+def test_a_line_that_was_cut_off(tmp_path, cut):
+    "As by a full disk: neither a number nor a reason to start with an empty file"
+    import harness
+
+    scale, results = harness.SCALES['tiny'], harness.Results(tmp_path / 'x.csv', 'jpg')
+    first, second = (harness.Cell('resnet20', 'gradual', 0.9, 5, s) for s in range(2))
+    rows = [('', 'accuracy', 87.654), ('', 'sparsity', 0.9)]
+    results.add(first, scale, rows, 1.0)
+    results.add(second, scale, rows, 1.0)
+    whole = results.df
+    results.path.write_bytes(results.path.read_bytes()[:-cut])
+    assert results.df.equals(whole[whole.seed == 0]) and len(results.finished()) == 1
+    results.add(second, scale, rows, 1.0)
+    assert results.df.value.tolist() == [0.9, 87.654] * 2 and len(results.finished()) == 2
+    results.path.write_bytes(b'')
+    results.add(first, scale, rows, 1.0)
+    assert results.df.equals(whole[whole.seed == 0])
+
+
+def test_a_number_that_is_none_hides_no_other(tmp_path):
+    import harness
+
+    results, scale = harness.Results(tmp_path / 'x.csv', 'jpg'), harness.SCALES['tiny']
+    for v in (float('nan'), 50.0):
+        results.add(harness.Cell('resnet20', 'gradual', 0.9, 5, 0), scale, [('', 'accuracy', v)], 1.0)
+    assert results.df.value.tolist() == [50.0]
+
+
+def test_a_csv_of_something_else(tmp_path, monkeypatch, capsys):
+    import run
+
+    (tmp_path / 'x.csv').write_text('a,b\n1,2\n')
+    monkeypatch.setattr(sys, 'argv', ['run.py', '--out', str(tmp_path / 'x.csv')])
+    with pytest.raises(SystemExit):
+        run.arguments()
+    assert 'x.csv: its columns are a, b; needs those of run.py: scale, ' in capsys.readouterr().err
+
+
+def test_images_of_another_kind_are_another_scale(tmp_path):
+    "Their searches are not those of the first"
+    import harness
+    import ocp_table3
+    from tables import TABLES
+
+    scale, table = harness.SCALES['small'], {'ocp_table3': TABLES['ocp_table3']}
+    made_up(table, scale, tmp_path / 'x.csv')
+    results = harness.Results(tmp_path / 'x.csv', 'png')
+    assert results.rows(scale).empty and len(harness.Results(tmp_path / 'x.csv', 'jpg').rows(scale))
+    assert all(c.method.startswith('search ') for c in ocp_table3.cells(scale, results.rows(scale)))
+
+
+@pytest.mark.parametrize(
+    'args',
+    [
+        ['cyc_table5', '--sparsity', '0.9'],
+        ['cyc_table5', '--methods', 'gradual'],
+        ['scyc_table2', '--sparsity', '0.98'],
+    ],
+)
+def test_options_that_leave_nothing(tmp_path, monkeypatch, args):
+    "Nothing is trained for them, not even the dense network"
+    import run
+
+    (tmp_path / 'train' / 'cat').mkdir(parents=True)
+    (tmp_path / 'train' / 'cat' / '0.jpg').touch()
+    monkeypatch.setattr(sys, 'argv', ['run.py', *args, '--data', str(tmp_path), '--out', str(tmp_path / 'mine.csv')])
+    with pytest.raises(SystemExit, match=rf'leave no cell of {args[0]}, which have, .*the sparsities 0\.9[89]'):
+        run.main()
+    assert not (tmp_path / 'mine.md').exists()
+
+
+def test_a_setting_that_was_changed_has_a_name_of_its_own(tmp_path):
+    from dataclasses import replace
+
+    import harness
+    import report
+
+    results, small = harness.Results(tmp_path / 'results.csv', 'jpg'), harness.SCALES['small']
+    for scale, v in ((small, 60.0), (replace(small, dense=25), 40.0), (replace(small, scale='mini'), 30.0)):
+        for m, accuracy in (('gradual', v), ('one-shot', 50.0)):
+            for seed in range(2):
+                cell = harness.Cell('resnet20', m, 0.98, 5, seed)
+                results.add(cell, scale, [('', 'accuracy', accuracy + seed)], 1.0)
+    (found,) = [j for j in report.judged(results.df) if j.section]
+    assert (found.section, found.verdict) == ('small (jpg)', 'holds')
+    assert found.others == [('small (jpg, dense 25)', "doesn't"), ('mini (jpg)', "doesn't")]
+
+
+def test_a_method_that_was_run_alone_for_several_budgets(tmp_path):
+    import harness
+    import report
+
+    results = harness.Results(tmp_path / 'results.csv', 'jpg')
+    for scale, methods in (('small', ('retrain ALLR', 'retrain FT')), ('eighth', ('retrain ALLR',))):
+        for m in methods:
+            for epochs in (1, 2):
+                for seed in range(3):
+                    cell = harness.Cell('resnet56', m, 0.9, epochs, seed)
+                    results.add(cell, harness.SCALES[scale], [('', 'accuracy', 40.0 + seed + epochs)], 1.0)
+    page = report.report_on(results.path).read_text()
+    assert (
+        'eighth (jpg): retrain ALLR at 90%, 1 epoch: 42.00 ± 1.00; eighth (jpg): retrain ALLR at 90%, 2 epochs: 43.00'
+        in page
+    )
+
+
 def test_the_page_is_what_the_csv_says():
     "RESULTS.md and the figures' names, made anew from results.csv"
     import report
@@ -1134,6 +1296,8 @@ def test_seeds_of_a_table_of_which_nothing_is_left(tmp_path, monkeypatch):
         (['nothing'], "there is no table 'nothing'"),
         (['--data', '/nowhere'], 'there is no such folder'),
         (['--scale', 'huge'], 'invalid choice'),
+        (['--scale', 'gpu'], 'invalid choice'),
+        (['--out', 'results'], '--out results: needs a name that ends in .csv'),
         (['--workers', '0'], '--workers 0'),
         (['--sparsity', '98'], '--sparsity 98'),
         (['--seeds', '2'], '--seeds 2: tiny has 0 to 1'),

@@ -64,7 +64,7 @@ def cells(scale, df):
 
 # ---- what came out
 
-title = 'Budgeted IMP, table 1: retraining schedules, ResNet-56 on CIFAR-10'
+title = 'Budgeted IMP, table 1: retraining schedules'
 source = (
     "Zimmer et al. 2023, table 1, which has a ResNet-50 on ImageNet: its figures stand here for "
     "the order of schedules, not for the values; all start from the same trained network. "

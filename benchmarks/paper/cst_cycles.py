@@ -89,7 +89,7 @@ def cells(scale, df):
 
 # ---- what came out
 
-title = 'Cyclic Sparse Training: ResNet-20, from scratch'
+title = 'Cyclic Sparse Training: cycles from scratch'
 source = (
     'Gadhikar et al. 2024. Our copy of the paper has its claims and no tables, so there are no '
     'figures to put beside ours. Everything has the same epochs: one cycle, five cycles, SCULPT '

@@ -20,10 +20,10 @@ def interval(times):
     return 100 if times >= 1 else 10
 
 
-def classes(learn):
-    """Classes with a weight left in the last layer; all others are constants to the network, of which one at most can
-    ever be its answer"""
-    return int((list(prunable_weights(learn.model).values())[-1] != 0).any(1).sum())
+def classes(of):
+    """Classes with a weight left in the last layer of `.model`; all others are constants to the network, of which one
+    at most can ever be its answer"""
+    return int((list(prunable_weights(of.model).values())[-1] != 0).any(1).sum())
 
 
 def pruned(learn):
@@ -133,7 +133,7 @@ def cells(scale, df):
 
 # ---- what came out
 
-title = 'Cyclical Pruning, table 2: ResNet-20'
+title = 'Cyclical Pruning, table 2: one-shot, gradual and cyclical'
 source = (
     'Srinivas et al. 2022, table 2: 100 epochs after training, cyclical 5 of 20; SGD with '
     'momentum, batches of 256, 1e-2 and 1e-3 from 75% on; local. Here all start from the same '
@@ -175,8 +175,9 @@ notes = [
     ),
     (
         "At scale *trained* a training has 5 epochs, so a cycle is one epoch, of 195 iterations; in the paper it is 20 "
-        "epochs. Pruned to 99% in one, networks fall to chance, so there is no verdict on cycles at scales that have "
-        "such short ones. The rate is the paper's for a ResNet-20, and was not searched for this network."
+        "epochs. Pruned to 99% in one, most networks fall to about chance, in some cycle, so there is no verdict on "
+        "cycles at scales that have such short ones. The rate is the paper's for a ResNet-20, and was not searched for "
+        "this network."
     ),
 ]
 

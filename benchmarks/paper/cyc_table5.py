@@ -27,7 +27,7 @@ def cells(scale, df):
 
 # ---- what came out
 
-title = 'Cyclical Pruning, table 5: ResNet-20 at 99%, by cycle'
+title = 'Cyclical Pruning, table 5: 99%, by cycle'
 source = (
     'Srinivas et al. 2022, table 5: 5 cycles of 20 epochs; mask distance: Jaccard, to the mask '
     'at the end of the first cycle. Fine-tune: the first cycle as cyclical, then cycles of the '

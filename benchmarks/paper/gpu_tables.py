@@ -11,9 +11,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cyc_table2 import rate
+from cyc_table2 import classes, rate
 from fastai.callback.schedule import combined_cos
-from harness import SCALES, Cell, Results, columns, commit, here, set_seed
+from harness import SCALES, Cell, Results, append, commit, here, set_seed
 from side_by_side import Images, Training, compiled, run_round, train, wait
 
 from fastprune.all import Method, cifar10_dls, cifar_resnet, compute_masks, cubic, linear, one_shot, prunable_weights
@@ -92,11 +92,6 @@ def start(states, images, sizes, methods, sparsity, forward):
             o.prune(Method(sparsity, **options), range(cycle - 1, CYCLES * cycle, cycle))
             o.record()
     return res
-
-
-def classes(o):
-    "Classes with a weight left in the last layer"
-    return int((list(prunable_weights(o.model).values())[-1] != 0).any(1).sum())
 
 
 class Report:
@@ -189,10 +184,7 @@ def collect(path):
     "Add rows of a run to results.csv"
     with open(path, newline='') as f:
         rows = list(csv.DictReader(f))
-    target = here / 'results.csv'
-    with open(target, 'a', newline='') as f:
-        for r in rows:
-            csv.DictWriter(f, columns).writerow({**r, 'commit': commit() if r['commit'] == 'unknown' else r['commit']})
+    append(here / 'results.csv', [{**r, 'commit': commit() if r['commit'] == 'unknown' else r['commit']} for r in rows])
     print(f'{len(rows)} rows')
 
 

@@ -3,6 +3,7 @@
 
 import csv
 import importlib
+import io
 import os
 import shutil
 import subprocess
@@ -116,10 +117,11 @@ class Cell:
     seed: int = 0
 
 
-def of_scale(df, scale):
-    "Rows of a scale, whatever files they are of"
-    for f in about[:-1]:
-        df = df[df[f] == getattr(scale, f)]
+def of_scale(df, scale, files=None):
+    "Rows of a scale; of images that are kept as `files`, or as any"
+    for f in about:
+        wanted = files if f == 'files' else getattr(scale, f)
+        df = df if wanted is None else df[df[f] == wanted]
     return df
 
 
@@ -435,14 +437,16 @@ class Results:
     def df(self):
         return read(self.path)
 
+    def rows(self, scale):
+        "Those of a scale, and of images that are kept as they are here"
+        return of_scale(self.df, scale, self.files)
+
     def name(self, cell, scale):
         "What tells a cell from all others"
         return {k: v for k, v in {**asdict(scale), 'files': self.files, **asdict(cell)}.items() if k in key}
 
     def finished(self):
-        "Not what was cut off while it was written"
-        df = self.df
-        return set(df[(df.what == 'accuracy') & (df.step == '')][key].itertuples(index=False, name=None))
+        return set(self.df[key].itertuples(index=False, name=None))
 
     def has(self, cell, scale, finished):
         name = self.name(cell, scale)
@@ -455,36 +459,55 @@ class Results:
         return dict(zip(df.what, df.value, strict=True))
 
     def add(self, cell, scale, rows, seconds):
-        new = not self.path.exists()
-        with open(self.path, 'a', newline='') as f:
-            out = csv.DictWriter(f, columns)
-            if new:
-                out.writeheader()
-            for step, what, value in rows:
-                out.writerow(
-                    {
-                        **self.name(cell, scale),
-                        'step': step,
-                        'what': what,
-                        'value': f'{value:.6g}',
-                        'seconds': round(seconds, 1),
-                        'commit': commit(),
-                        'machine': machine()
-                        + (', layers in float32' if weights_count_most(cell) or not bfloat16_is_fast() else '')
-                        + (', compiled' if compiles(cell, scale) else ''),
-                    }
-                )
+        "All of a cell at once, with the row last that says that it is whole"
+        same = {
+            **self.name(cell, scale),
+            'seconds': round(seconds, 1),
+            'commit': commit(),
+            'machine': machine()
+            + (', layers in float32' if weights_count_most(cell) or not bfloat16_is_fast() else '')
+            + (', compiled' if compiles(cell, scale) else ''),
+        }
+        ordered = sorted(rows, key=lambda row: row[:2] == END)
+        append(self.path, [{**same, 'step': step, 'what': what, 'value': f'{v:.6g}'} for step, what, v in ordered])
+
+
+def append(path, rows):
+    "Add rows to a CSV, after its last whole line"
+    whole, text = whole_lines(path), io.StringIO(newline='')
+    out = csv.DictWriter(text, columns)
+    if not whole:
+        out.writeheader()
+    out.writerows(rows)
+    with open(path, 'ab') as f:
+        f.truncate(len(whole))
+        f.write(text.getvalue().encode())
+
+
+END = ('', 'accuracy')  # Step and name of a cell's last row
+
+
+def whole_lines(path):
+    "The bytes of a CSV, without a line that was cut off"
+    data = Path(path).read_bytes() if Path(path).exists() else b''
+    return data[: data.rfind(b'\n') + 1]
 
 
 def read(path):
-    "The first of each, should files of two machines have been put together"
-    if not Path(path).exists():
+    """The first of each, should files of two machines have been put together; without cells that were cut off while
+    they were written. Raises `ValueError` for a CSV with other columns"""
+    data = whole_lines(path)
+    if not data:
         return pd.DataFrame(columns=columns)
-    df = pd.read_csv(path, keep_default_na=False, dtype={'step': str, 'commit': str}).drop_duplicates(
-        [*key, 'step', 'what']
-    )
+    df = pd.read_csv(io.BytesIO(data), keep_default_na=False, dtype={'step': str, 'commit': str})
+    if list(df.columns) != columns:
+        raise ValueError(
+            f'{path}: its columns are {", ".join(df.columns)}; needs those of run.py: {", ".join(columns)}'
+        )
     df['value'] = pd.to_numeric(df.value, errors='coerce')
-    return df[df.value.notna()].reset_index(drop=True)
+    df = df[df.value.notna()].drop_duplicates([*key, 'step', 'what'])
+    ends = df.loc[(df.step == END[0]) & (df.what == END[1]), key]
+    return df.merge(ends, on=key)
 
 
 class Runner:

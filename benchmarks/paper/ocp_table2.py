@@ -15,7 +15,6 @@ from harness import (
     at_number,
     epochs_at,
     method,
-    of_scale,
     result,
     search_cells,
     search_seeds,
@@ -149,7 +148,7 @@ def needs(scale):
 
 
 def cells(scale, df):
-    df, epochs = of_scale(df, scale), scale.epochs_of(50, 2)
+    epochs = scale.epochs_of(50, 2)
     model, at, run = scale.model('resnet18'), sparsities, trained
     if scale.network:
         at, run = at_trained, methods.values()
@@ -175,7 +174,7 @@ def name_from(n, start):
 
 # ---- what came out
 
-title = 'One-Cycle Pruning, table 2: ResNet-18'
+title = 'One-Cycle Pruning, table 2: four schedules'
 source = (
     'Hubens et al. 2021, table 2: 50 epochs from scratch on images scaled to 224, one-cycle rate up to 1e-3. The '
     'paper searched the starts at its 50 epochs: one-shot at 40%, iterative and AGP at 20%, OCP at 0 by its '

@@ -3,9 +3,9 @@
 from functools import partial
 
 import airbench
-from harness import METHODS, Cell, Scale, at_number, of_scale
+from harness import METHODS, Cell, Scale, at_number
 from ocp_table2 import STARTS, fused, is_search, lacks_steps, others, search_of, start_of, told_searches, train
-from tell import FLOOR, Claim, line, markdown, mean, ours, rows_of, side_by_side, values
+from tell import FLOOR, Claim, compare, line, markdown, mean, ours, rows_of, side_by_side, values
 
 from fastprune.all import SparsifyCallback, window
 
@@ -69,7 +69,7 @@ def needs(scale):
 
 
 def cells(scale, df):
-    df, model = of_scale(df, scale), scale.model('resnet18')
+    model = scale.model('resnet18')
     todo = lambda name, e: [Cell(model, name, 0.95, e, seed) for seed in range(scale.seeds)]
     found, is_searched = names(df, scale)
     if not is_searched:
@@ -81,7 +81,7 @@ def cells(scale, df):
 
 # ---- what came out
 
-title = 'One-Cycle Pruning, table 3: the budget that a schedule needs, ResNet-18 at 95%'
+title = 'One-Cycle Pruning, table 3: the budget that a schedule needs at 95%'
 source = (
     (
         'Hubens et al. 2021, table 3: epochs to reach 90% on CIFAR-10, relative to OCP. The epochs '
@@ -106,7 +106,10 @@ def outcome(df, scale, name):
     got, ocp_needs = (needed(df, scale, n)[0] for n in (method, 'budget OCP'))
     if got is None:
         most = max((e for e in rungs(scale) if accuracy_of(df, method, e, scale.seeds) is not None), default=None)
-        return (f'more than {most}', f'more than {most / ocp_needs:.3g}×') if most and ocp_needs else ('–', '–')
+        if not (most and ocp_needs):
+            return '–', '–'
+        behind = compare('', *(values(df, m, 0.95, epochs=e) for m, e in (('budget OCP', base(scale)), (method, most))))
+        return f'more than {most}', f'more than {most / ocp_needs:.3g}×' if behind.verdict == 'holds' else "can't tell"
     return got, f'{got / ocp_needs:.3g}×' if ocp_needs else '–'
 
 
@@ -152,12 +155,20 @@ def claims(df):
     short = unsearched or lacks_steps(start_of(df, 'iterative', 0.95, at), at, 20)
     why = {'one-shot': unsearched, 'iterative': short}
     return [
+        *(
+            Claim(
+                f'{n} needs more than OCP: it is less accurate with the base budget',
+                [('base', vals['OCP'], vals[n])],
+                lacks=why[n],
+            )
+            for n in why
+        ),
         Claim(
-            f'{n} needs more than OCP: it is less accurate with the base budget',
-            [('base', vals['OCP'], vals[n])],
-            lacks=why[n],
-        )
-        for n in why
+            'AGP needs no more than OCP: it is no worse with the base budget',
+            [('base', vals['AGP'], vals['OCP'])],
+            no_worse=True,
+            lacks=unsearched,
+        ),
     ]
 
 

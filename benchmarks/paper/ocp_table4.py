@@ -3,7 +3,7 @@ they are by round"""
 
 from functools import partial
 
-from harness import METHODS, Cell, Scale, at_number, of_scale
+from harness import METHODS, Cell, Scale, at_number
 from ocp_table2 import STARTS, fused, is_search, learner, search_of, start_of
 from tell import Claim, by_step, each, line, markdown, mean, ours, rows_of, side_by_side
 
@@ -73,7 +73,7 @@ def needs(scale):
 
 def cells(scale, df):
     epochs = scale.epochs_of(50)
-    found, is_searched = names(of_scale(df, scale), epochs)
+    found, is_searched = names(df, epochs)
     if not is_searched:
         return [c for n in with_start for c in search_of(n, 0.95, epochs, seeds=scale.search_seeds)]
     seeds = range(min(scale.seeds, 3))  # a chain takes more than five minutes
@@ -82,7 +82,7 @@ def cells(scale, df):
 
 # ---- what came out
 
-title = 'One-Cycle Pruning, table 4 and figure 3: tickets of a ResNet-18'
+title = 'One-Cycle Pruning, table 4 and figure 3: tickets'
 source = (
     'Hubens et al. 2021, section 5: rounds of training from the first weights, each layer to the '
     'same sparsity, 95% after the last round; masks change every 10 iterations; starts within a round are those '
@@ -135,7 +135,7 @@ def show(df):
 def claims(df):
     last = lambda n: (by_round(df, n, 'ticket accuracy') or [{}])[-1]
     connected = lambda n: each(lambda v: 100 - v, (above_ends(df, n)[1:] or [{}])[0])  # after the first pruning
-    lacks = '' if found(df)[1] else 'starts not searched'
+    lacks = '' if found(df)[1] else "starts and OCP's β not searched"
     return [
         Claim(
             "OCP's last ticket is better than the others'",
@@ -146,6 +146,7 @@ def claims(df):
             "One-shot's last ticket is the worst",
             [(n, last(n), last('one-shot')) for n in list(SCHEDULES)[1:]],
             lacks=lacks,
+            stands='holds',  # one-shot has nothing to search, and the others could only do better
         ),
         Claim(
             "OCP's tickets are stable earlier than one-shot's and iterative's (error half-way above the ends)",

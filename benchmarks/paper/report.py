@@ -1,6 +1,7 @@
 "RESULTS.md and its figures, from the CSV alone: `python benchmarks/paper/report.py`"
 
 import argparse
+import re
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ def at_scales(df, table):
     order, mine = list(reversed(SCALES)), table.mine(df)
     scales = sorted(
         dict.fromkeys(mine[about].itertuples(index=False, name=None)),
-        key=lambda s: order.index(s[0]) if s[0] in order else -1,
+        key=lambda s: order.index(s[0]) if s[0] in order else len(order),
     )
     for s in [s for s in scales if s[0] != 'tiny'] or scales:
         yield s[0], mine[(mine[about] == list(s)).all(axis=1)]
@@ -50,6 +51,10 @@ class Judged:
     @property
     def kind(self):
         return self.claim.kind(self.scale)
+
+    def kind_of(self, comparison):
+        "The colour of a comparison is its own, where its claim has a verdict"
+        return self.kind if self.kind == 'no verdict' or self.scale == 'tiny' else comparison.verdict
 
     @property
     def verdict(self):
@@ -86,20 +91,29 @@ def sections(df, claims):
 
 
 def called(scale, rows):
-    return f'{scale} ({rows.files.iloc[0]})'
+    "The scale, the files, and what is another than the scale has now"
+    first, now = rows.iloc[0], SCALES.get(scale)
+    others = [f'{f} {first[f]:g}' for f in about[1:-1] if now and first[f] != getattr(now, f)]
+    return f'{scale} ({", ".join([first.files, *others])})'
 
 
 def network_of(rows):
-    "What is trained instead of the network in the table's title"
-    return ", airbench's network" if (rows.model == airbench.NAME).all() else ''
+    "What is trained, as one writes it: ResNet-18"
+    name = rows.model.iloc[0]
+    return "airbench's network" if name == airbench.NAME else name.replace('resnet', 'ResNet-')
 
 
 def picture(short, scale, rows):
-    return f'{short}_{scale}_{rows.files.iloc[0]}.png'
+    return f'{short}_{re.sub("[^-a-z0-9.]+", "_", called(scale, rows)).strip("_")}.png'
 
 
 def count(n, what):
     return f"{n} {what}{'s' if n > 1 else ''}"
+
+
+def seeds_of(counts):
+    "How many seeds there are: 5 seeds, 3 to 5 seeds"
+    return f'{counts.min()} to ' * bool(counts.min() < counts.max()) + count(counts.max(), 'seed')
 
 
 def quickest(df):
@@ -114,12 +128,11 @@ def told(df):
     pruned = shown[~shown.method.str.match('dense(,|$)')]
     pruned = shown if pruned.empty else pruned
     seeds = pruned.groupby(['method', 'sparsity', 'epochs']).seed.nunique()
-    least = f'{seeds.min()} to ' if seeds.min() < seeds.max() else ''
     epochs = ', '.join(map(str, sorted({int(e) for e in pruned.epochs})))
     seconds, middle, images = quickest(pruned), pruned.value.median(), int(df.test.iloc[0])
     parts = [
         f'{count(len(first), "training")} (or chains of rounds), {first.seconds.sum() / 3600:.2g} hours in all; '
-        f'epochs of one (or of a round): {epochs}; {least}{count(seeds.max(), "seed")}',
+        f'epochs of one (or of a round): {epochs}; {seeds_of(seeds)}',
         f'The test set, {images:,} images, alone leaves a standard error of '
         f'{sampling_error(middle, images):.1f} points at {middle:.0f}%',
         f'Machine: {". And: ".join(sorted(set(df.machine)))}',
@@ -142,7 +155,7 @@ def ran(scale, df):
     seeds = df[(df.sparsity > 0) & ~df.method.str.startswith(SEARCHES)].groupby(['method', 'sparsity']).seed.nunique()
     methods = {m for m, _ in seeds.index}
     alone = f'{methods.pop()} alone, ' if len(methods) == 1 else ''
-    return f'{scale} ({alone}{count(int(seeds.median()), "seed")})' if len(seeds) else f'{scale} (searches)'
+    return f'{scale} ({alone}{seeds_of(seeds)})' if len(seeds) else f'{scale} (searches)'
 
 
 def settings(df):
@@ -178,9 +191,9 @@ def alone(table, df, shown):
             continue
         dense = values(rows, 'dense', 0.0)
         parts += [
-            f'{called(scale, rows)}: {m} at {100 * s:g}% {ours(values(rows, m, s))}'
+            f'{called(scale, rows)}: {m} at {100 * s:g}%, {count(e, "epoch")}: {ours(values(rows, m, s, epochs=e))}'
             + f' (dense {ours(dense)})' * bool(dense)
-            for m, s in dict.fromkeys(found[['method', 'sparsity']].itertuples(index=False, name=None))
+            for m, s, e in dict.fromkeys(found[['method', 'sparsity', 'epochs']].itertuples(index=False, name=None))
         ]
     return f'Run alone, so that there is nothing to compare: {"; ".join(parts)}.' if parts else ''
 
@@ -215,7 +228,7 @@ def text_of(df, name, folder, every):
             of_table = {called(s, r) for _, t, s, r, _ in shown_at if t is table}
             parts += [line] if (line := alone(table, df, of_table)) else []
         first_line, *shown = table.show(rows)
-        heading = f'**Scale {called(scale, rows)}{network_of(rows)}.** {told(rows)}'
+        heading = f'**Scale {called(scale, rows)}, {network_of(rows)}.** {told(rows)}'
         parts += [heading, first_line] if first_line.startswith('|') else [f'{heading} {first_line}']
         parts += shown
         parts.append(claims_table(claims) if claims else 'Too little was run to compare.')
@@ -226,13 +239,14 @@ def text_of(df, name, folder, every):
     scales = {n: [ran(s, rows) for s, rows in at_scales(df, t) if has_pruned(rows)] for n, t in TABLES.items()}
     head = f"""# The papers' tables
 
-![Each claim's differences with their 90% intervals]({folder}/claims.png)
+![The claims' differences with their 90% intervals]({folder}/claims.png)
 
 {counts(every)}
 
-One verdict a claim, from the largest scale where it was compared and nothing keeps it from one. Green: holds, or \
-holds in part; red: doesn't; grey: can't tell; hollow: no verdict, since a control failed or a method was not given \
-its chance. *Not run* counts claims of the tables that are run here; tables that are not are listed below.
+One verdict a claim, from the largest scale where it was compared and nothing keeps it from one. Each point of the \
+picture is one comparison; green: it holds; red: it doesn't; grey: can't tell; hollow: no verdict, \
+since a control failed or a method was not given its chance. Claims in other units than points of accuracy are not \
+drawn. *Not run* counts claims of the tables that are run here; tables that are not are listed below.
 
 ## What was not run
 
@@ -243,7 +257,8 @@ its chance. *Not run* counts claims of the tables that are run here; tables that
 `python benchmarks/paper/report.py` makes it from `{name}`, which `python benchmarks/paper/run.py --scale NAME` adds \
 to. Values are test accuracies in percent, mean ± standard deviation over seeds (how many, if fewer than three). \
 Layers are in bfloat16, with weights, masks and losses in float32; where a machine is listed with "layers in float32", \
-all is: one without fast bfloat16, or a ResNet-18 on a CPU, which is faster so. Where `files` are png, they are \
+all is. Some tables have cells of several machines, which only the claims keep apart: they pair no two machines. \
+Where `files` are png, they are \
 CIFAR-10 as it is; jpg, after JPEG at quality 75, which costs accuracy: compare methods with each other, not values \
 with the papers'.
 
@@ -300,10 +315,10 @@ def draw_claims(claims, path):
 
 def draw_comparisons(ax, y, judged):
     "All of a claim, around the same height"
-    cs, colour = judged.claim.compared, COLOURS[judged.kind]
+    cs = judged.claim.compared
     size = 3.5 if len(cs) < 7 else 2
     for i, c in enumerate(cs):
-        at = y + 0.7 * ((i + 0.5) / len(cs) - 0.5)
+        at, colour = y + 0.7 * ((i + 0.5) / len(cs) - 0.5), COLOURS[judged.kind_of(c)]
         ax.plot([c.low, c.high], [at, at], color=colour, lw=size / 4)
         ax.plot(c.difference, at, 'o', ms=size, color=colour, mfc='white' if judged.kind == 'no verdict' else colour)
 
@@ -327,12 +342,12 @@ def draw(df, folder, every):
         plt.close(fig)
         drawn.add(picture(short, scale, rows))
     for old in folder.glob('*.png'):
-        if old.name not in drawn:
+        if old.name not in drawn and old.name.startswith(tuple(f'{name}_' for name in TABLES)):
             old.unlink()
 
 
 def report_on(path):
-    "RESULTS.md beside results.csv; for another file, a page of its name. Returns its path"
+    "RESULTS.md beside results.csv; for another CSV, a page of its name. Returns its path"
     usual = path.name == 'results.csv'
     df, folder = read(path), path.parent / ('figures' if usual else f'{path.stem}_figures')
     every = list(judged(df))
@@ -346,6 +361,6 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--csv', type=Path, default=here / 'results.csv', help='what run.py has written')
     o = parser.parse_args()
-    if not o.csv.exists():
-        parser.error(f'--csv {o.csv}: there is no such file; run.py writes it')
+    if not o.csv.is_file() or o.csv.suffix != '.csv':
+        parser.error(f'--csv {o.csv}: there is no such CSV; run.py writes it')
     report_on(o.csv)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from fastai.basics import URLs, untar_data
-from harness import METHODS, SCALES, SEARCHES, Results, Runner, here, read
+from harness import METHODS, SCALES, SEARCHES, Results, Runner, here, of_scale, read
 from joblib import cpu_count
 from report import report_on
 from tables import TABLES, tables_at
@@ -17,7 +17,8 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add('tables', nargs='*', metavar='TABLE', help=f"tables to fill, all if none is given: {', '.join(TABLES)}")
-    add('--scale', choices=SCALES, default='tiny', help='how much smaller than in the papers (default: tiny)')
+    scales = [s for s in SCALES if s != 'gpu']  # gpu_tables.py fills that
+    add('--scale', choices=scales, default='tiny', help='how much smaller than in the papers (default: tiny)')
     add('--full', action='store_const', dest='scale', const='full', help="the papers' own setting")
     add(
         '--data',
@@ -57,17 +58,19 @@ def arguments():
     for s in o.sparsity or ():
         if not 0 < s < 1:
             parser.error(f'--sparsity {s:g}: needs a fraction of zeros in (0,1)')
-    if o.seeds:
+    if o.out.suffix != '.csv' or o.out.is_dir():
+        parser.error(f'--out {o.out}: needs a name that ends in .csv')
+    try:
         df = read(o.out)
+    except ValueError as e:
+        parser.error(f'--out {e}')
+    if o.seeds:
+        scale = SCALES[o.scale]
+        df = of_scale(df, scale)
         most = max(
             [
-                SCALES[o.scale].seeds - 1,
-                *(
-                    c.seed
-                    for t in o.tables
-                    for c in TABLES[t].cells(SCALES[o.scale], df)
-                    if not c.method.startswith(SEARCHES)
-                ),
+                scale.seeds - 1,
+                *(c.seed for t in o.tables for c in TABLES[t].cells(scale, df) if not c.method.startswith(SEARCHES)),
             ]
         )
         for s in o.seeds:
@@ -100,6 +103,13 @@ def asked(cell, o):
     )
 
 
+def chosen(table, scale, results, o):
+    "The cells of a table that the options leave, and those that these need: all of them, if something is to be trained"
+    cells = [c for c in table.cells(scale, results.rows(scale)) if asked(c, o)]
+    needs = [c for c in table.needs(scale) if cells or o.methods and asked(c, o)]
+    return cells, needs
+
+
 def main():
     o = arguments()
     first = next((p for p in o.data.glob('*/*/*.*')), None)
@@ -107,6 +117,13 @@ def main():
         raise SystemExit(f'--data {o.data}: there are no images in it')
     o.out.parent.mkdir(parents=True, exist_ok=True)
     scale, results = SCALES[o.scale], Results(o.out, first.suffix[1:])
+    if not any(cells or needs for t in o.tables for cells, needs in [chosen(TABLES[t], scale, results, o)]):
+        there = {c for t in o.tables for c in TABLES[t].cells(scale, results.rows(scale))}
+        methods, sparsities = sorted({c.method for c in there}), sorted({c.sparsity for c in there})
+        raise SystemExit(
+            f'--sparsity, --seeds and --methods leave no cell of {", ".join(o.tables)}, which have, as far as searches '
+            f'are done, the methods {", ".join(methods)} and the sparsities {", ".join(f"{s:g}" for s in sparsities)}'
+        )
     try:
         with Runner(
             scale, o.data, results, o.workers, (o.cache or o.out.parent / 'cache' / o.out.stem) / results.files
@@ -114,7 +131,7 @@ def main():
             for table in [TABLES[t] for t in o.tables]:
                 finished = None
                 while finished != (finished := len(results.finished())):  # what came out may ask for more cells
-                    cells, needs = [c for c in table.cells(scale, results.df) if asked(c, o)], table.needs(scale)
+                    cells, needs = chosen(table, scale, results, o)
                     runner.fill(needs if runner.todo(cells) else [c for c in needs if asked(c, o)], cells)
     finally:  # also of what was stopped, or lost a process
         print(f'{len(results.finished())} cells in {o.out}, shown in {report_on(o.out)}')

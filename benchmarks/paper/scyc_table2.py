@@ -73,7 +73,7 @@ def cells(scale, df):
 
 # ---- what came out
 
-title = 'S-Cyc, table 2a: ResNet-20, global gradient'
+title = 'S-Cyc, table 2a: global gradient'
 source = (
     'Liu et al. 2021, table 2a: 63K iterations a round with batches of 128 (202 epochs), 25 rounds of 20%; its table '
     'ends at 2.03% of the weights. Here there are 18 rounds at every scale, which leave 1.80%, '
@@ -81,9 +81,9 @@ source = (
     'they have 16 pixels a side. Early stopping on the error of 20% of the training images, and 80% to train on, where '
     'the paper splits all images anew in each run into 60, 20 and 20%. In the last four schedules the '
     'rate is a hundredth of its largest from 25/63 of a round on: after 25,000 iterations in the paper; where a round '
-    'has a few hundred, they are behind before anything is pruned. The oracle trains each round with four largest '
-    'rates, 1e-2 to 7e-2, and goes on from the best on the validation set; where that is the lowest in most rounds, '
-    'lower ones would have to be tried'
+    'has a few hundred, they are behind *decay* before anything is pruned. The oracle trains each round with four '
+    'largest rates, 1e-2 to 7e-2, and goes on from the best on the validation set; where that is the lowest in most '
+    'rounds, lower ones would have to be tried'
 )
 paper = {
     'constant': (89.4, 66.2),

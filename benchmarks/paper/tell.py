@@ -17,18 +17,19 @@ take the differences by seed, in the direction that is claimed: their mean, the 
 {100 * LEVEL:.0f}% interval of Student's t.
 
 - *holds*: the interval is above 0 in every comparison. *doesn't*: it is below 0 in some comparison. *can't tell*: \
-anything else; also with fewer than two common seeds, where neither mean is above {FLOOR:.0f}% (twice chance), and at \
-the scale *tiny*, which is there to try that everything runs.
+anything else; also where neither mean is above {FLOOR:.0f}% (twice chance), and at the scale *tiny*, which is there \
+to try that everything runs.
 - *No worse* claims are that a method loses less than {MARGIN:.0f} point: the same rule, with -{MARGIN:.0f} in place \
 of 0. One holds where the whole interval is above -{MARGIN:.0f}, and doesn't where it is below.
-- *no verdict*: a control failed or was not run, or a method was not given its chance; the reason stands beside it, \
-and the differences too.
-- *not run*: no two methods of the claim were trained, or not on one machine.
-- In brackets: what was compared, where that is less than the claim. Where all of that holds, the claim counts as one \
-that *holds in part*.
+- *no verdict*: a control failed or was not run, or a method was not given its chance, which could change the verdict; \
+the reason stands beside it, and the differences too.
+- *not run*: no two methods of the claim have two seeds in common, on one machine. Where part of a claim was not run, \
+what was compared stands in brackets; where all of that holds, the claim counts as one that *holds in part*.
 
 With three seeds the interval is 2.9 standard errors to each side, with five 2.1. So tables in which some method \
-trains in less than five minutes need five seeds; the page says where there are fewer."""
+trains in less than five minutes need five seeds; the page says where there are fewer. An interval is over seeds \
+alone: the test images are the same \
+for all of them, and so is the network that they start from, where that is one of seed 0."""
 
 
 class BySeed(dict):
@@ -118,6 +119,11 @@ def side_by_side(first, names, rows):
     return markdown(header, [[label, *(o for pair in pairs for o in pair)] for label, pairs in rows])
 
 
+def end(x):
+    "An end of an interval, with the digits that tell on which side of 0 it is"
+    return f'{x:.1f}' if abs(x) >= 0.05 else f'{x:.3f}'
+
+
 @dataclass
 class Comparison:
     "Two methods, seed by seed"
@@ -136,7 +142,8 @@ class Comparison:
             why = 'on different machines' if self.elsewhere else 'one seed' if self.seeds else 'not run'
             return f'{self.where}: {why}'
         left_out = f', without {self.elsewhere} of different machines' if self.elsewhere else ''
-        return f'{self.where}: {self.difference:+.2f} ± {self.error:.2f} ({self.low:.1f} to {self.high:.1f}){left_out}'
+        ends = f'{end(self.low)} to {end(self.high)}'
+        return f'{self.where}: {self.difference:+.2f} ± {self.error:.2f} ({ends}){left_out}'
 
 
 def compare(where, a, b, bar=0.0, floor=FLOOR):
@@ -158,6 +165,7 @@ class Claim:
     floor: float = FLOOR  # Where neither mean is above it, both have learned next to nothing
     control: 'Control | None' = None  # What must hold before there is a verdict
     lacks: str = ''  # What the trainings lack for a verdict, such as 'starts not searched'
+    stands: str = ''  # The verdict that what they lack could not change, such as 'holds'
     of_paper: bool = True  # Or a claim of ours
 
     @property
@@ -182,7 +190,8 @@ class Claim:
     @property
     def problem(self):
         "Why there is no verdict, or ''"
-        return self.lacks or (self.control.problem if self.control else '')
+        lacks = '' if self.found == self.stands else self.lacks
+        return lacks or (self.control.problem if self.control else '')
 
     def kind(self, scale=''):
         "One of `KINDS`, but for 'holds in part': see `counted`"
