@@ -118,6 +118,16 @@ def start_of(df, n, sparsity, epochs):
     return 0.0 if n == 'OCP' else searched(df, start_name(n), sparsity, epochs, CHOICES)
 
 
+def named(df, prefix, schedules, epochs, searched):
+    """Schedule -> its method at 95%, a prefix and its name, from the start that was searched; from the paper's while
+    some search of `searched` is not finished. And whether all are"""
+    found = {n: start_of(df, n, 0.95, epochs) for n in searched}
+    done = None not in found.values()
+    moved = {n: x for n, x in found.items() if done and x != STARTS[n][1]}
+    name = lambda n: f'{prefix} {n}'
+    return {n: at_number(name(n), moved[n]) if n in moved else name(n) for n in schedules}, done
+
+
 def lacks_steps(start, epochs, paper):
     "Why iterative pruning was not given its chance, or ''; `paper`: the paper's epochs"
     step, theirs = ((1 - x) * n / STEPS for x, n in ((start, epochs), (STARTS['iterative'][1], paper)))

@@ -3,8 +3,8 @@
 from functools import partial
 
 import airbench
-from harness import METHODS, Cell, Scale, at_number
-from ocp_table2 import STARTS, fused, is_search, lacks_steps, others, search_of, start_of, told_searches, train
+from harness import METHODS, Cell, Scale
+from ocp_table2 import STARTS, fused, is_search, lacks_steps, named, others, search_of, start_of, told_searches, train
 from tell import FLOOR, Claim, compare, line, markdown, mean, ours, rows_of, side_by_side, values
 
 from fastprune.all import SparsifyCallback, window
@@ -33,12 +33,7 @@ for name, how in STARTS.items():
 
 
 def names(df, scale):
-    "Schedule -> its method from the start that was searched; from the paper's, while some search is not finished"
-    found = {n: start_of(df, n, 0.95, base(scale)) for n in STARTS}
-    if None in found.values():
-        return {n: f'budget {n}' for n in STARTS}, False
-    own = lambda n: f'budget {n}' if found[n] == STARTS[n][1] else at_number(f'budget {n}', found[n])
-    return {n: own(n) for n in STARTS}, True
+    return named(df, 'budget', STARTS, base(scale), others)
 
 
 def accuracy_of(df, name, epochs, seeds):

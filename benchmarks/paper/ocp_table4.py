@@ -3,8 +3,8 @@ they are by round"""
 
 from functools import partial
 
-from harness import METHODS, Cell, Scale, at_number
-from ocp_table2 import STARTS, fused, is_search, learner, search_of, start_of
+from harness import METHODS, Cell, Scale
+from ocp_table2 import STARTS, fused, is_search, learner, named, search_of
 from tell import Claim, by_step, each, line, markdown, mean, ours, rows_of, side_by_side
 
 from fastprune.all import agp, iterative, ocp, one_shot, window
@@ -59,12 +59,7 @@ methods = [f'tickets {n}' for n in SCHEDULES]
 
 
 def names(df, epochs):
-    "Schedule -> its method from the start that was searched; from the paper's, while some search is not finished"
-    found = {n: start_of(df, n, 0.95, epochs) for n in with_start}
-    if None in found.values():
-        return {n: f'tickets {n}' for n in SCHEDULES}, False
-    changed = {n: at_number(f'tickets {n}', x) for n, x in found.items() if x != STARTS[n][1]}
-    return {n: changed.get(n, f'tickets {n}') for n in SCHEDULES}, True
+    return named(df, 'tickets', SCHEDULES, epochs, with_start)
 
 
 def needs(scale):

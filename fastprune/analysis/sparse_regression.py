@@ -7,7 +7,9 @@ __all__ = ['Regressions', 'TABLE_1', 'TABLE_1_RUNS', 'draw_regressions', 'prune_
            'sparse_regression', 'RegressionFit', 'fit_sparse_regression']
 
 # %% ../../nbs/analysis/sparse_regression.ipynb #f52ade67
+import inspect
 import itertools
+import math
 from collections import namedtuple
 from dataclasses import dataclass
 
@@ -77,7 +79,9 @@ def found_in(
     problems: Regressions,  # From `draw_regressions`
     w: torch.Tensor,  # Sparse weights [N,d]
 ) -> float:  # In [0,1]
-    "The fraction of problems in which exactly the useless weights are zero"
+    "The fraction of problems in which exactly the useless weights are zero; NaN if there is none with finite weights"
+    if not w.isfinite().all(1).any():
+        return math.nan
     return float(((w == 0) == problems.useless).all(1).float().mean())
 
 # %% ../../nbs/analysis/sparse_regression.ipynb #13cb755f
@@ -109,6 +113,7 @@ class SparseRegression:
     def _title(self):
         k = int(self._pairs().count().sum())
         text = f'chi-square {self.chi_square:.1f} over {k} numbers' if k else 'the paper has no such numbers'
+        text = "PGD's steps are too large" if self.df.PGD.isna().any() else text
         return f'lam={self.lam:g}, step={_step_name(self.step)}: {text}'
 
     def _pairs(self):
@@ -117,8 +122,10 @@ class SparseRegression:
         return (self.df[['one-shot', 'PGD']] - theirs) ** 2 / (theirs * (1 - theirs) / TABLE_1_RUNS)
 
     @property
-    def chi_square(self) -> float:  # NaN if the paper has none of the numbers
+    def chi_square(self) -> float:  # NaN if the paper has none of the numbers, or PGD's steps are too large
         "The distance from the paper's numbers"
+        if self.df[['one-shot', 'PGD']].isna().any(axis=None):
+            return math.nan
         return float(self._pairs().sum(min_count=1).sum(min_count=1))
 
     def plot(
@@ -216,12 +223,19 @@ def fit_sparse_regression(
     **kwargs,  # For `sparse_regression`: n_steps, seed
 ) -> RegressionFit:  # With `.df`, `.best` and `.plot()`
     "Fit the two numbers that the paper does not give, lambda and the step, to the numbers of its Table 1"
-    if unknown := sorted(kwargs.keys() - {'n_steps', 'seed'}):
-        raise ValueError(f"{unknown[0]}={kwargs[unknown[0]]!r}: the fit is to the paper's table, so leave it out")
+    of_table = inspect.signature(sparse_regression).parameters.keys() - {'repeats', 'n_steps', 'seed'}
+    for name, value in kwargs.items():
+        if name in of_table:
+            raise ValueError(f"{name}={value!r}: the fit is to the paper's table, so leave it out")
     lams, steps = check_values('a list of numbers above 0', lams=lams), check_values('a list of sizes', steps=steps)
-    for lam, step in itertools.product(lams, steps):
-        _check_study((2,), 5, 0.2, lam, step, repeats, kwargs.get('n_steps', 300))
+    for lam in lams:
+        check_number('numbers above 0', '(0,inf)', lams=lam)
+    for step in steps:
+        if step is not None:
+            check_number('sizes above 0, or None for 1/L', '(0,inf)', steps=step)
+    _check_study((2,), 5, 0.2, 1.0, None, repeats, kwargs.get('n_steps', 300))
     studies = [[sparse_regression(lam=lam, step=s, repeats=repeats, **kwargs) for s in steps] for lam in lams]
     rows, columns = pd.Index(lams, name='lam'), pd.Index(map(_step_name, steps), name='step')
     distances = pd.DataFrame([[o.chi_square for o in row] for row in studies], index=rows, columns=columns)
-    return RegressionFit(distances, min(itertools.chain(*studies), key=lambda o: o.chi_square))
+    distance = lambda o: o.chi_square if math.isfinite(o.chi_square) else math.inf
+    return RegressionFit(distances, min(itertools.chain(*studies), key=distance))

@@ -68,13 +68,14 @@ def _named_masks(masks):
     return {n: _copy_masks(check_bool(m, f'masks[{n!r}]')) for n, m in named.items()}
 
 
-def _check_fits(masks, name, state, of):
+def _check_fits(masks, name, state, of, names):
     "Raise `ValueError` if masks are not of the weights of a state"
     for n, m in masks.items():
-        if n not in state:
-            raise ValueError(f"masks[{name!r}] and states[{of!r}] are of different models: the state has no {n!r}")
-        if state[n].shape != m.shape:
-            shapes = f'shape {tuple(state[n].shape)} in the state, and its mask {tuple(m.shape)}'
+        k = names.get(n, n)
+        if k not in state:
+            raise ValueError(f"masks[{name!r}] and states[{of!r}] are of different models: the state has no {k!r}")
+        if state[k].shape != m.shape:
+            shapes = f'shape {tuple(state[k].shape)} in the state, and its mask {tuple(m.shape)}'
             raise ValueError(f"masks[{name!r}] and states[{of!r}] are of different models: {n!r} has {shapes}")
 
 # %% ../../nbs/analysis/swap.ipynb #5d8c536b
@@ -87,10 +88,13 @@ def swap_table(
     bar: bool = True,  # Show a progress bar?
 ) -> SwapTable:  # Columns mask, state, seed and value; with `.summary()` and `.plot()`
     "Train every mask from every state (Gadhikar et al. 2024, figure 5)"
+    given = masks_by_name(masks), states
     masks, states, seeds = _named_masks(masks), _named_states(states), check_seeds(seeds)
+    tickets = [x for o in given for x in o.values() if isinstance(x, Ticket)]
+    names = {n: k for ticket in tickets for n, k in ticket.names.items()}  # of parameters, in states
     check_fit(fit, 'masks', 'state', 'seed')
     for name, m in masks.items():
         for of, s in states.items():
-            _check_fits(m, name, s, of)
+            _check_fits(m, name, s, of, names)
     train = lambda mask, state, seed: fit(_copy_masks(masks[mask]), copied_state(states[state]), seed)
     return SwapTable(run_trials(train, bar, mask=list(masks), state=list(states), seed=seeds))

@@ -66,7 +66,7 @@ def over_seeds(
 ) -> pd.DataFrame:  # Index `by`; columns mean and std of value, and count of finite values
     "Mean and standard deviation over seeds"
     finite = pd.DataFrame(runs).assign(value=runs.value.where(runs.value.map(math.isfinite)))
-    values = finite.groupby(by, sort=False).value
+    values = finite.groupby(by, sort=False, dropna=False).value
     return values.agg(mean=lambda v: v.mean(skipna=False), std=lambda v: v.std(skipna=False), count='count')
 
 
@@ -79,5 +79,5 @@ def spread_text(
         return 'nan'
     if not math.isfinite(std):
         return f'{mean:.4g}'
-    digits = 3 if std == 0 else max(0, 1 - math.floor(math.log10(std)))
+    digits = 3 if std <= 1e-12 * abs(mean) else max(0, 1 - math.floor(math.log10(std)))
     return f'{mean:.{digits}f} ± {std:.{digits}f}'

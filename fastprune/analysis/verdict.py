@@ -8,7 +8,7 @@ __all__ = ['PairedVerdict', 'paired_verdict']
 # %% ../../nbs/analysis/verdict.ipynb #4d1fbf7c
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from numbers import Real
 
@@ -33,8 +33,8 @@ class PairedVerdict:
 
     @property
     def _digits(self):
-        "After the point: one, or more if the standard error would be 0"
-        return next((d for d in range(1, 10) if round(self.error, d)), 1)
+        "After the point: one, or more if the standard error would be 0; with no error, the difference"
+        return next((d for d in range(1, 10) if round(self.error or self.difference, d)), 1)
 
     @property
     def row(self) -> dict:  # difference with its standard error, interval, and verdict
@@ -49,7 +49,7 @@ class PairedVerdict:
 # %% ../../nbs/analysis/verdict.ipynb #217b20a4
 def _by_seed(name, values):
     "Seed -> number; seeds count from 0 in a list"
-    if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, 'ndim', 1) != 1:
+    if isinstance(values, (str, Set)) or not isinstance(values, Iterable) or getattr(values, 'ndim', 1) != 1:
         raise ValueError(f"{name}={values!r}: needs a number for each seed: a list, or a dict from seeds to numbers")
     pairs = list(values.items() if hasattr(values, 'items') else enumerate(values))
     numbers = {}
@@ -73,10 +73,13 @@ def _pairs(a, b):
         raise ValueError(f"a and b: {len(a)} and {len(b)} values: give one for each seed, or dicts by seed")
     seeds = [seed for seed in a if seed in b]
     if len(seeds) < 2:
-        raise ValueError(f"a and b: seeds in common: {len(seeds)}: an interval needs at least 2, better 5 or more")
+        theirs = ' and '.join(', '.join(map(repr, list(o)[:5])) + ', ...' * (len(o) > 5) for o in (a, b))
+        raise ValueError(
+            f"a and b: seeds in common: {len(seeds)}, of {theirs}: an interval needs at least 2, better 5 or more"
+        )
     return [a[s] for s in seeds], [b[s] for s in seeds]
 
-
+# %% ../../nbs/analysis/verdict.ipynb #5be1f0a7
 def paired_verdict(
     a: list | dict,  # Values of what is claimed to be better: one for each seed, in order, or seed -> value
     b: list | dict,  # Values of what it is compared with, with the same seeds
@@ -94,14 +97,16 @@ def paired_verdict(
     if floor is not None:
         check_number('one number, or None', floor=floor)
     a, b = _pairs(a, b)
+    rounding = 1e-12 * max(map(abs, [*a, *b, bar]))  # by which equal differences differ
     gaps = [x - y for x, y in zip(a, b, strict=True)]
     n, difference = len(gaps), statistics.mean(gaps)
     error = statistics.stdev(gaps) / math.sqrt(n)
+    error = error if error > rounding else 0.0
     half = float(stdtrit(n - 1, (1 + level) / 2)) * error
     verdict = "can't tell"
     if floor is None or max(map(statistics.mean, (a, b))) > floor:
-        verdict = 'holds' if difference - half > bar else verdict
-        verdict = "doesn't" if difference + half < bar else verdict
+        verdict = 'holds' if difference - half > bar + rounding else verdict
+        verdict = "doesn't" if difference + half < bar - rounding else verdict
     if no_verdict:
         verdict = f'no verdict: {no_verdict}'
     return PairedVerdict(n, difference, error, difference - half, difference + half, verdict)

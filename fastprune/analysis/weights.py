@@ -242,4 +242,6 @@ def cycle_paths(
     if len(ends) < 2:
         raise ValueError(f"ends: needs the states of at least 2 cycles, got {len(ends)}")
     check_path(n, **kwargs)
+    states = {f'ends[{i}]': state_from(s, f'ends[{i}]') for i, s in enumerate(ends)}
+    check_states(unwrap(self.model).state_dict(), **states)
     return CyclePaths([self.linear_path(a, b, n=n, **kwargs) for a, b in itertools.pairwise(ends)])

@@ -136,6 +136,10 @@ def test_histogram_and_cycle_paths():
         assert paths[-1].losses[-1] == pytest.approx(learn.validate()[0], rel=1e-5)
     with pytest.raises(ValueError, match='at least 2 cycles'):
         learn.cycle_paths(ends[:1])
+    with pytest.raises(ValueError, match=r'ends\[2\]=int: needs a model'):
+        learn.cycle_paths([*ends[:2], 3], n=3, metrics=lambda *_: 1 / 0)  # before anything is evaluated
+    with pytest.raises(ValueError, match=r"ends\[1\] is of another model: it has no '1.weight'"):
+        learn.cycle_paths([ends[0], {}], n=3)
 
 
 # sweep

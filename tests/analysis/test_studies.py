@@ -19,12 +19,14 @@ from fastprune.all import (
     digits_dls,
     envelope,
     fit_sparse_regression,
+    paired_verdict,
     search_start,
     sparse_regression,
     state_of,
     swap_table,
 )
 from fastprune.analysis.sparse_regression import draw_regressions, found_in, prune_regressions
+from fastprune.analysis.trials import spread_text
 from fastprune.learner.states import seed_round
 
 pytestmark = pytest.mark.usefixtures('deterministic')
@@ -40,6 +42,37 @@ def make(seed=0, metrics=accuracy):
 
 def never(*args):
     raise AssertionError('nothing is trained before arguments are checked')
+
+
+# verdicts
+
+
+@pytest.mark.parametrize(
+    'a, b, bar, text',
+    [
+        ([0.91, 0.92, 0.93], [0.9, 0.91, 0.92], 0.0, '+0.01 ± 0.00 (0.01 to 0.01): holds'),
+        ([0.91, 0.92, 0.93], [0.9, 0.91, 0.92], 0.01, "+0.01 ± 0.00 (0.01 to 0.01): can't tell"),
+        ([80.1, 81.2, 82.3], [81.1, 82.2, 83.3], -1, "-1.0 ± 0.0 (-1.0 to -1.0): can't tell"),
+        ([80.0, 81.0], [80.0, 81.0], 0.0, "+0.0 ± 0.0 (0.0 to 0.0): can't tell"),
+    ],
+)
+def test_equal_differences_are_not_told_apart_by_rounding(a, b, bar, text):
+    assert repr(paired_verdict(a, b, bar)) == text
+
+
+def test_seeds_that_do_not_match_are_named():
+    runs = pd.DataFrame(dict(method=['a'] * 3 + ['b'] * 3, value=[1, 2, 3.0, 0.5, 1, 2]))
+    with pytest.raises(ValueError, match='seeds in common: 0, of 0, 1, 2 and 3, 4, 5: an interval needs at least 2'):
+        paired_verdict(*(runs[runs.method == m].value for m in 'ab'))
+    with pytest.raises(ValueError, match="seeds in common: 0, of '0', '1' and 0, 1, 2, 3, 4, ...: an interval"):
+        paired_verdict({'0': 90, '1': 91}, dict.fromkeys(range(6), 80.0))
+    with pytest.raises(ValueError, match='a={.*}: needs a number for each seed: a list, or a dict'):
+        paired_verdict({90.0, 91.0}, {80.0, 81.5})
+
+
+def test_a_spread_of_rounding_is_none():
+    assert spread_text(0.1, 1.7e-17) == '0.100 ± 0.000' and spread_text(90.0, 0.0) == '90.000 ± 0.000'
+    assert spread_text(0.1, 0.01) == '0.100 ± 0.010'
 
 
 # starts
@@ -174,9 +207,35 @@ def test_the_study_is_the_same_each_time_and_on_any_default_device():
     assert np.isnan(sparse_regression((3,), repeats=10, n_steps=1).chi_square)
 
 
-def test_a_step_that_is_too_large_finds_nothing():
+def test_a_step_that_is_too_large_is_told():
+    "Weights that are not finite are no finding of none, and such a step is not the nearest to the paper"
     problems = draw_regressions(10, repeats=20)
-    assert found_in(problems, prune_regressions(problems, 2000, step=1e3)) == 0
+    w = prune_regressions(problems, 2000, step=1e3)
+    assert np.isnan(found_in(problems, w))
+    w[0] = (~problems.useless).to(w)
+    assert found_in(problems, w) == pytest.approx(1 / 20)  # where steps diverge in some problems, those find nothing
+    study = sparse_regression(step=1e3, repeats=20)
+    assert study.df.PGD.isna().all() and study.df['one-shot'].notna().all() and np.isnan(study.chi_square)
+    assert "PGD's steps are too large" in repr(study)
+    fitted = fit_sparse_regression((3,), (1e3, 0.3), repeats=20)
+    assert fitted.best.step == 0.3 and fitted.df.isna().sum().sum() == 1
+    fitted.plot()
+    plt.close('all')
+
+
+@pytest.mark.parametrize(
+    'wrong, message',
+    [
+        (dict(lams=(3, 0)), 'lams=0: needs numbers above 0'),
+        (dict(steps=(None, -1)), 'steps=-1: needs sizes above 0, or None for 1/L'),
+        (dict(d=6), "d=6: the fit is to the paper's table, so leave it out"),
+    ],
+)
+def test_fit_refuses(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        fit_sparse_regression(**wrong)
+    with pytest.raises(TypeError, match='foo'):
+        fit_sparse_regression((3,), (None,), foo=6)
 
 
 def test_fit_of_the_two_free_numbers():
@@ -271,6 +330,17 @@ def test_swap_table_takes_the_start_of_tickets():
     assert joined.summary().xs('mean', axis=1, level=1).isna().sum().sum() == 2
     joined.plot()
     plt.close('all')
+
+
+def test_swap_table_of_tickets_with_names_of_their_own():
+    "A model may rename its parameters in a state"
+    masks = two_masks(None)['first']
+    state = {'first.weight': torch.ones(16, 64)}
+    ticket = Ticket(state, masks, names={'1.weight': 'first.weight'})
+    table = swap_table({'t': ticket, None: masks}, {'t': ticket}, lambda masks, state, seed: 1.0, 0, bar=False)
+    assert table.value.tolist() == [1.0, 1.0] and table.summary()['t', 'mean'].tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match=r"masks\['t'\] and states\['x'\] .*the state has no 'first.weight'"):
+        swap_table({'t': ticket}, {'x': {'1.weight': torch.ones(16, 64)}}, never, 0, bar=False)
 
 
 @pytest.mark.parametrize(
