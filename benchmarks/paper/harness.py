@@ -474,13 +474,16 @@ class Results:
 
 def append(path, rows):
     "Add rows to a CSV, after its last whole line"
-    whole, text = whole_lines(path), io.StringIO(newline='')
+    text, whole = io.StringIO(newline=''), whole_lines(path)
     out = csv.DictWriter(text, columns)
     if not whole:
         out.writeheader()
+    elif not whole.endswith(b'\n'):
+        text.write('\n')
     out.writerows(rows)
     with open(path, 'ab') as f:
-        f.truncate(len(whole))
+        if f.tell() > len(whole) and not path.read_bytes().endswith(b'\n'):  # not what another process has just added
+            f.truncate(len(whole))
         f.write(text.getvalue().encode())
 
 
@@ -488,26 +491,44 @@ END = ('', 'accuracy')  # Step and name of a cell's last row
 
 
 def whole_lines(path):
-    "The bytes of a CSV, without a line that was cut off"
+    "The bytes of a CSV, without a last line that was cut off"
     data = Path(path).read_bytes() if Path(path).exists() else b''
-    return data[: data.rfind(b'\n') + 1]
+    end = data.rfind(b'\n') + 1
+    last = data[end:].decode(errors='replace')
+    whole = last.count('"') % 2 == 0 and len(next(csv.reader([last]), [])) == len(columns)
+    return data if whole or not end else data[:end]
+
+
+def blocks_of(df):
+    "The number of each row's block: rows of one cell that were written at once"
+    block, before, there, numbers = 0, None, set(), []
+    for *cell, step, what in df[[*key, 'step', 'what']].itertuples(index=False, name=None):
+        if cell != before or (step, what) in there:
+            block, before, there = block + 1, cell, set()
+        there.add((step, what))
+        numbers.append(block)
+    return pd.Series(numbers, df.index, dtype=int)
 
 
 def read(path):
-    """The first of each, should files of two machines have been put together; without cells that were cut off while
-    they were written. Raises `ValueError` for a CSV with other columns"""
+    """The first of each cell, should files of two machines have been put together; without cells that were cut off
+    while they were written. Raises `ValueError` for what is not such a CSV"""
     data = whole_lines(path)
     if not data:
         return pd.DataFrame(columns=columns)
-    df = pd.read_csv(io.BytesIO(data), keep_default_na=False, dtype={'step': str, 'commit': str})
+    try:
+        df = pd.read_csv(io.BytesIO(data), keep_default_na=False, dtype={'step': str, 'commit': str})
+    except (ValueError, UnicodeDecodeError) as e:  # pandas' own are ValueErrors
+        raise ValueError(f'{path}: is not a CSV of run.py: {e}') from e
     if list(df.columns) != columns:
         raise ValueError(
             f'{path}: its columns are {", ".join(df.columns)}; needs those of run.py: {", ".join(columns)}'
         )
     df['value'] = pd.to_numeric(df.value, errors='coerce')
-    df = df[df.value.notna()].drop_duplicates([*key, 'step', 'what'])
-    ends = df.loc[(df.step == END[0]) & (df.what == END[1]), key]
-    return df.merge(ends, on=key)
+    df = df[df.value.notna()]
+    df = df.assign(block=blocks_of(df))
+    df = df[df.block.isin(df.block[(df.step == END[0]) & (df.what == END[1])])]
+    return df[df.block == df.groupby(key).block.transform('min')].drop(columns='block').reset_index(drop=True)
 
 
 class Runner:

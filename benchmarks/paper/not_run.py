@@ -45,7 +45,7 @@ def rest(df, tables):
     return (
         f"At the scale *trained* airbench's network at half its width takes the place of the ResNets, for these tables "
         f'alone: {"; ".join(at)}; cyc_table2 and ocp_table2 without their variants, ocp_table3 with its base '
-        'budget and, of OCP and by one seed of iterative pruning, half of it. '
+        'budget, and half of it for OCP and iterative pruning. '
         f'Not run there: {", ".join(t for t in tables if t not in some)}. In ocp_table2, ocp_table3 and bimp_table2, '
         "which prune from scratch, the network's filters are random at first, and not 94% zeros that pass channels on "
         "as airbench's.\n\n"

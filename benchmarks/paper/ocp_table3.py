@@ -5,7 +5,7 @@ from functools import partial
 import airbench
 from harness import METHODS, Cell, Scale
 from ocp_table2 import STARTS, fused, is_search, lacks_steps, named, others, search_of, start_of, told_searches, train
-from tell import FLOOR, Claim, compare, line, markdown, mean, ours, rows_of, side_by_side, values
+from tell import FLOOR, Claim, compare, each, line, markdown, mean, ours, rows_of, side_by_side, values
 
 from fastprune.all import SparsifyCallback, window
 
@@ -96,15 +96,16 @@ paper = {'one-shot': '2.5×', 'iterative': '4×', 'AGP': '1×', 'OCP': '1×'}
 def outcome(df, scale, name):
     "What is known of the epochs that it needs, and relative to OCP's"
     if (goal := target(df, scale)) is None or goal <= FLOOR:
-        return '–', '–'
+        return None, '–'
     method = names(df, scale)[0][name]
     got, ocp_needs = (needed(df, scale, n)[0] for n in (method, 'budget OCP'))
     if got is None:
         most = max((e for e in rungs(scale) if accuracy_of(df, method, e, scale.seeds) is not None), default=None)
         if not (most and ocp_needs):
-            return '–', '–'
-        behind = compare('', *(values(df, m, 0.95, epochs=e) for m, e in (('budget OCP', base(scale)), (method, most))))
-        return f'more than {most}', f'more than {most / ocp_needs:.3g}×' if behind.verdict == 'holds' else "can't tell"
+            return None, '–'
+        at_most, ocp = values(df, method, 0.95, epochs=most), values(df, 'budget OCP', 0.95, epochs=base(scale))
+        behind = compare('', ocp if goal < 90 else each(lambda _: goal, at_most), at_most)
+        return None, f'more than {most / ocp_needs:.3g}×' if behind.verdict == 'holds' else "can't tell"
     return got, f'{got / ocp_needs:.3g}×' if ocp_needs else '–'
 
 

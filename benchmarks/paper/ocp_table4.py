@@ -130,23 +130,27 @@ def show(df):
 def claims(df):
     last = lambda n: (by_round(df, n, 'ticket accuracy') or [{}])[-1]
     connected = lambda n: each(lambda v: 100 - v, (above_ends(df, n)[1:] or [{}])[0])  # after the first pruning
-    lacks = '' if found(df)[1] else "starts and OCP's β not searched"
+    searched = found(df)[1]
+    lacks = f"{'' if searched else 'starts and '}OCP's β not searched"
+    stands = 'holds' if searched else ''  # another β could only help OCP
     return [
         Claim(
             "OCP's last ticket is better than the others'",
             [(n, last('OCP'), last(n)) for n in list(SCHEDULES)[:3]],
             lacks=lacks,
+            stands=stands,
         ),
         Claim(
             "One-shot's last ticket is the worst",
             [(n, last(n), last('one-shot')) for n in list(SCHEDULES)[1:]],
-            lacks=lacks,
-            stands='holds',  # one-shot has nothing to search, and the others could only do better
+            lacks='' if searched else 'starts not searched',
+            stands='holds',  # one-shot has nothing to search; of two starts of others one would take the better one
         ),
         Claim(
             "OCP's tickets are stable earlier than one-shot's and iterative's (error half-way above the ends)",
             [(f'{n}, round 1', connected('OCP'), connected(n)) for n in ('one-shot', 'iterative')],
             lacks=lacks,
+            stands=stands,
         ),
     ]
 

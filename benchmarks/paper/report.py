@@ -53,7 +53,7 @@ class Judged:
         return self.claim.kind(self.scale)
 
     def kind_of(self, comparison):
-        "The colour of a comparison is its own, where its claim has a verdict"
+        "What a comparison is drawn as: its own verdict, where its claim has one"
         return self.kind if self.kind == 'no verdict' or self.scale == 'tiny' else comparison.verdict
 
     @property
@@ -104,7 +104,7 @@ def network_of(rows):
 
 
 def picture(short, scale, rows):
-    return f'{short}_{re.sub("[^-a-z0-9.]+", "_", called(scale, rows)).strip("_")}.png'
+    return f'{short}_{re.sub("[^-A-Za-z0-9.]+", "_", called(scale, rows)).strip("_")}.png'
 
 
 def count(n, what):
@@ -245,8 +245,9 @@ def text_of(df, name, folder, every):
 
 One verdict a claim, from the largest scale where it was compared and nothing keeps it from one. Each point of the \
 picture is one comparison; green: it holds; red: it doesn't; grey: can't tell; hollow: no verdict, \
-since a control failed or a method was not given its chance. Claims in other units than points of accuracy are not \
-drawn. *Not run* counts claims of the tables that are run here; tables that are not are listed below.
+since a control failed or a method was not given its chance. Our own claims, and those in other units than \
+points of accuracy, are not drawn. *Not run* counts claims of the tables that are run here; tables that are not are \
+listed below.
 
 ## What was not run
 
@@ -363,4 +364,7 @@ if __name__ == '__main__':
     o = parser.parse_args()
     if not o.csv.is_file() or o.csv.suffix != '.csv':
         parser.error(f'--csv {o.csv}: there is no such CSV; run.py writes it')
-    report_on(o.csv)
+    try:
+        report_on(o.csv)
+    except ValueError as e:
+        parser.error(f'--csv {e}')

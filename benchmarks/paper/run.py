@@ -60,6 +60,8 @@ def arguments():
             parser.error(f'--sparsity {s:g}: needs a fraction of zeros in (0,1)')
     if o.out.suffix != '.csv' or o.out.is_dir():
         parser.error(f'--out {o.out}: needs a name that ends in .csv')
+    if any(p.exists() and not p.is_dir() for p in o.out.parents):
+        parser.error(f'--out {o.out}: is below a file')
     try:
         df = read(o.out)
     except ValueError as e:

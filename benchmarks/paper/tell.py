@@ -3,6 +3,9 @@
 import math
 import statistics
 from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import numpy as np
 
 from fastprune.analysis.verdict import paired_verdict
 
@@ -40,11 +43,13 @@ class BySeed(dict):
         self.machines = dict(machines)
 
     @classmethod
-    def of(cls, rows):
-        "Of rows of the CSV; a compiled network counts as the same"
-        seeds = rows.seed.tolist()
-        machines = [str(m).replace(', compiled', '') for m in rows.machine] if 'machine' in rows else [''] * len(seeds)
-        return cls(zip(seeds, rows.value.tolist(), strict=True), zip(seeds, machines, strict=True))
+    def of(cls, df, at):
+        "Of the rows of the CSV that are marked, by seed; a compiled network counts as the same"
+        at = np.flatnonzero(at)  # arrays: a page asks for some hundred, and pandas copies whole rows
+        at = at[np.argsort(df.seed.to_numpy()[at], kind='stable')]
+        seeds, numbers = (df[k].to_numpy()[at].tolist() for k in ('seed', 'value'))
+        machines = [str(m).replace(', compiled', '') for m in df.machine.to_numpy()[at]] if 'machine' in df else ()
+        return cls(zip(seeds, numbers, strict=True), zip(seeds, machines, strict=False))
 
 
 def machine_of(values, seed):
@@ -54,16 +59,18 @@ def machine_of(values, seed):
 
 def values(df, method, sparsity=None, what='accuracy', step='', epochs=None):
     "`BySeed`; `df` has the rows of one scale"
-    of = lambda name: df[name].to_numpy()  # arrays: a page asks for some hundred, and pandas copies whole rows
+    of = lambda name: df[name].to_numpy()
     at = (of('method') == method) & (of('what') == what) & (of('step') == str(step))
     if sparsity is not None:
         at &= abs(of('sparsity').astype(float) - sparsity) < 1e-9
     if epochs is not None:
         at &= of('epochs') == epochs
-    rows = df.loc[at, [k for k in ('seed', 'value', 'machine') if k in df]].sort_values('seed')
-    if rows.seed.duplicated().any():
-        raise ValueError(f'{method!r}: seed {rows.seed[rows.seed.duplicated()].iloc[0]} occurs at two scales or epochs')
-    return BySeed.of(rows)
+    found = BySeed.of(df, at)
+    if len(found) < at.sum():
+        seeds = of('seed')[at].tolist()
+        twice = next(s for s in seeds if seeds.count(s) > 1)
+        raise ValueError(f'{method!r}: seed {twice} occurs at two scales or epochs')
+    return found
 
 
 def rows_of(df, model, methods, also=()):
@@ -73,10 +80,8 @@ def rows_of(df, model, methods, also=()):
 
 def by_step(df, method, sparsity, what):
     "For each step, such as a round, its `BySeed`"
-    df = df[df.method == method]
-    df = df[(df.what == what) & ((df.sparsity - sparsity).abs() < 1e-9)]
-    groups = sorted(df.sort_values('seed').groupby('step'), key=lambda o: int(o[0]))
-    return [BySeed.of(rows) for _, rows in groups]
+    df = df[(df.method == method) & (df.what == what) & ((df.sparsity - sparsity).abs() < 1e-9)]
+    return [BySeed.of(df, df.step == step) for step in sorted(set(df.step), key=int)]
 
 
 def mean(vals):
@@ -119,9 +124,11 @@ def side_by_side(first, names, rows):
     return markdown(header, [[label, *(o for pair in pairs for o in pair)] for label, pairs in rows])
 
 
-def end(x):
-    "An end of an interval, with the digits that tell on which side of 0 it is"
-    return f'{x:.1f}' if abs(x) >= 0.05 else f'{x:.3f}'
+def end(x, bar=0.0):
+    "An end of an interval, with the digits that tell on which side of the bar it is"
+    side = lambda v: (v > bar) - (v < bar)
+    digits = next((d for d in range(1, 9) if side(round(x, d)) == side(x)), 9)
+    return f'{x:.{digits}f}'
 
 
 @dataclass
@@ -136,13 +143,14 @@ class Comparison:
     high: float | None = None
     verdict: str = "can't tell"
     elsewhere: int = 0  # Seeds that both have, on different machines: left out
+    bar: float = 0.0  # What the difference has to exceed
 
     def __str__(self):
         if self.difference is None:
             why = 'on different machines' if self.elsewhere else 'one seed' if self.seeds else 'not run'
             return f'{self.where}: {why}'
         left_out = f', without {self.elsewhere} of different machines' if self.elsewhere else ''
-        ends = f'{end(self.low)} to {end(self.high)}'
+        ends = f'{end(self.low, self.bar)} to {end(self.high, self.bar)}'
         return f'{self.where}: {self.difference:+.2f} ± {self.error:.2f} ({ends}){left_out}'
 
 
@@ -154,7 +162,7 @@ def compare(where, a, b, bar=0.0, floor=FLOOR):
     if len(pairs) < 2:
         return Comparison(where, len(pairs), elsewhere=elsewhere)
     found = paired_verdict({s: a[s] for s in pairs}, {s: b[s] for s in pairs}, bar, floor, LEVEL)
-    return Comparison(where, **asdict(found), elsewhere=elsewhere)
+    return Comparison(where, **asdict(found), elsewhere=elsewhere, bar=bar)
 
 
 @dataclass
@@ -168,7 +176,7 @@ class Claim:
     stands: str = ''  # The verdict that what they lack could not change, such as 'holds'
     of_paper: bool = True  # Or a claim of ours
 
-    @property
+    @cached_property
     def comparisons(self):
         return [compare(w, a, b, -MARGIN if self.no_worse else 0.0, self.floor) for w, a, b in self.pairs]
 

@@ -33,8 +33,10 @@ class PairedVerdict:
 
     @property
     def _digits(self):
-        "After the point: one, or more if the standard error would be 0; with no error, the difference"
-        return next((d for d in range(1, 10) if round(self.error or self.difference, d)), 1)
+        "After the point: one, or more if the standard error would be 0; with no error, those of the difference"
+        if not self.error:
+            return next(d for d in range(1, 10) if d == 9 or math.isclose(round(self.difference, d), self.difference))
+        return next((d for d in range(1, 10) if round(self.error, d)), 1)
 
     @property
     def row(self) -> dict:  # difference with its standard error, interval, and verdict
@@ -73,7 +75,8 @@ def _pairs(a, b):
         raise ValueError(f"a and b: {len(a)} and {len(b)} values: give one for each seed, or dicts by seed")
     seeds = [seed for seed in a if seed in b]
     if len(seeds) < 2:
-        theirs = ' and '.join(', '.join(map(repr, list(o)[:5])) + ', ...' * (len(o) > 5) for o in (a, b))
+        first = lambda o: ', '.join(repr(getattr(s, 'item', lambda s=s: s)()) for s in list(o)[:5]) or 'none'
+        theirs = ' and '.join(first(o) + ', ...' * (len(o) > 5) for o in (a, b))
         raise ValueError(
             f"a and b: seeds in common: {len(seeds)}, of {theirs}: an interval needs at least 2, better 5 or more"
         )

@@ -54,6 +54,7 @@ def never(*args):
         ([0.91, 0.92, 0.93], [0.9, 0.91, 0.92], 0.01, "+0.01 ± 0.00 (0.01 to 0.01): can't tell"),
         ([80.1, 81.2, 82.3], [81.1, 82.2, 83.3], -1, "-1.0 ± 0.0 (-1.0 to -1.0): can't tell"),
         ([80.0, 81.0], [80.0, 81.0], 0.0, "+0.0 ± 0.0 (0.0 to 0.0): can't tell"),
+        ([1.96, 2.96], [1, 2], 1, "+0.96 ± 0.00 (0.96 to 0.96): doesn't"),
     ],
 )
 def test_equal_differences_are_not_told_apart_by_rounding(a, b, bar, text):
@@ -66,6 +67,8 @@ def test_seeds_that_do_not_match_are_named():
         paired_verdict(*(runs[runs.method == m].value for m in 'ab'))
     with pytest.raises(ValueError, match="seeds in common: 0, of '0', '1' and 0, 1, 2, 3, 4, ...: an interval"):
         paired_verdict({'0': 90, '1': 91}, dict.fromkeys(range(6), 80.0))
+    with pytest.raises(ValueError, match='seeds in common: 0, of none and none: an interval'):
+        paired_verdict([], [])
     with pytest.raises(ValueError, match='a={.*}: needs a number for each seed: a list, or a dict'):
         paired_verdict({90.0, 91.0}, {80.0, 81.5})
 
@@ -221,6 +224,8 @@ def test_a_step_that_is_too_large_is_told():
     assert fitted.best.step == 0.3 and fitted.df.isna().sum().sum() == 1
     fitted.plot()
     plt.close('all')
+    with pytest.raises(ValueError, match=r'steps=\[1000.0\]: all are too large'):
+        fit_sparse_regression((3,), (1e3,), repeats=20)
 
 
 @pytest.mark.parametrize(
