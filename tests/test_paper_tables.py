@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from fastprune.all import SparsifyCallback
 
 save = Figure.savefig
+LONG = 400.0  # Seconds of trainings of which two or three seeds may decide
 paper = Path(__file__).resolve().parents[1] / 'benchmarks' / 'paper'
 
 
@@ -538,7 +539,7 @@ def test_a_verdict_is_of_the_largest_scale_that_compares(tmp_path):
             for s in sparsities:
                 for seed in range(3):
                     cell = harness.Cell('resnet20', m, s, 100, seed)
-                    results.add(cell, harness.SCALES[scale], [('', 'accuracy', v + seed)], 1.0)
+                    results.add(cell, harness.SCALES[scale], [('', 'accuracy', v + seed)], LONG)
     found = {j.claim.text: (j.scale, j.verdict) for j in report.judged(results.df) if j.section}
     assert found == {
         'Gradual is better than one-shot at 98%': ('gpu', "doesn't"),
@@ -567,6 +568,26 @@ def test_a_method_that_was_run_alone_is_shown(tmp_path):
     assert line in page and '**Scale small (jpg), ResNet-20.**' in page and '**Scale gpu' not in page
 
 
+@pytest.mark.parametrize('seeds, seconds, kind', [(4, 299.0, "can't tell"), (5, 299.0, 'holds'), (3, LONG, 'holds')])
+def test_of_quick_trainings_five_seeds_decide(tmp_path, seeds, seconds, kind):
+    "Of the quickest method; a control is no exception"
+    import harness
+    import report
+
+    results = harness.Results(tmp_path / 'results.csv', 'jpg')
+    methods = {'nothing pruned, one cycle': 80.0, 'nothing pruned, cyclic': 80.5, 'random, one cycle': 60.0}
+    for m, v in {**methods, 'random, cyclic': 70.0}.items():
+        for seed in range(seeds):
+            cell = harness.Cell('resnet20', m, 0.0 if 'nothing' in m else 0.98, 10, seed)
+            took = seconds if m == 'random, cyclic' else 3 * LONG
+            results.add(cell, harness.SCALES['small'], [('', 'accuracy', v + seed / 10)], took)
+    (found,) = [j for j in report.judged(results.df) if j.section]
+    assert found.verdict.partition(' (')[0] in (kind, f'no verdict: {kind} whether cycling hurts the dense network')
+    assert (found.claim.control.claim.found, found.claim.found) == (kind, kind)
+    page = report.text_of(results.df, 'results.csv', 'figures', [found])
+    assert ('fewer than 5 seeds decide nothing' in page) == (kind == "can't tell")
+
+
 def test_a_scale_without_a_verdict_leaves_it_to_a_smaller_one(tmp_path):
     "Where a cycle is one epoch nothing is told of cycles"
     import harness
@@ -578,7 +599,7 @@ def test_a_scale_without_a_verdict_leaves_it_to_a_smaller_one(tmp_path):
         for m, v in (('cyclical', better), ('one-shot', 50.0)):
             for seed in range(3):
                 cell = harness.Cell(model, m, 0.99, 100, seed)
-                results.add(cell, harness.SCALES[scale], [('', 'accuracy', v + seed)], 1.0)
+                results.add(cell, harness.SCALES[scale], [('', 'accuracy', v + seed)], LONG)
     (found,) = [j for j in report.judged(results.df) if j.section]
     none = 'no verdict: a cycle is one epoch, of 20 in the paper'
     assert (found.scale, found.verdict) == ('eighth', 'holds')
@@ -781,7 +802,7 @@ def test_the_same_scale_with_other_files_is_another(tmp_path):
         for m in ('gradual', 'one-shot'):
             for seed in range(2):
                 accuracy = (v if m == 'gradual' else 50.0) + seed
-                results.add(harness.Cell('resnet20', m, 0.98, 5, seed), scale, [('', 'accuracy', accuracy)], 1.0)
+                results.add(harness.Cell('resnet20', m, 0.98, 5, seed), scale, [('', 'accuracy', accuracy)], LONG)
     page = report.report_on(results.path).read_text()
     assert '**Scale small (jpg), ResNet-20.**' in page and 'Scale small (png)' not in page
     assert '| **holds** | 98%: +10.00 ± 0.00 (10.0 to 10.0) | small (png): doesn\'t |' in page
@@ -1120,7 +1141,7 @@ def test_a_setting_that_was_changed_has_a_name_of_its_own(tmp_path):
         for m, accuracy in (('gradual', v), ('one-shot', 50.0)):
             for seed in range(2):
                 cell = harness.Cell('resnet20', m, 0.98, 5, seed)
-                results.add(cell, scale, [('', 'accuracy', accuracy + seed)], 1.0)
+                results.add(cell, scale, [('', 'accuracy', accuracy + seed)], LONG)
     (found,) = [j for j in report.judged(results.df) if j.section]
     assert (found.section, found.verdict) == ('small (jpg)', 'holds')
     assert found.others == [('small (jpg, dense 25)', "doesn't"), ('mini (jpg)', "doesn't")]

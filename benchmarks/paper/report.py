@@ -67,7 +67,10 @@ def judged(df):
     for table in TABLES.values():
         found = {c.text: Judged(table, c) for c in table.claims(pd.DataFrame(columns=columns))}
         for scale, rows in at_scales(df, table):
+            enough = ENOUGH if quickest(trainings_of(rows)) < QUICK else 2
             for c in table.claims(rows):
+                for claim in (c, c.control.claim) if c.control else (c,):
+                    claim.enough = enough
                 larger, section = found.get(c.text), called(scale, rows)
                 if not c.compared:
                     continue
@@ -116,6 +119,13 @@ def seeds_of(counts):
     return f'{counts.min()} to ' * bool(counts.min() < counts.max()) + count(counts.max(), 'seed')
 
 
+def trainings_of(df):
+    "The final accuracies of a table, without those of searches and, if there are others, of dense networks"
+    shown = df[(df.what == 'accuracy') & (df.step == '') & ~df.method.str.startswith(SEARCHES)]
+    pruned = shown[~shown.method.str.match('dense(,|$)')]
+    return shown if pruned.empty else pruned
+
+
 def quickest(df):
     "Seconds of a training of the quickest method: the median of its seeds"
     return df.groupby(['method', 'sparsity', 'epochs']).seconds.median().min()
@@ -123,10 +133,7 @@ def quickest(df):
 
 def told(df):
     "How it was run"
-    first = df[(df.what == 'accuracy') & (df.step == '')]
-    shown = first[~first.method.str.startswith(SEARCHES)]
-    pruned = shown[~shown.method.str.match('dense(,|$)')]
-    pruned = shown if pruned.empty else pruned
+    first, pruned = df[(df.what == 'accuracy') & (df.step == '')], trainings_of(df)
     seeds = pruned.groupby(['method', 'sparsity', 'epochs']).seed.nunique()
     epochs = ', '.join(map(str, sorted({int(e) for e in pruned.epochs})))
     seconds, middle, images = quickest(pruned), pruned.value.median(), int(df.test.iloc[0])
@@ -138,7 +145,10 @@ def told(df):
         f'Machine: {". And: ".join(sorted(set(df.machine)))}',
     ]
     if seconds < QUICK and seeds.min() < ENOUGH:
-        parts.insert(1, f'The quickest method takes {seconds:.0f} seconds for a training: {ENOUGH} seeds are needed')
+        parts.insert(
+            1,
+            f'The quickest method takes {seconds:.0f} seconds for a training: fewer than {ENOUGH} seeds decide nothing',
+        )
     return '. '.join(parts) + '.'
 
 

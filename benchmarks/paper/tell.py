@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -29,10 +29,10 @@ the reason stands beside it, and the differences too.
 - *not run*: no two methods of the claim have two seeds in common, on one machine. Where part of a claim was not run, \
 what was compared stands in brackets; where all of that holds, the claim counts as one that *holds in part*.
 
-With three seeds the interval is 2.9 standard errors to each side, with five 2.1. So tables in which some method \
-trains in less than five minutes need five seeds; the page says where there are fewer. An interval is over seeds \
-alone: the test images are the same \
-for all of them, and so is the network that they start from, where that is one of seed 0."""
+With three seeds the interval is 2.9 standard errors to each side, with five 2.1. So where some method of a table \
+trains in less than five minutes, fewer than five seeds decide nothing: *can't tell*. An interval is over seeds \
+alone: the test images are the same for all of them, and so is the network that they start from, where that is one of \
+seed 0."""
 
 
 class BySeed(dict):
@@ -154,14 +154,16 @@ class Comparison:
         return f'{self.where}: {self.difference:+.2f} ± {self.error:.2f} ({ends}){left_out}'
 
 
-def compare(where, a, b, bar=0.0, floor=FLOOR):
-    "Is `a` above `b` by more than `bar`? Both are seed -> number; trainings on different machines are no pair"
+def compare(where, a, b, bar=0.0, floor=FLOOR, enough=2):
+    """Is `a` above `b` by more than `bar`? Both are seed -> number; trainings on different machines are no pair. Fewer
+    seeds than are enough decide nothing"""
     both = set(a) & set(b)
     pairs = sorted(s for s in both if machine_of(a, s) == machine_of(b, s))
     elsewhere = len(both) - len(pairs)
     if len(pairs) < 2:
         return Comparison(where, len(pairs), elsewhere=elsewhere)
     found = paired_verdict({s: a[s] for s in pairs}, {s: b[s] for s in pairs}, bar, floor, LEVEL)
+    found = found if found.seeds >= enough else replace(found, verdict="can't tell")
     return Comparison(where, **asdict(found), elsewhere=elsewhere, bar=bar)
 
 
@@ -175,10 +177,12 @@ class Claim:
     lacks: str = ''  # What the trainings lack for a verdict, such as 'starts not searched'
     stands: str = ''  # The verdict that what they lack could not change, such as 'holds'
     of_paper: bool = True  # Or a claim of ours
+    enough: int = 2  # Seeds that decide a comparison
 
     @cached_property
     def comparisons(self):
-        return [compare(w, a, b, -MARGIN if self.no_worse else 0.0, self.floor) for w, a, b in self.pairs]
+        bar = -MARGIN if self.no_worse else 0.0
+        return [compare(w, a, b, bar, self.floor, self.enough) for w, a, b in self.pairs]
 
     @property
     def compared(self):
