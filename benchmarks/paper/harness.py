@@ -518,7 +518,7 @@ def read(path):
         return pd.DataFrame(columns=columns)
     try:
         df = pd.read_csv(io.BytesIO(data), keep_default_na=False, dtype={'step': str, 'commit': str})
-    except (ValueError, UnicodeDecodeError) as e:  # pandas' own are ValueErrors
+    except ValueError as e:  # as pandas' own errors and those of decoding are
         raise ValueError(f'{path}: is not a CSV of run.py: {e}') from e
     if list(df.columns) != columns:
         raise ValueError(
